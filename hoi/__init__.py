@@ -1,0 +1,1 @@
+"""HOIDiffusion: object meshes in, annotated pictures of hands grasping them out."""
