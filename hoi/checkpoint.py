@@ -1,0 +1,174 @@
+"""Weight files.  safetensors or torch file <-> plain tensors under our names, strictly; training state, atomically.
+
+Nothing here runs code from a file: torch files are read with weights_only=True.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+MAX_KEYS_SHOWN = 5
+STATE_PATTERN = "state_{step:09d}.pt"
+
+# The three branches under the official release's names: its "depth" branch sees a normal map (paper Sec. 3.3).
+OFFICIAL_BRANCHES = {"pose_ada": "skeleton", "depth_ada": "normal", "mask_ada": "segmentation"}
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
+    """Write to a temporary name beside path, fsync, rename: path holds the old content or the new, never a part.
+
+    write   receives the temporary path and fills it
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_model(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors and string metadata as one safetensors file, atomically."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=dict(metadata)))
+
+
+def load_model_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a .safetensors or torch weight file.
+
+    returns   tensors by name on the CPU, and the string metadata (empty for torch files)
+    A `state_dict` nesting in a torch file is unwrapped.  Raises FileNotFoundError, or ValueError if unreadable.
+    """
+    path = existing_file(path)
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a readable safetensors file ({error}); is it complete?") from error
+    content = load_torch_file(path)
+    if isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    other = [name for name, value in content.items() if not isinstance(value, Tensor)]
+    if other:
+        raise ValueError(f"{path} should hold tensors only, but {shown(other)} are something else")
+    return dict(content), {}
+
+
+def load_torch_file(path: str | Path) -> dict[str, Any]:
+    """Read a torch file that holds a dict of plain values and tensors, on the CPU, running no code from it."""
+    path = existing_file(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError and others for damaged files
+        raise ValueError(f"{path} is not a readable torch file ({type(error).__name__}: {error})") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected a dict")
+    return dict(content)
+
+
+def existing_file(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weight file at {path}")
+    return path
+
+
+def shown(names: Iterable[str]) -> str:
+    """The first few names and how many more, for messages."""
+    names = sorted(names)
+    more = f" and {len(names) - MAX_KEYS_SHOWN} more" if len(names) > MAX_KEYS_SHOWN else ""
+    return ", ".join(names[:MAX_KEYS_SHOWN]) + more
+
+
+def strict_load(module: nn.Module, state: Mapping[str, Tensor], file_name: str | Path) -> None:
+    """Copy tensors into a module; every name and shape must agree, nothing is left over.
+
+    The module keeps its dtype and device (values are cast).  Raises ValueError naming the file, the counts found and
+    expected, and the first offending names, and then leaves the module untouched.
+    """
+    own = module.state_dict()
+    missing, extra = own.keys() - state.keys(), state.keys() - own.keys()
+    shapes = [
+        f"{name} is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
+        for name in own.keys() & state.keys()
+        if own[name].shape != state[name].shape
+    ]
+    problems = [f"{len(missing)} missing: {shown(missing)}"] if missing else []
+    problems += [f"{len(extra)} unexpected: {shown(extra)}"] if extra else []
+    problems += [f"{len(shapes)} of another shape: {shown(shapes)}"] if shapes else []
+    if problems:
+        raise ValueError(
+            f"{file_name} does not fit {type(module).__name__}: {len(own)} tensors expected, {len(state)} found; "
+            + "; ".join(problems)
+        )
+    module.load_state_dict(state, strict=True)
+
+
+def from_official_adapter_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names of the official model_ad_N.pth (pose_ada, depth_ada, mask_ada) -> ours (skeleton, normal, segmentation)."""
+    return {rename(name.removeprefix("adapter."), OFFICIAL_BRANCHES): tensor for name, tensor in state.items()}
+
+
+def to_official_adapter_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our condition encoder names -> those of the official model_ad_N.pth."""
+    official = {ours: theirs for theirs, ours in OFFICIAL_BRANCHES.items()}
+    return {rename(name, official): tensor for name, tensor in state.items()}
+
+
+def rename(name: str, branches: Mapping[str, str]) -> str:
+    branch, _, rest = name.partition(".")
+    return f"{branches.get(branch, branch)}.{rest}"
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file, hexadecimal.  Cached in memory for as long as size and modification time stay the same."""
+    status = existing_file(path).stat()
+    key = (os.path.abspath(path), status.st_size, status.st_mtime_ns)
+    if key not in _sha256_cache:
+        digest = hashlib.sha256()
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+        _sha256_cache[key] = digest.hexdigest()
+    return _sha256_cache[key]
+
+
+_sha256_cache: dict[tuple[str, int, int], str] = {}
+
+
+def save_training_state(folder: str | Path, step: int, state: Mapping[str, Any], keep: int = 2) -> Path:
+    """Write folder/state_STEP.pt atomically and delete all but the newest `keep` states.
+
+    state   a dict of tensors and plain values (dicts, lists, tuples, numbers, strings), so that reading needs no code
+    """
+    path = Path(folder) / STATE_PATTERN.format(step=step)
+    write_atomically(path, lambda temporary: torch.save(dict(state), temporary))
+    for old in training_states(folder)[:-keep]:
+        old.unlink()
+    return path
+
+
+def load_training_state(folder: str | Path) -> dict[str, Any] | None:
+    """The newest training state in the folder, on the CPU, or None when there is none yet."""
+    paths = training_states(folder)
+    return load_torch_file(paths[-1]) if paths else None
+
+
+def training_states(folder: str | Path) -> list[Path]:
+    """Complete training states, oldest first."""
+    return sorted(path for path in Path(folder).glob("state_*.pt") if re.fullmatch(r"state_\d+\.pt", path.name))
