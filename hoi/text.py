@@ -1,7 +1,7 @@
-"""Prompts to text context.  list[str] -> token_ids (B,77) -> context (B,77,width).  Paper: Sec. 3.3 (CLIP text encoder, Radford et al. 2021).
+"""Prompts to text context.  list[str] -> token_ids (B,77) -> context (B,77,width).  Paper: Sec. 3.3 (CLIP).
 
-The transformer and the tokenizer are open_clip's; tensor names are open_clip's too.  `PictureText` at the end is the small CLIP that the built-in
-model's text encoder is pretrained with.
+The transformer, the tokenizer and the tensor names are open_clip's.  `PictureText` at the end is the small CLIP
+(Radford et al. 2021) that the built-in model's text encoder is pretrained with.
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ def _tokenizer() -> SimpleTokenizer:
 
 
 def tokenize(prompts: list[str]) -> Tensor:
-    """Prompts -> token ids (B,77) int64: 49406, the words, 49407, then 49407 up to the end; longer prompts keep their first 75 tokens.
+    """Prompts -> token ids (B,77) int64: 49406, the words, 49407 up to the end; longer prompts keep their first 75
+    tokens.
 
-    open_clip pads with 0, which is a real token ("!"); Stable Diffusion pads with 49407 and its U-Net attends to all 77 positions, so the places
-    behind the first 49407 are refilled.  Raises ValueError when given a bare string.
+    open_clip pads with 0, which is a real token ("!"); Stable Diffusion pads with 49407 and its U-Net attends to all 77
+    positions, so the places behind the first 49407 are refilled.  Raises ValueError when given a bare string.
     """
     if isinstance(prompts, str):
         raise ValueError(f"tokenize takes a list of prompts, got the string {prompts!r}; write [prompt]")
@@ -60,7 +61,7 @@ def first_eos(token_ids: Tensor) -> Tensor:
 
 
 class TextEncoder(nn.Module):
-    """CLIP's text transformer up to and including the last layer norm: all positions, no pooling, no projection, no padding mask."""
+    """CLIP's text transformer up to and including the last layer norm: no pooling, no projection, no padding mask."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -91,7 +92,7 @@ class TextEncoder(nn.Module):
         return self.ln_final(self.transformer(x, attn_mask=self.attn_mask))
 
     def pooled(self, context: Tensor, token_ids: Tensor) -> Tensor:
-        """The context at the first end-of-text position, which has seen the whole prompt: (B,77,width), (B,77) -> (B,width)."""
+        """The context at the first end-of-text position, which has seen the whole prompt: (B,77,width) -> (B,width)."""
         return context[torch.arange(len(context), device=context.device), first_eos(token_ids)]
 
 
@@ -125,7 +126,7 @@ def _hf_names(config: TextConfig) -> dict[str, tuple[str, ...]]:
 
 
 def open_clip_from_hf(hf_state: Mapping[str, Tensor], config: TextConfig) -> dict[str, Tensor]:
-    """The text tower of a Stable Diffusion file or a transformers folder -> tensors of a `TextEncoder` (196 -> 148 at full size).
+    """The text tower of a Stable Diffusion file or a transformers folder -> tensors of a `TextEncoder` (196 -> 148).
 
     Keys may carry `cond_stage_model.transformer.`, `text_model.`, both or neither; `position_ids` is ignored.
     Raises ValueError naming missing, unexpected or wrongly shaped tensors.
@@ -140,23 +141,27 @@ def open_clip_from_hf(hf_state: Mapping[str, Tensor], config: TextConfig) -> dic
     missing, unexpected = sorted(wanted - state.keys()), sorted(state.keys() - wanted)
     if missing or unexpected:
         raise ValueError(
-            f"text encoder: {len(missing)} tensors missing (first: {missing[:3]}), {len(unexpected)} unexpected (first: {unexpected[:3]}); "
-            f"expected the {len(wanted)} tensors of a CLIP text model with {config.layers} layers"
+            f"text encoder: expected the {len(wanted)} tensors of a CLIP text model with {config.layers} layers; "
+            f"{len(missing)} are missing (first: {missing[:3]}), {len(unexpected)} unexpected (first: {unexpected[:3]})"
         )
-    converted = {ours: torch.cat([state[key] for key in keys]) for ours, keys in names.items()}
     with torch.device("meta"):
         shapes = {key: tensor.shape for key, tensor in TextEncoder(config).state_dict().items()}
-    for ours, tensor in converted.items():
-        if tensor.shape != shapes[ours]:
-            raise ValueError(f"text encoder: {names[ours][0]} gives {ours} {tuple(tensor.shape)}, expected {tuple(shapes[ours])}")
-    return converted
+    for ours, keys in names.items():
+        rows, *rest = shapes[ours]
+        for key in keys:
+            if list(state[key].shape) != [rows // len(keys), *rest]:
+                expected = (rows // len(keys), *rest)
+                raise ValueError(f"text encoder: {key} is {tuple(state[key].shape)}, expected {expected}")
+    return {ours: torch.cat([state[key] for key in keys]) for ours, keys in names.items()}
 
 
 def hf_from_open_clip(state: Mapping[str, Tensor], config: TextConfig) -> dict[str, Tensor]:
-    """The reverse of `open_clip_from_hf`, under the names of a Stable Diffusion file without `cond_stage_model.transformer.`."""
+    """The reverse of `open_clip_from_hf`; the names start with `text_model.`."""
     hf_state: dict[str, Tensor] = {}
     for ours, keys in _hf_names(config).items():
-        hf_state.update({f"text_model.{key}": part.clone() for key, part in zip(keys, state[ours].chunk(len(keys)), strict=True)})
+        hf_state.update(
+            {f"text_model.{key}": part.clone() for key, part in zip(keys, state[ours].chunk(len(keys)), strict=True)}
+        )
     return hf_state
 
 
@@ -164,9 +169,9 @@ def hf_from_open_clip(state: Mapping[str, Tensor], config: TextConfig) -> dict[s
 
 
 class PictureText(nn.Module):
-    """A small CLIP around a `TextEncoder`: trained so that captions find their pictures, then only the text encoder is kept.
+    """A small CLIP around a `TextEncoder`, trained so that captions find their pictures; the rest is thrown away.
 
-    Words that mean something about pictures reach the U-Net far sooner this way than through the noise prediction loss alone.
+    The U-Net learns what words mean far sooner from such an encoder than through the noise prediction loss alone.
     """
 
     def __init__(self, text_encoder: TextEncoder, embed_dim: int = 128, channels: int = 32) -> None:
@@ -175,7 +180,9 @@ class PictureText(nn.Module):
         self.text_projection = nn.Linear(text_encoder.config.width, embed_dim, bias=False)
         layers: list[nn.Module] = []
         widths = [3, channels, 2 * channels, 4 * channels, 4 * channels, 4 * channels]
-        for before, after in zip(widths[:-1], widths[1:], strict=True):  # every layer halves the picture: 128 -> 4 pixels
+        for before, after in zip(
+            widths[:-1], widths[1:], strict=True
+        ):  # every layer halves the picture: 128 -> 4 pixels
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
         self.picture_encoder = nn.Sequential(*layers)
         # Averaging over the whole picture would forget where a colour is; a 4x4 grid keeps object and background apart.
@@ -195,10 +202,13 @@ def clip_loss(picture_vectors: Tensor, text_vectors: Tensor, log_temperature: Te
     picture_vectors, text_vectors  (B,E) unit vectors, row i of both belong together
     log_temperature                scalar, logarithm of the factor on the cosines (held below 100)
     groups                         (B,) int, equal for captions with the same words
-    returns                        scalar: mean over both directions of the cross-entropy against equal shares for all right answers
-    Source: Radford et al. 2021, figure 3; the shared targets are ours, since in a small world captions repeat within a batch.
+    returns                        scalar: cross-entropy against equal shares for all right answers, mean of both
+                                   directions
+    Source: Radford et al. 2021, figure 3; the shared targets are ours: in a small world captions repeat within a batch.
     """
-    logits = log_temperature.exp().clamp(max=100) * picture_vectors.float() @ text_vectors.float().T  # (B pictures, B captions)
+    logits = (
+        log_temperature.exp().clamp(max=100) * picture_vectors.float() @ text_vectors.float().T
+    )  # (B pictures, B captions)
     same = (groups[:, None] == groups[None, :]).to(logits)
     targets = same / same.sum(dim=1, keepdim=True)
     return 0.5 * (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets))

@@ -1,7 +1,8 @@
-"""Pictures to latents and back.  image (B,3,H,W) in [-1,1] <-> latents (B,4,H/f,W/f).  Paper: Sec. 3.1 (Stable Diffusion's first stage).
+"""Pictures to latents and back.  image (B,3,H,W) in [-1,1] <-> latents (B,4,H/f,W/f).  Paper: Sec. 3.1.
 
-Tensor names are those of `first_stage_model` in a Stable Diffusion 1.x file (248 tensors at the default size); the small VAE of the built-in
-model is the same class.  Architecture: Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models", appendix E.
+Tensor names are those of `first_stage_model` in a Stable Diffusion 1.x file (248 tensors at the default size); the
+small VAE of the built-in model is the same class.  Architecture: Rombach et al. 2022, "High-Resolution Image Synthesis
+with Latent Diffusion Models".
 """
 
 from __future__ import annotations
@@ -22,8 +23,12 @@ class VAEConfig:
     num_res_blocks: int = 2
     z_channels: int = 4
     scaling_factor: float = 0.18215  # 1 / standard deviation of the latents over the training pictures
-    # With as many groups as channels a group norm is an instance norm, which erases the picture's mean colour: narrow networks need fewer.
+    # As many groups as channels make a group norm an instance norm, which erases the picture's mean colour: narrow
+    # networks need fewer groups.
     norm_groups: int = 32
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channel_mult", tuple(self.channel_mult))  # a list when read from JSON
 
     @property
     def factor(self) -> int:
@@ -39,7 +44,7 @@ class Posterior:
     std: Tensor
 
     def sample(self, generator: torch.Generator) -> Tensor:
-        """One draw (B,Z,h,w).  The noise is drawn on the generator's device, so a CPU generator gives the same draw everywhere."""
+        """One draw (B,Z,h,w), its noise from the generator's device: a CPU generator gives the same draw everywhere."""
         noise = torch.randn(self.mean.shape, generator=generator, device=generator.device, dtype=torch.float32)
         return self.mean + self.std * noise.to(self.mean)
 
@@ -165,7 +170,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """latents after `post_quant_conv` (B,Z,h,w) -> image (B,3,h*f,w*f).  `up.0` is the finest level, so the list runs backwards."""
+    """latents after `post_quant_conv` (B,Z,h,w) -> image (B,3,h*f,w*f).  `up.0` is the finest level, used last."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -219,7 +224,7 @@ class VAE(nn.Module):
         return latents * self.config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents (B,Z,h,w) -> image (B,3,h*f,w*f), about [-1,1] and not clipped.  Raises ValueError for another shape."""
+        """Scaled latents (B,Z,h,w) -> image (B,3,h*f,w*f), about [-1,1], not clipped.  ValueError for another shape."""
         if latents.ndim != 4 or latents.shape[1] != self.config.z_channels:
             raise ValueError(f"latents are {tuple(latents.shape)}, expected (B, {self.config.z_channels}, h, w)")
         return self._decode_unscaled(latents / self.config.scaling_factor)
@@ -231,7 +236,7 @@ class VAE(nn.Module):
 def latent_scaling_factor(latents: Tensor) -> float:
     """1 / standard deviation of unscaled latents (N,Z,h,w): the `scaling_factor` that belongs to them.
 
-    Source: Rombach et al. 2022, appendix G.1 (rescaling by the component-wise standard deviation, here of all components together).
+    Source: Rombach et al. 2022, appendix on scaling latent spaces (there from the first batch).
     """
     return 1.0 / latents.double().std().item()
 
@@ -252,9 +257,11 @@ def vae_loss(
     generator  draws the latents from the posterior
     returns    the loss (scalar, has a gradient) and its unweighted parts (detached): l1, gradient, squared, average, kl
 
-    Without a perceptual network: absolute error for sharpness, absolute error of finite differences for edges, and squared errors of the picture
-    and of its 8x8 averages.  The averages carry the colour: without them a small network gives rare hues the colour of common ones.
-    The KL is summed over a picture's latents and divided by its pixels, so `kl_weight` means the same at every picture size.
+    Without a perceptual network: absolute error for sharpness, absolute error of finite differences for edges, and
+    squared errors of the picture and of its 8x8 averages.  The averages carry the colour: without them a small network
+    gives rare
+    hues the colour of common ones.  The KL is summed over a picture's latents and divided by its pixels, so `kl_weight`
+    means the same at every picture size.
     """
     posterior = vae.encode(image)
     error = vae._decode_unscaled(posterior.sample(generator)).float() - image.float()
@@ -265,6 +272,12 @@ def vae_loss(
         "average": F.avg_pool2d(error, 8).square().mean(),
         "kl": posterior.kl().mean() / (image.shape[2] * image.shape[3]),
     }
-    weights = {"l1": l1_weight, "gradient": gradient_weight, "squared": squared_weight, "average": average_weight, "kl": kl_weight}
+    weights = {
+        "l1": l1_weight,
+        "gradient": gradient_weight,
+        "squared": squared_weight,
+        "average": average_weight,
+        "kl": kl_weight,
+    }
     loss = sum((weights[name] * part for name, part in parts.items()), torch.zeros((), device=image.device))
     return loss, {name: part.detach() for name, part in parts.items()}
