@@ -1,0 +1,237 @@
+"""Condition images: keypoints, label map, surface normals -> Conditions (skeleton, normal, segmentation).  Paper: Sec. 3.1.
+
+Colours and strokes are those of the official release (the drawing scheme of HO-3D with its colours read as R, G, B), so its weights know them. Photographs and
+rendered scenes both pass through here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:  # geometry workers draw thousands of pictures without ever loading torch
+    import torch
+
+SEGMENTATION_COLORS = np.array([[0, 0, 0], [128, 128, 128], [153, 51, 51]], dtype=np.uint8)  # background, hand, object
+FINGER_COLORS = ((139, 53, 255), (0, 56, 255), (43, 140, 237), (37, 168, 36), (147, 147, 0), (70, 17, 145))
+BONES = tuple((0 if knuckle else joint - 1, joint) for joint in range(1, 21) for knuckle in [joint % 4 == 1])
+STROKE_SIDE = 512  # strokes are made for pictures of this side; smaller ones are drawn there and averaged
+JOINT_HALF_WIDTHS = (
+    0,
+    2,
+    2,
+    3,
+    2,
+    2,
+    0,
+)  # columns left and right of the centre, row by row: OpenCV's filled circle of radius 3
+BONE_HALF_WIDTH = 3
+BONE_LENGTHS = (5.0, 150.0)  # a bone is drawn only when its length lies strictly between, pixels
+SOBEL_GZ = 2.0 * math.pi  # the constant z part of the release's normals
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The three pictures that steer the network, each (H, W, 3) uint8."""
+
+    skeleton: np.ndarray
+    normal: np.ndarray
+    segmentation: np.ndarray
+
+
+def stroke_color(index: int) -> tuple[int, int, int]:
+    """Colour of bone or joint `index`: four shades to a palette entry, 35 apart, saturated.
+
+    Bones group by finger. Joints do not, in the release: the wrist takes the thumb's first cell, so every fingertip has the next finger's first colour.
+    """
+    red, green, blue = (min(value + 35 * (index % 4), 255) for value in FINGER_COLORS[index // 4])
+    return red, green, blue
+
+
+SKELETON_COLORS = np.array(
+    [stroke_color(index) for index in range(21)], dtype=np.uint8
+)  # of joints 0..20; the first 20 also of the bones
+
+
+@lru_cache(maxsize=None)
+def _sines() -> np.ndarray:
+    """Sine of 0..450 degrees to seven decimals in float32, the precision at which OpenCV turns its ellipses."""
+    return np.round(np.sin(np.radians(np.arange(451))), 7).astype(np.float32).astype(np.float64)
+
+
+def _ellipse_spans(
+    center: tuple[int, int], half_length: int, angle_deg: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pixels of a filled ellipse with half axes (half_length, 3): rows (R,), first column (R,), last column (R,).
+
+    The outline is a polygon with a corner a degree, each rounded to a pixel (halves to even) and joined by the straightest row of pixels, as OpenCV's
+    ellipse2Poly and fillConvexPoly do.
+    """
+    sine, degree = _sines(), np.arange(361)
+    cosine_turn, sine_turn = sine[90 + angle_deg % 360], sine[angle_deg % 360]
+    along, across = half_length * sine[450 - degree], BONE_HALF_WIDTH * sine[degree]
+    x = np.rint(center[0] + along * cosine_turn - across * sine_turn).astype(np.int64)
+    y = np.rint(center[1] + along * sine_turn + across * cosine_turn).astype(np.int64)
+    # Corners lie at most two pixels apart. The pixel between them is OpenCV's: a flat step stays on the row of its left end, a steep one widens the row.
+    step_x, step_y = np.diff(x), np.diff(y)
+    flat, steep = np.abs(step_x) > 1, np.abs(step_y) > 1
+    row_of_left = np.where(np.abs(step_y) > 1, y[:-1] + step_y // 2, np.where(step_x > 0, y[:-1], y[1:]))
+    x = np.concatenate([x, (x[:-1] + step_x // 2)[flat], x[:-1][steep], x[1:][steep]])
+    y = np.concatenate([y, row_of_left[flat], np.tile((y[:-1] + step_y // 2)[steep], 2)])
+    top = y.min()
+    first, last = np.full(y.max() - top + 1, np.iinfo(np.int64).max), np.full(y.max() - top + 1, np.iinfo(np.int64).min)
+    np.minimum.at(first, y - top, x)
+    np.maximum.at(last, y - top, x)
+    return np.arange(top, top + len(first)), first, last
+
+
+def _fill_spans(canvas: np.ndarray, rows: np.ndarray, first: np.ndarray, last: np.ndarray, color: np.ndarray) -> None:
+    height, width = canvas.shape[:2]
+    for row, begin, end in zip(rows.tolist(), first.tolist(), last.tolist(), strict=True):
+        if 0 <= row < height and end >= 0:
+            canvas[row, max(begin, 0) : end + 1] = color
+
+
+def _draw_strokes(keypoints_2d: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Joints, then bones over them, without scaling: (21, 2) pixels -> (H, W, 3) uint8."""
+    canvas = np.zeros((height, width, 3), dtype=np.uint8)
+    joints = np.rint(keypoints_2d).astype(np.int64)
+    reach = np.array(JOINT_HALF_WIDTHS)
+    for (x, y), color in zip(joints, SKELETON_COLORS, strict=True):
+        _fill_spans(canvas, np.arange(y - 3, y + 4), x - reach, x + reach, color)
+    for bone, (parent, child) in enumerate(BONES):
+        dx, dy = (
+            joints[parent] - joints[child]
+        ).tolist()  # in this order: the angle is cut to whole degrees towards zero
+        length = math.hypot(dx, dy)
+        if BONE_LENGTHS[0] < length < BONE_LENGTHS[1]:
+            center = tuple(int(total / 2) for total in (joints[parent] + joints[child]).tolist())
+            spans = _ellipse_spans(center, int(length / 2), int(math.degrees(math.atan2(dy, dx))))
+            _fill_spans(canvas, *spans, SKELETON_COLORS[bone])
+    return canvas
+
+
+def draw_skeleton(keypoints_2d: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The 21 joints and 20 bones of a hand in the release's strokes.
+
+    keypoints_2d  (21, 2)       pixels, OpenPose order; points outside the picture are allowed
+    returns       (H, W, 3) uint8
+    A picture whose longer side is below 512 is drawn at 512 and reduced by area averages (halves of a grey level round up at each of its two passes).
+    Raises ValueError when the keypoints have another shape or are not finite.
+    """
+    keypoints_2d = np.asarray(keypoints_2d, dtype=np.float64)
+    if keypoints_2d.shape != (21, 2):
+        raise ValueError(f"keypoints_2d is {keypoints_2d.shape}; expected (21, 2) pixels in OpenPose order")
+    if not np.isfinite(keypoints_2d).all():
+        raise ValueError(
+            f"keypoints_2d has values that are not finite, first at joint {np.argmin(np.isfinite(keypoints_2d).all(axis=1))}"
+        )
+    side = max(height, width)
+    if side >= STROKE_SIDE:
+        return _draw_strokes(keypoints_2d, height, width)
+    large_height, large_width = round(height * STROKE_SIDE / side), round(width * STROKE_SIDE / side)
+    enlarged = (keypoints_2d + 0.5) * (
+        large_width / width,
+        large_height / height,
+    ) - 0.5  # pixel centres are at integers
+    canvas = Image.fromarray(_draw_strokes(enlarged, large_height, large_width))
+    return np.asarray(canvas.resize((width, height), Image.Resampling.BOX))
+
+
+def draw_segmentation(label_map: np.ndarray) -> np.ndarray:
+    """Labels (H, W) 0 background, 1 hand, 2 object -> (H, W, 3) uint8: black, grey (128, 128, 128), red-brown (153, 51, 51)."""
+    label_map = np.asarray(label_map)
+    if label_map.ndim != 2 or label_map.min() < 0 or label_map.max() > 2:
+        raise ValueError(
+            f"label_map is {label_map.shape} with values up to {label_map.max()}; expected (H, W) of 0, 1, 2"
+        )
+    return SEGMENTATION_COLORS[label_map]
+
+
+def draw_normal(surface_normals: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Picture (1 - n) / 2 of outward camera-frame normals: what faces left is red, up green, the camera blue.
+
+    surface_normals  (H, W, 3)  unit, x right, y down, z forward
+    mask             (H, W) bool; black outside
+    returns          (H, W, 3) uint8, 255 (1 - n) / 2 rounded to nearest, halves to even (a zero component gives 128)
+    """
+    if surface_normals.shape != (*mask.shape, 3):
+        raise ValueError(
+            f"surface_normals is {surface_normals.shape} but mask is {mask.shape}; expected (H, W, 3) and (H, W)"
+        )
+    picture = np.rint(np.clip((1.0 - surface_normals) * 127.5, 0.0, 255.0)).astype(np.uint8)
+    return np.where(mask[..., None], picture, np.uint8(0))
+
+
+def scale_inverse_depth(depth: np.ndarray, nearest_value: float = 1000.0) -> np.ndarray:
+    """Metric depth to an inverse depth of stated range: nearest_value at the nearest surface, in proportion to 1 / depth elsewhere, 0 where nothing is.
+
+    depth          (H, W)  metres, 0 = nothing
+    nearest_value  the Sobel recipe below compares gradients of its input with 2 pi, so the range decides how steep normals come out; networks of the MiDaS
+                   family give hundreds to thousands. About 2 pi f / 8 (f the focal length in pixels) gives metric slopes at the nearest depth.
+    returns        (H, W) float64
+    """
+    seen = depth > 0
+    if not seen.any():
+        return np.zeros(depth.shape)
+    inverse_depth = np.divide(1.0, depth, out=np.zeros(depth.shape), where=seen)
+    return nearest_value * inverse_depth / inverse_depth.max()
+
+
+def normals_from_inverse_depth(inverse_depth: np.ndarray, background_threshold: float = 0.1) -> np.ndarray:
+    """Surface normals from a relative inverse-depth picture, by the paper's recipe: Sobel gradients against a constant z part of 2 pi.
+
+    inverse_depth         (H, W)     larger = nearer, in the range of MiDaS DPT-Hybrid (unnormalised; see scale_inverse_depth)
+    background_threshold  where the picture, scaled to [0, 1], is below, the gradient counts as zero; a constant picture is all background
+    returns               (H, W, 3)  unit, outward, camera frame: the sign of GBuffer.surface_normals, so draw_normal draws both alike
+    The release's own vector is the negative of this one and its picture (n + 1) / 2, hence equal to ours. Its mask is applied when drawing.
+    """
+    if inverse_depth.ndim != 2 or not np.isfinite(inverse_depth).all():
+        raise ValueError(f"inverse_depth is {inverse_depth.shape}; expected a finite picture (H, W)")
+    padded = np.pad(
+        np.asarray(inverse_depth, dtype=np.float64), 1, mode="reflect" if min(inverse_depth.shape) > 1 else "edge"
+    )
+    smooth_down = padded[:-2] + 2 * padded[1:-1] + padded[2:]
+    smooth_right = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
+    gradient = np.stack([smooth_down[:, 2:] - smooth_down[:, :-2], smooth_right[2:] - smooth_right[:-2]], axis=-1)
+    lowest, span = inverse_depth.min(), np.ptp(inverse_depth)
+    background = (
+        (inverse_depth - lowest) < background_threshold * span if span > 0 else np.ones(inverse_depth.shape, dtype=bool)
+    )
+    gradient[background] = 0.0
+    towards_camera = np.concatenate([gradient, np.full((*inverse_depth.shape, 1), SOBEL_GZ)], axis=-1)
+    return -towards_camera / np.linalg.norm(towards_camera, axis=-1, keepdims=True)
+
+
+def draw_conditions(keypoints_2d: np.ndarray | None, label_map: np.ndarray, surface_normals: np.ndarray) -> Conditions:
+    """The three condition images of one picture.
+
+    keypoints_2d     (21, 2) pixels, OpenPose order, or None for an object alone (black skeleton)
+    label_map        (H, W)     0 background, 1 hand, 2 object
+    surface_normals  (H, W, 3)  unit, outward, camera frame; cut to hand and object here
+    """
+    height, width = label_map.shape
+    black = np.zeros((height, width, 3), dtype=np.uint8)
+    skeleton = black if keypoints_2d is None else draw_skeleton(keypoints_2d, height, width)
+    return Conditions(skeleton, draw_normal(surface_normals, label_map > 0), draw_segmentation(label_map))
+
+
+def blank_conditions(height: int, width: int) -> Conditions:
+    """All black: scenery without hand or object, the regularisation batches of eq. 3."""
+    return Conditions(*(np.zeros((height, width, 3), dtype=np.uint8) for _ in range(3)))
+
+
+def stack_conditions(conditions: list[Conditions]) -> dict[str, torch.Tensor]:
+    """What the condition encoders take: skeleton, normal, segmentation, each (B, 3, H, W) float32 in [0, 1]."""
+    import torch
+
+    def stacked(name: str) -> torch.Tensor:
+        pictures = np.stack([getattr(each, name) for each in conditions])
+        return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous().float() / 255.0
+
+    return {name: stacked(name) for name in ("skeleton", "normal", "segmentation")}
