@@ -18,8 +18,8 @@ import torch
 
 from hoi.mano_file import read_mano
 
-# MANO's 16 joints (wrist, index, middle, little, ring, thumb), then the five tips (thumb ... little): which of the 21
-# stands at each place of OpenPose's order (wrist, then thumb, index, middle, ring, little, each from its base to its tip).
+# OpenPose's order is wrist, then thumb, index, middle, ring, little, each from base to tip.  Each entry says which of
+# MANO's 16 joints (wrist, index, middle, little, ring, thumb) plus five tips (thumb to little) stands there.
 MANO_TO_OPENPOSE = (0, 13, 14, 15, 16, 1, 2, 3, 17, 4, 5, 6, 18, 10, 11, 12, 19, 7, 8, 9, 20)
 FINGER_NAMES = ("thumb", "index", "middle", "ring", "little")
 FINGER_JOINTS = ((13, 14, 15), (1, 2, 3), (4, 5, 6), (10, 11, 12), (7, 8, 9))  # by FINGER_NAMES, base to tip

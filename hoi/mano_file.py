@@ -164,4 +164,4 @@ def _check_content(arrays: Mapping[str, np.ndarray], path: Path) -> None:
         raise ValueError(f"MANO file {path}: joint parents are {parents.tolist()}; each must come before its child")
     joints = arrays["J_regressor"] @ arrays["v_template"]
     if joints[4, 0] > joints[0, 0]:  # fingers point to -x on the right hand
-        raise ValueError(f"{path} is a left hand. Give MANO_RIGHT.pkl: the left hand is made by mirroring the right one")
+        raise ValueError(f"{path} is a left hand. Give MANO_RIGHT.pkl: the left hand is made by mirroring it")

@@ -111,13 +111,13 @@ def joint_directions(joints: np.ndarray) -> np.ndarray:
 
 
 def joint_regressor(vertices: np.ndarray, directions: np.ndarray, joints: np.ndarray, neighbours: int) -> np.ndarray:
-    """Non-negative weights (16, V), rows summing to one, placing each joint among its nearest vertices in every shape."""
+    """Non-negative weights (16, V), rows summing to one, that place each joint among nearby skin in every shape."""
     regressor = np.zeros((len(joints), len(vertices)))
     tree = cKDTree(vertices)
     for row, joint, moved in zip(regressor, joints, joint_directions(joints), strict=True):
         near = tree.query(joint, k=neighbours)[1]
         # One block of equations for the rest shape, three for one unit of each coefficient, one for the sum.
-        system = np.vstack([vertices[near].T, *np.moveaxis(directions[near], -1, 0).transpose(0, 2, 1), np.ones(neighbours)])
+        system = np.vstack([vertices[near].T, *directions[near].transpose(2, 1, 0), np.ones(neighbours)])
         solution = nnls(system, np.concatenate([joint, moved.T.ravel(), [1.0]]))[0]
         row[near] = solution / solution.sum()
     return regressor
@@ -165,7 +165,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"{len(vertices)} vertices, {len(hand['f'])} faces")
     error = np.abs(hand["J_regressor"] @ vertices - joints).max()
     shaped = np.abs(np.einsum("jv,vdk->jdk", hand["J_regressor"], hand["shapedirs"]) - joint_directions(joints))
-    print(f"joint regressor: {1e3 * error:.4f} mm at rest, per unit of each shape coefficient {1e3 * shaped.max((0, 1))} mm")
+    print(f"joint regressor: {1e3 * error:.4f} mm at rest, {1e3 * shaped.max((0, 1))} mm per unit of each coefficient")
     print(f"tip vertex to tip joint: {1e3 * np.linalg.norm(vertices[hand['tip_vertices']] - tips, axis=1)} mm")
     small = {name: array.astype(np.int16 if array.dtype.kind == "i" else np.float32) for name, array in hand.items()}
     small["shapedirs"] = hand["shapedirs"].astype(np.float16)  # at most 10 mm: steps below 0.01 mm
