@@ -4,16 +4,41 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Mean colour of a shaded object of each word; a palette judge takes the nearest.  Far apart on purpose.
+# Albedos of the colour words, far apart on purpose; appearance.PALETTE holds what they look like once lit.
 COLORS: dict[str, tuple[float, float, float]] = {
-    "red": (0.78, 0.09, 0.11), "orange": (0.94, 0.47, 0.06), "yellow": (0.93, 0.82, 0.14), "green": (0.10, 0.52, 0.18),
-    "blue": (0.12, 0.26, 0.78), "purple": (0.46, 0.15, 0.62), "pink": (0.94, 0.50, 0.68), "white": (0.88, 0.88, 0.87),
-    "black": (0.09, 0.09, 0.10), "brown": (0.38, 0.21, 0.10), "gray": (0.50, 0.50, 0.51),
+    "red": (0.78, 0.08, 0.10),
+    "orange": (0.95, 0.43, 0.04),
+    "yellow": (0.94, 0.82, 0.10),
+    "green": (0.10, 0.52, 0.17),
+    "blue": (0.10, 0.24, 0.78),
+    "purple": (0.45, 0.14, 0.61),
+    "pink": (0.95, 0.47, 0.66),
+    "white": (0.90, 0.90, 0.89),
+    "black": (0.08, 0.08, 0.09),
+    "brown": (0.38, 0.20, 0.09),
+    "gray": (0.43, 0.43, 0.44),
 }
-# Second colour of striped things, chosen so that the mean stays nearest to the word.
-_STRIPES = {"black": (0.42, 0.42, 0.44), "white": (0.62, 0.66, 0.74), "gray": (0.86, 0.86, 0.86), "brown": (0.74, 0.52, 0.3),
-            "pink": (0.98, 0.93, 0.94)}
-_SKIN = np.float32([(0.98, 0.83, 0.74), (0.93, 0.73, 0.61), (0.83, 0.60, 0.46), (0.66, 0.44, 0.32), (0.48, 0.31, 0.22), (0.35, 0.22, 0.16)])
+# Second colour of striped things: cream, or tinted where cream would move the mean to another word.
+_CREAM = (0.96, 0.93, 0.88)
+_STRIPES = {
+    "black": (0.42, 0.42, 0.44),
+    "white": (0.70, 0.73, 0.80),
+    "gray": (0.66, 0.66, 0.67),
+    "brown": (0.72, 0.50, 0.28),
+    "pink": (0.80, 0.22, 0.46),
+    "orange": (0.98, 0.72, 0.45),
+    "green": (0.72, 0.92, 0.66),
+}
+_SKIN = np.float32(
+    [
+        (0.94, 0.76, 0.66),
+        (0.88, 0.67, 0.55),
+        (0.80, 0.57, 0.43),
+        (0.66, 0.44, 0.32),
+        (0.50, 0.33, 0.23),
+        (0.38, 0.25, 0.18),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +55,9 @@ def _turbulence(points: np.ndarray, frequency: float, pattern: tuple[float, ...]
     """Smooth solid noise (N,) in about [-1, 1]: six sine waves along directions and phases made of the pattern numbers."""
     k = np.arange(6)
     phase = 2 * np.pi * np.mod(np.asarray(pattern)[k % len(pattern)] * (k + 1) + 0.37 * k, 1)
-    directions = np.stack([np.cos(2.4 * k + phase), np.sin(2.4 * k + phase), np.cos(3.1 * k + 1)], 1) * (0.7 + 0.35 * k)[:, None]
+    directions = (
+        np.stack([np.cos(2.4 * k + phase), np.sin(2.4 * k + phase), np.cos(3.1 * k + 1)], 1) * (0.7 + 0.35 * k)[:, None]
+    )
     waves = np.sin(points @ (directions.T * frequency).astype(np.float32) + phase.astype(np.float32))
     return waves @ np.float32([0.3, 0.25, 0.2, 0.15, 0.1, 0.1])
 
@@ -46,18 +73,23 @@ def _mix(a: np.ndarray | tuple, b: np.ndarray | tuple, t: np.ndarray) -> np.ndar
 
 
 def _striped(points: np.ndarray, color: str, pattern: tuple[float, ...]) -> Surface:
-    """Bands around the axis, along it, or winding; about 28 % of the surface in the second colour."""
+    """Bands around the axis, along it, or winding; about 27 % of the surface in the second colour."""
     turns = np.arctan2(points[:, 1], points[:, 0]) / (2 * np.pi)
     period = 0.024 + 0.014 * pattern[1]
     kind = int(pattern[0] * 3)
     t = (points[:, 2] / period, turns * (6 + int(pattern[1] * 4)), points[:, 2] / period + 2 * turns)[kind] + pattern[2]
     band = np.abs(np.mod(t, 1) - 0.5) * 2
-    return Surface(_mix(COLORS[color], _STRIPES.get(color, (0.96, 0.94, 0.9)), _step(0.67, 0.77, band)), 0.2, 30.0)
+    return Surface(_mix(COLORS[color], _STRIPES.get(color, _CREAM), _step(0.68, 0.78, band)), 0.2, 30.0)
 
 
 def _wooden(points: np.ndarray, pattern: tuple[float, ...]) -> Surface:
     bend = 0.006 * _turbulence(points, 28.0, pattern)
-    radius = np.hypot(points[:, 0] + 0.05 * (pattern[0] - 0.5) + 0.25 * points[:, 2] * (pattern[1] - 0.5), points[:, 1] + 0.08) + bend
+    radius = (
+        np.hypot(
+            points[:, 0] + 0.05 * (pattern[0] - 0.5) + 0.25 * points[:, 2] * (pattern[1] - 0.5), points[:, 1] + 0.08
+        )
+        + bend
+    )
     ring = np.mod(radius / 0.011, 1)
     grain = 0.5 + 0.5 * np.sin(points[:, 0] * 900 + 700 * bend + np.sin(points[:, 1] * 800))
     t = _step(0.1, 0.9, ring) * (1 - _step(0.93, 1.0, ring)) * 0.8 + 0.2 * grain
@@ -108,7 +140,7 @@ def object_surface(points: np.ndarray, color: str, material: str, pattern: tuple
     albedo = np.broadcast_to(base, points.shape)
     if material == "metallic":
         return Surface(albedo, 0.5, 60.0, 0.85)
-    return Surface(albedo, 0.5, 70.0, 0.03) if material == "glossy" else Surface(albedo, 0.12, 14.0)
+    return Surface(albedo, 0.7, 55.0, 0.06) if material == "glossy" else Surface(albedo, 0.12, 14.0)
 
 
 def skin_surface(points: np.ndarray, tone: float, warmth: float, pattern: tuple[float, ...]) -> Surface:

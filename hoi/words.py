@@ -11,20 +11,46 @@ MATERIAL_WORDS = ("metallic", "striped", "wooden", "marble", "gothic-style", "me
 CATEGORY_WORDS = ("mug", "bowl", "bottle", "can")
 
 # Every %s pair is (adjectives + noun with its article, background phrase).  The first is the paper's and is drawn most often.
-_GRASP_FORMS = ("A hand is grasping {thing} {place}", "a hand is grasping {thing} {place}", "A hand is holding {thing} {place}",
-                "{thing} in a hand {place}", "{place}, a hand is grasping {thing}", "A photo of a hand grasping {thing} {place}.")
-_OBJECT_FORMS = ("{thing} {place}", "{thing} {place}.", "A photo of {thing} {place}", "There is {thing} {place}", "{place}, {thing}")
+_GRASP_FORMS = (
+    "A hand is grasping {thing} {place}",
+    "a hand is grasping {thing} {place}",
+    "A hand is holding {thing} {place}",
+    "{thing} in a hand {place}",
+    "{place}, a hand is grasping {thing}",
+    "A photo of a hand grasping {thing} {place}.",
+)
+_OBJECT_FORMS = (
+    "{thing} {place}",
+    "{thing} {place}.",
+    "A photo of {thing} {place}",
+    "There is {thing} {place}",
+    "{place}, {thing}",
+)
 _TEMPLATE_SHARE = 0.6
 
 # Nouns that tell a scene when the exact phrase is absent, most telling first.
 _CLUES = {
-    "lavender": "in a lavender field", "bamboo": "in bamboo forest", "nightclub": "in neon-lit cyberpunk nightclub",
-    "cyberpunk": "in neon-lit cyberpunk nightclub", "atlantis": "in the underwater city of atlantis", "canyon": "in the grand canyon",
-    "underwater": "in the underwater city of atlantis", "rock garden": "in a japanese rock garden", "moon": "on the moon with night sky",
-    "beach": "on the beach", "dunes": "in the sand", "sand": "in the sand", "snow": "in the snow", "mountain": "in the mountain",
-    "mountains": "in the mountain", "sea": "floating in the sea", "grass": "on the grass",
+    "lavender": "in a lavender field",
+    "bamboo": "in bamboo forest",
+    "nightclub": "in neon-lit cyberpunk nightclub",
+    "cyberpunk": "in neon-lit cyberpunk nightclub",
+    "atlantis": "in the underwater city of atlantis",
+    "canyon": "in the grand canyon",
+    "underwater": "in the underwater city of atlantis",
+    "rock garden": "in a japanese rock garden",
+    "moon": "on the moon with night sky",
+    "beach": "on the beach",
+    "dunes": "in the sand",
+    "sand": "in the sand",
+    "snow": "in the snow",
+    "mountain": "in the mountain",
+    "mountains": "in the mountain",
+    "sea": "floating in the sea",
+    "grass": "on the grass",
     **{f"{color} cloth": f"on a table covered with {color} cloth" for color in ("green", "blue", "red", "white")},
-    "white wall": "in front of a white wall", "gray wall": "in front of a gray wall", "table": "on the table",
+    "white wall": "in front of a white wall",
+    "gray wall": "in front of a gray wall",
+    "table": "on the table",
 }
 _SCENERY_NOUNS = "sky|sea|water|cloth|wall|rock|rows|ground|grass|sand|table|light|forest"
 
@@ -33,8 +59,14 @@ def _with_article(words: str) -> str:
     return ("an " if words[0] in "aeiou" else "a ") + words
 
 
-def caption_words(color: str, material: str, background: str, category: str | None, has_hand: bool,
-                  generator: np.random.Generator | None = None) -> str:
+def caption_words(
+    color: str,
+    material: str,
+    background: str,
+    category: str | None,
+    has_hand: bool,
+    generator: np.random.Generator | None = None,
+) -> str:
     """Write the sentence for one picture.
 
     color, material  caption words, "" for none (a plain material has no word)
@@ -72,5 +104,9 @@ def words_in(prompt: str) -> dict[str, str | None]:
         return min(found)[1] if found else None
 
     material = first((*MATERIAL_WORDS, "metal"))
-    return {"color": first(COLOR_WORDS, rf"(?!(?:{_SCENERY_NOUNS}) )"), "material": "metallic" if material == "metal" else material,
-            "background": background, "category": first(CATEGORY_WORDS)}
+    return {
+        "color": first(COLOR_WORDS, rf"(?!(?:{_SCENERY_NOUNS}) )"),
+        "material": "metallic" if material == "metal" else material,
+        "background": background,
+        "category": first(CATEGORY_WORDS),
+    }
