@@ -1,0 +1,327 @@
+"""Stable, natural grasps without learned weights.  Object mesh + hand -> list[Grasp].  Paper: Sec. 3.2 (for GrabNet).
+
+Many tries at once: draw a wrist pose that an arm could reach, move in until something touches, close the fingers, then
+measure on the complete hand model and keep what holds.  Among the accepted ones, good and different ones are chosen.
+"""
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from hoi.closing import JOINT_ROWS, Closer, Hands
+from hoi.contact import DistanceField, closure_effort, crossing_edges
+from hoi.hand import FINGER_JOINTS, HandModel, HandPose
+from hoi.objects import ObjectMesh
+
+__all__ = ["DistanceField", "Grasp", "cached_grasps", "find_grasps", "measure_grasp"]
+
+MAX_PENETRATION_MM = 2.0
+CONTACT_DISTANCE = 0.0025  # metres: skin nearer than this counts as touching (flesh gives way)
+MAX_EFFORT = 20.0  # of closure_effort; above it a grasp holds on paper only
+TRIES_PER_ROUND = 64
+CACHE_VERSION = 1  # raise it when the search changes, so that old caches are not taken for new results
+
+
+@dataclass(frozen=True)
+class Grasp:
+    """A hand that holds an object, and how well.
+
+    hand_pose           right hand in the object's canonical frame
+    penetration_mm      depth of the deepest skin point inside the object, 0 if none is
+    crossing_edges      edges of the hand mesh that pass through the object's surface
+    fingers_in_contact  thumb, index, middle, ring, little: skin within CONTACT_DISTANCE of the surface
+    force_closure       the contacts resist any small push or twist (friction 0.6)
+    score               higher is better: comfortable, well-distributed contacts
+    """
+
+    hand_pose: HandPose
+    penetration_mm: float
+    crossing_edges: int
+    fingers_in_contact: tuple[bool, ...]
+    force_closure: bool
+    score: float
+
+    @property
+    def accepted(self) -> bool:
+        """Thumb and two fingers touch, it holds, and nothing goes into or through the object."""
+        return (self.penetration_mm <= MAX_PENETRATION_MM and self.crossing_edges == 0 and self.force_closure
+                and self.fingers_in_contact[0] and sum(self.fingers_in_contact[1:]) >= 2)
+
+
+def measure_grasp(hand_pose: HandPose, hand: HandModel, field: DistanceField) -> Grasp:
+    """Measure a grasp on the complete hand model: penetration, crossings, contacts, force closure, score."""
+    mesh = hand(hand_pose)
+    near = np.flatnonzero(np.abs(field.signed_distance(mesh.vertices)) < 0.006)
+    if not len(near):
+        return Grasp(hand_pose, 0.0, 0, (False,) * 5, False, 0.0)
+    distance, normals = field.exact(mesh.vertices[near])
+    touching = distance < CONTACT_DISTANCE
+    points, fingers = mesh.vertices[near][touching], hand.finger_of_vertex[near][touching]
+    one_per_patch = _first_of_each(np.round(points / 0.008).astype(int), distance[touching])
+    effort = closure_effort(points[one_per_patch], normals[touching][one_per_patch])
+    contact = tuple(bool((fingers == f).any()) for f in range(5))
+    score = _score(hand_pose, hand, contact, len(one_per_patch), effort)
+    return Grasp(hand_pose, max(0.0, -1000 * float(distance.min())), crossing_edges(mesh.vertices, mesh.faces, field),
+                 contact, effort <= MAX_EFFORT, score)
+
+
+def _first_of_each(keys: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Index of the smallest `order` for each distinct row of keys (N, K)."""
+    ranked = np.argsort(order, kind="stable")
+    return ranked[np.unique(keys[ranked], axis=0, return_index=True)[1]]
+
+
+def _score(hand_pose: HandPose, hand: HandModel, contact: tuple[bool, ...], patches: int, effort: float) -> float:
+    if not np.isfinite(effort):
+        return 0.0
+    flexion = np.einsum("fki,fki->fk", hand_pose.hand_pose.reshape(15, 3)[JOINT_ROWS], hand.flexion_axes[JOINT_ROWS])
+    uneven = np.abs(np.diff(flexion[1:].sum(axis=1))).mean()  # neighbouring fingers of a relaxed hand bend alike
+    rotation = Rotation.from_rotvec(hand_pose.global_orient).as_matrix()
+    return float(1.5 / effort ** 0.5 + 0.15 * sum(contact) + 0.02 * min(patches, 25) - 0.4 * uneven
+                 - 0.3 * max(0.0, -rotation[2, 2]) - 0.3 * max(0.0, -rotation[2, 0]))
+
+
+# ---------------------------------------------------------------------------------------------------- drawing tries
+
+def _open_hands(hand: HandModel, count: int, generator: np.random.Generator) -> tuple[Hands, np.ndarray]:
+    """Hands of slightly different people, opened by different amounts, not placed yet; and their hand_betas (B, 10)."""
+    hand_betas = np.zeros((count, 10))
+    hand_betas[:, :3] = np.clip(generator.normal(0, 0.5, (count, 3)), -1, 1)
+    zero = np.zeros((count, 3))
+    vertices, joints, _ = hand.batch(zero, np.zeros((count, 45)), zero, hand_betas)
+    preshape = np.zeros((count, 15, 3))
+    start = np.deg2rad(generator.uniform([-5, 0, 0], [25, 20, 10], (count, 1, 3)))
+    preshape[:, JOINT_ROWS[1:]] = start[..., None] * hand.flexion_axes[JOINT_ROWS[1:]]
+    thumb = np.deg2rad(generator.uniform([20, -15, 0], [65, 10, 10], (count, 3)))
+    preshape[:, 12] = thumb[:, :1] * hand.thumb_abduction_axis + thumb[:, 1:2] * hand.flexion_axes[12]
+    preshape[:, 13] = thumb[:, 2:] * hand.flexion_axes[13]
+    rates = np.ones((count, 5, 3))
+    rates[:, 1:] = generator.uniform([0.7, 0.8, 0.4], [1.1, 1.3, 0.8], (count, 1, 3))
+    rates[:, 0] = generator.uniform([0.3, 0.6, 0.6], [1.0, 1.1, 1.1], (count, 3))
+    hands = Hands((vertices - joints[:, :1]).astype(np.float32), joints - joints[:, :1],
+                  np.broadcast_to(np.eye(3), (count, 3, 3)).copy(), np.zeros((count, 3)), preshape, rates,
+                  np.zeros((count, 5, 3)))
+    return hands, hand_betas
+
+
+def _frame(forward: np.ndarray, side: np.ndarray) -> np.ndarray:
+    """(B, 3, 3) rotations whose columns are forward, side made orthogonal to it, and their cross product."""
+    forward = forward / np.linalg.norm(forward, axis=1, keepdims=True)
+    side = side - np.einsum("bi,bi->b", side, forward)[:, None] * forward
+    side /= np.maximum(np.linalg.norm(side, axis=1, keepdims=True), 1e-9)
+    return np.stack([forward, side, np.cross(forward, side)], axis=2)
+
+
+def _reachable(hands: Hands, table: float) -> np.ndarray:
+    """(B,) bool: an arm that comes from above the table could hold the hand like this.
+
+    The forearm (along the hand's x) may bend 25 degrees at the wrist; palms up and thumbs down are left out.
+    """
+    x, y, z = hands.rotation[:, 2, 0], hands.rotation[:, 2, 1], hands.rotation[:, 2, 2]
+    elbow = hands.wrist[:, 2] + 0.25 * np.sin(np.arcsin(np.clip(x, -1, 1)) + np.deg2rad(25)) - 0.035
+    return (elbow > table) & (hands.wrist[:, 2] > table + 0.025) & (x > -0.5) & (y > -0.45) & (z > -0.35)
+
+
+def _place(hands: Hands, closer: Closer, object_mesh: ObjectMesh, pinch: np.ndarray, generator: np.random.Generator,
+           ) -> tuple[np.ndarray, np.ndarray]:
+    """Turn each hand towards a random surface point and put it 0.25 m off; returns direction (B, 3), limit (B,).
+
+    Palm tries (wrap around, from any side) bring the palm to the point along its normal; pinch tries bring the gap
+    between thumb and fingers to it, the normal pointing across the gap: walls, rims and handles.
+    """
+    count = len(pinch)
+    field = closer.field
+    vertices, joints = closer.pose(hands)
+    index = generator.integers(0, len(field.samples), count)
+    target, normal = field.samples[index], field.normals[field.sample_face[index]]
+    # Palm tries: the hand moves along a mix of palm normal (-y) and finger direction (-x).
+    tilt = np.deg2rad(generator.uniform(0, 50, count))
+    approach_hand = np.stack([-np.sin(tilt), -np.cos(tilt), np.zeros(count)], axis=1)
+    anchor = 0.65 * joints[:, [1, 4, 7, 10]].mean(axis=1) + generator.normal(0, 0.012, (count, 3))
+    approach = -normal + generator.normal(0, 0.25, (count, 3))
+    side_hand, side = np.tile([0.0, 0.0, 1.0], (count, 1)), generator.normal(size=(count, 3))
+    # Pinch tries: from the knuckles to the gap; across the gap is the normal.
+    tips = np.stack([joints[:, 15], joints[:, [3, 6]].mean(axis=1)], axis=1)
+    gap = tips.mean(axis=1)
+    across = tips[:, 1] - tips[:, 0]
+    knuckles = joints[:, [1, 4, 13]].mean(axis=1)
+    tangent = generator.normal(size=(count, 3)) - [0, 0, 0.7]
+    tangent -= np.einsum("bi,bi->b", tangent, normal)[:, None] * normal
+    flip = generator.choice([-1.0, 1.0], (count, 1))
+    choose = pinch[:, None]
+    approach_hand = np.where(choose, gap - knuckles, approach_hand)
+    anchor = np.where(choose, gap, anchor)
+    approach = np.where(choose, tangent, approach)
+    side_hand = np.where(choose, across, side_hand)
+    side = np.where(choose, normal * flip + generator.normal(0, 0.15, (count, 3)), side)
+    to_object = _frame(approach, side)
+    hands.rotation = to_object @ np.swapaxes(_frame(approach_hand, side_hand), 1, 2)
+    approach = to_object[:, :, 0]
+    hands.wrist = target - np.einsum("bij,bj->bi", hands.rotation, anchor) - 0.25 * approach
+    deeper = np.where(pinch, generator.uniform(-0.005, 0.03, count), 0.1)
+    return approach, 0.25 + deeper
+
+
+def _try_grasps(object_mesh: ObjectMesh, hand: HandModel, closer: Closer, generator: np.random.Generator,
+                pinch_share: float) -> list[Grasp]:
+    """One round: draw, filter, move in, close, measure.  Returns the accepted grasps."""
+    hands, hand_betas = _open_hands(hand, 4 * TRIES_PER_ROUND, generator)
+    pinch = generator.random(4 * TRIES_PER_ROUND) < pinch_share
+    approach, limit = _place(hands, closer, object_mesh, pinch, generator)
+    table = object_mesh.vertices[:, 2].min()
+    at_target = hands.take(np.arange(len(pinch)))
+    at_target.wrist = at_target.wrist + 0.25 * approach
+    keep = np.flatnonzero(_reachable(at_target, table))[:TRIES_PER_ROUND]
+    hands, hand_betas, approach, limit = hands.take(keep), hand_betas[keep], approach[keep], limit[keep]
+    if not len(keep):
+        return []
+    travelled = closer.advance(hands, approach, limit)
+    vertices, _ = closer.pose(hands)
+    free = (closer.field.signed_distance(vertices).min(axis=1) > 0) & _reachable(hands, table)
+    free &= (vertices[..., 2].min(axis=1) > table) & _forearm_free(hands, closer.field)
+    keep = np.flatnonzero(free & ((travelled < limit - 1e-6) | pinch[keep]))
+    hands, hand_betas = hands.take(keep), hand_betas[keep]
+    if not len(keep):
+        return []
+    touched = closer.close(hands)
+    _relax_idle_fingers(hands, touched)
+    vertices, joints = closer.pose(hands)
+    good = touched[:, 0] & (touched[:, 1:].sum(axis=1) >= 2) & (vertices[..., 2].min(axis=1) > table)
+    good &= ~_fingers_collide(joints)
+    return [grasp for grasp in (measure_grasp(_to_hand_pose(hands, hand_betas, closer, hand, i), hand, closer.field)
+                                for i in np.flatnonzero(good)) if grasp.accepted]
+
+
+def _relax_idle_fingers(hands: Hands, touched: np.ndarray) -> None:
+    """A finger that met nothing follows the mean of those that did, instead of making a fist beside the object.
+
+    Its joints run back along the path on which it met nothing, so it cannot hit the object.
+    """
+    bend = hands.flexion[:, 1:].sum(axis=2)
+    weight = touched[:, 1:].astype(float)
+    mean = (bend * weight).sum(axis=1) / np.maximum(weight.sum(axis=1), 1)
+    share = np.minimum(1, mean[:, None] / np.maximum(bend, 1e-6))
+    hands.flexion[:, 1:] *= np.where(touched[:, 1:], 1, share)[..., None]
+
+
+def _forearm_free(hands: Hands, field: DistanceField) -> np.ndarray:
+    """(B,) bool: a forearm of 30 mm radius behind the wrist clears the object."""
+    along = np.linspace(0.04, 0.24, 6)
+    points = hands.wrist[:, None] + along[:, None] * hands.rotation[:, None, :, 0]
+    return field.signed_distance(points).min(axis=1) > 0.03
+
+
+def _fingers_collide(joints: np.ndarray) -> np.ndarray:
+    """(B,) bool: the thumb is inside another finger.  joints (B, 16, 3)."""
+    def points(chain: Sequence[int]) -> np.ndarray:
+        ends = joints[:, list(chain)]
+        tip = ends[:, 2] + 0.5 * (ends[:, 2] - ends[:, 1])
+        ends = np.concatenate([ends, tip[:, None]], axis=1)
+        share = np.linspace(0, 1, 5)[:, None]
+        return np.concatenate([ends[:, k:k + 1] * (1 - share) + ends[:, k + 1:k + 2] * share for k in range(3)], axis=1)
+    thumb = points(FINGER_JOINTS[0])[:, 5:]
+    others = np.concatenate([points(chain) for chain in FINGER_JOINTS[1:]], axis=1)
+    gap = np.linalg.norm(thumb[:, :, None] - others[:, None], axis=3).min(axis=(1, 2))
+    return gap < 0.013
+
+
+def _to_hand_pose(hands: Hands, hand_betas: np.ndarray, closer: Closer, hand: HandModel, index: int) -> HandPose:
+    one = hands.take(np.array([index]))
+    zero = np.zeros((1, 3))
+    wrist_at_rest = hand.batch(zero, np.zeros((1, 45)), zero, hand_betas[index])[1][0, 0]
+    return HandPose(Rotation.from_matrix(one.rotation[0]).as_rotvec(), closer.hand_pose(one)[0].ravel(),
+                    one.wrist[0] - wrist_at_rest, hand_betas[index])
+
+
+# ------------------------------------------------------------------------------------------------------ the search
+
+def find_grasps(object_mesh: ObjectMesh, hand: HandModel, count: int, generator: np.random.Generator,
+                max_tries: int = 6400, field: DistanceField | None = None) -> list[Grasp]:
+    """Search until there is enough to choose from, then choose good and different grasps.
+
+    count      grasps wanted
+    max_tries  hands moved in at most; fewer grasps than count come back when they are used up
+    field      distance field of object_mesh, if there is one already
+    returns    accepted grasps (see Grasp.accepted), best first
+    """
+    closer = Closer(hand, field or DistanceField(object_mesh.vertices, object_mesh.faces))
+    pinch_share = 0.9 if object_mesh.category == "bowl" else 0.25
+    found: list[Grasp] = []
+    for _ in range(max(1, max_tries // TRIES_PER_ROUND)):
+        found += _try_grasps(object_mesh, hand, closer, generator, pinch_share)
+        if len(found) >= 3 * count:
+            break
+    return _choose(found, count)
+
+
+def _choose(found: list[Grasp], count: int) -> list[Grasp]:
+    """Best grasp first, then always the one that is best after adding its distance from those chosen (0 to 1)."""
+    if len(found) <= 1:
+        return found[:count]
+    rotation = Rotation.from_rotvec([grasp.hand_pose.global_orient for grasp in found]).as_matrix()
+    place = np.array([grasp.hand_pose.transl for grasp in found]) / 0.1
+    feature = np.concatenate([place, rotation[:, :, 0], rotation[:, :, 1]], axis=1)
+    score = np.array([grasp.score for grasp in found])
+    chosen, far = [int(score.argmax())], np.full(len(found), np.inf)
+    while len(chosen) < min(count, len(found)):
+        far = np.minimum(far, np.linalg.norm(feature - feature[chosen[-1]], axis=1))
+        value = score + np.minimum(far, 2.0) / 2.0
+        value[chosen] = -np.inf
+        chosen.append(int(value.argmax()))
+    return [found[i] for i in chosen]
+
+
+def cached_grasps(object_mesh: ObjectMesh, hand: HandModel, count: int, seed: int, cache_dir: str | Path,
+                  ) -> list[Grasp]:
+    """find_grasps with a memory: the same mesh, hand, count and seed give the same grasps, searched once.
+
+    cache_dir  folder, made if missing; any number of processes may share it (files appear whole, by renaming)
+    A file that cannot be read is searched anew and replaced.
+    """
+    digest = hashlib.sha256()
+    for part in (object_mesh.vertices, object_mesh.faces, hand.weights, hand.faces("right"), hand.flexion_axes):
+        digest.update(np.ascontiguousarray(part).tobytes())
+    rest = hand(HandPose(np.zeros(3), np.zeros(45), np.zeros(3), np.zeros(10))).vertices
+    digest.update(np.round(rest, 7).tobytes())
+    digest.update(json.dumps([CACHE_VERSION, hand.name, object_mesh.category, count, seed]).encode())
+    path = Path(cache_dir) / f"{object_mesh.object_id}_{digest.hexdigest()[:20]}.npz"
+    grasps = _read_cache(path)
+    if grasps is None:
+        grasps = find_grasps(object_mesh, hand, count, np.random.default_rng(seed))
+        _write_cache(path, grasps)
+    return grasps
+
+
+def _write_cache(path: Path, grasps: list[Grasp]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = {name: np.array([getattr(grasp.hand_pose, name) for grasp in grasps]).reshape(len(grasps), width)
+               for name, width in (("global_orient", 3), ("hand_pose", 45), ("transl", 3), ("hand_betas", 10))}
+    columns |= {name: np.array([getattr(grasp, name) for grasp in grasps])
+                for name in ("penetration_mm", "crossing_edges", "force_closure", "score")}
+    columns["fingers_in_contact"] = np.array([g.fingers_in_contact for g in grasps], dtype=bool).reshape(-1, 5)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        np.savez_compressed(file, **columns)
+    os.replace(temporary, path)
+
+
+def _read_cache(path: Path) -> list[Grasp] | None:
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            c = {name: stored[name] for name in stored.files}
+        poses = [HandPose(*row) for row in zip(c["global_orient"], c["hand_pose"], c["transl"], c["hand_betas"],
+                                               strict=True)]
+        return [Grasp(pose, float(c["penetration_mm"][i]), int(c["crossing_edges"][i]),
+                      tuple(bool(x) for x in c["fingers_in_contact"][i]), bool(c["force_closure"][i]),
+                      float(c["score"][i])) for i, pose in enumerate(poses)]
+    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile):
+        return None
