@@ -7,128 +7,25 @@ set into it: a handle, a cap, a ring pull.  Our stand-in for the object scans of
 from __future__ import annotations
 
 import numpy as np
-from scipy.interpolate import PchipInterpolator
 
-Mesh = tuple[np.ndarray, np.ndarray]  # vertices (V, 3) metres, faces (F, 3)
-SECTIONS = 48  # steps around the axis
+from hoi.lathe import (
+    TUBE_SECTIONS,
+    Mesh,
+    bezier,
+    fillet,
+    inner_side,
+    join,
+    resample,
+    revolve,
+    rim,
+    smooth_side,
+    sweep,
+)
+
 MM = 1e-3
 
 
-# Profiles: (N, 2) points (radius, height), from the axis at the bottom, along the outside, back to the axis.
-
-def fillet(points: list[tuple[float, float]], radii: list[float], steps: int = 4) -> np.ndarray:
-    """Round the inner corners of a polyline.
-
-    points (N, 2), radii (N,) metres, ignored at both ends and shortened where the sides are too short
-    returns (M, 2), each rounded corner as steps + 1 points on a tangent arc
-    """
-    corners = np.asarray(points, dtype=np.float64)
-    result = [corners[:1]]
-    for previous, corner, following, radius in zip(corners, corners[1:], corners[2:], radii[1:], strict=False):
-        back, ahead = previous - corner, following - corner
-        back_length, ahead_length = np.linalg.norm(back), np.linalg.norm(ahead)
-        back, ahead = back / back_length, ahead / ahead_length
-        half = np.arccos(np.clip(back @ ahead, -1.0, 1.0)) / 2.0
-        cut = min(radius / np.tan(half), 0.45 * back_length, 0.45 * ahead_length)
-        if radius <= 0.0 or half > 1.56:
-            result.append(corner[None])
-            continue
-        centre = corner + (back + ahead) / np.linalg.norm(back + ahead) * cut / np.cos(half)
-        start, end = corner + cut * back - centre, corner + cut * ahead - centre
-        sweep = np.pi - 2.0 * half
-        turn = np.linspace(0.0, 1.0, steps + 1)[:, None]
-        result.append(centre + (np.sin((1 - turn) * sweep) * start + np.sin(turn * sweep) * end) / np.sin(sweep))
-    return np.concatenate([*result, corners[-1:]])
-
-
-def resample(profile: np.ndarray, longest: float) -> np.ndarray:
-    """Split segments longer than `longest` (metres); shorter ones and all corners stay."""
-    pieces = [profile[:1]]
-    for start, end in zip(profile, profile[1:], strict=False):
-        count = max(1, int(np.ceil(np.linalg.norm(end - start) / longest)))
-        pieces.append(start + np.linspace(0.0, 1.0, count + 1)[1:, None] * (end - start))
-    return np.concatenate(pieces)
-
-
-def smooth_side(knots: list[tuple[float, float]], count: int) -> np.ndarray:
-    """Smooth radius over height through knots (height fraction order), (count, 2)."""
-    radius, height = np.asarray(knots).T
-    z = np.linspace(height[0], height[-1], count)
-    return np.stack([PchipInterpolator(height, radius)(z), z], axis=1)
-
-
-def bezier(control: list[tuple[float, float]], count: int) -> np.ndarray:
-    """Cubic Bezier curve, (count, 2)."""
-    a, b, c, d = np.asarray(control, dtype=np.float64)
-    t = np.linspace(0.0, 1.0, count)[:, None]
-    return (1 - t) ** 3 * a + 3 * t * (1 - t) ** 2 * b + 3 * t**2 * (1 - t) * c + t**3 * d
-
-
-def inner_side(outer: np.ndarray, wall: float) -> np.ndarray:
-    """The outer side of a vessel moved inwards by the wall's thickness; same order, base to rim."""
-    tangent = np.gradient(outer, axis=0)
-    tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
-    return outer + wall * np.stack([-tangent[:, 1], tangent[:, 0]], axis=1)
-
-
-def rim(outer: np.ndarray, inner: np.ndarray, steps: int = 5) -> np.ndarray:
-    """Half circle over the top, from the outer side's last point to the inner side's last point, ends excluded."""
-    middle, arm = (outer + inner) / 2.0, (outer - inner) / 2.0
-    up = np.array([-arm[1], arm[0]])
-    angle = np.linspace(0.0, np.pi, steps + 2)[1:-1, None]
-    return middle + np.cos(angle) * arm + np.sin(angle) * up
-
-
-# Solids
-
-def revolve(profile: np.ndarray, sections: int = SECTIONS) -> Mesh:
-    """Turn a profile that begins and ends on the axis into a closed mesh, faces outward."""
-    rings = profile[1:-1]
-    angle = 2.0 * np.pi * np.arange(sections) / sections
-    circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    side = np.empty((len(rings), sections, 3))
-    side[..., :2], side[..., 2] = rings[:, None, :1] * circle, rings[:, None, 1]
-    poles = np.array([[0.0, 0.0, profile[0, 1]], [0.0, 0.0, profile[-1, 1]]])
-    return np.concatenate([side.reshape(-1, 3), poles]), tube_faces(len(rings), sections)
-
-
-def tube_faces(rings: int, sections: int) -> np.ndarray:
-    """Faces of `rings` closed rings in a row, then one pole vertex for the first ring and one for the last."""
-    ring, step = np.meshgrid(np.arange(rings - 1), np.arange(sections), indexing="ij")
-    a, b = ring * sections + step, ring * sections + (step + 1) % sections
-    quads = np.concatenate([np.stack([a, b, b + sections], -1), np.stack([a, b + sections, a + sections], -1)])
-    first, following = np.arange(sections), (np.arange(sections) + 1) % sections
-    last = (rings - 1) * sections
-    bottom = np.stack([following, first, np.full(sections, rings * sections)], axis=1)
-    top = np.stack([last + first, last + following, np.full(sections, rings * sections + 1)], axis=1)
-    return np.concatenate([quads.reshape(-1, 3), bottom, top])
-
-
-def sweep(path: np.ndarray, half_widths: np.ndarray, sections: int = 14) -> Mesh:
-    """A closed tube with an elliptic section along a path in the plane y = 0.
-
-    path (N, 3); half_widths (N, 2) along y and across the path within the plane, metres
-    """
-    tangent = np.gradient(path, axis=0)
-    tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
-    across = np.cross(tangent, np.array([0.0, 1.0, 0.0]))
-    angle = 2.0 * np.pi * np.arange(sections) / sections
-    rings = (path[:, None]
-             + (half_widths[:, :1] * np.cos(angle))[..., None] * np.array([0.0, 1.0, 0.0])
-             + (half_widths[:, 1:] * np.sin(angle))[..., None] * across[:, None])
-    return np.concatenate([rings.reshape(-1, 3), path[[0, -1]]]), tube_faces(len(path), sections)
-
-
-def join(*meshes: Mesh) -> Mesh:
-    """Several closed bodies as one mesh."""
-    offsets = np.cumsum([0] + [len(vertices) for vertices, _ in meshes])
-    faces = [faces + offset for (_, faces), offset in zip(meshes, offsets, strict=False)]
-    return np.concatenate([vertices for vertices, _ in meshes]), np.concatenate(faces)
-
-
-# Families
-
-def _foot(
+def foot_profile(
     foot_radius: float, ring_height: float, ring_width: float, body_radius: float, body_height: float
 ) -> np.ndarray:
     """Underside: recessed base, ring to stand on, step up to where the body begins."""
@@ -155,7 +52,7 @@ def mug(generator: np.random.Generator) -> Mesh:
                          (radius * middle, start + 0.5 * (height - start)), (radius * high, height - wall / 2)], 16)
     if kind == "straight":
         outer = smooth_side([(radius, start), (radius, height - wall / 2)], 12)
-    foot = _foot(outer[0, 0] - uniform(2.0, 5.0) * MM, uniform(1.5, 3.0) * MM, 3.5 * MM, outer[0, 0], start)
+    foot = foot_profile(outer[0, 0] - uniform(2.0, 5.0) * MM, uniform(1.5, 3.0) * MM, 3.5 * MM, outer[0, 0], start)
     floor = start + uniform(1.0, 3.0) * MM
     inner = inner_side(outer, wall)
     inner = inner[inner[:, 1] > floor + 9.0 * MM]
@@ -182,7 +79,13 @@ def mug_handle(generator: np.random.Generator, outer: np.ndarray, wall: float, h
     path = np.stack([np.interp(even, run, path[:, axis]) for axis in range(3)], axis=1)
     width, depth = uniform(5.0, 7.0) * MM, uniform(3.4, 4.6) * MM
     swell = 1.0 + 0.35 * (np.exp(-even / (6 * MM)) + np.exp(-(run[-1] - even) / (6 * MM)))
-    return sweep(path, swell[:, None] * np.array([width, depth]))
+    vertices, faces = sweep(path, swell[:, None] * np.array([width, depth]))
+    # Bend both end faces to the middle of the wall, which curves and slopes: none may show inside the mug.
+    rings = len(vertices) - 2
+    ends = np.concatenate([np.arange(TUBE_SECTIONS), np.arange(rings - TUBE_SECTIONS, rings + 2)])
+    middle = np.interp(vertices[ends, 2], outer[:, 1], outer[:, 0]) - 0.5 * wall
+    vertices[ends, 0] = np.sqrt(middle**2 - vertices[ends, 1] ** 2)
+    return vertices, faces
 
 
 def bowl(generator: np.random.Generator) -> Mesh:
@@ -199,7 +102,7 @@ def bowl(generator: np.random.Generator) -> Mesh:
     begin, span, rise = foot_radius * 0.97, radius - foot_radius * 0.97, height - ring - wall / 2
     outer = bezier([(begin, ring), (begin + first[0] * span, ring + first[1] * rise),
                     (begin + second[0] * span, ring + second[1] * rise), (radius, ring + rise)], 24)
-    foot = _foot(foot_radius, ring, 4.5 * MM, begin, ring)
+    foot = foot_profile(foot_radius, ring, 4.5 * MM, begin, ring)
     inner = inner_side(outer, wall)
     floor = ring + wall * 0.9
     inner = inner[inner[:, 1] > floor + 0.8 * MM]
@@ -271,16 +174,16 @@ def drink_can(generator: np.random.Generator) -> Mesh:
          (0.0, top + 0.4 * MM)],
         [0.0, 20 * MM, 2 * MM, 1 * MM, 2 * MM, 7 * MM, 8 * MM, 1.5 * MM, 0.3 * MM, 0.6 * MM, 0.6 * MM, 0.6 * MM,
          0.8 * MM, 0.6 * MM, 0.5 * MM, 0.0], steps=3)
-    pull = ring_pull(0.30 * lid, top + 0.9 * MM)
+    pull = ring_pull(0.36 * lid, top + 1.1 * MM)
     return join(revolve(resample(outside, 9.0 * MM)), pull)
 
 
 def ring_pull(length: float, height: float) -> Mesh:
     """A flat rounded plate on the lid, pointing to +y."""
-    half = fillet([(0.0, -0.7 * MM), (1.0, -0.7 * MM), (1.0, 0.7 * MM), (0.0, 0.7 * MM)],
-                  [0.0, 0.5 * MM, 0.5 * MM, 0.0], steps=2)
+    half = fillet([(0.0, -0.9 * MM), (length, -0.9 * MM), (length, 0.9 * MM), (0.0, 0.9 * MM)],
+                  [0.0, 0.7 * MM, 0.7 * MM, 0.0], steps=2)
     plate, faces = revolve(half, 28)
-    plate[:, :2] *= np.array([0.62 * length, length])
+    plate[:, 0] *= 0.62
     return plate + np.array([0.0, 0.35 * length, height]), faces
 
 

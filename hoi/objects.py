@@ -27,11 +27,10 @@ Y_UP_TO_Z_UP = np.array([[1.0, 0, 0, 0], [0, 0, -1.0, 0], [0, 1.0, 0, 0], [0, 0,
 # File and folder names that say how a mesh was made, not what it shows.
 EMPTY_WORDS = frozenset(
     "mesh meshes model models object objects obj ply stl glb gltf off textured nontextured untextured texture scan "
-    "scanned scans raw clean cleaned final visual collision simplified decimated reduced lowpoly highpoly low high poly "
-    "poisson tsdf google export exported untitled scene canonical normalized normalised watertight repaired copy new file data "
-    "assets shape shapes k v m mm cm".split()
+    "scanned scans raw clean cleaned final visual collision simplified decimated reduced lowpoly highpoly low high "
+    "poly poisson tsdf google export exported untitled scene canonical normalized normalised watertight repaired "
+    "copy new file data assets shape shapes mm cm tmp".split()
 )
-
 
 @dataclass(frozen=True)
 class ObjectMesh:
