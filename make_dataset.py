@@ -1,0 +1,372 @@
+"""Make a dataset folder: object meshes in; grasps, views, condition images and full 3D annotation out.
+
+    python make_dataset.py                                          # 100 records of mug, bowl, bottle, can in ./data
+    python make_dataset.py --object scans/mug.stl scans/ --num 500 --size 512 --out data/scans
+    python make_dataset.py --object mug --frames 12 --num 120 --out data/approach       # ten whole trajectories
+    python make_dataset.py --shade --looks 4 --size 128 --framing tight --num 4000 --out data/toy   # with pictures
+    python make_dataset.py --check data/toy
+
+It prints what it found in the meshes, a progress bar with the time left, and what to look at (grid.png).  Running the
+same command again continues where it stopped; record i depends on --seed and i alone, not on --workers or --num.
+The folder's format is described in hoi/dataset.py.  Paper: Sec. 3.2 (grasp, trajectory, rendering).
+"""
+
+import argparse
+import hashlib
+import os
+import platform
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from hoi.appearance import sample_look
+from hoi.check import check_folder
+from hoi.dataset import PICTURE_FOLDERS, DatasetWriter, write_object, write_pictures
+from hoi.grasp import DistanceField
+from hoi.hand import load_hand
+from hoi.objects import CATEGORIES, ObjectMesh, find_objects, load_object, make_object
+from hoi.render import Renderer
+from hoi.scene import (
+    CONTENTS,
+    FRAMINGS,
+    GraspedObject,
+    annotate,
+    compose_scene,
+    grasp_object,
+    plain_text,
+    render_scene,
+    scene_conditions,
+    shade_scene,
+)
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "hoidiffusion" / "grasps"
+# What decides the records; a folder begun with other values is refused instead of mixed.
+JOB_FLAGS = (
+    "frames", "start_distance", "trajectory", "size", "official_view", "framing", "hand_side", "seed", "content",
+    "grasps_per_object", "shade", "looks", "style", "paraphrase", "text", "keep_outside",
+)  # fmt: skip
+
+
+def parse_content(word: str) -> tuple[str, float]:
+    name, _, share = word.partition("=")
+    if name not in CONTENTS:
+        raise argparse.ArgumentTypeError(f"{name!r} is no content; choose from {', '.join(CONTENTS)}")
+    try:
+        value = float(share or 1)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"share of {name} is {share!r}, expected a positive number, e.g. {name}=0.5")
+    return name, value
+
+
+def positive(word: str) -> int:
+    if not word.isdigit() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a positive whole number")
+    return int(word)
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    what = parser.add_argument_group("objects and hands")
+    what.add_argument("--object", nargs="+", default=list(CATEGORIES), metavar="PATH|NAME",
+                      help="mesh files, folders of meshes, or built-in families (default: %(default)s)")
+    what.add_argument("--category", help="what mesh files show, used in texts (default: guessed from the file's name)")
+    what.add_argument("--units", help="unit of mesh files: m, dm, cm, mm, in, or metres per unit as a number (default: "
+                      "guessed from their size, and said)")
+    what.add_argument("--up", choices=("y", "z"), help="vertical axis of mesh files (default: y for glTF, else z)")
+    what.add_argument("--object-instances", type=positive, default=4, metavar="K",
+                      help="random shapes of each built-in family")
+    what.add_argument("--object-seed", type=int, default=0, metavar="N",
+                      help="first shape; families use shapes N to N+K-1, so train and held-out sets need not overlap")
+    what.add_argument("--grasps-per-object", type=positive, default=8, metavar="G",
+                      help="grasps searched for each object; found ones are cached")
+    what.add_argument("--hand-side", choices=("right", "left", "random"), default="right")
+    what.add_argument("--mano", metavar="FILE", help="official MANO_RIGHT.pkl (default: the built-in hand)")
+    what.add_argument("--content", nargs="+", type=parse_content, default=[("hand_object", 1.0)], metavar="WHAT=SHARE",
+                      help="mixture of hand_object, object, hand, scenery; e.g. --content hand_object=0.6 object=0.2 "
+                      "scenery=0.2 (scenery needs --shade; default: hand_object alone)")
+    view = parser.add_argument_group("views and frames")
+    view.add_argument("--size", type=positive, default=512, metavar="PX",
+                      help="height and width in pixels (default: 512, the paper's)")
+    view.add_argument("--official-view", action=argparse.BooleanOptionalAction, default=False,
+                      help="azimuth 0 to 0.1 degrees as in the official release, instead of 0 to 360")
+    view.add_argument("--framing", choices=FRAMINGS, default="official",
+                      help="official: 60 degrees field of view; tight: zoomed in, the wrist near the border")
+    view.add_argument("--frames", type=positive, default=1, metavar="F",
+                      help="frames of the approach, the last one is the grasp; 1 is the grasp alone (official: 8)")
+    view.add_argument("--start-distance", type=float, metavar="M",
+                      help="metres from the start of the approach to the grasp (default: paper 0.15, official 0.3)")
+    view.add_argument("--trajectory", choices=("paper", "official"), default="paper",
+                      help="paper: from vertically above (Sec. 3.2); official: the released code's variant")
+    view.add_argument("--keep-outside", action=argparse.BooleanOptionalAction, default=False,
+                      help="also write frames whose hand leaves the picture (hand_in_picture is false)")
+    look = parser.add_argument_group("texts and toy-world pictures")
+    look.add_argument("--shade", action=argparse.BooleanOptionalAction, default=False,
+                      help="draw pictures in random looks with captions (hoi/appearance.py); otherwise conditions only")
+    look.add_argument("--looks", type=positive, default=1, metavar="L",
+                      help="pictures of each geometry in different looks; they share their condition images")
+    look.add_argument("--style", choices=("any", "lab", "scenic"), default="any",
+                      help="any look, laboratory tables and walls only, or everything but these")
+    look.add_argument("--paraphrase", action=argparse.BooleanOptionalAction, default=True,
+                      help="word some captions differently; --no-paraphrase gives the paper's template always")
+    look.add_argument("--text", metavar="TEMPLATE",
+                      help='text without --shade, {object} is the noun (default: "A hand is grasping a {object}")')
+    add("--num", type=positive, default=100, metavar="N",
+        help="records, rounded up to whole scenes of --frames x --looks records")
+    add("--seed", type=int, default=0)
+    add("--workers", type=positive, default=1, metavar="W", help="processes; the result is the same for any number")
+    add("--cache", type=Path, default=CACHE, metavar="DIR", help="where found grasps are kept (default: %(default)s)")
+    add("--out", type=Path, default=Path("data"), metavar="DIR", help="the dataset folder (default: %(default)s)")
+    add("--check", type=Path, metavar="DIR",
+        help="only validate a folder: files, keypoints, masks and depth against a re-render; exits 1 on a problem")
+    args = parser.parse_args(arguments)
+    args.content = dict(args.content)
+    if "scenery" in args.content and not args.shade:
+        parser.error("--content scenery has neither hand nor object: it makes sense only with --shade")
+    if args.looks > 1 and not args.shade:
+        parser.error("--looks needs --shade: without pictures the looks of a geometry would be equal")
+    if args.seed < 0 or args.object_seed < 0:
+        parser.error("--seed and --object-seed must not be negative")
+    return args
+
+
+def collect_objects(args: argparse.Namespace) -> list[ObjectMesh]:
+    """Load or make every object; all that is wrong is reported at once."""
+    objects, problems = [], []
+    for word in args.object:
+        try:
+            if word in CATEGORIES:
+                shapes = range(args.object_seed, args.object_seed + args.object_instances)
+                objects += [make_object(word, shape) for shape in shapes]
+                continue
+            if not Path(word).exists():
+                known = ", ".join(CATEGORIES)
+                raise FileNotFoundError(f"{word}: no such file or folder, and no built-in family ({known})")
+            paths = find_objects(word) if Path(word).is_dir() else [Path(word)]
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+            continue
+        for path in paths:
+            try:
+                objects.append(load_object(path, args.category, args.units, args.up))
+            except (ValueError, OSError) as error:
+                problems.append(str(error))
+    if problems:
+        raise ValueError("\n  ".join([f"{len(problems)} object(s) cannot be used, nothing was made:", *problems]))
+    seen: dict[str, int] = {}
+    for k, mesh in enumerate(objects):  # two files of one name get different ids
+        seen[mesh.object_id] = seen.get(mesh.object_id, 0) + 1
+        if seen[mesh.object_id] > 1:
+            objects[k] = replace(mesh, object_id=f"{mesh.object_id}_{seen[mesh.object_id]}")
+    return objects
+
+
+class SceneMaker:
+    """Everything one process needs to make scenes; built once per process, grasps read when first needed."""
+
+    def __init__(self, args: argparse.Namespace, meshes: list[ObjectMesh]) -> None:
+        torch.set_num_threads(1)
+        self.args, self.meshes = args, meshes
+        self.hand = load_hand(args.mano)
+        self.sides = ("right", "left") if args.hand_side == "random" else (args.hand_side,)
+        self.needs_grasps = not {"hand_object", "hand"}.isdisjoint(args.content)
+        self.renderer: Renderer | None = None
+        self.objects: list[GraspedObject] | None = None
+        self.fields: dict[str, DistanceField] = {}
+
+    def grasps_of(self, k: int) -> GraspedObject:
+        """Search object k's grasps or read them from the cache (same result)."""
+        if not self.needs_grasps:
+            return GraspedObject(self.meshes[k])
+        return grasp_object(
+            self.meshes[k], self.hand, self.args.grasps_per_object, self.args.seed, self.args.cache, self.sides
+        )
+
+    def make_scene(self, number: int) -> list[dict[str, Any]]:
+        """Write the pictures of one scene; returns its complete records."""
+        args = self.args
+        if self.objects is None:
+            self.objects = [self.grasps_of(k) for k in range(len(self.meshes))]
+            self.renderer = Renderer()
+        generator = np.random.default_rng([args.seed, number])
+        shares = np.array(list(args.content.values()))
+        content = list(args.content)[generator.choice(len(shares), p=shares / shares.sum())]
+        scene = compose_scene(
+            self.objects, self.hand, self.renderer, generator, args.size, args.size, content, args.hand_side,
+            args.framing, args.official_view, args.frames, args.start_distance, args.trajectory,
+        )  # fmt: skip
+        if scene is None:
+            return []
+        records: list[dict[str, Any]] = []
+        for frame in range(scene.frames):
+            records += self.make_frame(scene, number, frame)
+        return records
+
+    def make_frame(self, scene, number: int, frame: int) -> list[dict[str, Any]]:
+        args = self.args
+        record = annotate(scene, frame, self.hand, self.field(scene))
+        drawable = record.get("keypoints_2d") is None or np.isfinite(record["keypoints_2d"]).all()
+        if not drawable or (record.get("hand_in_picture") is False and not args.keep_outside):
+            return []
+        if args.frames > 1:
+            record |= {"trajectory": number, "frame": frame}
+        pictures: dict[str, Any] = {}
+        if scene.content != "scenery":
+            gbuffer = render_scene(scene, frame, self.hand, self.renderer)
+            pictures = {"conditions": scene_conditions(gbuffer, record), "depth": gbuffer.depth}
+            if scene.object_mesh is not None:
+                pictures["object_mask"] = gbuffer.object_mask
+                record["object_path"] = write_object(args.out, scene.object_mesh)
+        large = render_scene(scene, frame, self.hand, self.renderer, factor=2) if pictures and args.shade else None
+        records = []
+        for look_number in range(args.looks):
+            image = None
+            if args.shade:
+                generator = np.random.default_rng([args.seed, number, frame, look_number])
+                look = sample_look(generator, style=args.style)
+                image, record["text"] = shade_scene(scene, large, look, generator, paraphrase=args.paraphrase)
+                record["look"] = {key: np.asarray(value).tolist() for key, value in asdict(look).items()}
+            else:
+                record["text"] = plain_text(scene, args.text)
+            index = (number * args.frames + frame) * args.looks + look_number
+            records.append(write_pictures(args.out, index, record, image, **pictures))
+            # The other looks of this geometry point at the same condition files.
+            record |= {key: records[0][key] for key in PICTURE_FOLDERS if key != "file_name"}
+            pictures = {}
+        return records
+
+    def field(self, scene) -> DistanceField | None:
+        """Distance to the object, needed only for the contact of frames before the grasp; built once per object."""
+        if self.args.frames == 1 or scene.object_mesh is None or scene.grasp is None:
+            return None
+        mesh = scene.object_mesh
+        if mesh.object_id not in self.fields:
+            self.fields[mesh.object_id] = DistanceField(mesh.vertices, mesh.faces)
+        return self.fields[mesh.object_id]
+
+
+_maker: SceneMaker | None = None  # one in each worker process
+
+
+def start_worker(args: argparse.Namespace, meshes: list[ObjectMesh]) -> None:
+    global _maker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
+    _maker = SceneMaker(args, meshes)
+
+
+def call_worker(method: str, argument: int) -> Any:
+    return getattr(_maker, method)(argument)
+
+
+@contextmanager
+def mapper(args: argparse.Namespace, meshes: list[ObjectMesh]) -> Iterator[Any]:
+    """Yields map(method name, numbers) -> results in order, run here or in worker processes."""
+    if args.workers == 1:
+        maker = SceneMaker(args, meshes)
+        yield lambda method, numbers: map(getattr(maker, method), numbers)
+        return
+    # Spawn: a forked process would share the parent's GL context and thread pools.
+    pool = ProcessPoolExecutor(args.workers, get_context("spawn"), start_worker, (args, meshes))
+    try:
+        yield lambda method, numbers: pool.map(call_worker, [method] * len(numbers), numbers)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def describe(args: argparse.Namespace, objects: list[GraspedObject]) -> dict[str, Any]:
+    """What goes to dataset.json."""
+    meshes = [item.object_mesh for item in objects]
+    digest = [hashlib.sha256(mesh.vertices.tobytes() + mesh.faces.tobytes()).hexdigest()[:8] for mesh in meshes]
+    hand = Path(args.mano).name if args.mano else "builtin"
+    return {
+        "made_by": "make_dataset.py",
+        "command": shlex.join(["python", *sys.argv]),
+        "seed": args.seed,
+        "versions": {"python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__},
+        "licences": {
+            "hand": "MANO licence (non-commercial research)" if args.mano else "built-in hand: MIT, see hoi/assets",
+            "objects": sorted({mesh.source for mesh in meshes}),
+        },
+        "job": {flag: getattr(args, flag) for flag in JOB_FLAGS}
+        | {"hand": hand, "objects": [f"{m.object_id} {d}" for m, d in zip(meshes, digest, strict=True)]},
+        "objects": [
+            {"object_id": item.object_mesh.object_id, "category": item.object_mesh.category,
+             "source": item.object_mesh.source,
+             "file_to_canonical": item.object_mesh.file_to_canonical.ravel().tolist(),
+             "watertight": item.object_mesh.watertight, "notes": list(item.object_mesh.notes),
+             "grasps": len(item.right) + len(item.left)}
+            for item in objects
+        ],
+    }  # fmt: skip
+
+
+def drop_ungraspable(args: argparse.Namespace, objects: list[GraspedObject]) -> list[ObjectMesh]:
+    """Leave out objects without a grasp for every wanted side, and say so; an error when none is left."""
+    sides = ("right", "left") if args.hand_side == "random" else (args.hand_side,)
+    good = [item for item in objects if all(item.grasps(side) for side in sides)]
+    bad = [item.object_mesh.object_id for item in objects if not all(item.grasps(side) for side in sides)]
+    if not good:
+        raise ValueError(f"no grasp was found for any object ({', '.join(bad)}): are they 1 to 20 cm in size?")
+    if bad:
+        print(f"left out, no grasp was found: {', '.join(bad)}")
+    return good
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.check:
+        report = check_folder(args.check, load_hand(args.mano) if args.mano else None)
+        print(report)
+        sys.exit(0 if report.ok else 1)
+    meshes = collect_objects(args)
+    for mesh in meshes:
+        print("\n".join(f"{mesh.object_id}: {note}" for note in mesh.notes), end="\n" if mesh.notes else "")
+    scenes = -(-args.num // (args.frames * args.looks))
+    per_scene = args.frames * args.looks
+    with mapper(args, meshes) as run:
+        search = run("grasps_of", range(len(meshes)))
+        objects = list(tqdm(search, "grasps", len(meshes), unit="object", disable=len(meshes) == 1))
+    if any(name in args.content for name in ("hand_object", "hand")):
+        objects = drop_ungraspable(args, objects)
+    meshes = [item.object_mesh for item in objects]
+    writer = DatasetWriter(args.out, describe(args, objects))
+    todo = [k for k in range(scenes) if not all(writer.done(i) for i in range(k * per_scene, (k + 1) * per_scene))]
+    print(f"{scenes} scenes x {per_scene} records -> {args.out}, {len(writer)} records are there already")
+    before = len(writer)
+    try:
+        with mapper(args, meshes) as run, tqdm(total=len(todo) * per_scene, unit="record") as progress:
+            for records in run("make_scene", todo):
+                for record in records:
+                    if not writer.done(record["index"]):
+                        writer.append(record)
+                progress.update(per_scene)
+    except KeyboardInterrupt:
+        sys.exit(f"interrupted: {len(writer)} records are complete; the same command continues")
+    writer.finish()
+    left_out = scenes * per_scene - len(writer)
+    print(f"{len(writer) - before} new records, {len(writer)} in all")
+    if left_out > 0:
+        print(f"{left_out} records were left out: the hand leaves the picture, or hand or object is hidden")
+    print(f"look at {args.out / 'grid.png'}; validate with: python make_dataset.py --check {args.out}")
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # an orderly stop for `kill` too
+    try:
+        main(parse_args())
+    except (ValueError, OSError) as problem:
+        sys.exit(f"make_dataset.py: {problem}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted before the first record")
