@@ -1,14 +1,14 @@
-"""Condition images: keypoints, label map, surface normals -> Conditions (skeleton, normal, segmentation).  Paper: Sec. 3.1.
+"""Condition images: keypoints, label map, surface normals -> Conditions.  Paper: Sec. 3.3, 4.3, 5.
 
-Colours and strokes are those of the official release (the drawing scheme of HO-3D with its colours read as R, G, B), so its weights know them. Photographs and
-rendered scenes both pass through here.
+Colours and strokes are those of the official release (the drawing scheme of HO-3D with its colours read as R, G, B), so
+its weights know them. Photographs and rendered scenes both pass through here.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,7 +47,8 @@ class Conditions:
 def stroke_color(index: int) -> tuple[int, int, int]:
     """Colour of bone or joint `index`: four shades to a palette entry, 35 apart, saturated.
 
-    Bones group by finger. Joints do not, in the release: the wrist takes the thumb's first cell, so every fingertip has the next finger's first colour.
+    Bones group by finger. Joints do not, in the release: the wrist takes the thumb's first cell, so every fingertip has
+    the next finger's first colour.
     """
     red, green, blue = (min(value + 35 * (index % 4), 255) for value in FINGER_COLORS[index // 4])
     return red, green, blue
@@ -58,7 +59,7 @@ SKELETON_COLORS = np.array(
 )  # of joints 0..20; the first 20 also of the bones
 
 
-@lru_cache(maxsize=None)
+@cache
 def _sines() -> np.ndarray:
     """Sine of 0..450 degrees to seven decimals in float32, the precision at which OpenCV turns its ellipses."""
     return np.round(np.sin(np.radians(np.arange(451))), 7).astype(np.float32).astype(np.float64)
@@ -69,15 +70,16 @@ def _ellipse_spans(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pixels of a filled ellipse with half axes (half_length, 3): rows (R,), first column (R,), last column (R,).
 
-    The outline is a polygon with a corner a degree, each rounded to a pixel (halves to even) and joined by the straightest row of pixels, as OpenCV's
-    ellipse2Poly and fillConvexPoly do.
+    The outline is a polygon with a corner a degree, each rounded to a pixel (halves to even) and joined by lines of
+    pixels, as OpenCV's ellipse2Poly and fillConvexPoly have it.
     """
     sine, degree = _sines(), np.arange(361)
     cosine_turn, sine_turn = sine[90 + angle_deg % 360], sine[angle_deg % 360]
     along, across = half_length * sine[450 - degree], BONE_HALF_WIDTH * sine[degree]
     x = np.rint(center[0] + along * cosine_turn - across * sine_turn).astype(np.int64)
     y = np.rint(center[1] + along * sine_turn + across * cosine_turn).astype(np.int64)
-    # Corners lie at most two pixels apart. The pixel between them is OpenCV's: a flat step stays on the row of its left end, a steep one widens the row.
+    # Corners lie at most two pixels apart. The pixel between them is chosen as OpenCV does: a flat step stays on the
+    # row of its left end, a steep one takes the columns of both ends.
     step_x, step_y = np.diff(x), np.diff(y)
     flat, steep = np.abs(step_x) > 1, np.abs(step_y) > 1
     row_of_left = np.where(np.abs(step_y) > 1, y[:-1] + step_y // 2, np.where(step_x > 0, y[:-1], y[1:]))
@@ -121,16 +123,16 @@ def draw_skeleton(keypoints_2d: np.ndarray, height: int, width: int) -> np.ndarr
 
     keypoints_2d  (21, 2)       pixels, OpenPose order; points outside the picture are allowed
     returns       (H, W, 3) uint8
-    A picture whose longer side is below 512 is drawn at 512 and reduced by area averages (halves of a grey level round up at each of its two passes).
+    A picture whose longer side is below 512 is drawn at 512 and reduced by area averages (rounded once along the rows
+    and once along the columns, so within one grey level of the exact average).
     Raises ValueError when the keypoints have another shape or are not finite.
     """
     keypoints_2d = np.asarray(keypoints_2d, dtype=np.float64)
     if keypoints_2d.shape != (21, 2):
         raise ValueError(f"keypoints_2d is {keypoints_2d.shape}; expected (21, 2) pixels in OpenPose order")
     if not np.isfinite(keypoints_2d).all():
-        raise ValueError(
-            f"keypoints_2d has values that are not finite, first at joint {np.argmin(np.isfinite(keypoints_2d).all(axis=1))}"
-        )
+        joint = int(np.argmin(np.isfinite(keypoints_2d).all(axis=1)))
+        raise ValueError(f"keypoints_2d of joint {joint} is {keypoints_2d[joint]}; expected finite pixels")
     side = max(height, width)
     if side >= STROKE_SIDE:
         return _draw_strokes(keypoints_2d, height, width)
@@ -144,7 +146,7 @@ def draw_skeleton(keypoints_2d: np.ndarray, height: int, width: int) -> np.ndarr
 
 
 def draw_segmentation(label_map: np.ndarray) -> np.ndarray:
-    """Labels (H, W) 0 background, 1 hand, 2 object -> (H, W, 3) uint8: black, grey (128, 128, 128), red-brown (153, 51, 51)."""
+    """Labels (H, W) 0, 1, 2 -> (H, W, 3) uint8: background black, hand 128,128,128, object 153,51,51."""
     label_map = np.asarray(label_map)
     if label_map.ndim != 2 or label_map.min() < 0 or label_map.max() > 2:
         raise ValueError(
@@ -169,12 +171,13 @@ def draw_normal(surface_normals: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def scale_inverse_depth(depth: np.ndarray, nearest_value: float = 1000.0) -> np.ndarray:
-    """Metric depth to an inverse depth of stated range: nearest_value at the nearest surface, in proportion to 1 / depth elsewhere, 0 where nothing is.
+    """Metric depth to inverse depth of a stated range: 0 where nothing is, else nearest_value * (least depth) / depth.
 
     depth          (H, W)  metres, 0 = nothing
-    nearest_value  the Sobel recipe below compares gradients of its input with 2 pi, so the range decides how steep normals come out; networks of the MiDaS
-                   family give hundreds to thousands. About 2 pi f / 8 (f the focal length in pixels) gives metric slopes at the nearest depth.
-    returns        (H, W) float64
+    nearest_value  the recipe below compares gradients of its input with 2 pi, so the range decides how steep its
+                   normals are. Networks of the MiDaS family give hundreds to thousands; 2 pi f / 8 (f the focal length,
+                   pixels) gives the true slopes at the nearest depth
+    returns        (H, W) float64 in [0, nearest_value]
     """
     seen = depth > 0
     if not seen.any():
@@ -184,12 +187,15 @@ def scale_inverse_depth(depth: np.ndarray, nearest_value: float = 1000.0) -> np.
 
 
 def normals_from_inverse_depth(inverse_depth: np.ndarray, background_threshold: float = 0.1) -> np.ndarray:
-    """Surface normals from a relative inverse-depth picture, by the paper's recipe: Sobel gradients against a constant z part of 2 pi.
+    """Surface normals from a relative inverse-depth picture: Sobel gradients against a constant z part of 2 pi.
 
-    inverse_depth         (H, W)     larger = nearer, in the range of MiDaS DPT-Hybrid (unnormalised; see scale_inverse_depth)
-    background_threshold  where the picture, scaled to [0, 1], is below, the gradient counts as zero; a constant picture is all background
-    returns               (H, W, 3)  unit, outward, camera frame: the sign of GBuffer.surface_normals, so draw_normal draws both alike
-    The release's own vector is the negative of this one and its picture (n + 1) / 2, hence equal to ours. Its mask is applied when drawing.
+    inverse_depth         (H, W)     larger = nearer, unnormalised, in MiDaS's range (see scale_inverse_depth)
+    background_threshold  below it, on the picture scaled to [0, 1], gradients count as zero; so they do everywhere in a
+                          constant picture
+    returns               (H, W, 3)  unit, outward, camera frame: the sign of GBuffer.surface_normals
+    Raises ValueError when the picture is not (H, W) or not finite.
+    Source: the official release's recipe for MiDaS. Its vector n' is the negative of ours and its picture (n' + 1) / 2,
+    so draw_normal gives the release's picture.
     """
     if inverse_depth.ndim != 2 or not np.isfinite(inverse_depth).all():
         raise ValueError(f"inverse_depth is {inverse_depth.shape}; expected a finite picture (H, W)")

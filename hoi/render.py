@@ -1,7 +1,8 @@
-"""Rendering: hand mesh, object mesh, Camera -> GBuffer (depth, label map, surface normals, amodal object mask).  Paper: Sec. 3.2.
+"""Rendering: hand mesh, object mesh, Camera -> GBuffer (depth, labels, normals, amodal object mask).  Paper: Sec. 3.2.
 
-A backend answers one question, which face is seen in each pixel: pyrender's GL, or a z-buffer in numpy where GL does not start. Depth, normals and labels
-are then computed from the face and the pixel's ray in float64, the same for both, so a change of backend moves a silhouette pixel at most.
+A backend answers one question, which face is seen in each pixel: pyrender's GL, or a z-buffer in numpy where GL does
+not start. Depth, normals and labels are then computed from the face and the pixel's ray in float64, alike for both, so
+a change of backend moves a silhouette pixel at most.
 """
 
 import os
@@ -32,7 +33,8 @@ class GBuffer:
 
     depth            (H, W) float32       metres along the optical axis, 0 = nothing there
     label_map        (H, W) uint8         0 background, 1 hand, 2 object
-    surface_normals  (H, W, 3) float32    unit, outward, camera frame (x right, y down, z forward: what faces the camera has z < 0), 0 outside
+    surface_normals  (H, W, 3) float32    unit, outward, camera frame (x right, y down, z forward, so what faces the
+                                          camera has z < 0), 0 outside
     object_mask      (H, W) bool          whole silhouette of the object, the hand ignored (amodal)
     """
 
@@ -43,7 +45,10 @@ class GBuffer:
 
 
 def smooth_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Area-weighted normal of every vertex, handed to the corners of every face: vertices (V, 3), faces (F, 3) -> (F, 3, 3) unit."""
+    """Area-weighted normals of the vertices, handed to the faces' corners.
+
+    vertices (V, 3), faces (F, 3) -> (F, 3, 3), unit (zero where every face around a vertex is degenerate)
+    """
     face_vectors = _face_vectors(vertices, faces)
     return _normalized(_sum_by_label(faces.ravel(), np.repeat(face_vectors, 3, axis=0), len(vertices)))[faces]
 
@@ -51,8 +56,8 @@ def smooth_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
 def crease_normals(vertices: np.ndarray, faces: np.ndarray, crease_deg: float = CREASE_DEG) -> np.ndarray:
     """Area-weighted corner normals that are smooth across flat edges and sharp across folded ones.
 
-    Corners at one position share a normal when a fan of edges joins them, each folded by less than `crease_deg`. Vertices at equal positions count as one,
-    so seams of textured meshes do not show.
+    Corners at one position share a normal when a fan of edges joins them, each folded by less than `crease_deg`.
+    Vertices at equal positions count as one, so seams of textured meshes do not show.
 
     vertices (V, 3), faces (F, 3) -> (F, 3, 3), unit (zero where every face around a corner is degenerate)
     """
@@ -96,10 +101,12 @@ def _normalized(vectors: np.ndarray) -> np.ndarray:
 def _ray_weights(corners: np.ndarray, intrinsics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Linear functions of the pixel that give a face's barycentric weights divided by depth.
 
-    The ray of pixel p is z K^-1 (u, v, 1); the weights w of the point where it meets the face's plane solve corners^T w = z K^-1 p, so w / z is linear in p
-    (2D homogeneous rasterisation, Olano and Greer 1997). It needs no clipped polygon when a face passes behind the camera.
+    The ray of pixel p = (u, v, 1) is z K^-1 p. The weights w of the point where it meets the face's plane solve
+    corners^T w = z K^-1 p, so w / z is linear in p. Source: 2D homogeneous rasterisation, Olano and Greer 1997; a face
+    that passes behind the camera needs no clipping.
 
-    corners (F, 3, 3) of each face in the camera frame -> functions (F, 3, 3), row i for corner i; determinant (F,), negative when the face is seen from the front
+    corners  (F, 3, 3)  of each face, camera frame
+    returns  functions (F, 3, 3), row i for corner i; determinant (F,), negative when the front is seen
     """
     a, b, c = corners[:, 0], corners[:, 1], corners[:, 2]
     opposite = np.stack([np.cross(b, c), np.cross(c, a), np.cross(a, b)], axis=1)
@@ -110,43 +117,53 @@ def _ray_weights(corners: np.ndarray, intrinsics: np.ndarray) -> tuple[np.ndarra
     return opposite @ np.linalg.inv(intrinsics) / safe[:, None, None], determinant
 
 
-def _candidate_faces(
-    points: np.ndarray, faces: np.ndarray, camera: Camera
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Faces whose box holds a pixel centre, with the first and last picture row of the box: three (N,) int arrays."""
-    depth = points[:, 2]
-    in_front = depth > NEAR
-    pixel = points @ camera.intrinsics.T
-    pixel = pixel[:, :2] / np.where(in_front, depth, 1.0)[:, None]
-    corner_pixels = pixel[faces]
-    low = np.ceil(corner_pixels.min(axis=1) - 1e-9)
-    high = np.floor(corner_pixels.max(axis=1) + 1e-9)
-    corners_in_front = in_front[faces].sum(axis=1)
-    crossing = (corners_in_front > 0) & (corners_in_front < 3)  # passes the near plane: its projected box means nothing
-    low[crossing], high[crossing] = 0, (camera.width - 1, camera.height - 1)
-    low = np.maximum(low, 0)
-    high = np.minimum(high, (camera.width - 1, camera.height - 1))
-    kept = np.flatnonzero((corners_in_front > 0) & (high >= low).all(axis=1))
-    return kept, low[kept, 1].astype(np.int64), high[kept, 1].astype(np.int64)
+def _candidate_faces(points: np.ndarray, faces: np.ndarray, camera: Camera) -> tuple[np.ndarray, ...]:
+    """Faces whose box holds a pixel centre: index, first row, last row, whether it passes the near plane, each (N,)."""
+    in_front = points[:, 2] > NEAR
+    homogeneous = points @ camera.intrinsics.T
+    pixels = homogeneous[:, :2] / np.where(in_front, points[:, 2], 1.0)[:, None]
+    (left, top), (right, bottom) = (_over_corners(extreme, pixels, faces) for extreme in (np.minimum, np.maximum))
+    any_in_front = in_front[faces[:, 0]] | in_front[faces[:, 1]] | in_front[faces[:, 2]]
+    crossing = any_in_front & ~(in_front[faces[:, 0]] & in_front[faces[:, 1]] & in_front[faces[:, 2]])
+    # The box of a face that passes the near plane means nothing: look at every row.
+    left, top = (np.maximum(np.where(crossing, 0, np.ceil(low - 1e-9)), 0) for low in (left, top))
+    right = np.minimum(np.where(crossing, np.inf, np.floor(right + 1e-9)), camera.width - 1)
+    bottom = np.minimum(np.where(crossing, np.inf, np.floor(bottom + 1e-9)), camera.height - 1)
+    kept = np.flatnonzero(any_in_front & (right >= left) & (bottom >= top))
+    return kept, top[kept].astype(np.int64), bottom[kept].astype(np.int64), crossing[kept]
 
 
-def _row_spans(
-    functions: np.ndarray, face_of_row: np.ndarray, rows: np.ndarray, width: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """First and last column where a face's row is inside its three edges and between the near and far planes: (R,), (R,) int (empty when last < first)."""
-    inverse_depth = functions.sum(axis=1, keepdims=True)
-    limits = np.concatenate([functions, -inverse_depth, inverse_depth], axis=1)  # each of the five must not be negative
-    limits[:, 3, 2] += 1.0 / NEAR
-    limits[:, 4, 2] -= 1.0 / FAR
-    slope = limits[face_of_row, :, 0]
-    constant = limits[face_of_row, :, 1] * rows[:, None] + limits[face_of_row, :, 2]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        crossing = -constant / slope
-    first = np.where(slope > 0, crossing, np.where((slope == 0) & (constant < 0), np.inf, -np.inf)).max(axis=1)
-    last = np.where(slope < 0, crossing, np.inf).min(axis=1)
-    first = np.ceil(np.clip(first, 0, width) - 1e-9).astype(np.int64)
-    last = np.floor(np.clip(last, -1, width - 1) + 1e-9).astype(np.int64)
-    return first, last
+def _over_corners(extreme: np.ufunc, values: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """Extreme over each face's three corners, column by column: (V, D) -> (D, F)."""
+    columns = np.ascontiguousarray(values.T)
+    return np.stack([extreme(extreme(c[faces[:, 0]], c[faces[:, 1]]), c[faces[:, 2]]) for c in columns])
+
+
+def _row_lines(functions: np.ndarray, crossing: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each limit of a face as a bound on the column, linear in the row: slope, constant, is_left_bound, each (L, F).
+
+    The limits are the face's edges (L = 3) and, when any face passes the near plane, 1 / FAR <= 1 / depth <= 1 / NEAR.
+    """
+    limits = functions.transpose(1, 2, 0)
+    if crossing.any():
+        inverse_depth = functions.sum(axis=1).T
+        planes = np.stack([-inverse_depth, inverse_depth])
+        planes[:, 2] += np.array([1.0 / NEAR, -1.0 / FAR])[:, None]
+        limits = np.concatenate([limits, planes])
+    a, b, c = limits[:, 0], limits[:, 1], limits[:, 2]
+    a = np.where(a == 0, 1e-9 * (np.abs(b) + np.abs(c)) + 1e-300, a)  # along a row: everything or nothing
+    return -b / a, -c / a, a > 0
+
+
+def _row_spans(lines: tuple[np.ndarray, ...], face: np.ndarray, row: np.ndarray, width: int) -> tuple[np.ndarray, ...]:
+    """First and last column inside all limits of face (R,) in row (R,): (R,), (R,) int, last < first when none is."""
+    first, last = np.zeros(len(row)), np.full(len(row), width - 1.0)
+    for slope, constant, is_left in zip(*lines, strict=True):
+        bound, left = slope[face] * row + constant[face], is_left[face]
+        first = np.where(left, np.maximum(first, bound), first)
+        last = np.where(left, last, np.minimum(last, bound))
+    first, last = np.minimum(first, width), np.maximum(last, -1)
+    return np.ceil(first - 1e-9).astype(np.int64), np.floor(last + 1e-9).astype(np.int64)
 
 
 def _expand(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -156,45 +173,52 @@ def _expand(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _chunks(counts: np.ndarray) -> list[np.ndarray]:
-    """Indices of counts in order, cut so that the counts of a piece sum to about PIXELS_AT_ONCE (counts are at most a picture's side)."""
+    """Indices of counts in order, cut so that the counts of a piece sum to about PIXELS_AT_ONCE."""
     piece = np.cumsum(counts) // PIXELS_AT_ONCE
     return np.split(np.arange(len(counts)), np.flatnonzero(np.diff(piece)) + 1)
 
 
 def numpy_face_map(vertices: np.ndarray, faces: np.ndarray, camera: Camera) -> np.ndarray:
-    """Index of the nearest face in every pixel, by a z-buffer: vertices (V, 3) world, faces (F, 3) -> (H, W) int32, -1 where there is none."""
+    """Index of the nearest face in every pixel, by a z-buffer filled row by row of each face.
+
+    vertices (V, 3) world, faces (F, 3) -> (H, W) int32, -1 where there is none
+    """
     points = transform_points(camera.world_to_camera, vertices)
     nearest = np.zeros(camera.height * camera.width)  # largest 1 / depth so far
     face_map = np.full(camera.height * camera.width, NO_FACE, dtype=np.int32)
-    kept, top, bottom = _candidate_faces(points, faces, camera)
+    kept, top, bottom, crossing = _candidate_faces(points, faces, camera)
     functions, determinant = _ray_weights(points[faces[kept]], camera.intrinsics)
-    seen = determinant != 0
-    kept, top, bottom, functions = kept[seen], top[seen], bottom[seen], functions[seen]
-    inverse_depth = functions.sum(axis=1)
+    bottom = np.where(determinant == 0, top - 1, bottom)  # seen exactly from the side
+    lines = _row_lines(functions, crossing)
+    along_row, along_column, constant = functions.sum(axis=1).T
+    # Rounding must not lift a face seen almost from the side out of its own range of depths.
+    inverse = 1.0 / np.where(points[:, 2] > NEAR, points[:, 2], NEAR)
+    (lowest,), (highest,) = (_over_corners(e, inverse[:, None], faces[kept]) for e in (np.minimum, np.maximum))
+    lowest = np.where(crossing, 1.0 / FAR, lowest)
     for chunk in _chunks(bottom - top + 1):
-        face_of_row, row = _expand(bottom[chunk] - top[chunk] + 1)
-        face_of_row = chunk[face_of_row]
-        row += top[face_of_row]
-        first, last = _row_spans(functions, face_of_row, row, camera.width)
-        filled = last >= first
-        face_of_row, row, first, last = face_of_row[filled], row[filled], first[filled], last[filled]
-        for part in _chunks(last - first + 1):
+        owner, row = _expand((bottom - top + 1)[chunk])
+        face = chunk[owner]
+        row += top[face]
+        first, last = _row_spans(lines, face, row, camera.width)
+        filled = np.flatnonzero(last >= first)
+        for part in _chunks((last - first + 1)[filled]):
+            part = filled[part]
             span, step = _expand((last - first + 1)[part])
-            face = face_of_row[part][span]
-            column, line = first[part][span] + step, row[part][span]
-            value = inverse_depth[face, 0] * column + inverse_depth[face, 1] * line + inverse_depth[face, 2]
+            owner, column, line = face[part][span], first[part][span] + step, row[part][span]
+            value = along_row[owner] * column + along_column[owner] * line + constant[owner]
+            value = np.clip(value, lowest[owner], highest[owner])
             pixel = line * camera.width + column
             np.maximum.at(nearest, pixel, value)
             won = value == nearest[pixel]
-            face_map[pixel[won]] = kept[face[won]]
+            face_map[pixel[won]] = kept[owner[won]]
     return face_map.reshape(camera.height, camera.width)
 
 
 class _PyrenderFaceMaps:
-    """The same face maps from pyrender's SEG pass, with a shader that writes the face's number instead of a node's colour.
+    """The same face maps from pyrender's SEG pass, whose shader is made to write a face's number in place of a colour.
 
-    Only that pass samples pixel centres alone; the others resolve four samples and blur silhouettes. It always drops faces seen from behind, so every face
-    is drawn in both windings.
+    Only that pass samples pixel centres alone; the others resolve four samples and blur silhouettes. It always drops
+    faces seen from behind, so every face is drawn in both windings.
     """
 
     VERTEX_SHADER = """#version 330 core
@@ -212,7 +236,7 @@ void main() {
 
     def __init__(self) -> None:
         if sys.platform.startswith("linux"):
-            # Must precede the first import of PyOpenGL. EGL needs no display, and a DISPLAY that is set may lead nowhere.
+            # Before the first import of PyOpenGL. EGL needs no display, and a DISPLAY that is set may lead nowhere.
             os.environ.setdefault("PYOPENGL_PLATFORM", "egl")
         import pyrender
         from pyrender.shader_program import ShaderProgram
@@ -291,7 +315,10 @@ void main() {
 
 @lru_cache(maxsize=1)
 def _start_pyrender(process: int) -> "_PyrenderFaceMaps | str":
-    """The only GL renderer of this process (a second one's end would break the first), or why there is none. A forked process gets its own."""
+    """The one GL renderer of this process, or why there is none.
+
+    The end of a second renderer would break the first, hence the cache; a forked process gets its own.
+    """
     try:
         return _PyrenderFaceMaps()
     except Exception as error:  # drivers fail in many ways: missing libraries, no device, no display, a shader refused
@@ -335,26 +362,20 @@ class Renderer:
         """Draw a hand, an object or both.
 
         hand_vertices, object_vertices  (V, 3)  metres, the camera's world frame; None (with its faces) leaves it out
-        hand_faces, object_faces        (F, 3)  int, counter-clockwise seen from outside; faces seen from behind are drawn too, with the normal turned
+        hand_faces, object_faces        (F, 3)  int, counter-clockwise seen from outside; a face seen from behind (an
+                                                open mesh) is drawn too, its normal turned to the camera
         Raises ValueError for wrong shapes, indices out of range or values that are not finite.
         """
-        hand, amodal = None, None
-        if hand_vertices is not None and len(hand_faces):
-            hand_vertices, hand_faces = _checked("hand", hand_vertices, hand_faces)
-            hand = _shade(
-                self._face_map(hand_vertices, hand_faces, camera),
-                hand_vertices,
-                hand_faces,
-                smooth_normals(hand_vertices, hand_faces),
-                camera,
-            )
+        layers = []
         if object_vertices is not None and len(object_faces):
-            object_vertices, object_faces = _checked("object", object_vertices, object_faces)
-            normals = self._cached_normals(object_vertices, object_faces)
-            amodal = _shade(
-                self._face_map(object_vertices, object_faces, camera), object_vertices, object_faces, normals, camera
+            mesh = _checked("object", object_vertices, object_faces)
+            layers.append(
+                (OBJECT, _meet_rays(self._face_map(*mesh, camera), *mesh, self._cached_normals(*mesh), camera))
             )
-        return _nearest_of(hand, amodal, camera)
+        if hand_vertices is not None and len(hand_faces):
+            mesh = _checked("hand", hand_vertices, hand_faces)
+            layers.append((HAND, _meet_rays(self._face_map(*mesh, camera), *mesh, smooth_normals(*mesh), camera)))
+        return _nearest_of(layers, camera)
 
     def _cached_normals(self, vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
         key = _content_key(vertices, faces)
@@ -381,40 +402,64 @@ def _checked(what: str, vertices: np.ndarray, faces: np.ndarray) -> tuple[np.nda
     return vertices, faces
 
 
-def _shade(
+def _meet_rays(
     face_map: np.ndarray, vertices: np.ndarray, faces: np.ndarray, corner_normals: np.ndarray, camera: Camera
-) -> tuple[np.ndarray, np.ndarray]:
-    """Depth (H, W) and surface normals (H, W, 3) of one mesh from its face map, by meeting each pixel's ray with its face."""
-    covered = face_map >= 0
-    line, column = np.nonzero(covered)
-    seen, face = np.unique(face_map[covered], return_inverse=True)
-    corners = transform_points(camera.world_to_camera, vertices[faces[seen]])
-    functions, determinant = _ray_weights(corners, camera.intrinsics)
-    functions = functions[face]
-    weights = functions[..., 0] * column[:, None] + functions[..., 1] * line[:, None] + functions[..., 2]
-    # GL may give a pixel to a face whose exact outline passes just beside its centre; stay on the face.
-    weights = np.clip(weights / weights.sum(axis=1, keepdims=True), 0.0, 1.0)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where the rays of covered pixels meet their faces: flat pixel index (N,), depth (N,), surface normal (N, 3)."""
+    pixel = np.flatnonzero(face_map >= 0)
+    face = face_map.ravel()[pixel]
+    points = transform_points(camera.world_to_camera, vertices)
+    weights, from_behind = _corner_weights(points, faces, face, pixel, camera)
+    # GL rounds corners to 1/256 pixel, so it may choose a face that ends just beside the pixel's centre. Ask the faces
+    # around it; where none covers the centre, stay on the border of the first.
+    beside = np.flatnonzero(weights.min(axis=1) < -1e-6)
+    if len(beside):
+        touched = np.zeros(len(vertices), dtype=bool)
+        touched[faces[face[beside]]] = True
+        around = np.flatnonzero(touched[faces].any(axis=1))
+        exact = numpy_face_map(vertices, faces[around], camera).ravel()[pixel[beside]]
+        face[beside] = np.where(exact >= 0, around[exact], face[beside])
+        weights[beside], from_behind[beside] = _corner_weights(points, faces, face[beside], pixel[beside], camera)
+    weights = np.clip(weights, 0.0, 1.0)
     weights /= weights.sum(axis=1, keepdims=True)
-    depth = np.zeros(face_map.shape)
-    depth[covered] = np.einsum("ij,ij->i", weights, corners[face, :, 2])
-    normals = np.zeros((*face_map.shape, 3))
-    turned = (
-        corner_normals[seen] @ camera.world_to_camera[:3, :3].T * np.where(determinant > 0, -1.0, 1.0)[:, None, None]
+    depth = (weights * points[:, 2][faces[face]]).sum(axis=1)
+    normals = np.einsum("ij,ijk->ik", weights, corner_normals[face]) @ camera.world_to_camera[:3, :3].T
+    return pixel, depth, _normalized(np.where(from_behind[:, None], -normals, normals))
+
+
+def _corner_weights(
+    points: np.ndarray, faces: np.ndarray, face: np.ndarray, pixel: np.ndarray, camera: Camera
+) -> tuple[np.ndarray, np.ndarray]:
+    """Barycentric weights (N, 3) of each pixel's ray on its face's plane, and whether the face is seen from behind."""
+    is_seen = np.zeros(len(faces), dtype=bool)
+    is_seen[face] = True
+    seen = np.flatnonzero(is_seen)
+    place = np.cumsum(is_seen)[face] - 1
+    functions, determinant = _ray_weights(points[faces[seen]], camera.intrinsics)
+    of_pixel = functions.reshape(-1, 9)[place]
+    row, column = (each[:, None] for each in np.divmod(pixel, camera.width))
+    weights = of_pixel[:, 0::3] * column + of_pixel[:, 1::3] * row + of_pixel[:, 2::3]
+    total = weights.sum(axis=1, keepdims=True)  # zero when GL shows a face that is seen exactly from the side
+    weights = np.divide(weights, total, out=np.full(weights.shape, 1 / 3), where=total != 0)
+    return weights, determinant[place] > 0
+
+
+def _nearest_of(layers: list[tuple[int, tuple[np.ndarray, ...]]], camera: Camera) -> GBuffer:
+    """Put the layers (object, then hand) together; the later one wins where both are equally near."""
+    size = camera.height * camera.width
+    depth, label_map = np.full(size, np.inf), np.zeros(size, dtype=np.uint8)
+    surface_normals, object_mask = np.zeros((size, 3), dtype=np.float32), np.zeros(size, dtype=bool)
+    for label, (pixel, layer_depth, layer_normals) in layers:
+        if label == OBJECT:
+            object_mask[pixel] = True
+        wins = layer_depth <= depth[pixel]
+        pixel = pixel[wins]
+        depth[pixel], label_map[pixel], surface_normals[pixel] = layer_depth[wins], label, layer_normals[wins]
+    depth[label_map == BACKGROUND] = 0.0
+    shape = camera.height, camera.width
+    return GBuffer(
+        depth.astype(np.float32).reshape(shape),
+        label_map.reshape(shape),
+        surface_normals.reshape(*shape, 3),
+        object_mask.reshape(shape),
     )
-    normals[covered] = _normalized(np.einsum("ij,ijk->ik", weights, turned[face]))
-    return depth, normals
-
-
-def _nearest_of(
-    hand: tuple[np.ndarray, np.ndarray] | None, amodal: tuple[np.ndarray, np.ndarray] | None, camera: Camera
-) -> GBuffer:
-    """Put the two layers together; the hand wins where both are equally near."""
-    nothing = np.zeros((camera.height, camera.width)), np.zeros((camera.height, camera.width, 3))
-    hand_depth, hand_normals = hand or nothing
-    object_depth, object_normals = amodal or nothing
-    object_mask = object_depth > 0
-    hand_wins = (hand_depth > 0) & (~object_mask | (hand_depth <= object_depth))
-    label_map = np.where(hand_wins, HAND, np.where(object_mask, OBJECT, BACKGROUND)).astype(np.uint8)
-    depth = np.where(hand_wins, hand_depth, object_depth).astype(np.float32)
-    surface_normals = np.where(hand_wins[..., None], hand_normals, object_normals).astype(np.float32)
-    return GBuffer(depth, label_map, surface_normals, object_mask)
