@@ -1,4 +1,4 @@
-"""Surfaces of the toy world.  Points and normals of visible pixels -> albedo and gloss.  Colours are display values in [0, 1]."""
+"""Surfaces of the toy world.  Points and normals of visible pixels -> albedo and gloss.  Display values in [0, 1]."""
 
 from dataclasses import dataclass
 
@@ -43,16 +43,21 @@ _SKIN = np.float32(
 
 @dataclass(frozen=True)
 class Surface:
-    """Per-pixel material of N pixels: albedo (N, 3); strength and sharpness of highlights; share of mirror reflection."""
+    """Per-pixel material of N pixels: albedo (N, 3); highlights, mirror share, light.
+
+    wrap  how far lamp light reaches past the terminator, per channel;  rim  brightness added at grazing angles
+    """
 
     albedo: np.ndarray
     specular: float | np.ndarray = 0.15
     sharpness: float = 24.0
     mirror: float | np.ndarray = 0.0
+    wrap: tuple[float, float, float] = (0.3, 0.3, 0.3)
+    rim: float = -0.25
 
 
 def _turbulence(points: np.ndarray, frequency: float, pattern: tuple[float, ...]) -> np.ndarray:
-    """Smooth solid noise (N,) in about [-1, 1]: six sine waves along directions and phases made of the pattern numbers."""
+    """Smooth solid noise (N,) in about [-1, 1]: six sine waves, directions and phases made of the pattern."""
     k = np.arange(6)
     phase = 2 * np.pi * np.mod(np.asarray(pattern)[k % len(pattern)] * (k + 1) + 0.37 * k, 1)
     directions = (
@@ -149,4 +154,4 @@ def skin_surface(points: np.ndarray, tone: float, warmth: float, pattern: tuple[
     base = np.stack([np.interp(position, np.arange(len(_SKIN)), channel) for channel in _SKIN.T])
     base = base * (1 + warmth * np.array([0.03, -0.02, -0.04]))
     blotch = _turbulence(points, 60.0, pattern)[:, None] * np.float32([0.015, 0.035, 0.03])
-    return Surface((base.astype(np.float32) * (1 - blotch)).astype(np.float32), 0.10 + 0.08 * tone, 12.0)
+    return Surface(base.astype(np.float32) * (1 - blotch), 0.10 + 0.08 * tone, 12.0, wrap=(0.5, 0.32, 0.26), rim=0.12)

@@ -1,4 +1,4 @@
-"""The toy world's vocabulary.  Look words -> caption, and caption -> words.  Template: paper, Sec. 4; phrases: its figures."""
+"""The toy world's vocabulary.  Words -> caption and back.  Template and phrases: the paper's, Sec. 4 and figures."""
 
 import re
 
@@ -10,7 +10,7 @@ COLOR_WORDS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "wh
 MATERIAL_WORDS = ("metallic", "striped", "wooden", "marble", "gothic-style", "medieval-style")
 CATEGORY_WORDS = ("mug", "bowl", "bottle", "can")
 
-# Every %s pair is (adjectives + noun with its article, background phrase).  The first is the paper's and is drawn most often.
+# {thing}: article, adjectives, noun; {place}: background phrase.  The first is the paper's and is drawn most often.
 _GRASP_FORMS = (
     "A hand is grasping {thing} {place}",
     "a hand is grasping {thing} {place}",
