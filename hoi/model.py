@@ -72,12 +72,12 @@ def tiny_config() -> ModelConfig:
     return ModelConfig(
         name="tiny",
         unet=UNetConfig(
-            model_channels=64,
-            channel_mult=(1, 2, 2, 2),
-            num_res_blocks=1,
+            model_channels=32,
+            channel_mult=(2, 3, 4, 4),  # 64 wide at the finest level, where fingers are
             attention_levels=(1, 2, 3),  # attention over the 1024 latents of the finest level would halve the speed
             num_heads=4,
             context_dim=128,
+            norm_groups=8,
         ),
         vae=VAEConfig(channels=32, channel_mult=(1, 2, 4), num_res_blocks=1, norm_groups=8),
         text=TextConfig(width=128, heads=4, layers=3, quick_gelu=False),
@@ -212,10 +212,8 @@ class HOIDiffusion(nn.Module):
         extra     further metadata strings
         """
         if (stage == "base") != (self.condition_encoders is None) or stage not in STAGES:
-            has = "has no" if self.condition_encoders is None else "has"
-            raise ValueError(
-                f"stage is {stage!r}, expected 'base' without condition encoders or 'hoi' with; this model {has} them"
-            )
+            fitting = "base" if self.condition_encoders is None else "hoi"
+            raise ValueError(f"stage is {stage!r}, expected {fitting!r}: only 'hoi' models have condition encoders")
         state = self.state_dict()
         if half:
             state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}

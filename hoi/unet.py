@@ -31,21 +31,27 @@ class UNetConfig:
     attention_levels: tuple[int, ...] = (0, 1, 2)  # levels with transformers; the middle block always has one
     num_heads: int = 8
     context_dim: int = 768
+    norm_groups: int = 32  # of every group norm; narrow networks need fewer, or a group is a single channel
 
     def __post_init__(self) -> None:
         # Lists come back from JSON; tuples keep the configuration hashable and comparable.
         object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
         object.__setattr__(self, "attention_levels", tuple(self.attention_levels))
         for width in self.level_widths:
-            if width % 32 or width % self.num_heads:
+            if width % self.norm_groups or width % self.num_heads:
                 raise ValueError(
-                    f"U-Net level width {width} must be a multiple of 32 (norm) and {self.num_heads} (heads)"
+                    f"U-Net level width {width} must be a multiple of {self.norm_groups} (norm) and {self.num_heads} (heads)"
                 )
 
     @property
     def level_widths(self) -> tuple[int, ...]:
         """Channels of every level, finest first; also the widths of the condition features."""
         return tuple(self.model_channels * mult for mult in self.channel_mult)
+
+    @property
+    def embedding_width(self) -> int:
+        """Channels of the time embedding."""
+        return 4 * self.model_channels
 
 
 @dataclass(frozen=True)
@@ -142,11 +148,11 @@ class TransformerBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     """The pixels of a feature map as tokens of one transformer block.  (B, C, h, w) -> (B, C, h, w)."""
 
-    def __init__(self, width: int, num_heads: int, context_dim: int) -> None:
+    def __init__(self, width: int, config: UNetConfig) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(32, width, eps=1e-6)
+        self.norm = nn.GroupNorm(config.norm_groups, width, eps=1e-6)
         self.proj_in = nn.Conv2d(width, width, 1)
-        self.transformer_blocks = nn.ModuleList([TransformerBlock(width, num_heads, context_dim)])
+        self.transformer_blocks = nn.ModuleList([TransformerBlock(width, config.num_heads, config.context_dim)])
         self.proj_out = zero_init(nn.Conv2d(width, width, 1))
 
     def forward(self, x: Tensor, context: Tensor | CachedContext) -> Tensor:
@@ -159,14 +165,14 @@ class SpatialTransformer(nn.Module):
 class ResBlock(nn.Module):
     """Two 3x3 convolutions with the time embedding added between them.  (B, C_in, h, w) -> (B, C_out, h, w)."""
 
-    def __init__(self, width_in: int, width_out: int, embedding_width: int) -> None:
+    def __init__(self, width_in: int, width_out: int, config: UNetConfig) -> None:
         super().__init__()
         self.in_layers = nn.Sequential(
-            nn.GroupNorm(32, width_in), nn.SiLU(), nn.Conv2d(width_in, width_out, 3, padding=1)
+            nn.GroupNorm(config.norm_groups, width_in), nn.SiLU(), nn.Conv2d(width_in, width_out, 3, padding=1)
         )
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding_width, width_out))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(config.embedding_width, width_out))
         self.out_layers = nn.Sequential(
-            nn.GroupNorm(32, width_out),
+            nn.GroupNorm(config.norm_groups, width_out),
             nn.SiLU(),
             nn.Identity(),  # a dropout in SD; the names count it
             zero_init(nn.Conv2d(width_out, width_out, 3, padding=1)),
@@ -224,15 +230,15 @@ class UNet(nn.Module):
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False  # recompute every block in backward: a third more time, far less memory
-        widths, embedding_width = config.level_widths, 4 * config.model_channels
+        widths, embedding_width = config.level_widths, config.embedding_width
         self.time_embed = nn.Sequential(
             nn.Linear(config.model_channels, embedding_width), nn.SiLU(), nn.Linear(embedding_width, embedding_width)
         )
 
         def layers(level: int, width_in: int) -> list[nn.Module]:
-            block: list[nn.Module] = [ResBlock(width_in, widths[level], embedding_width)]
+            block: list[nn.Module] = [ResBlock(width_in, widths[level], config)]
             if level in config.attention_levels:
-                block.append(SpatialTransformer(widths[level], config.num_heads, config.context_dim))
+                block.append(SpatialTransformer(widths[level], config))
             return block
 
         width = config.model_channels
@@ -250,9 +256,9 @@ class UNet(nn.Module):
                 skip_widths.append(width)
 
         self.middle_block = Block(
-            ResBlock(width, width, embedding_width),
-            SpatialTransformer(width, config.num_heads, config.context_dim),
-            ResBlock(width, width, embedding_width),
+            ResBlock(width, width, config),
+            SpatialTransformer(width, config),
+            ResBlock(width, width, config),
         )
 
         self.output_blocks = nn.ModuleList()
@@ -264,7 +270,9 @@ class UNet(nn.Module):
                     block.append(Upsample(width))
                 self.output_blocks.append(Block(*block))
         self.out = nn.Sequential(
-            nn.GroupNorm(32, width), nn.SiLU(), zero_init(nn.Conv2d(width, config.out_channels, 3, padding=1))
+            nn.GroupNorm(config.norm_groups, width),
+            nn.SiLU(),
+            zero_init(nn.Conv2d(width, config.out_channels, 3, padding=1)),
         )
         for index, attention in enumerate(self.cross_attentions()):
             attention.cache_index = index

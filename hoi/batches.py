@@ -1,0 +1,154 @@
+"""Batches for training.  Dataset folders -> pictures, conditions, captions, cached latents.
+
+What a step sees depends on (seed, step) alone: not on what ran before, on how many processes share the work, or on
+whether the run was interrupted.  Each process draws the numbers of the whole batch and keeps its own share.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from hoi import dataset
+from hoi.conditions import Conditions, blank_conditions, stack_conditions
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of every batch that this process works on: `batch_size` pictures of `batch_size * world_size`."""
+
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+
+    def of(self, whole: Tensor | np.ndarray) -> Tensor | np.ndarray:
+        """Cut this process's rows out of a row per picture of the whole batch."""
+        return whole[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
+
+    @property
+    def total(self) -> int:
+        return self.batch_size * self.world_size
+
+
+class TrainingSet:
+    """All records of one or more dataset folders, read from disk when asked for.
+
+    folders       dataset folders; every record must have a picture
+    height, width expected size in pixels
+    Raises ValueError when a folder holds no pictures or one of another size.
+    """
+
+    def __init__(self, folders: Sequence[str | Path], height: int, width: int):
+        self.height, self.width = height, width
+        self.entries: list[tuple[Path, dict]] = []
+        for folder in map(Path, folders):
+            records = dataset.read_records(folder)
+            if not records:
+                raise ValueError(f"{folder} holds no records; make them with make_dataset.py or sample.py")
+            self.entries += [(folder, record) for record in records]
+            first = dataset.load_image(folder, records[0])
+            if first.shape != (height, width, 3):
+                raise ValueError(
+                    f"{folder}: pictures are {first.shape[1]}x{first.shape[0]} px, the model takes {width}x{height}; "
+                    f"make the folder with --size {width}"
+                )
+        self._readers = ThreadPoolExecutor(max_workers=2)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def captions(self, indices: Sequence[int]) -> list[str]:
+        return [self.entries[i][1]["text"] for i in indices]
+
+    def images(self, indices: Sequence[int]) -> Tensor:
+        """(B, 3, H, W) in [-1, 1]."""
+        pictures = np.stack(list(self._readers.map(lambda i: dataset.load_image(*self.entries[i]), indices)))
+        return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+    def conditions(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """skeleton, normal, segmentation: each (B, 3, H, W) in [0, 1]; zeros for scenery (paper section 4.1)."""
+        return stack_conditions(list(self._readers.map(self._conditions, indices)))
+
+    def _conditions(self, index: int) -> Conditions:
+        folder, record = self.entries[index]
+        if record.get("segmentation_file_name") is None:
+            return blank_conditions(self.height, self.width)
+        return dataset.load_conditions(folder, record)
+
+    def fingerprint(self) -> str:
+        """Changes when a picture is added, removed or rewritten: names, sizes and times of all picture files."""
+        digest = hashlib.sha256()
+        for folder, record in self.entries:
+            stat = (folder / record["file_name"]).stat()
+            digest.update(f"{folder.resolve()}/{record['file_name']} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        return digest.hexdigest()[:16]
+
+
+def draw_indices(records: int, share: Share, seed: int, step: int) -> np.ndarray:
+    """Which records step `step` trains on: a fresh shuffle every epoch, records sharded without overlap.
+
+    returns (batch_size,) indices of this process.  A batch may cross the end of an epoch.
+    """
+    positions = np.arange(step * share.total, (step + 1) * share.total)
+    picked = np.empty(share.total, dtype=np.int64)
+    for epoch in np.unique(positions // records):
+        inside = positions // records == epoch
+        order = np.random.default_rng([seed, int(epoch)]).permutation(records)
+        picked[inside] = order[positions[inside] % records]
+    return share.of(picked)
+
+
+def step_generator(seed: int, step: int, purpose: int = 0) -> torch.Generator:
+    """The random numbers of one step, the same in every process (each keeps its `Share` of what it draws)."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, step, purpose]).generate_state(1)[0]))
+
+
+class LatentCache:
+    """Posterior mean and deviation of every picture, kept on disk: the encoder is frozen, the draw is not.
+
+    Source: paper section 3.1 trains on samples of q(z | x); keeping mean and std instead of one draw changes nothing.
+    """
+
+    def __init__(self, path: Path):
+        self.values = np.load(path, mmap_mode="r")  # (N, 2, C, h, w) float32
+
+    def sample(self, indices: np.ndarray, noise: Tensor, scaling_factor: float) -> Tensor:
+        """Scaled latents (B, C, h, w); `noise` is standard normal of that shape."""
+        mean, std = torch.from_numpy(self.values[indices]).unbind(1)
+        return scaling_factor * (mean + std * noise)
+
+
+def cache_latents(
+    pictures: TrainingSet,
+    encode: Callable[[Tensor], tuple[Tensor, Tensor]],
+    key: str,
+    folder: Path,
+    batch_size: int = 32,
+) -> LatentCache:
+    """Encode every picture once, or open what an earlier run encoded.
+
+    encode  images (B, 3, H, W) -> unscaled posterior mean and std, each (B, C, h, w)
+    key     changes with the encoder's weights (their hash)
+    folder  where the arrays live; written under a temporary name and renamed when whole
+    """
+    path = folder / f"latents-{key}-{pictures.fingerprint()}.npy"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        array = None
+        for start in tqdm(range(0, len(pictures), batch_size), desc="encoding pictures once", unit="batch"):
+            indices = range(start, min(start + batch_size, len(pictures)))
+            both = torch.stack(encode(pictures.images(indices)), dim=1).float().cpu().numpy()
+            if array is None:
+                array = np.lib.format.open_memmap(partial, "w+", np.float32, (len(pictures), *both.shape[1:]))
+            array[start : start + len(both)] = both
+        array.flush()
+        os.replace(partial, path)
+    return LatentCache(path)

@@ -1,0 +1,89 @@
+"""Pictures to look at: contact sheets and loss curves, drawn with pillow alone.  Arrays -> PIL pictures."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+MARGIN = 2
+CURVE_COLORS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189), (255, 127, 14), (23, 190, 207))
+
+
+def to_uint8(image: np.ndarray) -> np.ndarray:
+    """(3, H, W) in [-1, 1] (as the network makes it) -> (H, W, 3) uint8, rounded to the nearest level."""
+    return np.clip(np.rint((image.transpose(1, 2, 0) + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def contact_sheet(rows: Sequence[Sequence[np.ndarray]], labels: Sequence[str] | None = None) -> Image.Image:
+    """Lay pictures out in rows.
+
+    rows    each a sequence of (H, W, 3) uint8 pictures, all of one size; rows may differ in length
+    labels  one line of text above each row, or None
+    Raises ValueError when there is no picture or the sizes differ.
+    """
+    sizes = {picture.shape for row in rows for picture in row}
+    if len(sizes) != 1:
+        raise ValueError(f"a contact sheet needs pictures of one size, got {sorted(sizes) or 'none'}")
+    height, width, _ = sizes.pop()
+    label_height = 14 if labels else 0
+    columns = max(len(row) for row in rows)
+    sheet = Image.new(
+        "RGB", (columns * (width + MARGIN) + MARGIN, len(rows) * (height + label_height + MARGIN) + MARGIN), "white"
+    )
+    draw = ImageDraw.Draw(sheet)
+    for r, row in enumerate(rows):
+        top = MARGIN + r * (height + label_height + MARGIN)
+        if labels:
+            draw.text((MARGIN + 2, top), labels[r], fill="black", font=ImageFont.load_default(size=11))
+        for c, picture in enumerate(row):
+            sheet.paste(Image.fromarray(picture), (MARGIN + c * (width + MARGIN), top + label_height))
+    return sheet
+
+
+def curve(series: dict[str, Sequence[tuple[float, float]]], title: str, height: int = 360, width: int = 640):
+    """Draw named curves on one pair of axes.
+
+    series  name -> (x, y) points; y is drawn on a logarithmic axis when every value is positive
+    returns a PIL picture (width x height pixels)
+    """
+    picture = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(size=11)
+    left, right, top, bottom = 60, width - 12, 24, height - 24
+    points = [p for values in series.values() for p in values if np.isfinite(p[1])]
+    draw.text((left, 6), title, fill="black", font=font)
+    if not points:
+        return picture
+    xs, ys = np.array(points, dtype=np.float64).T
+    logarithmic = bool((ys > 0).all())
+    to_axis = np.log10 if logarithmic else np.asarray
+    low, high = to_axis(ys).min(), to_axis(ys).max()
+    high = high if high > low else low + 1e-6
+    x_low, x_high = xs.min(), max(xs.max(), xs.min() + 1)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = (x - x_low) / (x_high - x_low)
+        up = (float(to_axis(y)) - low) / (high - low)
+        return left + across * (right - left), bottom - up * (bottom - top)
+
+    for fraction in np.linspace(0, 1, 5):
+        value = low + fraction * (high - low)
+        y = bottom - fraction * (bottom - top)
+        draw.line([(left, y), (right, y)], fill=(225, 225, 225))
+        draw.text((4, y - 6), f"{10**value if logarithmic else value:.3g}", fill="black", font=font)
+        x = left + fraction * (right - left)
+        draw.text((x - 12, bottom + 6), f"{x_low + fraction * (x_high - x_low):.0f}", fill="black", font=font)
+    for k, (name, values) in enumerate(series.items()):
+        color = CURVE_COLORS[k % len(CURVE_COLORS)]
+        line = [place(x, y) for x, y in values if np.isfinite(y)]
+        if len(line) > 1:
+            draw.line(line, fill=color, width=2)
+        draw.text((right - 120, top + 14 * k), name, fill=color, font=font)
+    return picture
+
+
+def smooth(values: Sequence[tuple[float, float]], window: int = 50) -> list[tuple[float, float]]:
+    """Average (x, y) points in windows, so that a noisy loss shows its trend; at most a few hundred points remain."""
+    window = max(window, len(values) // 300, 1)
+    chunks = [values[k : k + window] for k in range(0, len(values), window)]
+    return [(chunk[-1][0], float(np.mean([y for _, y in chunk]))) for chunk in chunks]
