@@ -144,12 +144,16 @@ class HandModel:
         Raises ValueError when shapes disagree.
         """
         _check_side(hand_side)
+        global_orient, hand_pose, transl, hand_betas = (
+            np.asarray(value, dtype=np.float64) for value in (global_orient, hand_pose, transl, hand_betas)
+        )
         count = len(global_orient)
-        hand_betas = np.broadcast_to(hand_betas, (count, 10)) if np.ndim(hand_betas) == 1 else np.asarray(hand_betas)
+        if hand_betas.shape == (10,):  # smplx does not broadcast shapes over a batch
+            hand_betas = np.broadcast_to(hand_betas, (count, 10))
         inputs = {"global_orient": global_orient, "hand_pose": hand_pose, "transl": transl, "hand_betas": hand_betas}
         for (key, value), width in zip(inputs.items(), (3, 45, 3, 10), strict=True):
-            if np.shape(value) != (count, width):
-                raise ValueError(f"{key} has shape {np.shape(value)}, expected ({count}, {width})")
+            if value.shape != (count, width):
+                raise ValueError(f"{key} has shape {value.shape}, expected ({count}, {width})")
         if hand_side == "left":
             global_orient, transl = global_orient * MIRROR_AXIS, transl * MIRROR
             hand_pose = _mirror_rotations(hand_pose)
@@ -157,13 +161,14 @@ class HandModel:
         joints = np.empty((count, 16, 3))
         for start in range(0, count, CHUNK):
             part = slice(start, start + CHUNK)
-            tensors = [torch.tensor(np.asarray(v[part]), dtype=torch.float32)
-                       for v in (hand_betas, global_orient, hand_pose)]
-            output = self._model(betas=tensors[0], global_orient=tensors[1], hand_pose=tensors[2])
+            betas, orient, fingers = (
+                torch.tensor(value[part], dtype=torch.float32) for value in (hand_betas, global_orient, hand_pose)
+            )
+            output = self._model(betas=betas, global_orient=orient, hand_pose=fingers)
             # The translation is added in float64: hands far from the origin keep their shape.
             vertices[part], joints[part] = output.vertices.numpy(), output.joints.numpy()
-        vertices += np.asarray(transl, dtype=np.float64)[:, None]
-        joints += np.asarray(transl, dtype=np.float64)[:, None]
+        vertices += transl[:, None]
+        joints += transl[:, None]
         if hand_side == "left":
             vertices, joints = vertices * MIRROR, joints * MIRROR
         native = np.concatenate([joints, vertices[:, self.tip_vertices]], axis=1)

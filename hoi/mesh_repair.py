@@ -145,8 +145,8 @@ def _drop_duplicates(faces: np.ndarray) -> np.ndarray:
     """
     ordered = np.sort(faces, axis=1)
     count = faces.max(initial=0) + 1
-    keys = np.stack([ordered[:, 0] * count + ordered[:, 1], ordered[:, 2]], axis=1)
-    _, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    edge = np.unique(ordered[:, 0] * count + ordered[:, 1], return_inverse=True)[1].reshape(-1)
+    _, first, inverse = np.unique(edge * count + ordered[:, 2], return_index=True, return_inverse=True)
     if len(first) == len(faces):
         return faces
     # An even permutation of the sorted vertices winds one way, an odd one the other.

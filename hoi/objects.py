@@ -15,7 +15,7 @@ import numpy as np
 import trimesh
 
 from hoi.families import FAMILIES
-from hoi.mesh_repair import clean_mesh
+from hoi.mesh_repair import clean_mesh, drop_unused
 
 CATEGORIES = ("mug", "bowl", "bottle", "can")
 MESH_SUFFIXES = (".obj", ".ply", ".stl", ".glb", ".gltf", ".off")
@@ -103,9 +103,9 @@ def load_object(
     if up == "y":
         file_to_canonical = Y_UP_TO_Z_UP @ file_to_canonical
         notes.append("The file's y axis is up; turned to z up (pass up='z' if it already was).")
-    vertices = vertices @ file_to_canonical[:3, :3].T
+    vertices, faces, repair_notes, watertight = clean_mesh(vertices @ file_to_canonical[:3, :3].T, faces, path)
     size = np.ptp(vertices, axis=0).max()
-    if not SMALLEST <= size <= LARGEST:
+    if not 0.999 * SMALLEST <= size <= 1.001 * LARGEST:  # a size of exactly 0.6 must not fail by rounding
         raise ValueError(_size_message(path, size, metres, units))
     centre = _box_centre(vertices)
     if np.abs(centre).max() > ALREADY_CENTRED:
@@ -113,11 +113,13 @@ def load_object(
         vertices = vertices - centre
         place = ", ".join(f"{1e3 * coordinate:.1f}" for coordinate in centre)
         notes.append(f"Moved the centre of its box from ({place}) mm to the origin.")
-    vertices, faces, repair_notes, watertight = clean_mesh(vertices, faces, path)
     notes += [f"Size {describe_size(vertices)}; {len(vertices)} vertices, {len(faces)} faces.", *repair_notes]
+    if category is None:
+        category = guess_category(path)
+        notes.append(f"Called '{category}' after its name; pass category= for another noun.")
     return ObjectMesh(
-        vertices.astype(np.float32).astype(np.float64), faces, _object_id(path), category or guess_category(path),
-        str(path), file_to_canonical, watertight, tuple(notes),
+        vertices.astype(np.float32).astype(np.float64), faces, _object_id(path), category, str(path),
+        file_to_canonical, watertight, tuple(notes),
     )
 
 
@@ -171,7 +173,7 @@ def guess_category(path: str | Path) -> str:
 def read_mesh(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """All triangles of a file, parts of a scene in their places, in the file's units: (V, 3), (F, 3), notes."""
     try:
-        scene = trimesh.load_scene(path, process=False, skip_materials=True)
+        scene = trimesh.load(path, force="scene", process=False, skip_materials=True)
     except Exception as error:  # the readers behind trimesh raise whatever their format's parser meets
         raise ValueError(f"{path} cannot be read as a {path.suffix or 'mesh'} file: {error}") from error
     parts, skipped, count = [], 0, 0
@@ -191,18 +193,19 @@ def read_mesh(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     if skipped:
         notes.append(f"Left out {skipped} parts without triangles (points, lines or empty).")
     vertices, faces = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    _check_numbers(vertices, faces, path)
-    return vertices.astype(np.float64), faces.astype(np.int64), notes
-
-
-def _check_numbers(vertices: np.ndarray, faces: np.ndarray, path: Path) -> None:
     if faces.min() < 0 or faces.max() >= len(vertices):
         raise ValueError(f"{path}: a face names vertex {faces.max()}, but there are {len(vertices)} vertices")
+    vertices, faces = drop_unused(vertices.astype(np.float64), faces.astype(np.int64))
+    _check_numbers(vertices, path)
+    return vertices, faces, notes
+
+
+def _check_numbers(vertices: np.ndarray, path: Path) -> None:
     bad = ~np.isfinite(vertices).all(axis=1)
     if bad.any():
         raise ValueError(f"{path}: {bad.sum()} of {len(vertices)} vertices have NaN or infinite coordinates "
                          f"(first: vertex {bad.argmax()}); expected finite numbers. Export the mesh again")
-    extent = np.ptp(vertices[np.unique(faces)], axis=0)
+    extent = np.ptp(vertices, axis=0)
     if extent.min() <= 1e-6 * extent.max() or extent.max() == 0.0:
         raise ValueError(f"{path} is flat: its box is {' x '.join(f'{e:g}' for e in extent)} units; "
                          "a grasp needs an object with a volume")
@@ -232,9 +235,9 @@ def _size_message(path: Path, size: float, metres: float, units: str | float | N
     extent = size / metres
     how = f"units={units!r}" if units is not None else "units were guessed from the size"
     fits = [name for name, factor in METRES_PER_UNIT.items() if SMALLEST <= extent * factor <= LARGEST]
-    advice = f"Pass units={' or '.join(map(repr, fits))}" if fits else "Pass metres per unit"
+    advice = f"Pass units={' or '.join(map(repr, fits))}, or" if fits else "Pass"
     return (f"{path} would be {size:.4g} m long ({extent:.4g} units, {how}); a hand grasps {SMALLEST} to {LARGEST} m. "
-            f"{advice}, or a number such as units={0.12 / extent:.3g} for a length of 0.12 m")
+            f"{advice} the metres per unit as a number, such as units={0.12 / extent:.3g} for a length of 0.12 m")
 
 
 def _box_centre(vertices: np.ndarray) -> np.ndarray:
@@ -243,7 +246,7 @@ def _box_centre(vertices: np.ndarray) -> np.ndarray:
 
 def _meaningful_words(path: Path) -> tuple[list[str], str]:
     """Words of the first name, from the file upwards, that says something, and that name."""
-    names = [path.stem, *(folder.name for folder in path.absolute().parents)][:4]
+    names = [path.stem, *(folder.name for folder in path.absolute().parents)][:3]
     for name in names:
         spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
         tokens = [token for token in re.split(r"[^A-Za-z0-9]+", spaced) if token]
