@@ -11,9 +11,15 @@ same command again continues where it stopped; record i depends on --seed and i 
 The folder's format is described in hoi/dataset.py.  Paper: Sec. 3.2 (grasp, trajectory, rendering).
 """
 
+# ruff: noqa: E402
+import os
+
+# Before numpy starts its threads: the arrays are small, and threads that wait for each other cost three times the work.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import argparse
 import hashlib
-import os
 import platform
 import shlex
 import signal
@@ -362,11 +368,17 @@ def main(args: argparse.Namespace) -> None:
     print(f"look at {args.out / 'grid.png'}; validate with: python make_dataset.py --check {args.out}")
 
 
-if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # an orderly stop for `kill` too
+def run(arguments: list[str] | None = None) -> None:
+    """The command: problems become a message and exit code 1."""
+    args = parse_args(arguments)
     try:
-        main(parse_args())
+        main(args)
     except (ValueError, OSError) as problem:
         sys.exit(f"make_dataset.py: {problem}")
     except KeyboardInterrupt:
-        sys.exit("interrupted before the first record")
+        sys.exit("interrupted before the first record; the same command starts again")
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # an orderly stop for `kill` too
+    run()
