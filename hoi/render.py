@@ -5,26 +5,20 @@ not start. Depth, normals and labels are then computed from the face and the pix
 a change of backend moves a silhouette pixel at most.
 """
 
-import os
-import sys
-import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from hoi.camera import Camera, transform_points
+from hoi.gl import content_key, start_pyrender
+from hoi.zbuffer import numpy_face_map, ray_weights
 
 BACKGROUND, HAND, OBJECT = 0, 1, 2
-NEAR, FAR = 0.01, 100.0  # metres; nothing nearer or farther is seen
 CREASE_DEG = 50.0  # edges that fold more stay sharp: rims and bases do, a tube of 8 sides does not
 CACHED_OBJECTS = 8
-PIXELS_AT_ONCE = 500_000  # bounds the memory of the z-buffer when many large faces overlap
-NO_FACE = -1
 
 
 @dataclass(frozen=True)
@@ -98,237 +92,6 @@ def _normalized(vectors: np.ndarray) -> np.ndarray:
     return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 1e-30)
 
 
-def _ray_weights(corners: np.ndarray, intrinsics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Linear functions of the pixel that give a face's barycentric weights divided by depth.
-
-    The ray of pixel p = (u, v, 1) is z K^-1 p. The weights w of the point where it meets the face's plane solve
-    corners^T w = z K^-1 p, so w / z is linear in p. Source: 2D homogeneous rasterisation, Olano and Greer 1997; a face
-    that passes behind the camera needs no clipping.
-
-    corners  (F, 3, 3)  of each face, camera frame
-    returns  functions (F, 3, 3), row i for corner i; determinant (F,), negative when the front is seen
-    """
-    a, b, c = corners[:, 0], corners[:, 1], corners[:, 2]
-    opposite = np.stack([np.cross(b, c), np.cross(c, a), np.cross(a, b)], axis=1)
-    determinant = np.einsum("ij,ij->i", a, opposite[:, 0])
-    safe = np.where(
-        determinant == 0, 1.0, determinant
-    )  # seen exactly from the side: never covers a pixel centre in the z-buffer
-    return opposite @ np.linalg.inv(intrinsics) / safe[:, None, None], determinant
-
-
-def _candidate_faces(points: np.ndarray, faces: np.ndarray, camera: Camera) -> tuple[np.ndarray, ...]:
-    """Faces whose box holds a pixel centre: index, first row, last row, whether it passes the near plane, each (N,)."""
-    in_front = points[:, 2] > NEAR
-    homogeneous = points @ camera.intrinsics.T
-    pixels = homogeneous[:, :2] / np.where(in_front, points[:, 2], 1.0)[:, None]
-    (left, top), (right, bottom) = (_over_corners(extreme, pixels, faces) for extreme in (np.minimum, np.maximum))
-    any_in_front = in_front[faces[:, 0]] | in_front[faces[:, 1]] | in_front[faces[:, 2]]
-    crossing = any_in_front & ~(in_front[faces[:, 0]] & in_front[faces[:, 1]] & in_front[faces[:, 2]])
-    # The box of a face that passes the near plane means nothing: look at every row.
-    left, top = (np.maximum(np.where(crossing, 0, np.ceil(low - 1e-9)), 0) for low in (left, top))
-    right = np.minimum(np.where(crossing, np.inf, np.floor(right + 1e-9)), camera.width - 1)
-    bottom = np.minimum(np.where(crossing, np.inf, np.floor(bottom + 1e-9)), camera.height - 1)
-    kept = np.flatnonzero(any_in_front & (right >= left) & (bottom >= top))
-    return kept, top[kept].astype(np.int64), bottom[kept].astype(np.int64), crossing[kept]
-
-
-def _over_corners(extreme: np.ufunc, values: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Extreme over each face's three corners, column by column: (V, D) -> (D, F)."""
-    columns = np.ascontiguousarray(values.T)
-    return np.stack([extreme(extreme(c[faces[:, 0]], c[faces[:, 1]]), c[faces[:, 2]]) for c in columns])
-
-
-def _row_lines(functions: np.ndarray, crossing: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Each limit of a face as a bound on the column, linear in the row: slope, constant, is_left_bound, each (L, F).
-
-    The limits are the face's edges (L = 3) and, when any face passes the near plane, 1 / FAR <= 1 / depth <= 1 / NEAR.
-    """
-    limits = functions.transpose(1, 2, 0)
-    if crossing.any():
-        inverse_depth = functions.sum(axis=1).T
-        planes = np.stack([-inverse_depth, inverse_depth])
-        planes[:, 2] += np.array([1.0 / NEAR, -1.0 / FAR])[:, None]
-        limits = np.concatenate([limits, planes])
-    a, b, c = limits[:, 0], limits[:, 1], limits[:, 2]
-    a = np.where(a == 0, 1e-9 * (np.abs(b) + np.abs(c)) + 1e-300, a)  # along a row: everything or nothing
-    return -b / a, -c / a, a > 0
-
-
-def _row_spans(lines: tuple[np.ndarray, ...], face: np.ndarray, row: np.ndarray, width: int) -> tuple[np.ndarray, ...]:
-    """First and last column inside all limits of face (R,) in row (R,): (R,), (R,) int, last < first when none is."""
-    first, last = np.zeros(len(row)), np.full(len(row), width - 1.0)
-    for slope, constant, is_left in zip(*lines, strict=True):
-        bound, left = slope[face] * row + constant[face], is_left[face]
-        first = np.where(left, np.maximum(first, bound), first)
-        last = np.where(left, last, np.minimum(last, bound))
-    first, last = np.minimum(first, width), np.maximum(last, -1)
-    return np.ceil(first - 1e-9).astype(np.int64), np.floor(last + 1e-9).astype(np.int64)
-
-
-def _expand(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Counts (2, 3) -> owner (0, 0, 1, 1, 1), position within the owner (0, 1, 0, 1, 2)."""
-    owner = np.repeat(np.arange(len(counts)), counts)
-    return owner, np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
-
-
-def _chunks(counts: np.ndarray) -> list[np.ndarray]:
-    """Indices of counts in order, cut so that the counts of a piece sum to about PIXELS_AT_ONCE."""
-    piece = np.cumsum(counts) // PIXELS_AT_ONCE
-    return np.split(np.arange(len(counts)), np.flatnonzero(np.diff(piece)) + 1)
-
-
-def numpy_face_map(vertices: np.ndarray, faces: np.ndarray, camera: Camera) -> np.ndarray:
-    """Index of the nearest face in every pixel, by a z-buffer filled row by row of each face.
-
-    vertices (V, 3) world, faces (F, 3) -> (H, W) int32, -1 where there is none
-    """
-    points = transform_points(camera.world_to_camera, vertices)
-    nearest = np.zeros(camera.height * camera.width)  # largest 1 / depth so far
-    face_map = np.full(camera.height * camera.width, NO_FACE, dtype=np.int32)
-    kept, top, bottom, crossing = _candidate_faces(points, faces, camera)
-    functions, determinant = _ray_weights(points[faces[kept]], camera.intrinsics)
-    bottom = np.where(determinant == 0, top - 1, bottom)  # seen exactly from the side
-    lines = _row_lines(functions, crossing)
-    along_row, along_column, constant = functions.sum(axis=1).T
-    # Rounding must not lift a face seen almost from the side out of its own range of depths.
-    inverse = 1.0 / np.where(points[:, 2] > NEAR, points[:, 2], NEAR)
-    (lowest,), (highest,) = (_over_corners(e, inverse[:, None], faces[kept]) for e in (np.minimum, np.maximum))
-    lowest = np.where(crossing, 1.0 / FAR, lowest)
-    for chunk in _chunks(bottom - top + 1):
-        owner, row = _expand((bottom - top + 1)[chunk])
-        face = chunk[owner]
-        row += top[face]
-        first, last = _row_spans(lines, face, row, camera.width)
-        filled = np.flatnonzero(last >= first)
-        for part in _chunks((last - first + 1)[filled]):
-            part = filled[part]
-            span, step = _expand((last - first + 1)[part])
-            owner, column, line = face[part][span], first[part][span] + step, row[part][span]
-            value = along_row[owner] * column + along_column[owner] * line + constant[owner]
-            value = np.clip(value, lowest[owner], highest[owner])
-            pixel = line * camera.width + column
-            np.maximum.at(nearest, pixel, value)
-            won = value == nearest[pixel]
-            face_map[pixel[won]] = kept[owner[won]]
-    return face_map.reshape(camera.height, camera.width)
-
-
-class _PyrenderFaceMaps:
-    """The same face maps from pyrender's SEG pass, whose shader is made to write a face's number in place of a colour.
-
-    Only that pass samples pixel centres alone; the others resolve four samples and blur silhouettes. It always drops
-    faces seen from behind, so every face is drawn in both windings.
-    """
-
-    VERTEX_SHADER = """#version 330 core
-layout(location = 0) in vec3 position;
-uniform mat4 P; uniform mat4 V; uniform mat4 M;
-void main() { gl_Position = P * V * M * vec4(position, 1.0); }
-"""
-    FRAGMENT_SHADER = """#version 330 core
-out vec4 number;
-void main() {
-    int n = gl_PrimitiveID + 1;
-    number = vec4(float(n & 255), float((n >> 8) & 255), float((n >> 16) & 255), 255.0) / 255.0;
-}
-"""
-
-    def __init__(self) -> None:
-        if sys.platform.startswith("linux"):
-            # Before the first import of PyOpenGL. EGL needs no display, and a DISPLAY that is set may lead nowhere.
-            os.environ.setdefault("PYOPENGL_PLATFORM", "egl")
-        import pyrender
-        from pyrender.shader_program import ShaderProgram
-
-        shaders = {"vertex": self.VERTEX_SHADER, "fragment": self.FRAGMENT_SHADER}
-
-        class FaceNumberProgram(ShaderProgram):
-            def _load(self, shader_filename: str) -> str:
-                return shaders[shader_filename]
-
-        class FaceNumberCache:
-            program: Any = None
-
-            def get_program(self, *unused: Any, **also_unused: Any) -> Any:
-                if self.program is None:
-                    self.program = FaceNumberProgram("vertex", "fragment")
-                    self.program._add_to_context()
-                return self.program
-
-            def clear(self) -> None:
-                self.program = None
-
-        class PinholeCamera(pyrender.camera.Camera):
-            """OpenCV axes and any intrinsics, so the scene's poses need no flip."""
-
-            view: Camera
-
-            def get_projection_matrix(self, width: int | None = None, height: int | None = None) -> np.ndarray:
-                clip = np.zeros((4, 4))
-                fx, fy, fw = self.view.intrinsics
-                clip[0, :3] = 2 * (fx + 0.5 * fw) / self.view.width - fw  # GL's pixel centres are at halves
-                clip[1, :3] = fw - 2 * (fy + 0.5 * fw) / self.view.height
-                clip[2, 2:] = (FAR + NEAR) / (FAR - NEAR), -2 * FAR * NEAR / (FAR - NEAR)
-                clip[3, :3] = fw
-                return clip
-
-        self.pyrender = pyrender
-        self.offscreen = pyrender.OffscreenRenderer(16, 16)
-        self.offscreen._renderer._program_cache = FaceNumberCache()
-        self.scene = pyrender.Scene()
-        self.camera_node = self.scene.add(PinholeCamera(znear=NEAR, zfar=FAR))
-        self.nodes: OrderedDict[tuple, Any] = OrderedDict()
-        self._check()
-
-    def _check(self) -> None:
-        """A driver may start and still draw nonsense: two triangles must come out as the z-buffer has them."""
-        vertices = np.array([[-1.0, -1, 2], [1, -1, 2], [0, 1, 2], [-1, 1, 3], [1, 1, 3], [0, -1, 1]])
-        faces = np.array([[0, 1, 2], [3, 4, 5]])
-        camera = Camera(np.array([[20.0, 0, 15.5], [0, 20.0, 11.5], [0, 0, 1]]), np.eye(4), 24, 32)
-        drawn, expected = self(vertices, faces, camera), numpy_face_map(vertices, faces, camera)
-        if (drawn != expected).mean() > 0.02:
-            raise RuntimeError("GL drew a wrong test picture")
-
-    def _node(self, vertices: np.ndarray, faces: np.ndarray) -> Any:
-        """The uploaded mesh; the last few stay on the GL side, so an object is sent once."""
-        key = _content_key(vertices, faces)
-        if key not in self.nodes:
-            primitive = self.pyrender.Primitive(
-                positions=vertices.astype(np.float32), indices=np.concatenate([faces, faces[:, ::-1]]).astype(np.uint32)
-            )
-            self.nodes[key] = self.scene.add(self.pyrender.Mesh([primitive]))
-        self.nodes.move_to_end(key)
-        while len(self.nodes) > CACHED_OBJECTS:
-            self.scene.remove_node(self.nodes.popitem(last=False)[1])
-        return self.nodes[key]
-
-    def __call__(self, vertices: np.ndarray, faces: np.ndarray, camera: Camera) -> np.ndarray:
-        self.offscreen.viewport_width, self.offscreen.viewport_height = camera.width, camera.height
-        self.camera_node.camera.view = camera
-        self.scene.set_pose(self.camera_node, np.linalg.inv(camera.world_to_camera))
-        flags = self.pyrender.RenderFlags.SEG
-        color, _ = self.offscreen.render(self.scene, flags, {self._node(vertices, faces): 0})
-        number = color.astype(np.int32) @ np.array([1, 256, 65536], dtype=np.int32)
-        return np.where(number > 0, (number - 1) % len(faces), NO_FACE).astype(np.int32)
-
-
-@lru_cache(maxsize=1)
-def _start_pyrender(process: int) -> "_PyrenderFaceMaps | str":
-    """The one GL renderer of this process, or why there is none.
-
-    The end of a second renderer would break the first, hence the cache; a forked process gets its own.
-    """
-    try:
-        return _PyrenderFaceMaps()
-    except Exception as error:  # drivers fail in many ways: missing libraries, no device, no display, a shader refused
-        return f"{type(error).__name__}: {error}"
-
-
-def _content_key(*arrays: np.ndarray) -> tuple:
-    return tuple((array.shape, zlib.crc32(np.ascontiguousarray(array).data)) for array in arrays)
-
-
 class Renderer:
     """Draws GBuffers; remembers the corner normals of the last few objects.
 
@@ -341,10 +104,10 @@ class Renderer:
     def __init__(self, backend: str = "auto") -> None:
         if backend not in ("auto", "pyrender", "numpy"):
             raise ValueError(f'backend is {backend!r}; expected "auto", "pyrender" or "numpy"')
-        started = "not tried" if backend == "numpy" else _start_pyrender(os.getpid())
+        started = "not asked for" if backend == "numpy" else start_pyrender()
         if backend == "pyrender" and isinstance(started, str):
             raise RuntimeError(
-                f'pyrender does not start ({started}); install libegl1 and libgl1, or use backend "numpy"'
+                f'pyrender\'s GL does not start ({started}); install libegl1, libgl1 and libxrender1, or use "auto"'
             )
         self.backend = "numpy" if isinstance(started, str) else "pyrender"
         self.reason = f"pyrender: {started}" if isinstance(started, str) else "pyrender's GL starts"
@@ -373,14 +136,15 @@ class Renderer:
                 (OBJECT, _meet_rays(self._face_map(*mesh, camera), *mesh, self._cached_normals(*mesh), camera))
             )
         if hand_vertices is not None and len(hand_faces):
+            # Smooth throughout: a closing fist folds its edges, and creases would come and go between frames.
             mesh = _checked("hand", hand_vertices, hand_faces)
             layers.append((HAND, _meet_rays(self._face_map(*mesh, camera), *mesh, smooth_normals(*mesh), camera)))
         return _nearest_of(layers, camera)
 
     def _cached_normals(self, vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-        key = _content_key(vertices, faces)
+        key = content_key(vertices, faces)
         if key not in self._object_normals:
-            self._object_normals[key] = crease_normals(vertices, faces)
+            self._object_normals[key] = crease_normals(vertices, faces).astype(np.float32)
         self._object_normals.move_to_end(key)
         while len(self._object_normals) > CACHED_OBJECTS:
             self._object_normals.popitem(last=False)
@@ -435,7 +199,7 @@ def _corner_weights(
     is_seen[face] = True
     seen = np.flatnonzero(is_seen)
     place = np.cumsum(is_seen)[face] - 1
-    functions, determinant = _ray_weights(points[faces[seen]], camera.intrinsics)
+    functions, determinant = ray_weights(points[faces[seen]], camera.intrinsics)
     of_pixel = functions.reshape(-1, 9)[place]
     row, column = (each[:, None] for each in np.divmod(pixel, camera.width))
     weights = of_pixel[:, 0::3] * column + of_pixel[:, 1::3] * row + of_pixel[:, 2::3]
