@@ -26,7 +26,7 @@ __all__ += ["reduce_image", "sample_look", "shade", "words_in"]
 
 # Mean colours inside the object mask, measured on 1100 shaded pictures: light and film move them from the albedo.
 PALETTE: dict[str, tuple[float, float, float]] = {
-    "red": (0.75, 0.12, 0.14), "orange": (0.84, 0.53, 0.09), "yellow": (0.84, 0.80, 0.16), "green": (0.12, 0.53, 0.19),
+    "red": (0.75, 0.12, 0.14), "orange": (0.84, 0.48, 0.08), "yellow": (0.84, 0.80, 0.16), "green": (0.12, 0.53, 0.19),
     "blue": (0.14, 0.29, 0.75), "purple": (0.48, 0.18, 0.62), "pink": (0.85, 0.55, 0.71), "white": (0.80, 0.80, 0.80),
     "black": (0.10, 0.10, 0.11), "brown": (0.40, 0.22, 0.11), "gray": (0.44, 0.44, 0.45),
 }
@@ -119,7 +119,7 @@ def nearest_color(color: np.ndarray) -> str:
 
 
 def reduce_image(image: np.ndarray, factor: int) -> np.ndarray:
-    """Area-average a picture (H, W, ...) by a whole factor, keeping its dtype.  Raises ValueError if it does not fit."""
+    """Area-average a picture (H, W, ...) by a whole factor, same dtype.  Raises ValueError if it does not fit."""
     height, width = image.shape[:2]
     if height % factor or width % factor:
         raise ValueError(f"picture of {height} x {width} cannot be reduced {factor} times; choose a divisor of both")

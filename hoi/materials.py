@@ -7,7 +7,7 @@ import numpy as np
 # Albedos of the colour words, far apart on purpose; appearance.PALETTE holds what they look like once lit.
 COLORS: dict[str, tuple[float, float, float]] = {
     "red": (0.78, 0.08, 0.10),
-    "orange": (0.95, 0.43, 0.04),
+    "orange": (0.95, 0.38, 0.03),
     "yellow": (0.94, 0.82, 0.10),
     "green": (0.10, 0.52, 0.17),
     "blue": (0.10, 0.24, 0.78),

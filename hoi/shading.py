@@ -90,13 +90,13 @@ def _openness(depth: np.ndarray, normals: np.ndarray, focal: float, height: int)
     """
     middle = float(np.median(depth[depth < NOTHING]))
     hidden = np.zeros_like(depth)
-    for radius_m, weight in ((0.004, 0.5), (0.014, 0.5)):
+    for radius_m, weight in ((0.004, 0.8), (0.014, 0.9)):
         radius = max(1, round(radius_m * focal / middle))
         padded = np.pad(depth, radius, mode="edge")
         for down, right in _AROUND:
             row, column = radius + round(down * radius), radius + round(right * radius)
             rise = (depth - padded[row : row + depth.shape[0], column : column + depth.shape[1]]) * (1 / radius_m)
-            hidden += (weight / 8) * np.clip(rise - 0.35, 0, 1.4) * (rise < 16)
+            hidden += (weight / 8) * np.clip(rise - 0.2, 0, 1.4) * (rise < 16)
     bend = np.zeros_like(depth)
     bend[:, 1:-1] += normals[:, 2:, 0] - normals[:, :-2, 0]
     bend[1:-1] += normals[2:, :, 1] - normals[:-2, :, 1]
@@ -154,7 +154,7 @@ def _irradiance(part: Part, surface: Surface, light: Light) -> np.ndarray:
     """Light (N, 3) on a dull surface: wrapped lamp light (red wraps furthest under skin) and ambient light."""
     wrap = np.float32(surface.wrap)
     lamp = np.clip(((part.normals @ light.direction)[:, None] + wrap) / (1 + wrap), 0, None)
-    lamp = lamp * (0.45 + 0.55 * part.lamp * part.openness)[:, None]
+    lamp = lamp * ((0.35 + 0.65 * part.lamp) * (0.4 + 0.6 * part.openness))[:, None]
     upward = 0.5 - 0.5 * part.normals[:, 1:2]
     ambient = (0.55 + 0.45 * upward) * (light.below + (light.above - light.below) * upward) * part.openness[:, None]
     return 1.6 * light.key_strength * lamp + 1.25 * (1 - light.key_strength) * ambient

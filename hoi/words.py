@@ -93,11 +93,11 @@ def words_in(prompt: str) -> dict[str, str | None]:
              "grey" counts as gray, "metal" as metallic; colours of scenery ("blue sky") are not the object's.
     """
     text = " " + re.sub(r"[^a-z\-]+", " ", prompt.lower()).replace("grey", "gray").strip() + " "
-    background = None
-    for phrase in (*sorted(BACKGROUNDS, key=len, reverse=True), *_CLUES):
-        if f" {phrase} " in text:
-            background, text = _CLUES.get(phrase, phrase), text.replace(f" {phrase} ", " | ", 1)
-            break
+    background = next((phrase for phrase in sorted(BACKGROUNDS, key=len, reverse=True) if f" {phrase} " in text), None)
+    if background:
+        text = text.replace(f" {background} ", " | ", 1)  # its colours ("green cloth") are not the object's
+    else:
+        background = next((phrase for clue, phrase in _CLUES.items() if f" {clue} " in text), None)
 
     def first(words: tuple[str, ...], unless: str = "") -> str | None:
         found = [(hit.start(), word) for word in words if (hit := re.search(rf" {word} {unless}", text))]
