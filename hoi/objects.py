@@ -32,6 +32,7 @@ EMPTY_WORDS = frozenset(
     "copy new file data assets shape shapes mm cm tmp".split()
 )
 
+
 @dataclass(frozen=True)
 class ObjectMesh:
     """One object in its canonical frame.
@@ -95,14 +96,9 @@ def load_object(
         raise FileNotFoundError(f"mesh file {path} does not exist.{hint}")
     vertices, faces, notes = read_mesh(path)
     metres, unit_note = _unit_of(vertices, units, path)
-    notes.append(unit_note)
-    file_to_canonical = np.diag([metres, metres, metres, 1.0])
-    up = up or ("y" if path.suffix.lower() in (".glb", ".gltf") else "z")
-    if up not in ("y", "z"):
-        raise ValueError(f"{path}: up is {up!r}, expected 'z' or 'y'")
-    if up == "y":
-        file_to_canonical = Y_UP_TO_Z_UP @ file_to_canonical
-        notes.append("The file's y axis is up; turned to z up (pass up='z' if it already was).")
+    upright, up_notes = _upright(up, path)
+    notes += [unit_note, *up_notes]
+    file_to_canonical = upright @ np.diag([metres, metres, metres, 1.0])
     vertices, faces, repair_notes, watertight = clean_mesh(vertices @ file_to_canonical[:3, :3].T, faces, path)
     size = np.ptp(vertices, axis=0).max()
     if not 0.999 * SMALLEST <= size <= 1.001 * LARGEST:  # a size of exactly 0.6 must not fail by rounding
@@ -229,6 +225,16 @@ def _unit_of(vertices: np.ndarray, units: str | float | None, path: Path) -> tup
     metres = METRES_PER_UNIT[name]
     return metres, (f"The file does not state its units: {extent:.4g} units long cannot be metres, so it was taken as "
                     f"{UNIT_WORDS[name]} ({1e3 * extent * metres:.0f} mm); pass units= if that is wrong.")
+
+
+def _upright(up: str | None, path: Path) -> tuple[np.ndarray, list[str]]:
+    """Rotation (4, 4) that turns the file's vertical axis to z, and a sentence when it is not the identity."""
+    up = up or ("y" if path.suffix.lower() in (".glb", ".gltf") else "z")
+    if up not in ("y", "z"):
+        raise ValueError(f"{path}: up is {up!r}, expected 'z' or 'y'")
+    if up == "z":
+        return np.eye(4), []
+    return Y_UP_TO_Z_UP, ["The file's y axis is up; turned to z up (pass up='z' if it already was)."]
 
 
 def _size_message(path: Path, size: float, metres: float, units: str | float | None) -> str:

@@ -151,7 +151,8 @@ def test_gltf_is_y_up_by_definition_and_others_by_request(cup, tmp_path):
     np.testing.assert_allclose(from_gltf.vertices, from_ply.vertices, atol=1e-7)
     np.testing.assert_allclose(np.ptp(from_ply.vertices, axis=0), [0.09, 0.04, 0.06], atol=1e-7)
     assert any("y axis is up" in note for note in from_gltf.notes)
-    assert as_trimesh(from_ply).volume > 0  # a rotation, not a swap of axes
+    np.testing.assert_allclose(np.linalg.det(from_ply.file_to_canonical[:3, :3]), 1.0)  # turned, not mirrored
+    np.testing.assert_allclose(from_ply.file_to_canonical[2, :3], [0, 1, 0])
 
 
 def test_parts_of_a_scene_keep_their_places_and_mirrored_ones_their_outside(cup, tmp_path):
