@@ -28,13 +28,14 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
     """Write to a temporary name beside path, fsync, rename: path holds the old content or the new, never a part.
 
     write   receives the temporary path and fills it
+    A killed process may leave the temporary file; the next write to the same path replaces it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         write(temporary)
-        with open(temporary, "rb") as file:
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
@@ -155,12 +156,29 @@ def save_training_state(folder: str | Path, step: int, state: Mapping[str, Any],
     """Write folder/state_STEP.pt atomically and delete all but the newest `keep` states.
 
     state   a dict of tensors and plain values (dicts, lists, tuples, numbers, strings), so that reading needs no code
+    Raises ValueError for anything else: better now than when the training is to be resumed.
     """
+    if keep < 1:
+        raise ValueError(f"keep is {keep}; at least the state just written must stay")
+    check_plain(state, "state")
     path = Path(folder) / STATE_PATTERN.format(step=step)
     write_atomically(path, lambda temporary: torch.save(dict(state), temporary))
     for old in training_states(folder)[:-keep]:
         old.unlink()
     return path
+
+
+def check_plain(value: Any, place: str) -> None:
+    """Raise ValueError naming the place of the first value that loading with weights_only=True would refuse."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            check_plain(key, f"a key of {place}")
+            check_plain(item, f"{place}[{key!r}]")
+    elif type(value) in (list, tuple):
+        for index, item in enumerate(value):
+            check_plain(item, f"{place}[{index}]")
+    elif not isinstance(value, Tensor) and type(value) not in (str, int, float, bool, bytes, type(None)):
+        raise ValueError(f"{place} is a {type(value).__name__}; a training state holds tensors and plain values only")
 
 
 def load_training_state(folder: str | Path) -> dict[str, Any] | None:

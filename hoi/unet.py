@@ -40,7 +40,8 @@ class UNetConfig:
         for width in self.level_widths:
             if width % self.norm_groups or width % self.num_heads:
                 raise ValueError(
-                    f"U-Net level width {width} must be a multiple of {self.norm_groups} (norm) and {self.num_heads} (heads)"
+                    f"U-Net level width {width} must be a multiple of {self.norm_groups} (norm groups)"
+                    f" and {self.num_heads} (heads)"
                 )
 
     @property
