@@ -39,16 +39,16 @@ class GBuffer:
 
 
 def smooth_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Area-weighted normals of the vertices, handed to the faces' corners.
+    """Angle-weighted normals of the vertices, handed to the faces' corners.
 
     vertices (V, 3), faces (F, 3) -> (F, 3, 3), unit (zero where every face around a vertex is degenerate)
     """
-    face_vectors = _face_vectors(vertices, faces)
-    return _normalized(_sum_by_label(faces.ravel(), np.repeat(face_vectors, 3, axis=0), len(vertices)))[faces]
+    _, parts = _corner_parts(vertices, faces)
+    return _normalized(_sum_by_label(faces.ravel(), parts, len(vertices)))[faces]
 
 
 def crease_normals(vertices: np.ndarray, faces: np.ndarray, crease_deg: float = CREASE_DEG) -> np.ndarray:
-    """Area-weighted corner normals that are smooth across flat edges and sharp across folded ones.
+    """Angle-weighted corner normals that are smooth across flat edges and sharp across folded ones.
 
     Corners at one position share a normal when a fan of edges joins them, each folded by less than `crease_deg`.
     Vertices at equal positions count as one, so seams of textured meshes do not show.
@@ -57,8 +57,7 @@ def crease_normals(vertices: np.ndarray, faces: np.ndarray, crease_deg: float = 
     """
     _, same_position = np.unique(vertices, axis=0, return_inverse=True)
     welded = same_position.reshape(-1)[faces]
-    face_vectors = _face_vectors(vertices, faces)
-    unit = _normalized(face_vectors)
+    unit, parts = _corner_parts(vertices, faces)
     corner = np.arange(3 * len(faces)).reshape(-1, 3)
     start, end = welded.ravel(), np.roll(welded, -1, axis=1).ravel()
     start_corner, end_corner = corner.ravel(), np.roll(corner, -1, axis=1).ravel()
@@ -74,13 +73,22 @@ def crease_normals(vertices: np.ndarray, faces: np.ndarray, crease_deg: float = 
     columns = np.concatenate([low_corner[second], high_corner[second]])
     links = coo_matrix((np.ones(len(rows), dtype=bool), (rows, columns)), shape=(corner.size, corner.size))
     count, group = connected_components(links, directed=False)
-    return _normalized(_sum_by_label(group, np.repeat(face_vectors, 3, axis=0), count))[group].reshape(-1, 3, 3)
+    return _normalized(_sum_by_label(group, parts, count))[group].reshape(-1, 3, 3)
 
 
-def _face_vectors(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Normals with the length of twice the area: (F, 3)."""
-    origin = vertices[faces[:, 0]]
-    return np.cross(vertices[faces[:, 1]] - origin, vertices[faces[:, 2]] - origin)
+def _corner_parts(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Unit normals of the faces (F, 3), and what each corner adds to its vertex: that normal times its angle (3 F, 3).
+
+    Weights by angle do not depend on how a quad is cut in two, weights by area do: on a surface of revolution with 64
+    sections they lean by 0.9 degrees. Source: Thuermer and Wuethrich 1998.
+    """
+    corners = vertices[faces]
+    edges = np.roll(corners, -1, axis=1) - corners  # edge i runs from corner i to the next
+    unit = _normalized(np.cross(edges[:, 0], edges[:, 1]))
+    directions = _normalized(edges)
+    cosines = -np.einsum("fij,fij->fi", directions, np.roll(directions, 1, axis=1))
+    angles = np.arccos(np.clip(cosines, -1.0, 1.0))
+    return unit, (angles[..., None] * unit[:, None]).reshape(-1, 3)
 
 
 def _sum_by_label(labels: np.ndarray, vectors: np.ndarray, count: int) -> np.ndarray:
