@@ -223,9 +223,8 @@ def join_guidance(unet: nn.Module, context: Tensor, uncond_context: Tensor | Non
                 f"uncond_context is {tuple(uncond_context.shape)}, expected {tuple(context.shape)} or batch 1"
             )
         uncond_context = uncond_context.expand_as(context).to(context)
-        context = (
-            uncond_context if guidance_scale == 0.0 else torch.cat([uncond_context, context])
-        )  # (B,77,C) or (2B,77,C)
+        # (B,77,C), or (2B,77,C) for both halves
+        context = uncond_context if guidance_scale == 0.0 else torch.cat([uncond_context, context])
     return Guidance(unet.cache_context(context) if hasattr(unet, "cache_context") else context, guidance_scale)
 
 
@@ -235,8 +234,7 @@ def guided_eps(
     """Classifier-free guidance, eps_u + guidance_scale (eps_c - eps_u), on all latent channels, in one evaluation.
 
     latents (B,4,h,w), timesteps (B,); cond_features four maps of batch B or 1 (one geometry for all) for both halves,
-    or
-    None.  Scale 1 evaluates the conditional half alone, scale 0 the unconditional half.  Source: Ho & Salimans 2022.
+    or None.  Scale 1 evaluates the conditional half alone, scale 0 the unconditional.  Source: Ho & Salimans 2022.
     """
     if guidance.halves == 1:
         return predict_eps(unet, latents, timesteps, guidance.context, cond_features)
@@ -285,8 +283,7 @@ def _noise_like(latents: Tensor, generators: Sequence[torch.Generator] | None) -
 def leading_timesteps(num_inference_steps: int, num_timesteps: int = 1000, offset: int = 0) -> list[int]:
     """Every k-th timestep, k = num_timesteps // num_inference_steps: for 50 steps 980, 960, ..., 0, plus `offset`.
 
-    Raises ValueError when rounding k down would leave out the noisy end: 600 steps of stride 1 would start in the
-    middle.
+    Raises ValueError when rounding k down would leave out the noisy end: 600 steps would start at 599.
     """
     _check_steps(num_inference_steps, num_timesteps)
     stride = num_timesteps // num_inference_steps
@@ -314,8 +311,7 @@ def sample_ddpm(
     variance: str = "small",
     progress: Progress | None = None,
 ) -> Tensor:
-    """The paper's sampler, eq. 2 in every step; with fewer steps than the schedule has, it takes every k-th, ending at
-    0.
+    """The paper's sampler, eq. 2 in every step; with fewer steps than the schedule has, it takes every k-th down to 0.
 
     noise (B,4,h,w) -> latents (B,4,h,w).  Source: paper eq. 2; Ho et al. 2020, algorithm 2.
     """
@@ -344,8 +340,7 @@ def sample_ddim(
     """DDIM with Stable Diffusion's timesteps: 981, 961, ..., 1 for 50 steps.
 
     noise (B,4,h,w) -> latents (B,4,h,w); eta 0 is deterministic, eta 1 as noisy as eq. 2 and then needs `generators`.
-    The last step goes to alphas_cumprod[0], not to 1, as the published sampler does.  Source: Song et al. 2021, eq. 12
-    and 16.
+    The last step goes to alphas_cumprod[0], not to 1, as it was published.  Source: Song et al. 2021, eq. 12, 16.
     """
     latents, timesteps = noise, leading_timesteps(num_inference_steps, schedule.num_timesteps, offset=1)
     for step, timestep in enumerate(timesteps):

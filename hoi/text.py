@@ -40,8 +40,7 @@ def _tokenizer() -> SimpleTokenizer:
 
 
 def tokenize(prompts: list[str]) -> Tensor:
-    """Prompts -> token ids (B,77) int64: 49406, the words, 49407 up to the end; longer prompts keep their first 75
-    tokens.
+    """Prompts -> token ids (B,77) int64: 49406, at most 75 tokens of the prompt, then 49407 up to the end.
 
     open_clip pads with 0, which is a real token ("!"); Stable Diffusion pads with 49407 and its U-Net attends to all 77
     positions, so the places behind the first 49407 are refilled.  Raises ValueError when given a bare string.
@@ -169,7 +168,7 @@ def hf_from_open_clip(state: Mapping[str, Tensor], config: TextConfig) -> dict[s
 
 
 class PictureText(nn.Module):
-    """A small CLIP around a `TextEncoder`, trained so that captions find their pictures; the rest is thrown away.
+    """A small CLIP around a `TextEncoder`, trained so that captions find their pictures; only the encoder is kept.
 
     The U-Net learns what words mean far sooner from such an encoder than through the noise prediction loss alone.
     """
@@ -202,13 +201,11 @@ def clip_loss(picture_vectors: Tensor, text_vectors: Tensor, log_temperature: Te
     picture_vectors, text_vectors  (B,E) unit vectors, row i of both belong together
     log_temperature                scalar, logarithm of the factor on the cosines (held below 100)
     groups                         (B,) int, equal for captions with the same words
-    returns                        scalar: cross-entropy against equal shares for all right answers, mean of both
-                                   directions
+    returns                        scalar: cross-entropy to equal shares for the right answers, mean of both directions
     Source: Radford et al. 2021, figure 3; the shared targets are ours: in a small world captions repeat within a batch.
     """
-    logits = (
-        log_temperature.exp().clamp(max=100) * picture_vectors.float() @ text_vectors.float().T
-    )  # (B pictures, B captions)
+    cosines = picture_vectors.float() @ text_vectors.float().T  # (B pictures, B captions)
+    logits = log_temperature.exp().clamp(max=100) * cosines
     same = (groups[:, None] == groups[None, :]).to(logits)
     targets = same / same.sum(dim=1, keepdim=True)
     return 0.5 * (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets))

@@ -23,8 +23,7 @@ class VAEConfig:
     num_res_blocks: int = 2
     z_channels: int = 4
     scaling_factor: float = 0.18215  # 1 / standard deviation of the latents over the training pictures
-    # As many groups as channels make a group norm an instance norm, which erases the picture's mean colour: narrow
-    # networks need fewer groups.
+    # With one channel a group (32 groups in a narrow network) a norm takes away every channel's mean: use fewer groups.
     norm_groups: int = 32
 
     def __post_init__(self) -> None:
@@ -259,9 +258,8 @@ def vae_loss(
 
     Without a perceptual network: absolute error for sharpness, absolute error of finite differences for edges, and
     squared errors of the picture and of its 8x8 averages.  The averages carry the colour: without them a small network
-    gives rare
-    hues the colour of common ones.  The KL is summed over a picture's latents and divided by its pixels, so `kl_weight`
-    means the same at every picture size.
+    gives rare hues the colour of common ones.  The KL is summed over a picture's latents and divided by its pixels, so
+    that `kl_weight` means the same at every picture size.
     """
     posterior = vae.encode(image)
     error = vae._decode_unscaled(posterior.sample(generator)).float() - image.float()
