@@ -27,7 +27,7 @@ _STRIPES = {
     "brown": (0.72, 0.50, 0.28),
     "pink": (0.80, 0.22, 0.46),
     "orange": (0.98, 0.72, 0.45),
-    "green": (0.72, 0.92, 0.66),
+    "green": (0.56, 0.90, 0.50),
 }
 _SKIN = np.float32(
     [
@@ -141,7 +141,7 @@ def object_surface(points: np.ndarray, color: str, material: str, pattern: tuple
     special = {"wooden": _wooden, "marble": _marble, "gothic-style": _gothic, "medieval-style": _medieval}
     if material in special:
         return special[material](points, pattern)
-    base = np.float32(COLORS[color] if color else (0.68, 0.69, 0.71))
+    base = np.float32(COLORS[color] if color else (0.60, 0.61, 0.64))
     albedo = np.broadcast_to(base, points.shape)
     if material == "metallic":
         return Surface(albedo, 0.5, 60.0, 0.85)

@@ -136,7 +136,9 @@ def lit(part: Part, surface: Surface, light: Light) -> np.ndarray:
     irradiance = _irradiance(part, surface, light)
     if np.any(surface.mirror):
         heights = -reflected[:, 1] + 0.15 * reflected[:, 0]
-        chrome = np.interp(heights, *_CHROME).astype(np.float32)[:, None] * (0.35 + 0.65 * part.openness[:, None])
+        windows = np.clip(0.5 + 1.6 * np.sin(3 * np.arctan2(reflected[:, 0], -reflected[:, 2]) + 0.8), 0, 1)
+        chrome = np.interp(heights, *_CHROME).astype(np.float32) * (0.35 + 0.95 * windows)
+        chrome = (chrome * (0.35 + 0.65 * part.openness))[:, None]
         seen = np.where(reflected[:, 1:2] < 0, light.above, light.below)
         mirror = np.broadcast_to(np.float32(surface.mirror), heights.shape)[:, None]
         irradiance = irradiance * (1 - mirror) + mirror * chrome * seen
