@@ -1,0 +1,165 @@
+"""Batches of pictures.  Requests (prompt, geometry, noise) + model -> (B, H, W, 3) uint8.  Paper: Sec. 3.3, eq. 2.
+
+What can be computed once is: condition features a geometry, context a prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hoi.conditions import Conditions, stack_conditions
+from hoi.diffusion import NoiseSchedule, Progress, initial_noise, sample_latents
+from hoi.geometry import FolderGeometries, SceneGeometries
+from hoi.model import CONDITION_NAMES, HOIDiffusion
+from hoi.prompts import fill
+from hoi.text import tokenize
+
+MAX_CONTEXTS = 512  # encoded prompts kept; 77 x 768 floats are 0.24 MB
+
+
+@dataclass(frozen=True)
+class Request:
+    """One picture to make.
+
+    index          of the record
+    geometry       number in the source of conditions; None without conditions
+    prompt         complete, no placeholder
+    source_index   index of the record in the source folder, None where there is no folder
+    """
+
+    index: int
+    geometry: int | None
+    prompt: str
+    source_index: int | None = None
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How pictures are drawn from the model; the defaults of a preset stand in its ModelConfig."""
+
+    sampler: str
+    num_inference_steps: int
+    guidance_scale: float
+    negative_prompt: str = ""
+    cond_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)  # skeleton, normal, segmentation
+    cond_tau: float = 1.0
+
+
+def plan(
+    geometries: FolderGeometries | SceneGeometries | None, prompts: Sequence[str] | None, count: int | None = None
+) -> list[Request]:
+    """Requests 0 to count - 1, those of one geometry side by side (so they share its features), else by index.
+
+    prompts   templates: every geometry with every prompt; None: each record of the folder with its own text
+    count     None makes each combination once; more go on with other noise (and, from meshes, other views)
+    Request i is the same for every count.
+    """
+    if geometries is None:
+        count = count or len(prompts)
+        return [Request(i, None, fill(prompts[i % len(prompts)], None)) for i in range(count)]
+    if prompts is None:
+        records = geometries.records
+        chosen = [(i, records[i % len(records)], geometries.numbers[i % len(records)])
+                  for i in range(count or len(records))]  # fmt: skip
+        requests = [Request(i, number, record["text"] or "", record["index"]) for i, record, number in chosen]
+    else:
+        usable = [k for k in range(len(geometries)) if geometries.has_conditions(k)]
+        if not usable:
+            raise ValueError(f"{geometries.folder} has no condition images; use --no-conditions for text alone")
+        requests = []
+        for i in range(count or len(usable) * len(prompts)):
+            turn = i // len(prompts)
+            number = usable[turn % len(usable)] if isinstance(geometries, FolderGeometries) else turn
+            prompt = fill(prompts[i % len(prompts)], geometries.noun(number))
+            requests.append(Request(i, number, prompt, geometries.source_index(number)))
+    return sorted(requests, key=lambda request: (request.geometry, request.index))
+
+
+class PictureMaker:
+    """A model with fixed settings that turns prompts, condition features and noise into pictures."""
+
+    def __init__(self, model: HOIDiffusion, settings: SamplingSettings) -> None:
+        self.model, self.settings = model, settings
+        self.schedule = NoiseSchedule.stable_diffusion()
+        self.device = model.unet.out[2].weight.device
+        self._contexts: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def context(self, prompts: Sequence[str]) -> Tensor:
+        """Encoded prompts (B, 77, C); each distinct one is encoded once."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._contexts]
+        if new:
+            if len(self._contexts) + len(new) > MAX_CONTEXTS:
+                self._contexts = {prompt: self._contexts[prompt] for prompt in prompts if prompt in self._contexts}
+            encoded = self.model.text_encoder(tokenize(new).to(self.device))
+            self._contexts |= dict(zip(new, encoded, strict=True))
+        return torch.stack([self._contexts[prompt] for prompt in prompts]).to(self.model.unet.out[2].weight.dtype)
+
+    @torch.no_grad()
+    def features(self, conditions: Conditions) -> list[Tensor]:
+        """Condition features of one geometry, one map (1, C_k, h / 2^k, w / 2^k) a level."""
+        stacked = stack_conditions([conditions])
+        images = (stacked[name].to(self.device) for name in CONDITION_NAMES)
+        return self.model.condition_encoders(*images, weights=self.settings.cond_weights)
+
+    @torch.no_grad()
+    def pictures(
+        self,
+        prompts: Sequence[str],
+        features: Sequence[list[Tensor]] | None,
+        generators: Sequence[torch.Generator],
+        progress: Progress | None = None,
+    ) -> np.ndarray:
+        """Make one batch.
+
+        prompts     B complete prompts
+        features    B results of `features` (the same object for pictures of one geometry), None for text alone
+        generators  B, one a picture: a picture does not depend on its batch
+        returns     (B, H, W, 3) uint8
+        """
+        settings, config = self.settings, self.model.config
+        side = config.image_size // config.vae.factor
+        latents = sample_latents(
+            self.model.unet,
+            self.schedule,
+            context=self.context(prompts),
+            uncond_context=self.context([settings.negative_prompt]),
+            cond_features=joined(features),
+            noise=initial_noise(generators, config.unet.in_channels, side, side, self.device),
+            sampler=settings.sampler,
+            num_inference_steps=settings.num_inference_steps,
+            guidance_scale=settings.guidance_scale,
+            cond_tau=settings.cond_tau,
+            generators=generators,
+            progress=progress,
+        )
+        images = self.model.vae.decode(latents).float()  # (B, 3, H, W) in [-1, 1]
+        if not torch.isfinite(images).all():
+            raise ValueError("the model made pictures that are not finite; try --dtype float32, or other weights")
+        levels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return levels.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def joined(features: Sequence[list[Tensor]] | None) -> list[Tensor] | None:
+    """Features of B pictures as one batch; of batch 1 when all are of one geometry (the U-Net repeats them)."""
+    if features is None:
+        return None
+    if all(each is features[0] for each in features):
+        return features[0]
+    return [torch.cat(level) for level in zip(*features, strict=True)]
+
+
+def set_precision(model: HOIDiffusion, dtype: torch.dtype) -> HOIDiffusion:
+    """U-Net and condition encoders, nearly all of the work, compute in dtype; text encoder and VAE stay in float32.
+
+    The VAE's decoder overflows in float16 and shows bf16's rounding as noise in smooth areas.
+    """
+    model.unet.to(dtype)
+    if model.condition_encoders is not None:
+        model.condition_encoders.to(dtype)
+    return model

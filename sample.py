@@ -1,0 +1,335 @@
+"""Generate pictures of hands grasping objects, each with its 3D annotation: a dataset folder whose pictures are new.
+
+    python sample.py                                          # mug, bowl, bottle, can in several looks -> ./out
+    python sample.py --object path/to/mug.stl --prompt "A hand is grasping a pink {object} on the beach" --num 8
+    python sample.py --data data/test --out out/test          # conditions and texts of a folder of make_dataset.py
+    python sample.py --data data/test --prompts-file looks.txt --cond-scale normal=0.5 --out out/looks
+    python sample.py --no-conditions --checkpoint runs/base/model.safetensors --num 1000 --out data/background_buffer
+    torchrun --nproc-per-node 2 sample.py --data data/test    # the same pictures, shared between processes
+
+It prints what it uses, a progress bar, and what to look at (grid.png).  Running the same command again continues where
+it stopped; record i depends on --seed and i alone.  Every PNG carries its prompt and parameters.  Paper: Sec. 3.3, 4.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from hoi.checkpoint import sha256_of
+from hoi.dataset import CONDITION_KEYS, DatasetWriter, complete_record, write_pictures
+from hoi.diffusion import SAMPLERS
+from hoi.generate import PictureMaker, Request, SamplingSettings, plan, set_precision
+from hoi.geometry import FolderGeometries, SceneGeometries, collect_objects
+from hoi.hand import load_hand
+from hoi.hardware import has_fast_bf16, keep_freed_memory
+from hoi.model import CONDITION_NAMES, HOIDiffusion
+from hoi.objects import CATEGORIES
+from hoi.png_text import png_text
+from hoi.prompts import (
+    DEFAULT_PROMPTS,
+    default_negative_prompt,
+    default_scenery_prompts,
+    read_prompts,
+    untaught_words,
+)
+from hoi.scene import FRAMINGS
+
+BUILT_IN = Path(__file__).parent / "hoi" / "assets" / "tiny.safetensors"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "hoidiffusion" / "grasps"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def positive(word: str) -> int:
+    if not word.isdigit() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a positive whole number")
+    return int(word)
+
+
+def parse_weight(word: str) -> tuple[str, float]:
+    name, _, value = word.partition("=")
+    if name not in CONDITION_NAMES:
+        raise argparse.ArgumentTypeError(f"{name!r} is no condition; choose from {', '.join(CONDITION_NAMES)}")
+    try:
+        weight = float(value)
+    except ValueError:
+        weight = float("nan")
+    if not np.isfinite(weight):
+        raise argparse.ArgumentTypeError(f"weight of {name} is {value!r}, expected a number, e.g. {name}=0.5")
+    return name, weight
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    what = parser.add_argument_group("geometry: objects, a folder, or none")
+    what.add_argument("--object", nargs="+", metavar="PATH|NAME",
+                      help=f"mesh files, folders of meshes, or built-in objects (default: {' '.join(CATEGORIES)})")
+    what.add_argument("--data", type=Path, metavar="DIR", help="take conditions and annotation from a dataset folder")
+    what.add_argument("--conditions", action=argparse.BooleanOptionalAction, default=True,
+                      help="--no-conditions samples from text alone: scenery, the background buffer (Sec. 3.3)")
+    what.add_argument("--category", help="what mesh files show (default: guessed from the file's name)")
+    what.add_argument("--units", help="unit of mesh files: m, dm, cm, mm, in (default: guessed, and said)")
+    what.add_argument("--hand-side", choices=("right", "left", "random"), default="right", help="for --object")
+    what.add_argument("--framing", choices=FRAMINGS,
+                      help="for --object; official: 60 degrees field of view, tight: zoomed in (default: as the "
+                      "checkpoint was trained: tight for tiny, official for sd1)")
+    what.add_argument("--grasps-per-object", type=positive, default=3, metavar="G", help="searched once and cached")
+    what.add_argument("--mano", metavar="FILE", help="official MANO_RIGHT.pkl (default: the built-in hand)")
+    what.add_argument("--cache", type=Path, default=CACHE, metavar="DIR", help="found grasps (default: %(default)s)")
+    text = parser.add_argument_group("text")
+    text.add_argument("--prompt", nargs="+", metavar="TEXT",
+                      help="{object} stands for the object's name; every geometry with every prompt (default: a few "
+                      "looks of the paper's figures; with --data each record's own text)")
+    text.add_argument("--prompts-file", type=Path, metavar="FILE", help="one prompt a line, # begins a comment line")
+    text.add_argument("--negative-prompt", metavar="TEXT",
+                      help="unconditional text of guidance (default: the official stock list for sd1, empty for tiny)")
+    how = parser.add_argument_group("sampling (defaults: of the checkpoint's preset)")
+    how.add_argument("--sampler", choices=SAMPLERS)
+    how.add_argument("--steps", type=positive, metavar="N", help="tiny and sd1: 20 with dpm++; the paper: 50 with ddim")
+    how.add_argument("--guidance-scale", type=float, metavar="W", help="0 ignores the text, 1 is no guidance (sd1: 7.5)")
+    how.add_argument("--cond-scale", nargs="+", type=parse_weight, default=[], metavar="NAME=WEIGHT",
+                     help=f"weights of the conditions {', '.join(CONDITION_NAMES)} (1 each, Sec. 3.3)")
+    how.add_argument("--cond-tau", type=float, default=1.0, metavar="TAU",
+                     help="share of the steps, from the noisiest on, that sees the conditions, 0 to 1")
+    add("--num", type=positive, metavar="N", help="pictures (default: each combination of geometry and prompt once)")
+    add("--seed", type=int, default=0)
+    add("--checkpoint", type=Path, default=BUILT_IN, metavar="FILE", help="weights (default: the built-in ones)")
+    add("--out", type=Path, default=Path("out"), metavar="DIR", help="the dataset folder (default: %(default)s)")
+    add("--batch-size", type=positive, metavar="B", help="pictures at once (default: 8; 2 for 512 px on a CPU or GPU)")
+    add("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
+    add("--dtype", choices=("auto", *DTYPES), default="auto",
+        help="of U-Net and condition encoders (default: bfloat16 where the hardware has it, else float32)")
+    add("--threads", type=positive, metavar="T", help="of torch on the CPU (default: torch's own choice)")
+    args = parser.parse_args(arguments)
+    if args.data is not None and args.object:
+        parser.error("--data and --object exclude each other: the folder has its own objects")
+    if not args.conditions and (args.data is not None or args.object):
+        parser.error("--no-conditions samples from text alone: drop --data or --object")
+    if args.prompt and args.prompts_file:
+        parser.error("--prompt and --prompts-file exclude each other")
+    if args.seed < 0 or not 0 <= args.cond_tau <= 1:
+        parser.error("--seed must not be negative, --cond-tau lies between 0 and 1")
+    if args.guidance_scale is not None and not np.isfinite(args.guidance_scale):
+        parser.error("--guidance-scale must be a finite number")
+    return args
+
+
+def picture_generator(seed: int, index: int) -> torch.Generator:
+    """Noise of one picture: from (seed, index) alone, on the CPU, so it is the same on any hardware."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]))
+
+
+def choose_device(args: argparse.Namespace, rank: int) -> str:
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device != "cpu" and not (device.split(":")[0] == "cuda" and torch.cuda.is_available()):
+        raise ValueError(f"device {device!r} is not there; expected cpu or, with a GPU, cuda or cuda:N")
+    return f"cuda:{rank % torch.cuda.device_count()}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
+
+
+def load_model(args: argparse.Namespace, device: str) -> tuple[HOIDiffusion, Path, str]:
+    """The model, its file, and the name of the dtype that U-Net and condition encoders compute in."""
+    path = args.checkpoint / "model.safetensors" if args.checkpoint.is_dir() else args.checkpoint
+    if path == BUILT_IN and not path.is_file():
+        raise FileNotFoundError(f"the built-in weights {path} are missing: train them (README) or name --checkpoint")
+    model = HOIDiffusion.from_file(path, device).requires_grad_(False)
+    if args.conditions and model.condition_encoders is None:
+        raise ValueError(f"{path} is a base model without condition encoders: add --no-conditions or fine-tune it")
+    dtype = args.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if has_fast_bf16(device) else "float32"
+    return set_precision(model, DTYPES[dtype]), path, dtype
+
+
+def sampling_settings(args: argparse.Namespace, model: HOIDiffusion) -> SamplingSettings:
+    """What the flags leave open comes from the preset."""
+    config, weights = model.config, dict.fromkeys(CONDITION_NAMES, 1.0) | dict(args.cond_scale)
+    negative = args.negative_prompt
+    return SamplingSettings(
+        sampler=args.sampler or config.sampler,
+        num_inference_steps=args.steps or config.num_inference_steps,
+        guidance_scale=config.guidance_scale if args.guidance_scale is None else args.guidance_scale,
+        negative_prompt=default_negative_prompt(config.name) if negative is None else negative,
+        cond_weights=tuple(weights[name] for name in CONDITION_NAMES),
+        cond_tau=args.cond_tau,
+    )
+
+
+def choose_geometries(args: argparse.Namespace, model: HOIDiffusion) -> FolderGeometries | SceneGeometries | None:
+    size = model.config.image_size
+    if not args.conditions:
+        return None
+    if args.data is not None:
+        return FolderGeometries(args.data, size)
+    meshes = collect_objects(args.object or CATEGORIES, category=args.category, units=args.units)
+    framing = args.framing or ("tight" if model.config.name == "tiny" else "official")
+    return SceneGeometries(
+        meshes, load_hand(args.mano), size, args.seed, args.hand_side, framing, args.grasps_per_object, args.cache
+    )
+
+
+def choose_prompts(args: argparse.Namespace, model: HOIDiffusion) -> list[str] | None:
+    """None: every record of the folder with its own text."""
+    if args.prompts_file is not None:
+        return read_prompts(args.prompts_file)
+    if args.prompt:
+        if not all(prompt.strip() for prompt in args.prompt):
+            raise ValueError("a --prompt is empty; to sample without text use --guidance-scale 0")
+        return args.prompt
+    if not args.conditions:
+        return default_scenery_prompts(model.config.name)
+    return None if args.data is not None else list(DEFAULT_PROMPTS)
+
+
+def digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def describe(args, settings, checkpoint, dtype, geometries, prompts) -> dict[str, Any]:
+    """What goes to dataset.json; "job" decides the pictures, and another job must not continue in the same folder."""
+    job = {"seed": args.seed, "checkpoint": checkpoint["sha256"], "dtype": dtype, **vars(settings)}
+    job |= {"prompts": None if prompts is None else digest(prompts), "conditions": args.conditions}
+    licences: dict[str, Any] = {"weights": f"those of {checkpoint['name']}"}
+    if isinstance(geometries, FolderGeometries):
+        rows = [[record["index"], record["text"], record["keypoints_2d"]] for record in geometries.records]
+        job["data"] = digest(rows)
+        source = args.data / "dataset.json"
+        licences["data"] = json.loads(source.read_text()).get("licences") if source.is_file() else None
+    elif geometries is not None:
+        meshes = geometries.meshes
+        job["objects"] = [f"{m.object_id} {hashlib.sha256(m.vertices.tobytes()).hexdigest()[:8]}" for m in meshes]
+        job |= {"hand_side": geometries.hand_side, "framing": geometries.framing, "hand": geometries.hand.name,
+                "grasps_per_object": geometries.grasps_per_object}  # fmt: skip
+        licences["objects"] = sorted({mesh.source for mesh in meshes})
+    return {
+        "made_by": "sample.py",
+        "command": shlex.join(["python", *sys.argv]),
+        "seed": args.seed,
+        "checkpoint": checkpoint,
+        "versions": {"python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__},
+        "licences": licences,
+        "job": job,
+    }
+
+
+def say(rank: int, *lines: str) -> None:
+    if rank == 0:
+        print(*lines, sep="\n", flush=True)
+
+
+def prepare_grasps(geometries, requests: list[Request], rank: int) -> None:
+    """Search grasps before the first picture.  Rank 0 first: the others read what it found."""
+    if isinstance(geometries, SceneGeometries):
+        if rank > 0:
+            barrier()
+        needed = sorted({request.geometry % len(geometries) for request in requests})
+        for k in tqdm(needed, "grasps", unit="object", disable=rank > 0):
+            geometries.prepare(k)
+        if rank == 0:
+            barrier()
+
+
+def barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def batches(requests: list[Request], batch_size: int) -> Iterator[list[Request]]:
+    for start in range(0, len(requests), batch_size):
+        yield requests[start : start + batch_size]
+
+
+def main(args: argparse.Namespace) -> None:
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    keep_freed_memory()
+    device = choose_device(args, rank)
+    model, path, dtype = load_model(args, device)
+    settings, geometries, prompts = sampling_settings(args, model), choose_geometries(args, model), choose_prompts(args, model)
+    requests = plan(geometries, prompts, args.num)
+    first_index: dict[int, int] = {}  # of each geometry: its files carry this number
+    for request in requests:
+        first_index.setdefault(request.geometry, request.index)
+    checkpoint = {"name": path.name, "sha256": sha256_of(path)}
+    description = describe(args, settings, checkpoint, dtype, geometries, prompts)
+    if world_size > 1:
+        dist.init_process_group("gloo", timeout=timedelta(days=7))
+    writer = DatasetWriter(args.out, description, rank, world_size)
+    barrier()  # every rank has seen the same finished records
+    todo = [request for request in requests if not writer.done(request.index)]
+    if not todo:
+        say(rank, f"all {len(requests)} pictures are in {args.out} already: nothing to do")
+        return
+    for mesh in getattr(geometries, "meshes", []):
+        say(rank, *(f"{mesh.object_id}: {note}" for note in mesh.notes))
+    if model.config.name == "tiny" and (words := untaught_words([request.prompt for request in requests])):
+        say(rank, f"hint: the tiny model was never taught {', '.join(words[:8])}; it knows the words of its toy world")
+    say(rank, f"{path} ({model.config.name}, {model.metadata.get('stage')}, step {model.metadata.get('step')}), {dtype} "
+        f"on {device}; {settings.sampler} {settings.num_inference_steps} steps, guidance {settings.guidance_scale:g}",
+        f"{len(requests)} pictures of {model.config.image_size} px -> {args.out}, "
+        f"{len(requests) - len(todo)} are there already")  # fmt: skip
+    prepare_grasps(geometries, todo, rank)
+    mine = [todo[i] for i in np.array_split(np.arange(len(todo)), world_size)[rank]]
+    maker = PictureMaker(model, settings)
+    generated = {"seed": args.seed, "guidance_scale": settings.guidance_scale, "sampler": settings.sampler,
+                 "num_inference_steps": settings.num_inference_steps, "checkpoint": checkpoint,
+                 "negative_prompt": settings.negative_prompt}  # fmt: skip
+    size = {"height": model.config.image_size, "width": model.config.image_size}
+    features, annotation = {None: None}, {None: {}}  # by geometry: of the current batch only
+    with tqdm(total=len(mine), unit="picture", disable=rank > 0) as bar:
+        for batch in batches(mine, args.batch_size or (8 if model.config.image_size < 512 else 2)):
+            numbers = dict.fromkeys(request.geometry for request in batch)
+            features = {k: features[k] for k in numbers if k in features}
+            annotation = {k: annotation[k] for k in numbers if k in annotation}
+            for k in [k for k in numbers if k not in features]:
+                geometry = None if k is None else geometries[k]
+                features[k] = None if k is None else maker.features(geometry.conditions_or_blank(**size))
+                annotation[k] = {} if k is None else geometry.write(args.out, first_index[k])
+            images = maker.pictures(
+                [request.prompt for request in batch],
+                [features[request.geometry] for request in batch] if args.conditions else None,
+                [picture_generator(args.seed, request.index) for request in batch],
+                lambda step, steps: bar.set_postfix_str(f"step {step}/{steps}"),
+            )
+            for request, image in zip(batch, images, strict=True):
+                record = annotation[request.geometry] | size | generated
+                record |= {"file_name": f"images/{request.index:06d}.png", "text": request.prompt}
+                record["source_index"] = request.source_index
+                record = complete_record(request.index, record)
+                writer.append(write_pictures(args.out, request.index, record, image, png_text=png_text(record)))
+                bar.update()
+    barrier()
+    writer.finish()
+    say(rank, f"{len(todo)} new pictures, {len(requests)} in all", f"look at {args.out / 'grid.png'}")
+    if any(request.geometry is not None for request in requests):
+        say(rank, f"validate with: python make_dataset.py --check {args.out}")
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """The command: problems become a message and exit code 1."""
+    args = parse_args(arguments)
+    try:
+        main(args)
+    except (ValueError, OSError) as problem:
+        sys.exit(f"sample.py: {problem}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: finished pictures are complete; the same command continues")
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # an orderly stop for `kill` too
+    run()
