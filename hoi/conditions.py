@@ -123,8 +123,7 @@ def draw_skeleton(keypoints_2d: np.ndarray, height: int, width: int) -> np.ndarr
 
     keypoints_2d  (21, 2)       pixels, OpenPose order; points outside the picture are allowed
     returns       (H, W, 3) uint8
-    A picture whose longer side is below 512 is drawn at 512 and reduced by area averages (rounded once along the rows
-    and once along the columns, so within one grey level of the exact average).
+    A picture whose longer side is below 512 is drawn at 512 and reduced by area averages.
     Raises ValueError when the keypoints have another shape or are not finite.
     """
     keypoints_2d = np.asarray(keypoints_2d, dtype=np.float64)
@@ -141,8 +140,23 @@ def draw_skeleton(keypoints_2d: np.ndarray, height: int, width: int) -> np.ndarr
         large_width / width,
         large_height / height,
     ) - 0.5  # pixel centres are at integers
-    canvas = Image.fromarray(_draw_strokes(enlarged, large_height, large_width))
-    return np.asarray(canvas.resize((width, height), Image.Resampling.BOX))
+    return _area_reduced(_draw_strokes(enlarged, large_height, large_width), height, width)
+
+
+def _area_reduced(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Average over the area of each small pixel, rounded to the nearest grey level: (H2, W2, 3) -> (H, W, 3) uint8."""
+    large_height, large_width = picture.shape[:2]
+    if large_height % height == 0 and large_width % width == 0:
+        return np.asarray(Image.fromarray(picture).reduce((large_width // width, large_height // height)))
+    rows, columns = _area_weights(height, large_height), _area_weights(width, large_width)
+    return np.rint(np.einsum("ar,rcx,bc->abx", rows, picture, columns, optimize=True)).astype(np.uint8)
+
+
+def _area_weights(small: int, large: int) -> np.ndarray:
+    """Share of each large pixel in each small one along one side, rows summing to 1: (small, large)."""
+    edges = np.arange(small + 1) * (large / small)
+    covered = np.clip(edges[:, None] - np.arange(large), 0.0, 1.0)  # of each large pixel, left of each edge
+    return np.diff(covered, axis=0) * (small / large)
 
 
 def draw_segmentation(label_map: np.ndarray) -> np.ndarray:
