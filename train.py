@@ -31,13 +31,14 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from hoi import checkpoint, stages
-from hoi.appearance import words_in
 from hoi.batches import Share, TrainingSet
 from hoi.hardware import has_fast_bf16, keep_freed_memory
 from hoi.model import PRESETS, HOIDiffusion
 from hoi.sheets import curve, smooth
+from hoi.words import words_in
 
 EMA_EVERY = 4  # steps; the average moves slowly enough
+LOG_EVERY = 10  # steps
 # `hoi` has the paper's values (Sec. 4.1); the others are for training small networks from scratch.
 STAGE_DEFAULTS = {
     "vae": {"learning_rate": 1e-3, "batch_size": 32, "steps": 6000, "warmup_steps": 100, "caption_dropout": 0.0},
@@ -128,7 +129,10 @@ def build_stage(args: argparse.Namespace, model: HOIDiffusion, share: Share, mai
         return stages.VaeStage(model, pictures, share, args.seed, args.crop)
     if args.stage == "text":
         model.text_encoder.requires_grad_(True)
-        return stages.TextStage(model, pictures, share, args.seed, words_in)
+        def meaning(text: str) -> tuple:
+            return sorted(words_in(text).items(), key=str), "hand" in text.lower()
+
+        return stages.TextStage(model, pictures, share, args.seed, meaning)
 
     key = checkpoint.sha256_of(args.base)[:16]
     regularization = TrainingSet(args.reg_data, side, side) if args.reg_data else None
@@ -188,7 +192,10 @@ def export(args: argparse.Namespace, model: HOIDiffusion, step: int) -> None:
 
 
 def write_curves(out: Path) -> None:
-    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    path = out / "log.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if not lines:
+        return
     names = sorted({k for line in lines for k in line} - {"step", "learning_rate", "pictures_per_second"})
     series = {name: smooth([(line["step"], line[name]) for line in lines if name in line], 10) for name in names}
     curve(series, f"{out.name}: step {lines[-1]['step']}").save(out / "loss.png")
@@ -248,7 +255,7 @@ def train(args: argparse.Namespace) -> None:
     reader = ThreadPoolExecutor(max_workers=1)  # the next batch is read while this one is computed
     upcoming = reader.submit(stage.batch, start)
     bar = tqdm(range(start, args.steps), initial=start, total=args.steps, unit="step", disable=not main_process)
-    logged_at = time.time()
+    logged, logged_at = start, time.time()
     for step in bar:
         batch = {name: value.to(args.device) for name, value in upcoming.result().items()}
         upcoming = reader.submit(stage.batch, step + 1)
@@ -269,9 +276,9 @@ def train(args: argparse.Namespace) -> None:
             raise FloatingPointError(
                 f"step {step}: the loss is {loss.item()}; go on from the last state with a lower rate"
             )
-        if main_process and done % 10 == 0:
-            speed = 10 * args.batch_size * world_size / (time.time() - logged_at)
-            logged_at = time.time()
+        if main_process and (done % LOG_EVERY == 0 or done == args.steps):
+            speed = (done - logged) * args.batch_size * world_size / (time.time() - logged_at)
+            logged, logged_at = done, time.time()
             line = {"step": done, "loss": loss.item(), **{k: v.item() for k, v in parts.items()}}
             line |= {"learning_rate": optimizer.param_groups[0]["lr"], "pictures_per_second": round(speed, 1)}
             with open(out / "log.jsonl", "a") as log:
@@ -284,7 +291,7 @@ def train(args: argparse.Namespace) -> None:
                 stages.save_preview(stage, out / f"preview_{done:06d}.png")
                 if measured := stage.measure():
                     tqdm.write(f"step {done}: {measured}")
-            logged_at = time.time()
+            logged, logged_at = done, time.time()
     reader.shutdown()
     if main_process:
         print(f"wrote {out / 'model.safetensors'}; look at {out}/loss.png and {out}/preview_{args.steps:06d}.png")

@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hoi import checkpoint, dataset
-from hoi.appearance import BACKGROUNDS, PALETTE, words_in
-from hoi.conditions import label_map_of
+from hoi.appearance import nearest_color
+from hoi.backgrounds import BACKGROUNDS
+from hoi.conditions import SEGMENTATION_COLORS
+from hoi.words import words_in
 
 LABELS = ("background", "hand", "object")
 
@@ -81,13 +83,10 @@ def intersection_over_union(predicted: np.ndarray, true: np.ndarray) -> float:
     return 1.0 if union == 0 else float(np.logical_and(predicted, true).sum() / union)
 
 
-def nearest_color(image: np.ndarray, object_mask: np.ndarray) -> str:
-    """The palette word nearest (Euclidean RGB) to the mean colour inside the mask.
-
-    image (H, W, 3) uint8, object_mask (H, W) bool with at least one pixel
-    """
-    mean = image[object_mask].mean(axis=0)
-    return min(PALETTE, key=lambda word: float(np.sum((np.asarray(PALETTE[word]) - mean) ** 2)))
+def label_map_of(segmentation: np.ndarray) -> np.ndarray:
+    """The label map (H, W) 0/1/2 of a segmentation picture (H, W, 3): the label of the nearest colour."""
+    distance = np.abs(segmentation[:, :, None].astype(np.int16) - SEGMENTATION_COLORS).sum(axis=3)
+    return distance.argmin(axis=2).astype(np.uint8)
 
 
 @torch.no_grad()
@@ -122,7 +121,7 @@ def score(
             "background_right": None,
         }
         if words.get("color") is not None and (true == 2).any():
-            row["color_right"] = float(nearest_color(image, true == 2) == words["color"])
+            row["color_right"] = float(nearest_color(image[true == 2].mean(axis=0) / 255) == words["color"])
         if words.get("background") in names:
             row["background_right"] = float(names[word] == words["background"])
         rows.append(row)

@@ -1,0 +1,206 @@
+"""train.py and hoi/stages.py: resuming, sharing work between processes, what trains, and messages."""
+
+import shutil
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+import train
+from hoi import checkpoint, stages
+from hoi.batches import Share, TrainingSet, draw_indices
+from hoi.conditions import Conditions
+from hoi.dataset import DatasetWriter
+from hoi.model import HOIDiffusion, ModelConfig
+from hoi.text import TextConfig
+from hoi.unet import UNetConfig
+from hoi.vae import VAEConfig
+
+SIDE = 32
+COLORS = ("red", "green", "blue")
+
+
+def small_model(with_conditions: bool, seed: int = 0) -> HOIDiffusion:
+    """A model of a few thousand weights whose zero-initialised layers are not zero, so that all gradients flow."""
+    torch.manual_seed(seed)
+    config = ModelConfig(
+        name="tiny",
+        unet=UNetConfig(
+            model_channels=8, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(1,), num_heads=2,
+            context_dim=16, norm_groups=4,
+        ),
+        vae=VAEConfig(channels=8, channel_mult=(1, 2), num_res_blocks=1, norm_groups=4),
+        text=TextConfig(width=16, heads=2, layers=1),
+        image_size=SIDE,
+        num_inference_steps=2,
+    )  # fmt: skip
+    model = HOIDiffusion(config, with_conditions=with_conditions)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.05)
+    return model
+
+
+def make_folder(folder: Path, count: int, with_conditions: bool) -> Path:
+    writer = DatasetWriter(folder, {"command": "test"})
+    for index in range(count):
+        generator = np.random.default_rng([7, index])
+        pictures = generator.integers(0, 256, (4, SIDE, SIDE, 3), dtype=np.uint8)
+        writer.write(
+            index,
+            {"text": f"A hand is grasping a {COLORS[index % 3]} mug"},
+            image=pictures[0],
+            conditions=Conditions(*pictures[1:]) if with_conditions else None,
+        )
+    writer.finish(grid=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A folder with data, a background buffer and a base model."""
+    root = tmp_path_factory.mktemp("world")
+    make_folder(root / "data", 10, with_conditions=True)
+    make_folder(root / "buffer", 5, with_conditions=False)
+    small_model(with_conditions=False).save(root / "base.safetensors", 0, "base", "test")
+    return root
+
+
+def hoi_args(world: Path, out: Path, *more: str):
+    return train.parse_args(
+        f"--stage hoi --data {world}/data --reg-data {world}/buffer --base {world}/base.safetensors --out {out}"
+        f" --steps 4 --batch-size 3 --learning-rate 1e-3 --save-every 2 --preview-every 0 --dtype fp32 --device cpu"
+        f" --ema-decay 0.9".split() + list(more)
+    )  # fmt: skip
+
+
+def assert_same(a, b, where: str = "") -> None:
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        for k, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{k}]")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), f"{where} differs by up to {(a - b).abs().max()}"
+    elif not where.startswith(".args.out"):
+        assert a == b, where
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(world, tmp_path):
+    train.train(hoi_args(world, tmp_path / "whole"))
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    (tmp_path / "resumed" / "state_000000004.pt").unlink()  # as if killed after the state of step 2
+    (tmp_path / "resumed" / "model.safetensors").unlink()
+    train.train(hoi_args(world, tmp_path / "resumed"))
+    states = [checkpoint.load_training_state(tmp_path / name) for name in ("whole", "resumed")]
+    assert states[0]["step"] == 4
+    assert_same(*states)
+    weights = [checkpoint.load_model_file(tmp_path / name / "model.safetensors")[0] for name in ("whole", "resumed")]
+    assert_same(*weights)
+    logs = [(tmp_path / name / "log.jsonl").read_text().count("\n") for name in ("whole", "resumed")]
+    assert logs[0] == logs[1]
+
+
+def test_a_finished_run_is_left_alone(world, tmp_path, capsys):
+    train.train(hoi_args(world, tmp_path / "run"))
+    before = (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns
+    train.train(hoi_args(world, tmp_path / "run"))
+    assert "is finished: 4 steps done" in capsys.readouterr().out
+    assert (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_resuming_with_other_settings_is_refused_by_name(world, tmp_path):
+    train.train(hoi_args(world, tmp_path / "run"))
+    with pytest.raises(SystemExit, match=r"--seed was 0, is 5"):
+        train.train(hoi_args(world, tmp_path / "run", "--seed", "5"))
+
+
+def test_fine_tuning_moves_decoder_and_condition_encoders_and_nothing_else(world, tmp_path):
+    train.train(hoi_args(world, tmp_path / "run"))
+    before, _ = checkpoint.load_model_file(world / "base.safetensors")
+    after, metadata = checkpoint.load_model_file(tmp_path / "run" / "model.safetensors")
+    assert metadata["stage"] == "hoi"
+    for name in before:
+        decoder = name.startswith(("unet.output_blocks.", "unet.out."))
+        # A key bias adds the same to all of a query's scores, so it may stay; everything else in the decoder moves.
+        assert torch.equal(before[name], after[name]) != decoder, name
+    assert any(name.startswith("condition_encoders.") for name in after.keys() - before.keys())
+
+
+def gradients(world: Path, share: Share) -> dict[str, torch.Tensor]:
+    """Gradients of the hoi loss at step 3 in this process, averaged over processes by DDP if there are several."""
+    torch.set_num_threads(1)
+    model = small_model(with_conditions=True)
+    pictures, buffer = (TrainingSet([world / name], SIDE, SIDE) for name in ("data", "buffer"))
+    latents, reg_latents = (
+        stages.cached(model, data, world / f"latents-{share.world_size}-{share.rank}", "test")
+        for data in (pictures, buffer)
+    )
+    model.freeze_for_fine_tuning()
+    stage = stages.HoiStage(model, pictures, latents, buffer, reg_latents, share, 1, 0.3, 1.0)
+    if share.world_size > 1:
+        stage = torch.nn.parallel.DistributedDataParallel(stage)
+        batch = stage.module.batch(3)
+    else:
+        batch = stage.batch(3)
+    loss, _ = stage(batch)
+    loss.backward()
+    named = (stage.module if share.world_size > 1 else stage).named_parameters()
+    return {name: parameter.grad for name, parameter in named if parameter.grad is not None}
+
+
+def half_the_work(rank: int, world: Path, port: int) -> None:
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    found = gradients(world, Share(2, rank, 2))
+    if rank == 0:
+        torch.save(found, world / "two.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_have_the_gradients_of_one(world):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(half_the_work, args=(world, port), nprocs=2)
+    two, one = torch.load(world / "two.pt", weights_only=True), gradients(world, Share(4))
+    assert two.keys() == one.keys() and len(one) > 50
+    for name, gradient in one.items():
+        torch.testing.assert_close(two[name], gradient, rtol=1e-4, atol=1e-7, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def test_every_record_is_seen_once_an_epoch_whatever_the_number_of_processes():
+    records, seen = 12, []
+    for step in range(3):
+        shares = [draw_indices(records, Share(2, rank, 2), seed=4, step=step) for rank in range(2)]
+        whole = draw_indices(records, Share(4), seed=4, step=step)
+        np.testing.assert_array_equal(np.concatenate(shares), whole)
+        seen += whole.tolist()
+    assert sorted(seen) == list(range(records))
+
+
+def test_latents_are_drawn_anew_from_the_cached_posterior(world):
+    model = small_model(with_conditions=True)
+    pictures = TrainingSet([world / "data"], SIDE, SIDE)
+    latents = stages.cached(model, pictures, world / "latents-posterior", "test")
+    indices, noise = np.array([4, 1]), torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        posterior = model.vae.encode(pictures.images(indices))
+    expected = 0.18215 * (posterior.mean + posterior.std * noise)
+    torch.testing.assert_close(latents.sample(indices, noise, 0.18215), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_pictures_of_another_size_are_refused_with_both_sizes(world):
+    with pytest.raises(ValueError, match=r"32x32 px, the model takes 64x64"):
+        TrainingSet([world / "data"], 64, 64)
+
+
+def test_fine_tuning_without_a_base_says_what_is_missing(world, tmp_path):
+    args = train.parse_args(["--data", str(world / "data"), "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="--stage hoi needs --base FILE"):
+        train.train(args)
