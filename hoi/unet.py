@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-# At or below this many query tokens, plain matrix products beat torch's CPU flash attention, in backward above all.
-PLAIN_ATTENTION_TOKENS = 1024
+# Up to this many scores a head (query x key tokens), bf16 matrix products on a CPU beat torch's flash attention.
+PLAIN_ATTENTION_SCORES = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,21 @@ def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def plain_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v.  query (B, heads, N, d), key and value (B, heads, M, d) -> (B, heads, N, d)."""
-    if query.device.type == "cpu" and query.shape[2] <= PLAIN_ATTENTION_TOKENS:
-        scores = (query * query.shape[3] ** -0.5) @ key.transpose(2, 3)
-        return scores.softmax(dim=3) @ value
+    scores = (query * query.shape[3] ** -0.5) @ key.transpose(2, 3)  # (B, heads, N, M)
+    return scores.softmax(dim=3) @ value
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The same as plain_attention, by whichever kernel is faster.
+
+    On a CPU in bf16 the matrix units make plain products 1.5 to 3 times faster than flash attention at SD's sizes up
+    to 1024 tokens, and backward 2 to 10 times; in fp32, and over the 4096 tokens of the finest level, flash wins.
+    """
+    on_cpu_in_bf16 = query.device.type == "cpu" and query.dtype == torch.bfloat16
+    if on_cpu_in_bf16 and query.shape[2] * key.shape[2] <= PLAIN_ATTENTION_SCORES:
+        return plain_attention(query, key, value)
     return F.scaled_dot_product_attention(query, key, value)
 
 

@@ -193,8 +193,9 @@ def test_half_precision_files_load_as_the_rounded_weights(tmp_path):
     with safe_open(path, framework="pt") as file:
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}
     loaded = HOIDiffusion.from_file(path)
+    exact = model.state_dict()
     for name, tensor in loaded.state_dict().items():
-        assert tensor.dtype == torch.float32 and torch.equal(tensor, model.state_dict()[name].half().float())
+        assert tensor.dtype == torch.float32 and torch.equal(tensor, exact[name].half().float())
     assert {p.dtype for p in HOIDiffusion.from_file(path, dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
     assert {p.dtype for p in model.parameters()} == {torch.float32}  # saving left the model alone
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 
 from hoi import unet as unet_module
@@ -107,10 +108,12 @@ def diffusers_twin(unet: UNet) -> UNet2DConditionModel:
     return twin.eval()
 
 
-@pytest.mark.parametrize("tokens_for_plain_attention", [0, 10**6], ids=["sdpa", "plain"])
+@pytest.mark.parametrize(
+    "attention", [F.scaled_dot_product_attention, unet_module.plain_attention], ids=["sdpa", "plain"]
+)
 @torch.no_grad()
-def test_unet_equals_diffusers_with_and_without_condition_features(monkeypatch, tokens_for_plain_attention):
-    monkeypatch.setattr(unet_module, "PLAIN_ATTENTION_TOKENS", tokens_for_plain_attention)
+def test_unet_equals_diffusers_with_and_without_condition_features(monkeypatch, attention):
+    monkeypatch.setattr(unet_module, "attend", attention)
     unet = fill(UNet(SMALL), seed=0)
     twin = diffusers_twin(unet)
     latents, timesteps, context, features = make_inputs(SMALL)
