@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -137,19 +138,18 @@ def rename(name: str, branches: Mapping[str, str]) -> str:
 
 
 def sha256_of(path: str | Path) -> str:
-    """SHA-256 of a file, hexadecimal.  Cached in memory for as long as size and modification time stay the same."""
+    """SHA-256 of a file, hexadecimal.  Remembered for as long as size and modification time stay the same."""
     status = existing_file(path).stat()
-    key = (os.path.abspath(path), status.st_size, status.st_mtime_ns)
-    if key not in _sha256_cache:
-        digest = hashlib.sha256()
-        with open(path, "rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-        _sha256_cache[key] = digest.hexdigest()
-    return _sha256_cache[key]
+    return _sha256(os.path.abspath(path), status.st_size, status.st_mtime_ns)
 
 
-_sha256_cache: dict[tuple[str, int, int], str] = {}
+@lru_cache(maxsize=32)
+def _sha256(path: str, size: int, modified_ns: int) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def save_training_state(folder: str | Path, step: int, state: Mapping[str, Any], keep: int = 2) -> Path:
