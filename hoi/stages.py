@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hoi.batches import LatentCache, Share, TrainingSet, cache_latents, draw_indices, step_generator
@@ -95,7 +96,8 @@ class TextStage(nn.Module):
     def batch(self, step: int) -> Batch:
         indices = draw_indices(len(self.pictures), self.share, self.seed, step)
         return {
-            "images": self.pictures.images(indices),
+            # Half the size says as much about words as the whole, at a quarter of the work.
+            "images": F.avg_pool2d(self.pictures.images(indices), 2),
             "token_ids": tokenize(self.pictures.captions(indices)),
             "groups": self.groups[indices],
         }
