@@ -180,6 +180,18 @@ def collect_objects(args: argparse.Namespace) -> list[ObjectMesh]:
     return objects
 
 
+def sides(args: argparse.Namespace) -> tuple[str, ...]:
+    """Hands for which grasps are needed."""
+    if {"hand_object", "hand"}.isdisjoint(args.content):
+        return ()
+    return ("right", "left") if args.hand_side == "random" else (args.hand_side,)
+
+
+def graspable(args: argparse.Namespace, objects: list[GraspedObject]) -> list[GraspedObject]:
+    """Those with a grasp for every wanted side."""
+    return [item for item in objects if all(item.grasps(side) for side in sides(args))]
+
+
 class SceneMaker:
     """Everything one process needs to make scenes; built once per process, grasps read when first needed."""
 
@@ -187,25 +199,20 @@ class SceneMaker:
         torch.set_num_threads(1)
         self.args, self.meshes = args, meshes
         self.hand = load_hand(args.mano)
-        self.sides = ("right", "left") if args.hand_side == "random" else (args.hand_side,)
-        self.needs_grasps = not {"hand_object", "hand"}.isdisjoint(args.content)
         self.renderer: Renderer | None = None
         self.objects: list[GraspedObject] | None = None
         self.fields: dict[str, DistanceField] = {}
 
     def grasps_of(self, k: int) -> GraspedObject:
         """Search object k's grasps or read them from the cache (same result)."""
-        if not self.needs_grasps:
-            return GraspedObject(self.meshes[k])
-        return grasp_object(
-            self.meshes[k], self.hand, self.args.grasps_per_object, self.args.seed, self.args.cache, self.sides
-        )
+        args = self.args
+        return grasp_object(self.meshes[k], self.hand, args.grasps_per_object, args.seed, args.cache, sides(args))
 
     def make_scene(self, number: int) -> list[dict[str, Any]]:
         """Write the pictures of one scene; returns its complete records."""
         args = self.args
         if self.objects is None:
-            self.objects = [self.grasps_of(k) for k in range(len(self.meshes))]
+            self.objects = graspable(args, [self.grasps_of(k) for k in range(len(self.meshes))])
             self.renderer = Renderer()
         generator = np.random.default_rng([args.seed, number])
         shares = np.array(list(args.content.values()))
@@ -269,7 +276,6 @@ _maker: SceneMaker | None = None  # one in each worker process
 
 def start_worker(args: argparse.Namespace, meshes: list[ObjectMesh]) -> None:
     global _maker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
     _maker = SceneMaker(args, meshes)
 
 
@@ -286,8 +292,17 @@ def mapper(args: argparse.Namespace, meshes: list[ObjectMesh]) -> Iterator[Any]:
         return
     # Spawn: a forked process would share the parent's GL context and thread pools.
     pool = ProcessPoolExecutor(args.workers, get_context("spawn"), start_worker, (args, meshes))
+
+    def run(method: str, numbers: Any) -> Iterator[Any]:
+        # Processes that start here inherit the deaf ear: Ctrl-C reaches the whole group, the parent ends the workers.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            return pool.map(call_worker, [method] * len(numbers), numbers)
+        finally:
+            signal.signal(signal.SIGINT, before)
+
     try:
-        yield lambda method, numbers: pool.map(call_worker, [method] * len(numbers), numbers)
+        yield run
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -319,16 +334,26 @@ def describe(args: argparse.Namespace, objects: list[GraspedObject]) -> dict[str
     }  # fmt: skip
 
 
-def drop_ungraspable(args: argparse.Namespace, objects: list[GraspedObject]) -> list[ObjectMesh]:
-    """Leave out objects without a grasp for every wanted side, and say so; an error when none is left."""
-    sides = ("right", "left") if args.hand_side == "random" else (args.hand_side,)
-    good = [item for item in objects if all(item.grasps(side) for side in sides)]
-    bad = [item.object_mesh.object_id for item in objects if not all(item.grasps(side) for side in sides)]
+def find_all_grasps(args: argparse.Namespace, meshes: list[ObjectMesh], run: Any) -> list[GraspedObject]:
+    """Grasps of every object; objects without any are left out, and it is said; an error when none is left."""
+    found = list(tqdm(run("grasps_of", range(len(meshes))), "grasps", len(meshes), unit="object"))
+    good = graspable(args, found)
+    bad = [item.object_mesh.object_id for item in found if not graspable(args, [item])]
     if not good:
         raise ValueError(f"no grasp was found for any object ({', '.join(bad)}): are they 1 to 20 cm in size?")
     if bad:
         print(f"left out, no grasp was found: {', '.join(bad)}")
     return good
+
+
+def make_all(run: Any, writer: DatasetWriter, todo: list[int], per_scene: int) -> None:
+    """Make scenes and append their records in order, so that every run writes the same lines."""
+    with tqdm(total=len(todo) * per_scene, unit="record") as progress:
+        for records in run("make_scene", todo):
+            for record in records:
+                if not writer.done(record["index"]):
+                    writer.append(record)
+            progress.update(per_scene)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -339,27 +364,17 @@ def main(args: argparse.Namespace) -> None:
     meshes = collect_objects(args)
     for mesh in meshes:
         print("\n".join(f"{mesh.object_id}: {note}" for note in mesh.notes), end="\n" if mesh.notes else "")
-    scenes = -(-args.num // (args.frames * args.looks))
     per_scene = args.frames * args.looks
+    scenes = -(-args.num // per_scene)
     with mapper(args, meshes) as run:
-        search = run("grasps_of", range(len(meshes)))
-        objects = list(tqdm(search, "grasps", len(meshes), unit="object", disable=len(meshes) == 1))
-    if any(name in args.content for name in ("hand_object", "hand")):
-        objects = drop_ungraspable(args, objects)
-    meshes = [item.object_mesh for item in objects]
-    writer = DatasetWriter(args.out, describe(args, objects))
-    todo = [k for k in range(scenes) if not all(writer.done(i) for i in range(k * per_scene, (k + 1) * per_scene))]
-    print(f"{scenes} scenes x {per_scene} records -> {args.out}, {len(writer)} records are there already")
-    before = len(writer)
-    try:
-        with mapper(args, meshes) as run, tqdm(total=len(todo) * per_scene, unit="record") as progress:
-            for records in run("make_scene", todo):
-                for record in records:
-                    if not writer.done(record["index"]):
-                        writer.append(record)
-                progress.update(per_scene)
-    except KeyboardInterrupt:
-        sys.exit(f"interrupted: {len(writer)} records are complete; the same command continues")
+        writer = DatasetWriter(args.out, describe(args, find_all_grasps(args, meshes, run)))
+        todo = [k for k in range(scenes) if not all(writer.done(i) for i in range(k * per_scene, (k + 1) * per_scene))]
+        print(f"{scenes} scenes x {per_scene} records -> {args.out}, {len(writer)} records are there already")
+        before = len(writer)
+        try:
+            make_all(run, writer, todo, per_scene)
+        except KeyboardInterrupt:
+            sys.exit(f"interrupted: {len(writer)} records are complete; the same command continues")
     writer.finish()
     left_out = scenes * per_scene - len(writer)
     print(f"{len(writer) - before} new records, {len(writer)} in all")

@@ -1,0 +1,237 @@
+"""make_dataset.py: equal records in any order, by any number of workers, after any interruption; faults are named."""
+
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trimesh
+
+import make_dataset
+from hoi import dataset
+from hoi.dataset import load_conditions, load_image, read_records
+from make_dataset import SceneMaker, collect_objects, main, parse_args
+
+ROOT = Path(__file__).parent.parent
+SMALL = "--object can --object-instances 1 --grasps-per-object 2 --size 64"
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def arguments(words: str, out: Path, cache: Path) -> list[str]:
+    return [*SMALL.split(), *words.split(), "--out", str(out), "--cache", str(cache)]
+
+
+def make(words: str, out: Path, cache: Path) -> list[dict]:
+    main(parse_args(arguments(words, out, cache)))
+    return read_records(out)
+
+
+def start(words: list[str]) -> subprocess.Popen:
+    command = [sys.executable, str(ROOT / "make_dataset.py"), *words]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            start_new_session=True)  # fmt: skip
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if name != "dataset.json"}  # holds the command
+
+
+@pytest.fixture(scope="module")
+def sixty(tmp_path_factory, cache):
+    """Sixty records made in one go by one process."""
+    folder = tmp_path_factory.mktemp("sixty")
+    make("--num 60", folder, cache)
+    return folder
+
+
+def test_two_workers_an_interruption_and_one_worker_make_the_same_folder_as_one_run(sixty, tmp_path, cache):
+    process = start(arguments("--num 60 --workers 2", tmp_path / "out", cache))
+    lines = tmp_path / "out" / "metadata.jsonl"
+    while process.poll() is None and not (lines.exists() and lines.read_bytes().count(b"\n") >= 12):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: to the workers too
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 1 and re.search(r"interrupted: \d+ records are complete; the same", output), output
+    assert "Traceback" not in output, output
+    assert 12 <= len(read_records(tmp_path / "out")) < 60
+    make("--num 60", tmp_path / "out", cache)
+    different = [name for name, content in contents(sixty).items() if contents(tmp_path / "out").get(name) != content]
+    assert not different and contents(tmp_path / "out").keys() == contents(sixty).keys()
+
+
+def test_a_longer_run_extends_a_shorter_one(sixty, tmp_path, cache, capsys):
+    make("--num 7", tmp_path / "out", cache)
+    assert [record["index"] for record in read_records(tmp_path / "out")] == list(range(7))
+    make("--num 60", tmp_path / "out", cache)
+    assert contents(tmp_path / "out") == contents(sixty)
+    capsys.readouterr()
+    make("--num 60", tmp_path / "out", cache)
+    assert "0 new records, 60 in all" in capsys.readouterr().out
+
+
+def test_another_seed_gives_other_records_and_is_refused_in_the_same_folder(sixty, tmp_path, cache):
+    records = make("--num 2 --seed 1", tmp_path / "out", cache)
+    assert records[0]["object_to_camera"] != read_records(sixty)[0]["object_to_camera"]
+    with pytest.raises(ValueError, match="seed: 1 there, 2 now"):
+        make("--num 2 --seed 2", tmp_path / "out", cache)
+
+
+def test_check_accepts_what_was_made_and_refuses_a_changed_number(sixty, tmp_path, cache, capsys):
+    make("--num 3 --hand-side random", tmp_path / "out", cache)
+    check = ["--check", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as exit_status:
+        main(parse_args(check))
+    assert exit_status.value.code == 0 and "3 geometries rendered again" in capsys.readouterr().out
+    records = read_records(tmp_path / "out")
+    records[1]["transl"][0] += 0.001
+    dataset.write_records(tmp_path / "out", records)
+    with pytest.raises(SystemExit) as exit_status:
+        main(parse_args(check))
+    assert exit_status.value.code == 1 and "PROBLEM: record 1: hand parameters" in capsys.readouterr().out
+
+
+def test_official_view_looks_from_in_front_and_default_views_from_all_around(sixty, tmp_path, cache):
+    def azimuths(records):
+        poses = [np.linalg.inv(np.reshape(record["object_to_camera"], (4, 4))) for record in records]
+        return np.degrees([np.arctan2(pose[1, 3], pose[0, 3]) for pose in poses])
+
+    front = azimuths(make("--num 5 --official-view", tmp_path, cache))
+    assert front.min() >= 0 and front.max() <= 0.1
+    assert np.ptp(azimuths(read_records(sixty))) > 300
+
+
+def test_trajectories_end_in_the_grasp_and_frames_that_leave_the_picture_are_left_out(tmp_path, cache):
+    kept = make("--num 24 --frames 6 --start-distance 0.3", tmp_path / "kept", cache)
+    everything = make("--num 24 --frames 6 --start-distance 0.3 --keep-outside", tmp_path / "all", cache)
+    outside = [record["index"] for record in everything if not record["hand_in_picture"]]
+    assert outside and {record["index"] for record in kept} == {r["index"] for r in everything} - set(outside)
+    for record in everything:
+        assert record["index"] == 6 * record["trajectory"] + record["frame"]
+        xy = np.reshape(record["keypoints_2d"], (21, 2))
+        assert record["hand_in_picture"] == bool((xy >= 0).all() and (xy <= 63).all())
+        if record["frame"] == 5:
+            assert record["contact"] and record["grasp"]["force_closure"] and record["penetration_mm"] <= 2
+        if record["frame"] == 0:
+            assert record["contact"] is False and record["penetration_mm"] == 0
+
+
+def test_shaded_looks_share_geometry_and_differ_in_picture_and_text(tmp_path, cache):
+    words = "--num 16 --looks 2 --shade --framing tight --content hand_object=0.5 object=0.25 scenery=0.25"
+    records = make(words, tmp_path, cache)
+    assert len(records) == 16
+    for first, second in zip(records[::2], records[1::2], strict=True):
+        assert first["skeleton_file_name"] == second["skeleton_file_name"] and first["transl"] == second["transl"]
+        assert first["look"] != second["look"]
+        difference = load_image(tmp_path, first).astype(int) - load_image(tmp_path, second)
+        assert np.abs(difference).mean() > 5
+        assert first["look"]["object_color"] in first["text"] or first["category"] is None
+    scenery = [record for record in records if record["transl"] is None and record["object_path"] is None]
+    assert scenery and all(record["skeleton_file_name"] is None for record in scenery)
+    assert not load_conditions(tmp_path, scenery[0]).segmentation.any()
+
+
+def test_the_folder_says_how_it_was_made(sixty):
+    description = json.loads((sixty / "dataset.json").read_text())
+    assert description["counts"] == {"records": 60, "pictures": 0} and description["format_version"] == 1
+    assert description["job"]["size"] == 64 and description["job"]["objects"][0].startswith("can_0000 ")
+    assert description["objects"][0]["grasps"] == 2 and len(description["objects"][0]["file_to_canonical"]) == 16
+    assert "MIT" in description["licences"]["hand"]
+
+
+def test_every_bad_object_is_named_before_anything_is_made(tmp_path, cache):
+    good, broken, flat, empty = (tmp_path / name for name in ("good.stl", "broken.obj", "flat.stl", "empty"))
+    trimesh.creation.cylinder(0.03, 0.1).export(good)
+    broken.write_text("v 0 nan 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
+    trimesh.Trimesh([[0, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 1, 2]]).export(flat)
+    empty.mkdir()
+    words = ["--object", *map(str, (good, broken, flat, empty)), "teapot", "--out", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match="4 object.s. cannot be used") as failure:
+        main(parse_args(words))
+    for name in ("broken.obj", "flat.stl", "empty", "teapot: no such file or folder, and no built-in family (mug"):
+        assert name in str(failure.value)
+    assert "good.stl" not in str(failure.value) and not (tmp_path / "out").exists()
+
+
+def test_files_of_one_name_are_kept_apart(tmp_path):
+    for number, radius in enumerate((0.03, 0.04)):
+        (tmp_path / str(number)).mkdir()
+        trimesh.creation.cylinder(radius, 0.1).export(tmp_path / str(number) / "jar.stl")
+    meshes = collect_objects(parse_args(["--object", str(tmp_path), "--category", "jar"]))
+    assert [mesh.object_id for mesh in meshes] == ["jar", "jar_2"] and meshes[0].category == "jar"
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("--object nothing.obj", "make_dataset.py: 1 object.s. cannot be used.*\n.*nothing.obj: no such file"),
+        ("--object can --mano nowhere.pkl", "make_dataset.py: .*nowhere.pkl"),
+        ("--check nowhere", "nowhere has no metadata.jsonl: it is no dataset folder"),
+        ("--content scenery", "only with --shade"),
+        ("--content hand_objects", "'hand_objects' is no content; choose from hand_object, object, hand, scenery"),
+        ("--content object=-1", "share of object is '-1', expected a positive number"),
+        ("--num 0", "'0' is not a positive whole number"),
+        ("--looks 2", "--looks needs --shade"),
+        ("--seed -1", "--seed and --object-seed must not be negative"),
+    ],
+)
+def test_a_bad_request_gets_a_message_and_a_failing_exit_code(tmp_path, words, message, capsys):
+    arguments = [*words.split(), "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
+    with pytest.raises(SystemExit) as exit_status:
+        make_dataset.run(arguments)
+    said = capsys.readouterr()
+    text = f"{exit_status.value.code}\n{said.out}{said.err}"
+    assert exit_status.value.code not in (0, None) and re.search(message, text), text
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_stops_with_a_message_and_keeps_finished_records(tmp_path, cache, monkeypatch):
+    written = 0
+
+    def full_after_forty_files(path, mode):
+        nonlocal written
+        written += 1
+        if written > 40:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return open(path, mode)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset, "open", full_after_forty_files, raising=False)
+        with pytest.raises(SystemExit, match="the disk is full; finished records are safe"):
+            make_dataset.run(arguments("--num 20", tmp_path / "out", cache))
+    finished = len(read_records(tmp_path / "out"))
+    assert 0 < finished < 20
+    assert len(make("--num 20", tmp_path / "out", cache)) == 20
+
+
+def test_a_fault_in_a_worker_reaches_the_user(tmp_path, cache, monkeypatch):
+    def fail(self, number):
+        raise ValueError(f"scene {number} is broken")
+
+    monkeypatch.setattr(SceneMaker, "make_scene", fail)
+    with pytest.raises(SystemExit, match="make_dataset.py: scene 0 is broken"):
+        make_dataset.run(arguments("--num 2", tmp_path / "out", cache))
+
+
+def test_every_flag_is_read():
+    source = (ROOT / "make_dataset.py").read_text()
+    for flag in vars(parse_args([])):
+        assert f"args.{flag}" in source or f'"{flag}"' in source, f"--{flag} is never read"
+
+
+def test_help_gives_units_and_examples(capsys):
+    with pytest.raises(SystemExit):
+        parse_args(["--help"])
+    text = capsys.readouterr().out
+    assert "python make_dataset.py --object scans/mug.stl" in text and "pixels" in text and "metres" in text
