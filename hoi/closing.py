@@ -30,6 +30,8 @@ class Hands:
     preshape      (B, 15, 3)  axis-angle of the open hand
     rates         (B, 5, 3)   how fast each joint flexes while a finger closes, relative to each other
     flexion       (B, 5, 3)   radians flexed from the preshape so far
+    hand_betas    (B, 10)     shape
+    rest_wrist    (B, 3)      the wrist joint in the hand model's own rest frame
     """
 
     rest_vertices: np.ndarray
@@ -39,6 +41,8 @@ class Hands:
     preshape: np.ndarray
     rates: np.ndarray
     flexion: np.ndarray
+    hand_betas: np.ndarray
+    rest_wrist: np.ndarray
 
     def take(self, index: np.ndarray) -> "Hands":
         """The hands of these indices."""

@@ -3,6 +3,8 @@
 The paper's grasps come from GrabNet, whose weights may not be shipped; these measures let `grasp.py` search without it.
 """
 
+from itertools import chain
+
 import numpy as np
 from scipy import ndimage
 from scipy.optimize import nnls
@@ -32,8 +34,7 @@ def sample_faces(triangles: np.ndarray, spacing: float) -> tuple[np.ndarray, np.
     within = np.arange(len(face)) - np.repeat(np.cumsum(count_u * count_v) - count_u * count_v, count_u * count_v)
     u = (within // count_v[face] + 0.5) / count_u[face]
     v = (within % count_v[face] + 0.5) / count_v[face]
-    outside = u + v > 1  # the lattice covers the parallelogram: fold its other half back
-    u, v = np.where(outside, 1 - u, u), np.where(outside, 1 - v, v)
+    u = u * (1 - v)  # rows shrink towards the far corner: the whole triangle is covered, slivers too
     return origin[face] + u[:, None] * side_u[face] + v[:, None] * side_v[face], face
 
 
@@ -130,13 +131,20 @@ class DistanceField:
 
     def _closest(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Exact distance (N,), face (N,) and vector from the surface (N, 3) of the nearest triangle."""
-        _, index = self.tree.query(points, k=min(4, len(self.samples)))
-        candidates = self.sample_face[index.reshape(len(points), -1)]
+        distance, face, away = self._closest_of_nearest_samples(points, 4)
+        # Nearest to an edge: the face beyond it is equally near and may be the one that looks at the point.
+        unsure = np.flatnonzero(np.abs(np.einsum("ni,ni->n", away, self.normals[face])) < 0.99 * distance)
+        distance[unsure], face[unsure], away[unsure] = self._closest_of_nearest_samples(points[unsure], 20)
+        return distance, face, away
+
+    def _closest_of_nearest_samples(self, points: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        _, index = self.tree.query(points, k=min(count, len(self.samples)))
+        candidates = self.sample_face[index.reshape(len(points), min(count, len(self.samples)))]
         repeated = np.repeat(points, candidates.shape[1], axis=0)
-        away = (repeated - closest_on_triangles(repeated, self.triangles[candidates.ravel()])).reshape(
-            *candidates.shape, 3)
+        away = repeated - closest_on_triangles(repeated, self.triangles[candidates.ravel()])
+        away = away.reshape(*candidates.shape, 3)
         distance = np.linalg.norm(away, axis=2)
-        # On an edge two faces are equally near, and only the one that looks at the point knows the right sign.
+        # Of equally near faces, only the one that looks straightest at the point knows the right sign.
         looking = np.abs(np.einsum("nki,nki->nk", away, self.normals[candidates]))
         choice = (distance - 1e-3 * looking).argmin(axis=1)
         row = np.arange(len(points))
@@ -177,24 +185,29 @@ def _shell() -> list[tuple]:
     return [tuple(end if axis == a else whole for a in range(3)) for axis in range(3) for end in (0, -1)]
 
 
-def crossing_edges(vertices: np.ndarray, faces: np.ndarray, field: DistanceField) -> int:
+def mesh_edges(faces: np.ndarray) -> np.ndarray:
+    """Each edge of a mesh once: faces (F, 3) -> (E, 2)."""
+    ends = np.sort(faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1).astype(np.int64)
+    return np.stack(np.divmod(np.unique(ends[:, 0] * 2 ** 32 + ends[:, 1]), 2 ** 32), axis=1)
+
+
+def crossing_edges(vertices: np.ndarray, edges: np.ndarray, field: DistanceField) -> int:
     """Number of edges of a mesh that pass through the surface of the field's mesh.
 
     A depth measured at vertices misses a finger pushed through a wall thinner than the finger; its edges do not.
-    vertices  (V, 3) metres    faces (F, 3)
+    vertices  (V, 3) metres    edges (E, 2) from mesh_edges
     """
-    edges = np.unique(np.sort(faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1), axis=0)
     start, end = vertices[edges[:, 0]], vertices[edges[:, 1]]
     middle, half = (start + end) / 2, np.linalg.norm(end - start, axis=1) / 2
-    near = np.flatnonzero(np.abs(field.signed_distance(middle)) < half + field.cell)
+    near = np.flatnonzero(np.abs(field.signed_distance(middle)) < half + 0.5 * field.cell)
     if not len(near):
         return 0
-    balls = field.tree.query_ball_point(middle[near], half[near] + 2 * field.spacing)
+    balls = field.tree.query_ball_point(middle[near], half[near] + field.spacing)
     edge = np.repeat(near, [len(ball) for ball in balls])
-    face = field.sample_face[np.concatenate([np.asarray(ball, dtype=np.int64) for ball in balls])]
-    pairs = np.unique(np.stack([edge, face], axis=1), axis=0)
-    hit = segments_hit_triangles(start[pairs[:, 0]], end[pairs[:, 0]], field.triangles[pairs[:, 1]])
-    return len(np.unique(pairs[hit, 0]))
+    face = field.sample_face[np.fromiter(chain.from_iterable(balls), dtype=np.int64, count=len(edge))]
+    edge, face = np.divmod(np.unique(edge * 2 ** 32 + face), 2 ** 32)
+    hit = segments_hit_triangles(start[edge], end[edge], field.triangles[face])
+    return len(np.unique(edge[hit]))
 
 
 def segments_hit_triangles(start: np.ndarray, end: np.ndarray, triangles: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ measure on the complete hand model and keep what holds.  Among the accepted ones
 import hashlib
 import json
 import os
+import re
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +16,11 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from hoi.closing import JOINT_ROWS, Closer, Hands
-from hoi.contact import DistanceField, closure_effort, crossing_edges
+from hoi.closing import JOINT_ROWS, Closer, Hands, rotation_matrices
+from hoi.contact import DistanceField, closure_effort, crossing_edges, mesh_edges
 from hoi.hand import FINGER_JOINTS, HandModel, HandPose
 from hoi.objects import ObjectMesh
+from hoi.placing import START_DISTANCE, forearm_free, open_hands, place_hands, reachable
 
 __all__ = ["DistanceField", "Grasp", "cached_grasps", "find_grasps", "measure_grasp"]
 
@@ -26,6 +28,7 @@ MAX_PENETRATION_MM = 2.0
 CONTACT_DISTANCE = 0.0025  # metres: skin nearer than this counts as touching (flesh gives way)
 MAX_EFFORT = 20.0  # of closure_effort; above it a grasp holds on paper only
 TRIES_PER_ROUND = 64
+POOL = 4  # accepted grasps to choose one from
 CACHE_VERSION = 1  # raise it when the search changes, so that old caches are not taken for new results
 
 
@@ -68,8 +71,8 @@ def measure_grasp(hand_pose: HandPose, hand: HandModel, field: DistanceField) ->
     effort = closure_effort(points[one_per_patch], normals[touching][one_per_patch])
     contact = tuple(bool((fingers == f).any()) for f in range(5))
     score = _score(hand_pose, hand, contact, len(one_per_patch), effort)
-    return Grasp(hand_pose, max(0.0, -1000 * float(distance.min())), crossing_edges(mesh.vertices, mesh.faces, field),
-                 contact, effort <= MAX_EFFORT, score)
+    crossing = crossing_edges(mesh.vertices, mesh_edges(mesh.faces), field)
+    return Grasp(hand_pose, max(0.0, -1000 * float(distance.min())), crossing, contact, effort <= MAX_EFFORT, score)
 
 
 def _first_of_each(keys: np.ndarray, order: np.ndarray) -> np.ndarray:
@@ -88,106 +91,25 @@ def _score(hand_pose: HandPose, hand: HandModel, contact: tuple[bool, ...], patc
                  - 0.3 * max(0.0, -rotation[2, 2]) - 0.3 * max(0.0, -rotation[2, 0]))
 
 
-# ---------------------------------------------------------------------------------------------------- drawing tries
-
-def _open_hands(hand: HandModel, count: int, generator: np.random.Generator) -> tuple[Hands, np.ndarray]:
-    """Hands of slightly different people, opened by different amounts, not placed yet; and their hand_betas (B, 10)."""
-    hand_betas = np.zeros((count, 10))
-    hand_betas[:, :3] = np.clip(generator.normal(0, 0.5, (count, 3)), -1, 1)
-    zero = np.zeros((count, 3))
-    vertices, joints, _ = hand.batch(zero, np.zeros((count, 45)), zero, hand_betas)
-    preshape = np.zeros((count, 15, 3))
-    start = np.deg2rad(generator.uniform([-5, 0, 0], [25, 20, 10], (count, 1, 3)))
-    preshape[:, JOINT_ROWS[1:]] = start[..., None] * hand.flexion_axes[JOINT_ROWS[1:]]
-    thumb = np.deg2rad(generator.uniform([20, -15, 0], [65, 10, 10], (count, 3)))
-    preshape[:, 12] = thumb[:, :1] * hand.thumb_abduction_axis + thumb[:, 1:2] * hand.flexion_axes[12]
-    preshape[:, 13] = thumb[:, 2:] * hand.flexion_axes[13]
-    rates = np.ones((count, 5, 3))
-    rates[:, 1:] = generator.uniform([0.7, 0.8, 0.4], [1.1, 1.3, 0.8], (count, 1, 3))
-    rates[:, 0] = generator.uniform([0.3, 0.6, 0.6], [1.0, 1.1, 1.1], (count, 3))
-    hands = Hands((vertices - joints[:, :1]).astype(np.float32), joints - joints[:, :1],
-                  np.broadcast_to(np.eye(3), (count, 3, 3)).copy(), np.zeros((count, 3)), preshape, rates,
-                  np.zeros((count, 5, 3)))
-    return hands, hand_betas
-
-
-def _frame(forward: np.ndarray, side: np.ndarray) -> np.ndarray:
-    """(B, 3, 3) rotations whose columns are forward, side made orthogonal to it, and their cross product."""
-    forward = forward / np.linalg.norm(forward, axis=1, keepdims=True)
-    side = side - np.einsum("bi,bi->b", side, forward)[:, None] * forward
-    side /= np.maximum(np.linalg.norm(side, axis=1, keepdims=True), 1e-9)
-    return np.stack([forward, side, np.cross(forward, side)], axis=2)
-
-
-def _reachable(hands: Hands, table: float) -> np.ndarray:
-    """(B,) bool: an arm that comes from above the table could hold the hand like this.
-
-    The forearm (along the hand's x) may bend 25 degrees at the wrist; palms up and thumbs down are left out.
-    """
-    x, y, z = hands.rotation[:, 2, 0], hands.rotation[:, 2, 1], hands.rotation[:, 2, 2]
-    elbow = hands.wrist[:, 2] + 0.25 * np.sin(np.arcsin(np.clip(x, -1, 1)) + np.deg2rad(25)) - 0.035
-    return (elbow > table) & (hands.wrist[:, 2] > table + 0.025) & (x > -0.5) & (y > -0.45) & (z > -0.35)
-
-
-def _place(hands: Hands, closer: Closer, object_mesh: ObjectMesh, pinch: np.ndarray, generator: np.random.Generator,
-           ) -> tuple[np.ndarray, np.ndarray]:
-    """Turn each hand towards a random surface point and put it 0.25 m off; returns direction (B, 3), limit (B,).
-
-    Palm tries (wrap around, from any side) bring the palm to the point along its normal; pinch tries bring the gap
-    between thumb and fingers to it, the normal pointing across the gap: walls, rims and handles.
-    """
-    count = len(pinch)
-    field = closer.field
-    vertices, joints = closer.pose(hands)
-    index = generator.integers(0, len(field.samples), count)
-    target, normal = field.samples[index], field.normals[field.sample_face[index]]
-    # Palm tries: the hand moves along a mix of palm normal (-y) and finger direction (-x).
-    tilt = np.deg2rad(generator.uniform(0, 50, count))
-    approach_hand = np.stack([-np.sin(tilt), -np.cos(tilt), np.zeros(count)], axis=1)
-    anchor = 0.65 * joints[:, [1, 4, 7, 10]].mean(axis=1) + generator.normal(0, 0.012, (count, 3))
-    approach = -normal + generator.normal(0, 0.25, (count, 3))
-    side_hand, side = np.tile([0.0, 0.0, 1.0], (count, 1)), generator.normal(size=(count, 3))
-    # Pinch tries: from the knuckles to the gap; across the gap is the normal.
-    tips = np.stack([joints[:, 15], joints[:, [3, 6]].mean(axis=1)], axis=1)
-    gap = tips.mean(axis=1)
-    across = tips[:, 1] - tips[:, 0]
-    knuckles = joints[:, [1, 4, 13]].mean(axis=1)
-    tangent = generator.normal(size=(count, 3)) - [0, 0, 0.7]
-    tangent -= np.einsum("bi,bi->b", tangent, normal)[:, None] * normal
-    flip = generator.choice([-1.0, 1.0], (count, 1))
-    choose = pinch[:, None]
-    approach_hand = np.where(choose, gap - knuckles, approach_hand)
-    anchor = np.where(choose, gap, anchor)
-    approach = np.where(choose, tangent, approach)
-    side_hand = np.where(choose, across, side_hand)
-    side = np.where(choose, normal * flip + generator.normal(0, 0.15, (count, 3)), side)
-    to_object = _frame(approach, side)
-    hands.rotation = to_object @ np.swapaxes(_frame(approach_hand, side_hand), 1, 2)
-    approach = to_object[:, :, 0]
-    hands.wrist = target - np.einsum("bij,bj->bi", hands.rotation, anchor) - 0.25 * approach
-    deeper = np.where(pinch, generator.uniform(-0.005, 0.03, count), 0.1)
-    return approach, 0.25 + deeper
-
-
 def _try_grasps(object_mesh: ObjectMesh, hand: HandModel, closer: Closer, generator: np.random.Generator,
                 pinch_share: float) -> list[Grasp]:
     """One round: draw, filter, move in, close, measure.  Returns the accepted grasps."""
-    hands, hand_betas = _open_hands(hand, 4 * TRIES_PER_ROUND, generator)
+    hands = open_hands(hand, 4 * TRIES_PER_ROUND, generator)
     pinch = generator.random(4 * TRIES_PER_ROUND) < pinch_share
-    approach, limit = _place(hands, closer, object_mesh, pinch, generator)
+    approach, limit = place_hands(hands, closer, pinch, generator)
     table = object_mesh.vertices[:, 2].min()
     at_target = hands.take(np.arange(len(pinch)))
-    at_target.wrist = at_target.wrist + 0.25 * approach
-    keep = np.flatnonzero(_reachable(at_target, table))[:TRIES_PER_ROUND]
-    hands, hand_betas, approach, limit = hands.take(keep), hand_betas[keep], approach[keep], limit[keep]
+    at_target.wrist = at_target.wrist + START_DISTANCE * approach
+    keep = np.flatnonzero(reachable(at_target, table))[:TRIES_PER_ROUND]
+    hands, approach, limit = hands.take(keep), approach[keep], limit[keep]
     if not len(keep):
         return []
     travelled = closer.advance(hands, approach, limit)
     vertices, _ = closer.pose(hands)
-    free = (closer.field.signed_distance(vertices).min(axis=1) > 0) & _reachable(hands, table)
-    free &= (vertices[..., 2].min(axis=1) > table) & _forearm_free(hands, closer.field)
+    free = (closer.field.signed_distance(vertices).min(axis=1) > 0) & reachable(hands, table)
+    free &= (vertices[..., 2].min(axis=1) > table) & forearm_free(hands, closer.field)
     keep = np.flatnonzero(free & ((travelled < limit - 1e-6) | pinch[keep]))
-    hands, hand_betas = hands.take(keep), hand_betas[keep]
+    hands = hands.take(keep)
     if not len(keep):
         return []
     touched = closer.close(hands)
@@ -195,27 +117,21 @@ def _try_grasps(object_mesh: ObjectMesh, hand: HandModel, closer: Closer, genera
     vertices, joints = closer.pose(hands)
     good = touched[:, 0] & (touched[:, 1:].sum(axis=1) >= 2) & (vertices[..., 2].min(axis=1) > table)
     good &= ~_fingers_collide(joints)
-    return [grasp for grasp in (measure_grasp(_to_hand_pose(hands, hand_betas, closer, hand, i), hand, closer.field)
-                                for i in np.flatnonzero(good)) if grasp.accepted]
+    measured = [measure_grasp(hand_pose, hand, closer.field)
+                for hand_pose in _hand_poses(hands.take(np.flatnonzero(good)), closer)]
+    return [grasp for grasp in measured if grasp.accepted]
 
 
 def _relax_idle_fingers(hands: Hands, touched: np.ndarray) -> None:
     """A finger that met nothing follows the mean of those that did, instead of making a fist beside the object.
 
-    Its joints run back along the path on which it met nothing, so it cannot hit the object.
+    It only opens again; should it touch something on the way, the measures that follow will tell.
     """
     bend = hands.flexion[:, 1:].sum(axis=2)
     weight = touched[:, 1:].astype(float)
     mean = (bend * weight).sum(axis=1) / np.maximum(weight.sum(axis=1), 1)
     share = np.minimum(1, mean[:, None] / np.maximum(bend, 1e-6))
     hands.flexion[:, 1:] *= np.where(touched[:, 1:], 1, share)[..., None]
-
-
-def _forearm_free(hands: Hands, field: DistanceField) -> np.ndarray:
-    """(B,) bool: a forearm of 30 mm radius behind the wrist clears the object."""
-    along = np.linspace(0.04, 0.24, 6)
-    points = hands.wrist[:, None] + along[:, None] * hands.rotation[:, None, :, 0]
-    return field.signed_distance(points).min(axis=1) > 0.03
 
 
 def _fingers_collide(joints: np.ndarray) -> np.ndarray:
@@ -232,15 +148,12 @@ def _fingers_collide(joints: np.ndarray) -> np.ndarray:
     return gap < 0.013
 
 
-def _to_hand_pose(hands: Hands, hand_betas: np.ndarray, closer: Closer, hand: HandModel, index: int) -> HandPose:
-    one = hands.take(np.array([index]))
-    zero = np.zeros((1, 3))
-    wrist_at_rest = hand.batch(zero, np.zeros((1, 45)), zero, hand_betas[index])[1][0, 0]
-    return HandPose(Rotation.from_matrix(one.rotation[0]).as_rotvec(), closer.hand_pose(one)[0].ravel(),
-                    one.wrist[0] - wrist_at_rest, hand_betas[index])
+def _hand_poses(hands: Hands, closer: Closer) -> list[HandPose]:
+    """The same in the hand model's parameters: its translation moves the hand from where the wrist is at rest."""
+    global_orient = Rotation.from_matrix(hands.rotation).as_rotvec() if len(hands.wrist) else []
+    return [HandPose(*row) for row in zip(global_orient, closer.hand_pose(hands).reshape(-1, 45),
+                                          hands.wrist - hands.rest_wrist, hands.hand_betas, strict=True)]
 
-
-# ------------------------------------------------------------------------------------------------------ the search
 
 def find_grasps(object_mesh: ObjectMesh, hand: HandModel, count: int, generator: np.random.Generator,
                 max_tries: int = 6400, field: DistanceField | None = None) -> list[Grasp]:
@@ -249,25 +162,32 @@ def find_grasps(object_mesh: ObjectMesh, hand: HandModel, count: int, generator:
     count      grasps wanted
     max_tries  hands moved in at most; fewer grasps than count come back when they are used up
     field      distance field of object_mesh, if there is one already
-    returns    accepted grasps (see Grasp.accepted), best first
+    returns    accepted grasps (see Grasp.accepted), best first, then for variety
+    Raises ValueError for a count below 1.
+    A hard object ends the search early: after a quarter of max_tries, count grasps are enough.
     """
+    if count < 1:
+        raise ValueError(f"count is {count}, expected at least 1 grasp")
     closer = Closer(hand, field or DistanceField(object_mesh.vertices, object_mesh.faces))
     pinch_share = 0.9 if object_mesh.category == "bowl" else 0.25
     found: list[Grasp] = []
-    for _ in range(max(1, max_tries // TRIES_PER_ROUND)):
+    for tries in range(TRIES_PER_ROUND, max(max_tries, TRIES_PER_ROUND) + 1, TRIES_PER_ROUND):
         found += _try_grasps(object_mesh, hand, closer, generator, pinch_share)
-        if len(found) >= 3 * count:
+        if len(found) >= (POOL * count if tries < max_tries / 4 else count):
             break
-    return _choose(found, count)
+    return _choose(found, hand, count)
 
 
-def _choose(found: list[Grasp], count: int) -> list[Grasp]:
+def _choose(found: list[Grasp], hand: HandModel, count: int) -> list[Grasp]:
     """Best grasp first, then always the one that is best after adding its distance from those chosen (0 to 1)."""
     if len(found) <= 1:
         return found[:count]
     rotation = Rotation.from_rotvec([grasp.hand_pose.global_orient for grasp in found]).as_matrix()
-    place = np.array([grasp.hand_pose.transl for grasp in found]) / 0.1
-    feature = np.concatenate([place, rotation[:, :, 0], rotation[:, :, 1]], axis=1)
+    place = _wrists(hand, found) / 0.1
+    # Half by where the hand is, half by how it would look if the object were turned until the hand is at azimuth 0.
+    turn = rotation_matrices(-np.arctan2(place[:, 1], place[:, 0])[:, None] * np.array([0.0, 0.0, 1.0]))
+    turned = turn @ np.concatenate([place[:, :, None], rotation[:, :, :2]], axis=2)
+    feature = 0.7 * np.concatenate([place, rotation[:, :, 0], rotation[:, :, 1], turned.reshape(-1, 9)], axis=1)
     score = np.array([grasp.score for grasp in found])
     chosen, far = [int(score.argmax())], np.full(len(found), np.inf)
     while len(chosen) < min(count, len(found)):
@@ -276,6 +196,13 @@ def _choose(found: list[Grasp], count: int) -> list[Grasp]:
         value[chosen] = -np.inf
         chosen.append(int(value.argmax()))
     return [found[i] for i in chosen]
+
+
+def _wrists(hand: HandModel, found: list[Grasp]) -> np.ndarray:
+    """Wrist joints (N, 3) in the object frame."""
+    columns = [np.array([getattr(grasp.hand_pose, name) for grasp in found])
+               for name in ("global_orient", "hand_pose", "transl", "hand_betas")]
+    return hand.batch(*columns)[1][:, 0]
 
 
 def cached_grasps(object_mesh: ObjectMesh, hand: HandModel, count: int, seed: int, cache_dir: str | Path,
@@ -291,7 +218,8 @@ def cached_grasps(object_mesh: ObjectMesh, hand: HandModel, count: int, seed: in
     rest = hand(HandPose(np.zeros(3), np.zeros(45), np.zeros(3), np.zeros(10))).vertices
     digest.update(np.round(rest, 7).tobytes())
     digest.update(json.dumps([CACHE_VERSION, hand.name, object_mesh.category, count, seed]).encode())
-    path = Path(cache_dir) / f"{object_mesh.object_id}_{digest.hexdigest()[:20]}.npz"
+    name = re.sub(r"[^\w.-]", "_", object_mesh.object_id)
+    path = Path(cache_dir) / f"{name}_{digest.hexdigest()[:20]}.npz"
     grasps = _read_cache(path)
     if grasps is None:
         grasps = find_grasps(object_mesh, hand, count, np.random.default_rng(seed))
@@ -307,9 +235,12 @@ def _write_cache(path: Path, grasps: list[Grasp]) -> None:
                 for name in ("penetration_mm", "crossing_edges", "force_closure", "score")}
     columns["fingers_in_contact"] = np.array([g.fingers_in_contact for g in grasps], dtype=bool).reshape(-1, 5)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        np.savez_compressed(file, **columns)
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            np.savez_compressed(file, **columns)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _read_cache(path: Path) -> list[Grasp] | None:
