@@ -107,9 +107,8 @@ def _draw_strokes(keypoints_2d: np.ndarray, height: int, width: int) -> np.ndarr
     for (x, y), color in zip(joints, SKELETON_COLORS, strict=True):
         _fill_spans(canvas, np.arange(y - 3, y + 4), x - reach, x + reach, color)
     for bone, (parent, child) in enumerate(BONES):
-        dx, dy = (
-            joints[parent] - joints[child]
-        ).tolist()  # in this order: the angle is cut to whole degrees towards zero
+        # In this order: the angle is cut to whole degrees towards zero, so the reverse may lie a degree aside.
+        dx, dy = (joints[parent] - joints[child]).tolist()
         length = math.hypot(dx, dy)
         if BONE_LENGTHS[0] < length < BONE_LENGTHS[1]:
             center = tuple(int(total / 2) for total in (joints[parent] + joints[child]).tolist())

@@ -53,14 +53,13 @@ def _over_corners(extreme: np.ufunc, values: np.ndarray, faces: np.ndarray) -> n
 def _row_lines(functions: np.ndarray, crossing: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Each limit of a face as a bound on the column, linear in the row: slope, constant, is_left_bound, each (L, F).
 
-    The limits are the face's edges (L = 3) and, when any face passes the near plane, 1 / FAR <= 1 / depth <= 1 / NEAR.
+    The limits are the face's edges (L = 3) and, when any face passes the near plane, 1 / depth <= 1 / NEAR.
     """
     limits = functions.transpose(1, 2, 0)
     if crossing.any():
-        inverse_depth = functions.sum(axis=1).T
-        planes = np.stack([-inverse_depth, inverse_depth])
-        planes[:, 2] += np.array([1.0 / NEAR, -1.0 / FAR])[:, None]
-        limits = np.concatenate([limits, planes])
+        near_plane = -functions.sum(axis=1).T
+        near_plane[2] += 1.0 / NEAR
+        limits = np.concatenate([limits, near_plane[None]])
     a, b, c = limits[:, 0], limits[:, 1], limits[:, 2]
     a = np.where(a == 0, 1e-9 * (np.abs(b) + np.abs(c)) + 1e-300, a)  # along a row: everything or nothing
     return -b / a, -c / a, a > 0
@@ -95,7 +94,7 @@ def numpy_face_map(vertices: np.ndarray, faces: np.ndarray, camera: Camera) -> n
     vertices (V, 3) world, faces (F, 3) -> (H, W) int32, -1 where there is none
     """
     points = transform_points(camera.world_to_camera, vertices)
-    nearest = np.zeros(camera.height * camera.width)  # largest 1 / depth so far
+    nearest = np.full(camera.height * camera.width, 1.0 / FAR)  # largest 1 / depth so far
     face_map = np.full(camera.height * camera.width, NO_FACE, dtype=np.int32)
     kept, top, bottom, crossing = _candidate_faces(points, faces, camera)
     functions, determinant = ray_weights(points[faces[kept]], camera.intrinsics)
@@ -105,7 +104,7 @@ def numpy_face_map(vertices: np.ndarray, faces: np.ndarray, camera: Camera) -> n
     # Rounding must not lift a face seen almost from the side out of its own range of depths.
     inverse = 1.0 / np.where(points[:, 2] > NEAR, points[:, 2], NEAR)
     (lowest,), (highest,) = (_over_corners(e, inverse[:, None], faces[kept]) for e in (np.minimum, np.maximum))
-    lowest = np.where(crossing, 1.0 / FAR, lowest)
+    lowest = np.where(crossing, 0.0, lowest)
     for chunk in _chunks(bottom - top + 1):
         owner, row = _expand((bottom - top + 1)[chunk])
         face = chunk[owner]

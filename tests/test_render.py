@@ -11,7 +11,7 @@ import trimesh
 from hoi.camera import Camera, look_at, make_intrinsics
 from hoi.gl import start_pyrender
 from hoi.render import HAND, OBJECT, Renderer, crease_normals
-from hoi.zbuffer import NEAR
+from hoi.zbuffer import FAR, NEAR
 
 UP = np.array([0.0, 0.0, 1.0])
 
@@ -111,7 +111,7 @@ def test_pyrender_and_numpy_agree_to_one_pixel_and_a_hundredth_of_a_millimetre(n
 @pytest.mark.parametrize("name", ["two spheres", "capsule in a thin-walled cup", "a few large faces"])
 def test_labels_and_depth_equal_ray_casting(renderer: Renderer, name: str) -> None:
     hand, object_mesh, position = SCENES[name]
-    camera = camera_at(position, 96)
+    camera = camera_at(position, 64)
     gbuffer = renderer.render(*arrays(hand), *arrays(object_mesh), camera)
     both = trimesh.util.concatenate([hand, object_mesh])
     directions = rays(camera).reshape(-1, 3) @ camera.world_to_camera[:3, :3]
@@ -178,11 +178,35 @@ def test_a_floor_under_and_behind_the_camera_is_seen_up_to_the_horizon(renderer:
     np.testing.assert_allclose(gbuffer.surface_normals[clear] @ upward, 1.0, atol=1e-5)
 
 
-def test_nothing_nearer_than_the_near_plane_is_seen(renderer: Renderer) -> None:
-    camera = Camera(make_intrinsics(32, 32), np.eye(4), 32, 32)
-    slanted = np.array([[-1.0, -1, 0.0], [1, -1, 0.0], [0, 3, 0.4]])  # from the camera's own plane away from it
-    gbuffer = renderer.render(None, None, slanted, np.array([[0, 1, 2]]), camera)
-    assert gbuffer.object_mask.any() and gbuffer.depth[gbuffer.object_mask].min() >= NEAR
+def test_nothing_nearer_than_the_near_plane_or_beyond_the_far_one_is_seen(renderer: Renderer) -> None:
+    camera = Camera(make_intrinsics(64, 64), np.eye(4), 64, 64)
+    slanted = np.array([[-0.001, -0.001, 0.002], [0.001, -0.001, 0.002], [0.3, 0.05, 0.5], [-0.3, 0.05, 0.5]])
+    faces = np.array([[0, 1, 2], [0, 2, 3]])
+    gbuffer = renderer.render(None, None, slanted, faces, camera)
+    normal = np.cross(slanted[1] - slanted[0], slanted[2] - slanted[0])
+    depth = normal @ slanted[0] / (rays(camera) @ normal)  # of the plane that holds both faces
+    upper, lower = np.flatnonzero(gbuffer.object_mask[:, 32])[[0, -1]]
+    assert depth[upper, 32] >= NEAR > depth[upper - 1, 32] > 0.002 and depth[lower, 32] > 0.3
+    np.testing.assert_allclose(gbuffer.depth[upper : lower + 1, 32], depth[upper : lower + 1, 32], atol=1e-6)
+    wall = np.array([[-900.0, -900, 0], [900, -900, 0], [900, 900, 0], [-900, 900, 0]])
+    assert renderer.render(None, None, wall + [0, 0, FAR - 1], faces, camera).object_mask.all()
+    assert not renderer.render(None, None, wall + [0, 0, FAR + 1], faces, camera).object_mask.any()
+    tilted = wall + [0, 0, FAR - 1] + wall[:, :1] * [0, 0, 1]  # comes near on the left, too far on the right
+    mask = renderer.render(None, None, tilted, faces, camera).object_mask
+    assert mask[:, 0].all() and not mask[:, -1].any()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_face_seen_exactly_from_the_side_hides_nothing_in_front_of_it(seed: int) -> None:
+    position = np.random.default_rng(seed).normal(size=3)
+    camera = camera_at(position.tolist(), 33)  # odd: the face lies on the middle column of pixel centres
+    side = np.array([[0, -0.05, 0.3], [0, 0.05, 0.3], [0, 0.05, 0.4], [0, -0.05, 0.4]])
+    front = np.array([[-1.0, -1, 0.2], [1, -1, 0.2], [1, 1, 0.2], [-1, 1, 0.2]])
+    to_world = np.linalg.inv(camera.world_to_camera)
+    vertices = np.concatenate([front, side]) @ to_world[:3, :3].T + to_world[:3, 3]
+    faces = np.array([[0, 1, 2], [0, 2, 3], [4, 5, 6], [4, 6, 7]])
+    gbuffer = Renderer("numpy").render(None, None, vertices, faces, camera)
+    np.testing.assert_allclose(gbuffer.depth, 0.2, atol=1e-6)
 
 
 def test_folded_edges_stay_sharp_and_flat_ones_are_smooth(renderer: Renderer) -> None:
