@@ -19,7 +19,6 @@ import platform
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from hoi.checkpoint import sha256_of
-from hoi.dataset import CONDITION_KEYS, DatasetWriter, complete_record, write_pictures
+from hoi.dataset import RECORD_KEYS, DatasetWriter, complete_record, write_pictures
 from hoi.diffusion import SAMPLERS
 from hoi.generate import PictureMaker, Request, SamplingSettings, plan, set_precision
 from hoi.geometry import FolderGeometries, SceneGeometries, collect_objects
@@ -100,7 +99,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     how = parser.add_argument_group("sampling (defaults: of the checkpoint's preset)")
     how.add_argument("--sampler", choices=SAMPLERS)
     how.add_argument("--steps", type=positive, metavar="N", help="tiny and sd1: 20 with dpm++; the paper: 50 with ddim")
-    how.add_argument("--guidance-scale", type=float, metavar="W", help="0 ignores the text, 1 is no guidance (sd1: 7.5)")
+    how.add_argument("--guidance-scale", type=float, metavar="W",
+                     help="0 ignores the text, 1 means no guidance (sd1: 7.5)")
     how.add_argument("--cond-scale", nargs="+", type=parse_weight, default=[], metavar="NAME=WEIGHT",
                      help=f"weights of the conditions {', '.join(CONDITION_NAMES)} (1 each, Sec. 3.3)")
     how.add_argument("--cond-tau", type=float, default=1.0, metavar="TAU",
@@ -247,9 +247,51 @@ def barrier() -> None:
         dist.barrier()
 
 
-def batches(requests: list[Request], batch_size: int) -> Iterator[list[Request]]:
-    for start in range(0, len(requests), batch_size):
-        yield requests[start : start + batch_size]
+def open_folder(args: argparse.Namespace, description: dict[str, Any], rank: int, world_size: int) -> DatasetWriter:
+    try:
+        return DatasetWriter(args.out, description, rank, world_size)
+    except OSError as error:
+        raise OSError(f"cannot write to {args.out} ({error}); choose another folder with --out") from error
+
+
+def make_pictures(
+    args: argparse.Namespace,
+    writer: DatasetWriter,
+    maker: PictureMaker,
+    geometries: FolderGeometries | SceneGeometries | None,
+    requests: list[Request],
+    first_index: dict[int | None, int],
+    common: dict[str, Any],
+    quiet: bool,
+) -> None:
+    """Make the requests batch by batch and write each picture as it is finished.
+
+    first_index  of each geometry: the number that its condition files carry
+    common       what all records say
+    """
+    features, annotation = {}, {}  # by geometry; only those of the current batch are kept
+    batch_size = args.batch_size or (8 if common["height"] < 512 else 2)
+    with tqdm(total=len(requests), unit="picture", disable=quiet) as bar:
+        for start in range(0, len(requests), batch_size):
+            batch = requests[start : start + batch_size]
+            numbers = {request.geometry for request in batch} - {None}
+            features, annotation = ({k: old[k] for k in old.keys() & numbers} for old in (features, annotation))
+            for k in sorted(numbers - features.keys()):
+                geometry = geometries[k]
+                features[k] = maker.features(geometry.conditions_or_blank(common["height"], common["width"]))
+                annotation[k] = geometry.write(args.out, first_index[k])
+            images = maker.pictures(
+                [request.prompt for request in batch],
+                [features[request.geometry] for request in batch] if args.conditions else None,
+                [picture_generator(args.seed, request.index) for request in batch],
+                lambda step, steps: bar.set_postfix_str(f"step {step} of {steps}"),
+            )
+            for request, image in zip(batch, images, strict=True):
+                record = annotation.get(request.geometry, {}) | common | {"text": request.prompt}
+                record |= {"file_name": f"images/{request.index:06d}.png", "source_index": request.source_index}
+                record = complete_record(request.index, record)
+                writer.append(write_pictures(args.out, request.index, record, image, png_text=png_text(record)))
+                bar.update()
 
 
 def main(args: argparse.Namespace) -> None:
@@ -259,16 +301,13 @@ def main(args: argparse.Namespace) -> None:
     keep_freed_memory()
     device = choose_device(args, rank)
     model, path, dtype = load_model(args, device)
-    settings, geometries, prompts = sampling_settings(args, model), choose_geometries(args, model), choose_prompts(args, model)
+    config, settings = model.config, sampling_settings(args, model)
+    geometries, prompts = choose_geometries(args, model), choose_prompts(args, model)
     requests = plan(geometries, prompts, args.num)
-    first_index: dict[int, int] = {}  # of each geometry: its files carry this number
-    for request in requests:
-        first_index.setdefault(request.geometry, request.index)
     checkpoint = {"name": path.name, "sha256": sha256_of(path)}
-    description = describe(args, settings, checkpoint, dtype, geometries, prompts)
     if world_size > 1:
         dist.init_process_group("gloo", timeout=timedelta(days=7))
-    writer = DatasetWriter(args.out, description, rank, world_size)
+    writer = open_folder(args, describe(args, settings, checkpoint, dtype, geometries, prompts), rank, world_size)
     barrier()  # every rank has seen the same finished records
     todo = [request for request in requests if not writer.done(request.index)]
     if not todo:
@@ -276,47 +315,26 @@ def main(args: argparse.Namespace) -> None:
         return
     for mesh in getattr(geometries, "meshes", []):
         say(rank, *(f"{mesh.object_id}: {note}" for note in mesh.notes))
-    if model.config.name == "tiny" and (words := untaught_words([request.prompt for request in requests])):
-        say(rank, f"hint: the tiny model was never taught {', '.join(words[:8])}; it knows the words of its toy world")
-    say(rank, f"{path} ({model.config.name}, {model.metadata.get('stage')}, step {model.metadata.get('step')}), {dtype} "
-        f"on {device}; {settings.sampler} {settings.num_inference_steps} steps, guidance {settings.guidance_scale:g}",
-        f"{len(requests)} pictures of {model.config.image_size} px -> {args.out}, "
+    if config.name == "tiny" and (words := untaught_words([request.prompt for request in requests])):
+        say(rank, f"hint: the tiny model was never taught the words {', '.join(words[:8])}")
+    trained = f"{config.name}, stage {model.metadata.get('stage')}, step {model.metadata.get('step')}"
+    say(rank, f"{path} ({trained}), {dtype} on {device}; {settings.sampler}, {settings.num_inference_steps} steps, "
+        f"guidance {settings.guidance_scale:g}",
+        f"{len(requests)} pictures of {config.image_size} px -> {args.out}, "
         f"{len(requests) - len(todo)} are there already")  # fmt: skip
     prepare_grasps(geometries, todo, rank)
+    first_index: dict[int | None, int] = {}
+    for request in requests:
+        first_index.setdefault(request.geometry, request.index)
+    common = {key: value for key, value in vars(settings).items() if key in RECORD_KEYS}
+    common |= {"seed": args.seed, "checkpoint": checkpoint, "height": config.image_size, "width": config.image_size}
     mine = [todo[i] for i in np.array_split(np.arange(len(todo)), world_size)[rank]]
-    maker = PictureMaker(model, settings)
-    generated = {"seed": args.seed, "guidance_scale": settings.guidance_scale, "sampler": settings.sampler,
-                 "num_inference_steps": settings.num_inference_steps, "checkpoint": checkpoint,
-                 "negative_prompt": settings.negative_prompt}  # fmt: skip
-    size = {"height": model.config.image_size, "width": model.config.image_size}
-    features, annotation = {None: None}, {None: {}}  # by geometry: of the current batch only
-    with tqdm(total=len(mine), unit="picture", disable=rank > 0) as bar:
-        for batch in batches(mine, args.batch_size or (8 if model.config.image_size < 512 else 2)):
-            numbers = dict.fromkeys(request.geometry for request in batch)
-            features = {k: features[k] for k in numbers if k in features}
-            annotation = {k: annotation[k] for k in numbers if k in annotation}
-            for k in [k for k in numbers if k not in features]:
-                geometry = None if k is None else geometries[k]
-                features[k] = None if k is None else maker.features(geometry.conditions_or_blank(**size))
-                annotation[k] = {} if k is None else geometry.write(args.out, first_index[k])
-            images = maker.pictures(
-                [request.prompt for request in batch],
-                [features[request.geometry] for request in batch] if args.conditions else None,
-                [picture_generator(args.seed, request.index) for request in batch],
-                lambda step, steps: bar.set_postfix_str(f"step {step}/{steps}"),
-            )
-            for request, image in zip(batch, images, strict=True):
-                record = annotation[request.geometry] | size | generated
-                record |= {"file_name": f"images/{request.index:06d}.png", "text": request.prompt}
-                record["source_index"] = request.source_index
-                record = complete_record(request.index, record)
-                writer.append(write_pictures(args.out, request.index, record, image, png_text=png_text(record)))
-                bar.update()
+    make_pictures(args, writer, PictureMaker(model, settings), geometries, mine, first_index, common, quiet=rank > 0)
     barrier()
     writer.finish()
-    say(rank, f"{len(todo)} new pictures, {len(requests)} in all", f"look at {args.out / 'grid.png'}")
-    if any(request.geometry is not None for request in requests):
-        say(rank, f"validate with: python make_dataset.py --check {args.out}")
+    say(rank, f"{len(todo)} new pictures, {len(requests)} in all; look at {args.out / 'grid.png'}")
+    if geometries is not None:
+        say(rank, f"validate the annotation with: python make_dataset.py --check {args.out}")
 
 
 def run(arguments: list[str] | None = None) -> None:
@@ -327,7 +345,10 @@ def run(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError) as problem:
         sys.exit(f"sample.py: {problem}")
     except KeyboardInterrupt:
-        sys.exit("interrupted: finished pictures are complete; the same command continues")
+        sys.exit("\ninterrupted: finished pictures are complete; the same command continues")
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 if __name__ == "__main__":

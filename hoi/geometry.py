@@ -220,11 +220,11 @@ class SceneGeometries:
 
 
 def collect_objects(
-    words: Sequence[str], instance: int = 0, category: str | None = None, units: str | None = None, up: str | None = None
+    words: Sequence[str], instance: int = 0, category: str | None = None, units: str | None = None
 ) -> list[ObjectMesh]:
     """Objects named on a command line: mesh files, folders of meshes, built-in families (shape `instance` of each).
 
-    category, units, up   of mesh files, see hoi/objects.py
+    category, units   of mesh files, see hoi/objects.py
     Raises ValueError that reports every word that cannot be used.  Files of one name get different object ids.
     """
     objects, problems = [], []
@@ -234,7 +234,7 @@ def collect_objects(
                 objects.append(make_object(word, instance))
             elif Path(word).exists():
                 paths = find_objects(word) if Path(word).is_dir() else [Path(word)]
-                objects += [load_object(path, category, units, up) for path in paths]
+                objects += [load_object(path, category, units) for path in paths]
             else:
                 known = ", ".join(CATEGORIES)
                 problems.append(f"{word}: no such file or folder, and no built-in object ({known})")

@@ -1,0 +1,483 @@
+"""sample.py: a picture depends on (seed, index) alone, says how it was made, and no fault passes for a result."""
+
+import errno
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import sample
+from hoi import dataset, generate
+from hoi.check import check_folder
+from hoi.checkpoint import load_model_file, save_model
+from hoi.dataset import load_conditions, load_image, read_records
+from hoi.model import ConditionEncoders, HOIDiffusion, ModelConfig
+from hoi.png_text import webui_parameters
+from hoi.prompts import (
+    STOCK_NEGATIVE_PROMPT,
+    default_negative_prompt,
+    default_scenery_prompts,
+    read_prompts,
+    untaught_words,
+)
+from hoi.text import TextConfig, TextEncoder, tokenize
+from hoi.unet import UNetConfig
+from hoi.vae import VAEConfig
+
+ROOT = Path(__file__).parent.parent
+SMALL = ModelConfig(
+    name="small",
+    unet=UNetConfig(
+        model_channels=16, channel_mult=(1, 1, 2, 2), num_res_blocks=1, attention_levels=(2,), num_heads=2,
+        context_dim=16, norm_groups=4,
+    ),
+    vae=VAEConfig(channels=8, channel_mult=(1, 1, 1), num_res_blocks=1, norm_groups=4),
+    text=TextConfig(width=16, heads=2, layers=1),
+    image_size=64,
+    num_inference_steps=3,
+    guidance_scale=3.0,
+)  # fmt: skip
+TWO_PROMPTS = ["--prompt", "a red {object}", "a blue {object} on the beach"]
+
+
+def random_model(with_conditions: bool) -> HOIDiffusion:
+    """Seeded random weights; the zero-initialised ones are filled, so that text, time and conditions all matter."""
+    torch.manual_seed(0)
+    model = HOIDiffusion(SMALL, with_conditions=True)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any() and parameter.ndim > 1:
+                parameter.normal_(std=0.1)
+        model.text_encoder.token_embedding.weight.normal_()
+    if not with_conditions:
+        model.condition_encoders = None
+    return model
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "hoi.safetensors"
+    random_model(True).save(path, 0, "hoi", "test")
+    return path
+
+
+@pytest.fixture(scope="module")
+def base_checkpoint(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "base.safetensors"
+    random_model(False).save(path, 0, "base", "test")
+    return path
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory, checkpoint) -> Path:
+    """Two views of a can, each with two prompts, from a mesh: four records."""
+    folder = tmp_path_factory.mktemp("scenes")
+    words = ["--object", "can", *TWO_PROMPTS, "--num", "4", "--grasps-per-object", "1", "--framing", "tight"]
+    generated(checkpoint, folder / "out", *words, "--cache", str(folder / "cache"))
+    return folder / "out"
+
+
+def command(checkpoint: Path, out: Path, *words: str) -> list[str]:
+    return ["--checkpoint", str(checkpoint), "--out", str(out), "--dtype", "float32", "--device", "cpu", *words]
+
+
+def generated(checkpoint: Path, out: Path, *words: str) -> list[dict]:
+    sample.run(command(checkpoint, out, *words))
+    return read_records(out)
+
+
+def images(folder: Path) -> np.ndarray:
+    return np.stack([load_image(folder, record) for record in read_records(folder)]).astype(int)
+
+
+def failure(capsys, arguments: list[str]) -> str:
+    """The message of a command that must fail."""
+    with pytest.raises(SystemExit) as exit_:
+        sample.run(arguments)
+    assert exit_.value.code not in (0, None)
+    return f"{exit_.value.code} {capsys.readouterr().err}"
+
+
+# --- the same pictures ---
+
+
+@pytest.mark.parametrize("words", ["--batch-size 1", "--batch-size 3", "--num 3", "--sampler ddpm --batch-size 3"])
+def test_a_picture_does_not_depend_on_its_batch_or_on_how_many_are_made(tmp_path, checkpoint, scenes, words):
+    words = words.split()
+    reference = ["--sampler", "ddpm"] if "ddpm" in words else []
+    generated(checkpoint, tmp_path / "all", "--data", str(scenes), "--batch-size", "4", *reference)
+    generated(checkpoint, tmp_path / "out", "--data", str(scenes), *words)
+    expected, got = images(tmp_path / "all"), images(tmp_path / "out")
+    assert np.abs(got - expected[: len(got)]).max() <= 1
+    assert np.abs(expected[0] - expected[1]).max() > 20  # other noise, other text
+
+
+def test_two_processes_make_the_folder_of_one(tmp_path, checkpoint, scenes):
+    words = ["--data", str(scenes), *TWO_PROMPTS, "--num", "5"]
+    one = generated(checkpoint, tmp_path / "one", *words)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen([sys.executable, str(ROOT / "sample.py"), *command(checkpoint, tmp_path / "two", *words)],
+                         env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, cwd=ROOT)
+        for rank in range(2)
+    ]  # fmt: skip
+    assert [process.wait(timeout=300) for process in ranks] == [0, 0]
+    assert read_records(tmp_path / "two") == one
+    assert [path.name for path in (tmp_path / "two").glob("metadata*")] == ["metadata.jsonl"]
+    assert np.abs(images(tmp_path / "two") - images(tmp_path / "one")).max() <= 1
+
+
+def test_another_seed_makes_another_picture(tmp_path, checkpoint, scenes):
+    generated(checkpoint, tmp_path / "a", "--data", str(scenes), "--num", "1")
+    generated(checkpoint, tmp_path / "b", "--data", str(scenes), "--num", "1", "--seed", "1")
+    assert np.abs(images(tmp_path / "a") - images(tmp_path / "b")).mean() > 5
+
+
+def test_seed_and_index_do_not_stand_in_for_each_other():
+    draws = {
+        tuple(torch.randn(4, generator=sample.picture_generator(seed, index)).tolist())
+        for seed in range(5) for index in range(5)
+    }  # fmt: skip
+    assert len(draws) == 25
+
+
+def test_features_are_computed_once_a_geometry_and_text_once_a_prompt(tmp_path, checkpoint, scenes, monkeypatch):
+    calls = {"geometries": 0, "texts": 0}
+    features_of, context_of = ConditionEncoders.forward, TextEncoder.forward
+
+    def count_features(self, *images, **rest):
+        calls["geometries"] += len(images[0])
+        return features_of(self, *images, **rest)
+
+    def count_texts(self, token_ids):
+        calls["texts"] += len(token_ids)
+        return context_of(self, token_ids)
+
+    monkeypatch.setattr(ConditionEncoders, "forward", count_features)
+    monkeypatch.setattr(TextEncoder, "forward", count_texts)
+    # Ten pictures of two geometries in three prompts (the same ones for both) and the empty prompt.
+    prompts = ["red", "green", "blue"]
+    generated(checkpoint, tmp_path, "--data", str(scenes), "--prompt", *prompts, "--num", "10", "--batch-size", "2")
+    assert calls == {"geometries": 2, "texts": 4}
+
+
+# --- what the flags do ---
+
+
+def test_every_geometry_meets_every_prompt_with_its_object_named(scenes):
+    records = read_records(scenes)
+    texts = ["a red can", "a blue can on the beach"]
+    assert [(r["skeleton_file_name"], r["text"]) for r in records] == [
+        (f"skeleton/{first:06d}.png", text) for first in (0, 2) for text in texts
+    ]
+    first, second = (load_conditions(scenes, records[k]).normal for k in (0, 2))
+    assert (first != second).any()
+
+
+def test_a_folder_gives_its_own_texts_and_annotation(tmp_path, checkpoint, scenes):
+    source = read_records(scenes)
+    records = generated(checkpoint, tmp_path, "--data", str(scenes))
+    copied = ("text", "category", "intrinsics", "object_to_camera", "keypoints_2d", "keypoints_3d", "hand_pose",
+              "transl", "object_path", "segmentation_file_name", "hand_side", "grasp")  # fmt: skip
+    for before, after in zip(source, records, strict=True):
+        assert {key: after[key] for key in copied} == {key: before[key] for key in copied}
+        assert after["source_index"] == before["index"]
+        for name in ("skeleton", "normal", "segmentation"):
+            old, new = (getattr(load_conditions(f, r), name) for f, r in ((scenes, before), (tmp_path, after)))
+            assert (old == new).all()
+
+
+def test_the_annotation_of_generated_folders_agrees_with_a_re_render(tmp_path, checkpoint, scenes):
+    generated(checkpoint, tmp_path / "out", "--data", str(scenes))
+    for folder in (scenes, tmp_path / "out"):
+        report = check_folder(folder)
+        assert report.ok and report.rendered == 2, str(report)
+
+
+def test_without_conditions_a_fine_tuned_model_is_its_u_net_alone(tmp_path, checkpoint, base_checkpoint):
+    words = ["--no-conditions", "--prompt", "Deep snow.", "The moon.", "--num", "3"]
+    records = generated(base_checkpoint, tmp_path / "base", *words)
+    generated(checkpoint, tmp_path / "hoi", *words)
+    assert [record["text"] for record in records] == ["Deep snow.", "The moon.", "Deep snow."]
+    assert all(record["skeleton_file_name"] is None and record["intrinsics"] is None for record in records)
+    assert (images(tmp_path / "base") == images(tmp_path / "hoi")).all()
+
+
+def test_cond_tau_0_switches_the_conditions_off_and_weights_change_the_picture(tmp_path, checkpoint, scenes):
+    prompts = ["--prompt", "a red can", "--num", "2"]
+    generated(checkpoint, tmp_path / "text", "--no-conditions", *prompts)
+    runs = {"full": [], "off": ["--cond-tau", "0"], "skeletonless": ["--cond-scale", "skeleton=0", "normal=1"]}
+    made = {}
+    for name, words in runs.items():
+        generated(checkpoint, tmp_path / name, "--data", str(scenes), *prompts, *words)
+        made[name] = images(tmp_path / name)
+    assert np.abs(made["off"] - images(tmp_path / "text")).max() <= 1
+    assert np.abs(made["full"] - made["off"]).max() > 5
+    assert np.abs(made["full"] - made["skeletonless"]).max() > 2
+
+
+def test_guidance_0_ignores_the_prompt_and_listens_to_the_negative_one(tmp_path, checkpoint):
+    def picture(name: str, prompt: str, *words: str) -> np.ndarray:
+        words = ["--no-conditions", "--prompt", prompt, "--guidance-scale", "0", *words]
+        generated(checkpoint, tmp_path / name, *words)
+        return images(tmp_path / name)
+
+    red = picture("red", "a red mug")
+    assert (red == picture("blue", "a blue mug")).all()
+    assert (red != picture("negative", "a red mug", "--negative-prompt", "dark")).any()
+
+
+def test_sampling_flags_reach_the_record(tmp_path, checkpoint):
+    words = "--no-conditions --prompt snow --steps 2 --sampler ddim --guidance-scale 1.5 --seed 7 --negative-prompt fog"
+    record = generated(checkpoint, tmp_path, *words.split())[0]
+    keys = ("num_inference_steps", "sampler", "guidance_scale", "seed", "negative_prompt")
+    assert [record[key] for key in keys] == [2, "ddim", 1.5, 7, "fog"]
+    assert record["checkpoint"]["sha256"] == sample.sha256_of(checkpoint)
+
+
+def test_the_default_negative_prompt_of_sd1_is_the_official_one():
+    # 121 characters and 28 tokens were measured on the official test script's default.
+    assert len(STOCK_NEGATIVE_PROMPT) == 121 and default_negative_prompt("sd1") == STOCK_NEGATIVE_PROMPT
+    assert int((tokenize([STOCK_NEGATIVE_PROMPT]) < 49406).sum()) == 28
+    assert default_negative_prompt("tiny") == ""
+
+
+# --- going on ---
+
+
+def test_a_finished_job_is_a_no_op_and_a_lost_picture_is_made_again(tmp_path, checkpoint, scenes, monkeypatch, capsys):
+    words = ["--data", str(scenes)]
+    generated(checkpoint, tmp_path, *words)
+    before = images(tmp_path)
+    (tmp_path / "images" / "000002.png").unlink()
+    asked = []
+    pictures = generate.PictureMaker.pictures
+
+    def noted(self, prompts, *rest):
+        asked.append(prompts)
+        return pictures(self, prompts, *rest)
+
+    monkeypatch.setattr(generate.PictureMaker, "pictures", noted)
+    records = generated(checkpoint, tmp_path, *words)
+    assert asked == [[records[2]["text"]]] and np.abs(images(tmp_path) - before).max() <= 1
+    capsys.readouterr()
+    generated(checkpoint, tmp_path, *words)
+    assert len(asked) == 1 and "all 4 pictures are in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fault", ["disk full", "Ctrl-C"])
+def test_what_was_finished_before_a_fault_survives_and_the_same_command_continues(
+    tmp_path, checkpoint, scenes, monkeypatch, capsys, fault
+):
+    words = command(checkpoint, tmp_path / "out", "--data", str(scenes), "--batch-size", "1")
+    replace = os.replace
+
+    def failing(source, target):
+        if str(target).endswith("images/000002.png"):
+            raise OSError(errno.ENOSPC, "No space left on device") if fault == "disk full" else KeyboardInterrupt
+        return replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset.os, "replace", failing)
+        message = failure(capsys, words)
+    assert ("the disk is full" if fault == "disk full" else "interrupted") in message
+    assert [record["index"] for record in read_records(tmp_path / "out")] == [0, 1]
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+    sample.run(words)
+    generated(checkpoint, tmp_path / "whole", "--data", str(scenes))
+    assert np.abs(images(tmp_path / "out") - images(tmp_path / "whole")).max() <= 1
+
+
+def test_another_job_does_not_continue_in_the_same_folder(tmp_path, checkpoint, capsys):
+    generated(checkpoint, tmp_path, "--no-conditions", "--prompt", "snow")
+    message = failure(capsys, command(checkpoint, tmp_path, "--no-conditions", "--prompt", "snow", "--steps", "2"))
+    assert "another job" in message and "num_inference_steps: 3 there, 2 now" in message
+
+
+# --- the pictures say how they were made ---
+
+
+def parsed_by_a_web_ui(text: str) -> dict[str, str]:
+    """Our own reader of the form: prompt, maybe a line with the negative prompt, then `Key: value, Key: value`."""
+    *lines, last = text.split("\n")
+    pairs = re.findall(r'(\w[\w \-/]+): ("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)', last)
+    found = {key: json.loads(value) if value.startswith('"') else value for key, value in pairs}
+    negative = [line for line in lines if line.startswith("Negative prompt: ")]
+    prompt = "\n".join(line for line in lines if line not in negative)
+    return {**found, "prompt": prompt, "negative": negative[0].partition(": ")[2] if negative else ""}
+
+
+def test_png_chunks_hold_the_parameters_and_the_whole_record(tmp_path, checkpoint):
+    prompt = "in a “café” – Grüße"
+    words = ["--no-conditions", "--prompt", prompt, "--negative-prompt", "dark, blurry", "--seed", "3"]
+    record = generated(checkpoint, tmp_path, *words)[0]
+    with Image.open(tmp_path / record["file_name"]) as picture:
+        assert json.loads(picture.text["hoi"]) == record
+        found = parsed_by_a_web_ui(picture.text["parameters"])
+    assert found == {
+        "prompt": prompt, "negative": "dark, blurry", "Steps": "3", "Sampler": "DPM++ 2M", "CFG scale": "3.0",
+        "Seed": "3", "Size": "64x64", "Model hash": sample.sha256_of(checkpoint)[:10], "Model": "hoi.safetensors",
+        "Picture index": "0",
+    }  # fmt: skip
+
+
+def test_a_model_name_with_commas_does_not_break_the_parameter_line():
+    record = {"text": "a", "negative_prompt": "", "num_inference_steps": 20, "sampler": "ddim", "guidance_scale": 7.5,
+              "seed": 1, "width": 8, "height": 8, "index": 0,
+              "checkpoint": {"name": 'odd, "name": 1', "sha256": "0" * 64}}  # fmt: skip
+    found = parsed_by_a_web_ui(webui_parameters(record))
+    assert found["Model"] == 'odd, "name": 1' and found["Picture index"] == "0"
+
+
+# --- prompts ---
+
+
+def test_the_toy_scenery_names_every_background_and_nothing_else():
+    from hoi.backgrounds import BACKGROUNDS
+
+    prompts = default_scenery_prompts("tiny")
+    assert set(prompts) == {sentence for background in BACKGROUNDS.values() for sentence in background.sentences}
+    assert untaught_words(prompts) == []
+
+
+def test_the_full_size_scenery_is_long_and_without_repeats():
+    prompts = default_scenery_prompts("sd1")
+    assert len(prompts) == len(set(prompts)) >= 200
+
+
+def test_words_outside_the_toy_world_are_found():
+    prompts = ["A hand is grasping a pink {object} on the beach", "a grey mug with a Dragon, in bamboo forest"]
+    assert untaught_words(prompts) == ["dragon"]
+
+
+def test_prompt_files_skip_comments_and_empty_lines(tmp_path):
+    (tmp_path / "p.txt").write_text("\ufeff# scenery\n\n a beach \nsnow, {object}\n", encoding="utf-8")
+    assert read_prompts(tmp_path / "p.txt") == ["a beach", "snow, {object}"]
+
+
+# --- bad input ---
+
+
+def broken_copy(scenes: Path, folder: Path, fault: str) -> Path:
+    shutil.copytree(scenes, folder)
+    target = folder / "normal" / "000002.png"
+    if fault == "missing":
+        target.unlink()
+    elif fault == "truncated":
+        target.write_bytes(target.read_bytes()[:200])
+    else:
+        Image.new("RGB", (32, 32)).save(target)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [("missing", "normal/000002.png is missing"), ("truncated", "normal/000002.png is damaged"),
+     ("another size", r"normal/000002.png has shape \(32, 32, 3\)")],
+)  # fmt: skip
+def test_a_faulty_condition_file_is_named(tmp_path, checkpoint, scenes, capsys, fault, expected):
+    folder = broken_copy(scenes, tmp_path / "data", fault)
+    words = command(checkpoint, tmp_path / "out", "--data", str(folder), "--batch-size", "2")
+    assert re.search(expected, failure(capsys, words))
+    if fault != "missing":  # found when read: what came before is whole
+        assert [record["index"] for record in read_records(tmp_path / "out")] == [0, 1]
+
+
+def test_a_folder_of_another_size_is_refused_before_anything_is_made(tmp_path, checkpoint, scenes, capsys):
+    shutil.copytree(scenes, tmp_path / "data")
+    lines = (tmp_path / "data" / "metadata.jsonl").read_text()
+    lines = lines.replace('"height": 64, "width": 64', '"height": 512, "width": 512')
+    (tmp_path / "data" / "metadata.jsonl").write_text(lines)
+    message = failure(capsys, command(checkpoint, tmp_path / "out", "--data", str(tmp_path / "data")))
+    assert "is 512 x 512 px, the checkpoint takes 64 x 64" in message and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--num 0", "'0' is not a positive whole number"),
+        ("--object teapot", "teapot: no such file or folder, and no built-in object"),
+        ("--data nowhere", "nowhere has no metadata.jsonl"),
+        ("--no-conditions --prompts-file nowhere.txt", "no prompts file at nowhere.txt"),
+        ("--no-conditions --prompt {object}", "without conditions there is no object"),
+        ("--no-conditions --object can", "drop --data or --object"),
+        ("--no-conditions --cond-tau 2", "lies between 0 and 1"),
+        ("--cond-scale depth=1", "'depth' is no condition"),
+        ("--cond-scale normal=much", "expected a number"),
+        ("--no-conditions --prompt snow --steps 5000", "num_inference_steps is 5000"),
+        ("--device tpu", "device 'tpu' is not there"),
+        ("--checkpoint nowhere.safetensors", "no weight file at nowhere.safetensors"),
+    ],
+)
+def test_bad_flags_are_named(tmp_path, checkpoint, capsys, words, expected):
+    assert expected in failure(capsys, command(checkpoint, tmp_path / "out", *words.split()))
+
+
+def test_missing_built_in_weights_say_what_to_do(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sample, "BUILT_IN", tmp_path / "tiny.safetensors")
+    message = failure(capsys, ["--out", str(tmp_path / "out"), "--device", "cpu"])
+    assert "built-in weights" in message and "--checkpoint" in message
+
+
+@pytest.mark.parametrize("content", [b"", b"\n# only a comment\n", b"\xff\xfe\x00 not text"])
+def test_a_prompts_file_without_prompts_is_an_error(tmp_path, checkpoint, capsys, content):
+    (tmp_path / "p.txt").write_bytes(content)
+    words = ["--no-conditions", "--prompts-file", str(tmp_path / "p.txt")]
+    assert "p.txt" in failure(capsys, command(checkpoint, tmp_path / "out", *words))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_base_model_refuses_conditions(tmp_path, base_checkpoint, scenes, capsys):
+    message = failure(capsys, command(base_checkpoint, tmp_path / "out", "--data", str(scenes)))
+    assert "base model without condition encoders" in message
+
+
+@pytest.mark.parametrize("fault", ["missing", "extra", "another preset", "cut short"])
+def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, checkpoint, capsys, fault):
+    state, metadata = load_model_file(checkpoint)
+    if fault == "missing":
+        del state["unet.out.2.bias"]
+    if fault == "extra":
+        state["unet.surplus"] = torch.zeros(1)
+    if fault == "another preset":
+        metadata["config"] = metadata["config"].replace('"model_channels": 16', '"model_channels": 32')
+    path = tmp_path / "faulty.safetensors"
+    save_model(path, state, metadata)
+    if fault == "cut short":
+        path.write_bytes(path.read_bytes()[:-1000])
+    words = ["--no-conditions", "--prompt", "snow"]
+    message = failure(capsys, command(path, tmp_path / "out", *words))
+    expected = {"missing": "1 missing: unet.out.2.bias", "extra": "1 unexpected: unet.surplus",
+                "another preset": "of another shape", "cut short": "not a readable safetensors file"}  # fmt: skip
+    assert "faulty.safetensors" in message and expected[fault] in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path, checkpoint, capsys):
+    (tmp_path / "file").write_text("not a folder")
+    words = ["--no-conditions", "--prompt", "snow"]
+    for out in (tmp_path / "file", tmp_path / "file" / "out"):
+        message = failure(capsys, command(checkpoint, out, *words))
+        assert f"cannot write to {out}" in message and "--out" in message
+
+
+def test_an_object_without_a_grasp_is_named(tmp_path, checkpoint, capsys, monkeypatch):
+    monkeypatch.setattr(sample.SceneGeometries, "prepare", lambda self, k: no_grasp(self.meshes[k].object_id))
+    message = failure(capsys, command(checkpoint, tmp_path / "out", "--object", "can"))
+    assert "no grasp was found for can_0000" in message
+
+
+def no_grasp(object_id: str) -> int:
+    raise ValueError(f"no grasp was found for {object_id}")
