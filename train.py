@@ -61,6 +61,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="background buffer, stage hoi (sample.py --no-conditions)",
     )
     add("--reg-weight", type=float, default=1.0, help="w_r of eq. 3 (default 1, Sec. 3.3)")
+    add("--reg-batch-size", type=int, help="background pictures a process and step (default: --batch-size)")
     add("--base", metavar="FILE", help="weights to start from; needed by stages base (its VAE) and hoi")
     add("--text-encoder-from", metavar="FILE", help="take the text encoder from this file (stage base)")
     add("--preset", choices=PRESETS, default="tiny", help="network sizes when there is no --base (default tiny)")
@@ -162,6 +163,7 @@ def build_stage(args: argparse.Namespace, model: HOIDiffusion, share: Share, mai
             args.seed,
             args.caption_dropout,
             args.reg_weight,
+            args.reg_batch_size or args.batch_size,
         )
     model.unet.gradient_checkpointing = args.gradient_checkpointing
     return stage

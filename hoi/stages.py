@@ -135,7 +135,7 @@ class BaseStage(nn.Module):
         self.schedule = NoiseSchedule.stable_diffusion()
 
     def batch(self, step: int) -> Batch:
-        return denoising_batch(self, self.pictures, self.latents, step, purpose=0)
+        return denoising_batch(self, self.pictures, self.latents, self.share, step, purpose=0)
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return eps_loss(self.unet, self.schedule, as_training_batch(self.frozen["model"], batch)), {}
@@ -164,22 +164,25 @@ class HoiStage(nn.Module):
         seed: int,
         caption_dropout: float,
         reg_weight: float,
+        reg_batch_size: int,
     ):
+        """reg_batch_size: background pictures a process and step; each term of eq. 3 averages over its own pictures."""
         super().__init__()
         self.unet, self.condition_encoders = model.unet, model.condition_encoders
         self.frozen = {"model": model}
         self.pictures, self.latents = pictures, latents
         self.regularization, self.reg_latents = regularization, reg_latents
         self.share, self.seed = share, seed
+        self.reg_share = Share(reg_batch_size, share.rank, share.world_size)
         self.caption_dropout, self.reg_weight = caption_dropout, reg_weight
         self.schedule = NoiseSchedule.stable_diffusion()
 
     def batch(self, step: int) -> Batch:
         """One batch of hand-object pictures with conditions and one of the background buffer (keys with `reg_`)."""
-        batch = denoising_batch(self, self.pictures, self.latents, step, purpose=0)
+        batch = denoising_batch(self, self.pictures, self.latents, self.share, step, purpose=0)
         batch |= self.pictures.conditions(batch["indices"].tolist())
         if self.regularization is not None:
-            other = denoising_batch(self, self.regularization, self.reg_latents, step, purpose=1)
+            other = denoising_batch(self, self.regularization, self.reg_latents, self.reg_share, step, purpose=1)
             batch |= {f"reg_{name}": value for name, value in other.items()}
         return batch
 
@@ -215,13 +218,12 @@ def spread(count: int, wanted: int) -> list[int]:
 
 
 def denoising_batch(
-    stage: BaseStage | HoiStage, pictures: TrainingSet, latents: LatentCache, step: int, purpose: int
+    stage: BaseStage | HoiStage, pictures: TrainingSet, latents: LatentCache, share: Share, step: int, purpose: int
 ) -> Batch:
     """Latents drawn from the cached posterior, timesteps, noise and token ids; some captions emptied for guidance.
 
     purpose   keeps the random numbers of the two batches of eq. 3 apart
     """
-    share = stage.share
     indices = draw_indices(len(pictures), share, stage.seed + purpose, step)
     generator = step_generator(stage.seed, step, purpose)
     shape = (share.total, *latents.values.shape[2:])

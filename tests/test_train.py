@@ -143,7 +143,7 @@ def gradients(world: Path, share: Share) -> dict[str, torch.Tensor]:
         for data in (pictures, buffer)
     )
     model.freeze_for_fine_tuning()
-    stage = stages.HoiStage(model, pictures, latents, buffer, reg_latents, share, 1, 0.3, 1.0)
+    stage = stages.HoiStage(model, pictures, latents, buffer, reg_latents, share, 1, 0.3, 1.0, share.batch_size)
     if share.world_size > 1:
         stage = torch.nn.parallel.DistributedDataParallel(stage)
         batch = stage.module.batch(3)
