@@ -1,0 +1,86 @@
+"""The house itself: imports go one way, every flag is read, and the README points at things that exist."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = ("train.py", "sample.py", "make_dataset.py")
+# A module imports only from modules before it.  Rooms in one string are one room, split for length.
+ORDER = """
+    checkpoint hardware sheets
+    camera mano_file hand
+    lathe families mesh_repair objects
+    contact closing placing grasp trajectory
+    zbuffer gl render conditions
+    brushes scenery backgrounds words materials shading appearance
+    scene png_text dataset check geometry
+    text vae unet model diffusion
+    batches stages prompts generate verify
+""".split()
+GEOMETRY = set(ORDER[ORDER.index("camera") : ORDER.index("text")]) - {"conditions", "dataset"}
+NETWORK = {"text", "vae", "unet", "model", "diffusion"}
+
+
+def imported(path: Path) -> set[str]:
+    """Modules of hoi/ that a file imports, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "hoi":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hoi."):
+            found.add(node.module.split(".")[1])
+    return found
+
+
+def modules() -> list[str]:
+    return sorted(path.stem for path in (ROOT / "hoi").glob("*.py") if path.stem != "__init__")
+
+
+@pytest.mark.parametrize("module", modules())
+def test_a_module_imports_only_from_modules_above_it(module):
+    assert module in ORDER, f"hoi/{module}.py has no place in the order of rooms"
+    below = {name for name in imported(ROOT / "hoi" / f"{module}.py") if ORDER.index(name) >= ORDER.index(module)}
+    assert not below
+
+
+@pytest.mark.parametrize("module", sorted(NETWORK))
+def test_the_network_knows_nothing_of_the_geometry(module):
+    assert not imported(ROOT / "hoi" / f"{module}.py") & GEOMETRY
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_flag_of_a_script_is_read(script):
+    text = (ROOT / script).read_text()
+    flags = re.findall(r"""(?:add|add_argument)\(\s*["']--([a-z0-9-]+)["']""", text)
+    assert len(flags) > 10
+    unread = [flag for flag in flags if not re.search(rf"\bargs\.{flag.replace('-', '_')}\b|[\"']{flag.replace('-', '_')}[\"']", text)]
+    assert not unread
+
+
+def test_hoi_never_sees_args():
+    for module in modules():
+        text = (ROOT / "hoi" / f"{module}.py").read_text()
+        if "ArgumentParser" not in text:  # `python -m hoi.verify` has a command line of its own
+            assert "args." not in text.replace("*args.", ""), module
+
+
+def table_rows() -> list[list[str]]:
+    """Rows of the README's table *paper -> function -> test*: (paper, `hoi/file.py: function`, `tests/file.py: test`)."""
+    text = (ROOT / "README.md").read_text()
+    table = text.split("| paper | function | test |")[1].split("\n\n")[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()[1:]]
+
+
+def test_every_row_of_the_paper_table_points_at_a_function_and_a_test_that_exist():
+    rows = table_rows()
+    assert len(rows) >= 19
+    for paper, *places in rows:
+        for place in places:
+            path, names = re.fullmatch(r"`([\w/]+\.py): ([\w., ]+)`", place).groups()
+            text = (ROOT / path).read_text()
+            for name in names.split(", "):
+                last = name.split(".")[-1]
+                assert re.search(rf"(def|class) {last}\b", text), f"{paper}: no {name} in {path}"

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# From nothing to a trained miniature: data, autoencoder, text encoder, base model, background buffer, fine-tuning.
+#
+#     bash tools/train_tiny.sh                 # the full recipe: about six hours on two CPU cores
+#     bash tools/train_tiny.sh hour            # about an hour: silhouettes and backgrounds are there, fingers are not
+#
+# Everything lands in runs/toy.  Interrupt it whenever you like: the same command goes on where it stopped.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+recipe=${1:-full}
+out=runs/toy
+case $recipe in
+    full) pictures=24000 lab=8000 instances=20 vae=6000 text=1000 base=12000 buffer=1000 hoi=8000 ;;
+    hour) pictures=4800 lab=1600 instances=6 vae=900 text=300 base=1200 buffer=200 hoi=800 out=runs/toy-hour ;;
+    *) echo "unknown recipe '$recipe'; expected full or hour" >&2; exit 1 ;;
+esac
+toy="--shade --size 128 --framing tight --object-instances $instances --grasps-per-object 4 --workers 2"
+
+python make_dataset.py $toy --content hand_object=0.6 object=0.15 scenery=0.25 --style any --looks 3 \
+    --num $pictures --out $out/any
+python make_dataset.py $toy --content hand_object=1 --style lab --looks 2 --num $lab --out $out/lab
+
+python train.py --stage vae --data $out/any --out $out/vae --steps $vae --learning-rate 2e-3 --ema-decay 0.995
+python train.py --stage text --data $out/any --out $out/text --steps $text
+python train.py --stage base --data $out/any --base $out/vae/model.safetensors \
+    --text-encoder-from $out/text/model.safetensors --out $out/base --steps $base --learning-rate 1.5e-3 --ema-decay 0.998
+python sample.py --no-conditions --checkpoint $out/base/model.safetensors --num $buffer --out $out/buffer
+python train.py --stage hoi --data $out/lab --reg-data $out/buffer --base $out/base/model.safetensors --out $out/hoi \
+    --steps $hoi --batch-size 24 --reg-batch-size 8 --learning-rate 1e-3 --warmup-steps 100 --cosine \
+    --caption-dropout 0.1 --ema-decay 0.998
+echo "done: look at $out/hoi/preview_*.png, then python sample.py --checkpoint $out/hoi/model.safetensors"
