@@ -248,7 +248,7 @@ def vae_loss(
     l1_weight: float = 1.0,
     gradient_weight: float = 1.0,
     squared_weight: float = 1.0,
-    average_weight: float = 4.0,
+    average_weight: float = 30.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Training loss of the autoencoder, a weighted sum of reconstruction terms and a small KL term.
 
