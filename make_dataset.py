@@ -27,7 +27,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from hoi.check import check_folder
 from hoi.dataset import PICTURE_FOLDERS, DatasetWriter, write_object, write_pictures
 from hoi.grasp import DistanceField
 from hoi.hand import load_hand
-from hoi.objects import CATEGORIES, ObjectMesh, find_objects, load_object, make_object
+from hoi.objects import CATEGORIES, ObjectMesh, collect_objects
 from hoi.render import Renderer
 from hoi.scene import (
     CONTENTS,
@@ -147,37 +147,6 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     if args.seed < 0 or args.object_seed < 0:
         parser.error("--seed and --object-seed must not be negative")
     return args
-
-
-def collect_objects(args: argparse.Namespace) -> list[ObjectMesh]:
-    """Load or make every object; all that is wrong is reported at once."""
-    objects, problems = [], []
-    for word in args.object:
-        try:
-            if word in CATEGORIES:
-                shapes = range(args.object_seed, args.object_seed + args.object_instances)
-                objects += [make_object(word, shape) for shape in shapes]
-                continue
-            if not Path(word).exists():
-                known = ", ".join(CATEGORIES)
-                raise FileNotFoundError(f"{word}: no such file or folder, and no built-in family ({known})")
-            paths = find_objects(word) if Path(word).is_dir() else [Path(word)]
-        except (ValueError, OSError) as error:
-            problems.append(str(error))
-            continue
-        for path in paths:
-            try:
-                objects.append(load_object(path, args.category, args.units, args.up))
-            except (ValueError, OSError) as error:
-                problems.append(str(error))
-    if problems:
-        raise ValueError("\n  ".join([f"{len(problems)} object(s) cannot be used, nothing was made:", *problems]))
-    seen: dict[str, int] = {}
-    for k, mesh in enumerate(objects):  # two files of one name get different ids
-        seen[mesh.object_id] = seen.get(mesh.object_id, 0) + 1
-        if seen[mesh.object_id] > 1:
-            objects[k] = replace(mesh, object_id=f"{mesh.object_id}_{seen[mesh.object_id]}")
-    return objects
 
 
 def sides(args: argparse.Namespace) -> tuple[str, ...]:
@@ -361,7 +330,8 @@ def main(args: argparse.Namespace) -> None:
         report = check_folder(args.check, load_hand(args.mano) if args.mano else None)
         print(report)
         sys.exit(0 if report.ok else 1)
-    meshes = collect_objects(args)
+    shapes = range(args.object_seed, args.object_seed + args.object_instances)
+    meshes = collect_objects(args.object, shapes, args.category, args.units, args.up)
     for mesh in meshes:
         print("\n".join(f"{mesh.object_id}: {note}" for note in mesh.notes), end="\n" if mesh.notes else "")
     per_scene = args.frames * args.looks

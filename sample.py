@@ -32,11 +32,11 @@ from hoi.checkpoint import sha256_of
 from hoi.dataset import RECORD_KEYS, DatasetWriter, complete_record, write_pictures
 from hoi.diffusion import SAMPLERS
 from hoi.generate import PictureMaker, Request, SamplingSettings, plan, set_precision
-from hoi.geometry import FolderGeometries, SceneGeometries, collect_objects
+from hoi.geometry import FolderGeometries, SceneGeometries
 from hoi.hand import load_hand
 from hoi.hardware import has_fast_bf16, keep_freed_memory
 from hoi.model import CONDITION_NAMES, HOIDiffusion
-from hoi.objects import CATEGORIES
+from hoi.objects import CATEGORIES, collect_objects
 from hoi.png_text import png_text
 from hoi.prompts import (
     DEFAULT_PROMPTS,

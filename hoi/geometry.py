@@ -6,7 +6,7 @@ Both sources are sequences: geometry k does not depend on which others were aske
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from hoi.dataset import (
     write_pictures,
 )
 from hoi.hand import HandModel
-from hoi.objects import CATEGORIES, ObjectMesh, find_objects, load_object, make_object
+from hoi.objects import ObjectMesh
 from hoi.render import Renderer
 from hoi.scene import GraspedObject, annotate, compose_scene, grasp_object, noun, render_scene, scene_conditions
 
@@ -217,34 +217,3 @@ class SceneGeometries:
         record = annotate(scene, 0, self.hand)
         conditions = scene_conditions(gbuffer, record)
         return Geometry(record, conditions, gbuffer.depth, gbuffer.object_mask, scene.object_mesh)
-
-
-def collect_objects(
-    words: Sequence[str], instance: int = 0, category: str | None = None, units: str | None = None
-) -> list[ObjectMesh]:
-    """Objects named on a command line: mesh files, folders of meshes, built-in families (shape `instance` of each).
-
-    category, units   of mesh files, see hoi/objects.py
-    Raises ValueError that reports every word that cannot be used.  Files of one name get different object ids.
-    """
-    objects, problems = [], []
-    for word in words:
-        try:
-            if word in CATEGORIES:
-                objects.append(make_object(word, instance))
-            elif Path(word).exists():
-                paths = find_objects(word) if Path(word).is_dir() else [Path(word)]
-                objects += [load_object(path, category, units) for path in paths]
-            else:
-                known = ", ".join(CATEGORIES)
-                problems.append(f"{word}: no such file or folder, and no built-in object ({known})")
-        except (ValueError, OSError) as error:
-            problems.append(str(error))
-    if problems:
-        raise ValueError("\n  ".join([f"{len(problems)} object(s) cannot be used, nothing was made:", *problems]))
-    seen: dict[str, int] = {}
-    for k, mesh in enumerate(objects):
-        seen[mesh.object_id] = seen.get(mesh.object_id, 0) + 1
-        if seen[mesh.object_id] > 1:
-            objects[k] = replace(mesh, object_id=f"{mesh.object_id}_{seen[mesh.object_id]}")
-    return objects

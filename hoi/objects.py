@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -268,3 +269,44 @@ def _meaningful_words(path: Path) -> tuple[list[str], str]:
 def _object_id(path: Path) -> str:
     """The name that says what the object is, in characters that every file system takes."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", _meaningful_words(path)[1]).strip("._") or "object"
+
+
+def collect_objects(
+    words: Iterable[str],
+    shapes: Iterable[int] = (0,),
+    category: str | None = None,
+    units: str | float | None = None,
+    up: str | None = None,
+) -> list[ObjectMesh]:
+    """Objects as a command line names them: mesh files, folders of meshes, built-in families.
+
+    shapes               seeds of the shapes made of each built-in family
+    category, units, up  of mesh files, see load_object
+    Files of one name get different object ids.  Raises ValueError that reports every object that cannot be used.
+    """
+    objects, problems, shapes = [], [], list(shapes)
+    for word in words:
+        if word in CATEGORIES:
+            objects += [make_object(word, shape) for shape in shapes]
+            continue
+        try:
+            if not Path(word).exists():
+                known = ", ".join(CATEGORIES)
+                raise FileNotFoundError(f"{word}: no such file or folder, and no built-in family ({known})")
+            paths = find_objects(word) if Path(word).is_dir() else [Path(word)]
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+            continue
+        for path in paths:
+            try:
+                objects.append(load_object(path, category, units, up))
+            except (ValueError, OSError) as error:
+                problems.append(str(error))
+    if problems:
+        raise ValueError("\n  ".join([f"{len(problems)} object(s) cannot be used, nothing was made:", *problems]))
+    seen: dict[str, int] = {}
+    for k, mesh in enumerate(objects):
+        seen[mesh.object_id] = seen.get(mesh.object_id, 0) + 1
+        if seen[mesh.object_id] > 1:
+            objects[k] = replace(mesh, object_id=f"{mesh.object_id}_{seen[mesh.object_id]}")
+    return objects

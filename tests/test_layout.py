@@ -56,7 +56,8 @@ def test_every_flag_of_a_script_is_read(script):
     text = (ROOT / script).read_text()
     flags = re.findall(r"""(?:add|add_argument)\(\s*["']--([a-z0-9-]+)["']""", text)
     assert len(flags) > 10
-    unread = [flag for flag in flags if not re.search(rf"\bargs\.{flag.replace('-', '_')}\b|[\"']{flag.replace('-', '_')}[\"']", text)]
+    names = [flag.replace("-", "_") for flag in flags]
+    unread = [name for name in names if not re.search(rf"\bargs\.{name}\b|[\"']{name}[\"']", text)]
     assert not unread
 
 
@@ -68,7 +69,7 @@ def test_hoi_never_sees_args():
 
 
 def table_rows() -> list[list[str]]:
-    """Rows of the README's table *paper -> function -> test*: (paper, `hoi/file.py: function`, `tests/file.py: test`)."""
+    """Rows of the README's table *paper -> function -> test*: text, `hoi/file.py: name`, `tests/file.py: name`."""
     text = (ROOT / "README.md").read_text()
     table = text.split("| paper | function | test |")[1].split("\n\n")[0]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()[1:]]

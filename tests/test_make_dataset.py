@@ -17,7 +17,8 @@ import trimesh
 import make_dataset
 from hoi import dataset
 from hoi.dataset import load_conditions, load_image, read_records
-from make_dataset import SceneMaker, collect_objects, main, parse_args
+from hoi.objects import collect_objects
+from make_dataset import SceneMaker, main, parse_args
 
 ROOT = Path(__file__).parent.parent
 SMALL = "--object can --object-instances 1 --grasps-per-object 2 --size 64"
@@ -168,7 +169,7 @@ def test_files_of_one_name_are_kept_apart(tmp_path):
     for number, radius in enumerate((0.03, 0.04)):
         (tmp_path / str(number)).mkdir()
         trimesh.creation.cylinder(radius, 0.1).export(tmp_path / str(number) / "jar.stl")
-    meshes = collect_objects(parse_args(["--object", str(tmp_path), "--category", "jar"]))
+    meshes = collect_objects([str(tmp_path)], category="jar")
     assert [mesh.object_id for mesh in meshes] == ["jar", "jar_2"] and meshes[0].category == "jar"
 
 
