@@ -162,8 +162,9 @@ def train_judge(folders: list[Path], minutes: float, seed: int, batch_size: int 
         [names.index(word) if (word := words_in(r["text"]).get("background")) in names else -1 for r in records]
     )
     generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
-    judge = Judge(len(names)).to(memory_format=torch.channels_last)
+    with torch.random.fork_rng():  # fresh weights come from torch's global generator, which is put back
+        torch.manual_seed(seed)
+        judge = Judge(len(names)).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=1e-3)
     end, begin, steps = time.time() + 60 * minutes, time.time(), 0
     with tqdm(total=round(60 * minutes), unit="s", desc="training the judge") as bar:
