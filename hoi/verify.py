@@ -24,9 +24,11 @@ from hoi import checkpoint, dataset
 from hoi.appearance import nearest_color
 from hoi.backgrounds import BACKGROUNDS
 from hoi.conditions import SEGMENTATION_COLORS
+from hoi.hardware import has_fast_bf16, keep_freed_memory
 from hoi.words import words_in
 
 LABELS = ("background", "hand", "object")
+CELL = 2  # pixels
 
 
 def block(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
@@ -44,17 +46,18 @@ def block(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential
 class Judge(nn.Module):
     """Picture (B, 3, H, W) in [-1, 1], sides multiples of 16 -> label logits (B, 3, H, W), background logits (B, K)."""
 
-    def __init__(self, backgrounds: int, channels: tuple[int, ...] = (16, 32, 64, 96, 128)):
+    def __init__(self, backgrounds: int, channels: tuple[int, ...] = (32, 48, 96, 128)):
         super().__init__()
-        self.stem = block(3, channels[0])
+        # Cells of 2x2 pixels become channels and come apart again at the end: a third of the work at full resolution.
+        self.stem = block(3 * CELL**2, channels[0])
         pairs = list(zip(channels[:-1], channels[1:], strict=True))
         self.down = nn.ModuleList(block(a, b, stride=2) for a, b in pairs)
         self.up = nn.ModuleList(block(b + a, a) for a, b in reversed(pairs))
-        self.labels = nn.Conv2d(channels[0], len(LABELS), 1)
+        self.labels = nn.Conv2d(channels[0], len(LABELS) * CELL**2, 1)
         self.background = nn.Linear(channels[-1] + channels[-2], backgrounds)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        features = [self.stem(image)]
+        features = [self.stem(F.pixel_unshuffle(image, CELL))]
         for down in self.down:
             features.append(down(features[-1]))
         pooled = torch.cat([f.mean((2, 3)) for f in features[-2:]], dim=1)
@@ -62,7 +65,7 @@ class Judge(nn.Module):
         for up in self.up:
             skip = features.pop()
             x = up(torch.cat([F.interpolate(x, scale_factor=2.0), skip], dim=1))
-        return self.labels(x), self.background(pooled)
+        return F.pixel_shuffle(self.labels(x), CELL), self.background(pooled)
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,7 @@ def train_judge(folders: list[Path], minutes: float, seed: int, batch_size: int 
         torch.manual_seed(seed)
         judge = Judge(len(names)).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=1e-3)
+    bf16 = has_fast_bf16("cpu")
     end, begin, steps = time.time() + 60 * minutes, time.time(), 0
     with tqdm(total=round(60 * minutes), unit="s", desc="training the judge") as bar:
         while (now := time.time()) < end:
@@ -177,7 +181,9 @@ def train_judge(folders: list[Path], minutes: float, seed: int, batch_size: int 
             # leaning on it.
             gain = 1 + 0.1 * torch.randn(batch_size, 3, 1, 1, generator=generator)
             image = image * gain + 0.04 * torch.randn(image.shape, generator=generator)
-            labels, background = judge(image)
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                labels, background = judge(image)
+            labels, background = labels.float(), background.float()
             loss = F.cross_entropy(labels, torch.from_numpy(maps[picked.numpy()]).long())
             if (classes[picked] >= 0).any():
                 loss = loss + 0.2 * F.cross_entropy(background, classes[picked], ignore_index=-1)
@@ -254,6 +260,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
+    keep_freed_memory()
     if args.command == "train":
         save_judge(args.out, *train_judge(args.data, args.minutes, args.seed))
         print(f"wrote {args.out}")
