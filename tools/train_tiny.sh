@@ -29,4 +29,5 @@ python sample.py --no-conditions --checkpoint $out/base/model.safetensors --num 
 python train.py --stage hoi --data $out/lab --reg-data $out/buffer --base $out/base/model.safetensors --out $out/hoi \
     --steps $hoi --batch-size 24 --reg-batch-size 8 --learning-rate 1e-3 --warmup-steps 100 --cosine \
     --caption-dropout 0.1 --ema-decay 0.998
+[ "$recipe" = hour ] || python tools/export_tiny.py $out/hoi/model.safetensors hoi/assets/tiny.safetensors
 echo "done: look at $out/hoi/preview_*.png, then python sample.py --checkpoint $out/hoi/model.safetensors"

@@ -1,0 +1,32 @@
+"""Write a trained model as the built-in one: the same weights in fp16, with the metadata that says how they were made.
+
+    python tools/export_tiny.py runs/toy/hoi/model.safetensors hoi/assets/tiny.safetensors
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from hoi.checkpoint import sha256_of  # noqa: E402
+from hoi.model import HOIDiffusion  # noqa: E402
+
+MOST_MB = 50
+
+
+def main(source: str, target: str) -> None:
+    model = HOIDiffusion.from_file(source, preset="tiny")
+    metadata = model.metadata
+    known = {"format_version", "preset", "config", "step", "stage", "command"}
+    extra = {name: value for name, value in metadata.items() if name not in known}
+    model.save(target, int(metadata["step"]), metadata["stage"], metadata["command"], half=True, **extra)
+    size = Path(target).stat().st_size / 1e6
+    if size > MOST_MB:
+        raise SystemExit(f"{target} has {size:.1f} MB, more than the {MOST_MB} MB that the repository carries")
+    print(f"{target}: {size:.1f} MB, SHA-256 {sha256_of(target)}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        raise SystemExit(__doc__)
+    main(*sys.argv[1:])
