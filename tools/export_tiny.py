@@ -4,19 +4,27 @@
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from hoi.checkpoint import sha256_of  # noqa: E402
-from hoi.model import HOIDiffusion  # noqa: E402
+from hoi.model import PRESETS, HOIDiffusion  # noqa: E402
 
 MOST_MB = 50
 
 
 def main(source: str, target: str) -> None:
     model = HOIDiffusion.from_file(source, preset="tiny")
-    metadata = model.metadata
+    metadata, measured = model.metadata, PRESETS["tiny"]()
+    # Sampling defaults are measured after the training, so they come from the preset and not from the training file.
+    model.config = replace(
+        model.config,
+        sampler=measured.sampler,
+        num_inference_steps=measured.num_inference_steps,
+        guidance_scale=measured.guidance_scale,
+    )
     known = {"format_version", "preset", "config", "step", "stage", "command"}
     extra = {name: value for name, value in metadata.items() if name not in known}
     model.save(target, int(metadata["step"]), metadata["stage"], metadata["command"], half=True, **extra)
