@@ -408,7 +408,7 @@ def test_a_folder_of_another_size_is_refused_before_anything_is_made(tmp_path, c
     ("words", "expected"),
     [
         ("--num 0", "'0' is not a positive whole number"),
-        ("--object teapot", "teapot: no such file or folder, and no built-in object"),
+        ("--object teapot", "teapot: no such file or folder, and no built-in family"),
         ("--data nowhere", "nowhere has no metadata.jsonl"),
         ("--no-conditions --prompts-file nowhere.txt", "no prompts file at nowhere.txt"),
         ("--no-conditions --prompt {object}", "without conditions there is no object"),
