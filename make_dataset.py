@@ -177,12 +177,17 @@ class SceneMaker:
         args = self.args
         return grasp_object(self.meshes[k], self.hand, args.grasps_per_object, args.seed, args.cache, sides(args))
 
+    def renderer_used(self, _: int) -> str:
+        """What draws here, and why; the first task given to the pool."""
+        self.renderer = self.renderer or Renderer()
+        return str(self.renderer)
+
     def make_scene(self, number: int) -> list[dict[str, Any]]:
         """Write the pictures of one scene; returns its complete records."""
         args = self.args
         if self.objects is None:
             self.objects = graspable(args, [self.grasps_of(k) for k in range(len(self.meshes))])
-            self.renderer = Renderer()
+            self.renderer = self.renderer or Renderer()
         generator = np.random.default_rng([args.seed, number])
         shares = np.array(list(args.content.values()))
         content = list(args.content)[generator.choice(len(shares), p=shares / shares.sum())]
@@ -337,6 +342,7 @@ def main(args: argparse.Namespace) -> None:
     per_scene = args.frames * args.looks
     scenes = -(-args.num // per_scene)
     with mapper(args, meshes) as run:
+        print(f"renderer: {next(iter(run('renderer_used', [0])))}")
         writer = DatasetWriter(args.out, describe(args, find_all_grasps(args, meshes, run)))
         todo = [k for k in range(scenes) if not all(writer.done(i) for i in range(k * per_scene, (k + 1) * per_scene))]
         print(f"{scenes} scenes x {per_scene} records -> {args.out}, {len(writer)} records are there already")

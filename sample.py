@@ -323,6 +323,8 @@ def main(args: argparse.Namespace) -> None:
         f"{len(requests)} pictures of {config.image_size} px -> {args.out}, "
         f"{len(requests) - len(todo)} are there already")  # fmt: skip
     prepare_grasps(geometries, todo, rank)
+    if isinstance(geometries, SceneGeometries):
+        say(rank, f"conditions drawn by {geometries.renderer_used()}")
     first_index: dict[int | None, int] = {}
     for request in requests:
         first_index.setdefault(request.geometry, request.index)

@@ -179,6 +179,11 @@ class SceneGeometries:
         self.renderer: Renderer | None = None
         self._grasped: dict[int, GraspedObject] = {}
 
+    def renderer_used(self) -> str:
+        """What draws the conditions, and why."""
+        self.renderer = self.renderer or Renderer()
+        return str(self.renderer)
+
     def prepare(self, k: int) -> int:
         """Search or read the grasps of object k; returns how many.  Raises ValueError when there is none."""
         sides = ("right", "left") if self.hand_side == "random" else (self.hand_side,)
@@ -204,8 +209,7 @@ class SceneGeometries:
     def __getitem__(self, number: int) -> Geometry:
         k = number % len(self.meshes)
         self.prepare(k)
-        if self.renderer is None:
-            self.renderer = Renderer()
+        self.renderer_used()
         generator = np.random.default_rng([self.seed, number])
         scene = compose_scene(
             [self._grasped[k]], self.hand, self.renderer, generator, self.size, self.size, "hand_object",

@@ -122,6 +122,9 @@ class Renderer:
         self._face_map = numpy_face_map if isinstance(started, str) else started
         self._object_normals: OrderedDict[tuple, np.ndarray] = OrderedDict()
 
+    def __str__(self) -> str:
+        return f"{self.backend} ({self.reason})"
+
     def render(
         self,
         hand_vertices: np.ndarray | None,
