@@ -3,6 +3,9 @@
 Reading order: `NoiseSchedule`, `add_noise`, `predict_eps` (eq. 1), `ddpm_step` (eq. 2), `hoi_loss` (eq. 3),
 `guided_eps`, the three samplers, `sample_latents`.  The paper's alpha-bar_t (here abar_t) is `alphas_cumprod[t]`; its
 alpha_t is the ratio of two neighbours.
+
+A network may predict the velocity v = sqrt(abar) eps - sqrt(1 - abar) x_0 in place of eps (`NoiseSchedule.predicts`):
+only its training target and one conversion before the samplers differ.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 SAMPLERS = ("dpm++", "ddim", "ddpm")
+PREDICTIONS = ("eps", "v")
 
 # All that a sampler knows of the network: (latents (B,4,h,w), timestep, step) -> eps; step 0 is the noisiest.
 Predictor = Callable[[Tensor, int, int], Tensor]
@@ -24,18 +28,42 @@ Progress = Callable[[int, int], None]  # (steps done, steps in all), called afte
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """How much signal is left after t noising steps.  alphas_cumprod (T,) float64, falling; index 0 is the cleanest."""
+    """How much signal is left after t noising steps, and which target the network was trained towards.
+
+    alphas_cumprod   (T,) float64, falling; index 0 is the cleanest
+    predicts         "eps" as in the paper, or "v", the velocity of Salimans & Ho 2022 (Sec. 4): where nearly all is
+                     noise, eps says nothing about the picture and v is the picture, so words and conditions act early
+    """
 
     alphas_cumprod: Tensor
+    predicts: str = "eps"
+
+    def __post_init__(self) -> None:
+        if self.predicts not in PREDICTIONS:
+            raise ValueError(f"a network predicts {' or '.join(PREDICTIONS)}, got {self.predicts!r}")
 
     @classmethod
-    def stable_diffusion(cls, num_timesteps: int = 1000) -> NoiseSchedule:
+    def stable_diffusion(
+        cls, num_timesteps: int = 1000, predicts: str = "eps", terminal_signal: float | None = None
+    ) -> NoiseSchedule:
         """Variances linear in their square root from 0.00085 to 0.012, computed in float64 as in the published code.
 
+        terminal_signal   what sqrt(alphas_cumprod) falls to, in (0, 0.068); None leaves Stable Diffusion's 0.068
         At 1000 steps alphas_cumprod runs from 0.99915 to 0.0046601.
+
+        At 0.068 the noisiest training picture still shows its mean colours (averaged over many latent pixels, signal
+        outweighs noise), but sampling starts from pure noise: the network reads a colour that nobody meant.  A lower
+        end, reached by shifting and scaling sqrt(alphas_cumprod), closes the gap.  Source: Lin et al. 2024, algorithm
+        1, there with 0, where eps would be undefined.
         """
         noise_betas = torch.linspace(0.00085**0.5, 0.012**0.5, num_timesteps, dtype=torch.float64) ** 2
-        return cls((1 - noise_betas).cumprod(dim=0))
+        signal = (1 - noise_betas).cumprod(dim=0).sqrt()
+        if terminal_signal is not None:
+            first, last = signal[0].item(), signal[-1].item()
+            if not 0 < terminal_signal < last:
+                raise ValueError(f"terminal_signal is {terminal_signal}, expected above 0 and below {last:.3f}")
+            signal = first - (first - signal) * (first - terminal_signal) / (first - last)
+        return cls(signal.square(), predicts)
 
     @property
     def num_timesteps(self) -> int:
@@ -65,11 +93,30 @@ def draw_training_noise(schedule: NoiseSchedule, latents: Tensor, generator: tor
 def predict_eps(
     unet: nn.Module, latents: Tensor, timesteps: Tensor, context: Tensor, cond_features: Sequence[Tensor] | None
 ) -> Tensor:
-    """Eq. 1: eps_t = f(x_t, t); with conditions f(x_t, t, [s, m, n]) (Sec. 3.3).
+    """Eq. 1: eps_t = f(x_t, t); with conditions f(x_t, t, [s, m, n]) (Sec. 3.3).  (v, for a network that predicts v.)
 
     latents (B,4,h,w), timesteps (B,), context (B,77,C) or cached, cond_features four maps or None -> eps (B,4,h,w).
     """
     return unet(latents, timesteps, context, cond_features)
+
+
+def training_target(schedule: NoiseSchedule, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """What the network has to find: the noise eps, or v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0.
+
+    latents, noise (B,4,h,w); timesteps (B,) int -> (B,4,h,w).
+    """
+    if schedule.predicts == "eps":
+        return noise
+    alphas_cumprod = schedule.alphas_cumprod[timesteps.cpu()].view(-1, 1, 1, 1)  # (B,) -> (B,1,1,1), float64
+    return alphas_cumprod.sqrt().to(noise) * noise - (1 - alphas_cumprod).sqrt().to(latents) * latents
+
+
+def eps_from_output(schedule: NoiseSchedule, latents: Tensor, output: Tensor, timestep: int) -> Tensor:
+    """The noise that the network's output stands for at noisy latents: eps = sqrt(abar) v + sqrt(1 - abar) x_t."""
+    if schedule.predicts == "eps":
+        return output
+    alpha_cumprod = schedule.at(timestep)
+    return math.sqrt(alpha_cumprod) * output + math.sqrt(1 - alpha_cumprod) * latents
 
 
 def predict_x0(latents: Tensor, eps: Tensor, alpha_cumprod: float) -> Tensor:
@@ -133,12 +180,13 @@ Network = Callable[..., Tensor]
 
 
 def eps_loss(network: Network, schedule: NoiseSchedule, batch: TrainingBatch) -> Tensor:
-    """|| eps - f(sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, t) ||^2, averaged: training without conditions.
+    """|| eps - f(sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, t) ||^2, averaged: training without conditions.  (Or v.)
 
     returns a scalar.  Source: paper Sec. 3.1, below eq. 2.
     """
     noisy = add_noise(schedule, batch.latents, batch.noise, batch.timesteps)
-    return (network(noisy, batch.timesteps, batch.context, None).float() - batch.noise.float()).square().mean()
+    target = training_target(schedule, batch.latents, batch.noise, batch.timesteps)
+    return (network(noisy, batch.timesteps, batch.context, None).float() - target.float()).square().mean()
 
 
 def hoi_loss(
@@ -163,12 +211,14 @@ def hoi_loss(
         raise ValueError("the hand-object batch of eq. 3 has no conditions; without conditions use eps_loss")
     if regularization is None:
         noisy = add_noise(schedule, hoi.latents, hoi.noise, hoi.timesteps)
-        loss = (network(noisy, hoi.timesteps, hoi.context, hoi.conditions).float() - hoi.noise.float()).square().mean()
+        target = training_target(schedule, hoi.latents, hoi.noise, hoi.timesteps)
+        loss = (network(noisy, hoi.timesteps, hoi.context, hoi.conditions).float() - target.float()).square().mean()
         return loss, {"hoi": loss.detach()}
     both = join_batches(hoi, blank(regularization, hoi.conditions))
     noisy = add_noise(schedule, both.latents, both.noise, both.timesteps)
-    eps = network(noisy, both.timesteps, both.context, both.conditions)
-    error = (eps.float() - both.noise.float()).square().flatten(1).mean(dim=1)  # (B + B',)
+    target = training_target(schedule, both.latents, both.noise, both.timesteps)
+    output = network(noisy, both.timesteps, both.context, both.conditions)
+    error = (output.float() - target.float()).square().flatten(1).mean(dim=1)  # (B + B',)
     hoi_term, reg_term = error[: len(hoi.latents)].mean(), error[len(hoi.latents) :].mean()
     return hoi_term + reg_weight * reg_term, {"hoi": hoi_term.detach(), "reg": reg_term.detach()}
 
@@ -234,7 +284,8 @@ def guided_eps(
     """Classifier-free guidance, eps_u + guidance_scale (eps_c - eps_u), on all latent channels, in one evaluation.
 
     latents (B,4,h,w), timesteps (B,); cond_features four maps of batch B or 1 (one geometry for all) for both halves,
-    or None.  Scale 1 evaluates the conditional half alone, scale 0 the unconditional.  Source: Ho & Salimans 2022.
+    or None.  Scale 1 evaluates the conditional half alone, scale 0 the unconditional.  The same mix of velocities is a
+    velocity: they are linear in eps.  Source: Ho & Salimans 2022.
     """
     if guidance.halves == 1:
         return predict_eps(unet, latents, timesteps, guidance.context, cond_features)
@@ -434,7 +485,9 @@ def sample_latents(
 
     def predict(latents: Tensor, timestep: int, step: int) -> Tensor:
         timesteps = torch.full((len(latents),), timestep, device=latents.device, dtype=torch.long)
-        return guided_eps(unet, latents, timesteps, guidance, cond_features if step < conditioned else None).float()
+        features = cond_features if step < conditioned else None
+        output = guided_eps(unet, latents, timesteps, guidance, features).float()
+        return eps_from_output(schedule, latents, output, timestep)
 
     noise = noise.float()
     if sampler == "dpm++":

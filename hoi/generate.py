@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hoi.conditions import Conditions, stack_conditions
-from hoi.diffusion import NoiseSchedule, Progress, initial_noise, sample_latents
+from hoi.diffusion import Progress, initial_noise, sample_latents
 from hoi.geometry import FolderGeometries, SceneGeometries
 from hoi.model import CONDITION_NAMES, HOIDiffusion
 from hoi.prompts import fill
@@ -85,7 +85,7 @@ class PictureMaker:
 
     def __init__(self, model: HOIDiffusion, settings: SamplingSettings) -> None:
         self.model, self.settings = model, settings
-        self.schedule = NoiseSchedule.stable_diffusion()
+        self.schedule = model.config.noise_schedule()
         self.device = model.unet.out[2].weight.device
         self._contexts: dict[str, Tensor] = {}
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hoi.checkpoint import load_model_file, save_model, strict_load
+from hoi.diffusion import NoiseSchedule
 from hoi.text import TextConfig, TextEncoder
 from hoi.unet import CachedContext, UNet, UNetConfig
 from hoi.vae import VAE, VAEConfig
@@ -37,6 +38,8 @@ class ModelConfig:
     sampler: str = "dpm++"
     num_inference_steps: int = 20
     guidance_scale: float = 7.5
+    predicts: str = "eps"  # what the U-Net was trained towards, see diffusion.NoiseSchedule
+    terminal_signal: float | None = None
 
     def __post_init__(self) -> None:
         if self.unet.context_dim != self.text.width:
@@ -45,6 +48,9 @@ class ModelConfig:
             )
         if self.unet.in_channels != self.vae.z_channels:
             raise ValueError(f"the U-Net takes {self.unet.in_channels} channels, the VAE makes {self.vae.z_channels}")
+
+    def noise_schedule(self) -> NoiseSchedule:
+        return NoiseSchedule.stable_diffusion(predicts=self.predicts, terminal_signal=self.terminal_signal)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -83,6 +89,8 @@ def tiny_config() -> ModelConfig:
         text=TextConfig(width=128, heads=4, layers=3, quick_gelu=False),
         image_size=128,
         guidance_scale=4.5,  # measured: see the README's table over guidance scales
+        predicts="v",  # trained from nothing, words and conditions act sooner than with eps: see the README
+        terminal_signal=0.01,
     )
 
 

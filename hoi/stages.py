@@ -132,7 +132,7 @@ class BaseStage(nn.Module):
         self.frozen = {"model": model}
         self.pictures, self.latents, self.share, self.seed = pictures, latents, share, seed
         self.caption_dropout = caption_dropout
-        self.schedule = NoiseSchedule.stable_diffusion()
+        self.schedule = model.config.noise_schedule()
 
     def batch(self, step: int) -> Batch:
         return denoising_batch(self, self.pictures, self.latents, self.share, step, purpose=0)
@@ -175,7 +175,7 @@ class HoiStage(nn.Module):
         self.share, self.seed = share, seed
         self.reg_share = Share(reg_batch_size, share.rank, share.world_size)
         self.caption_dropout, self.reg_weight = caption_dropout, reg_weight
-        self.schedule = NoiseSchedule.stable_diffusion()
+        self.schedule = model.config.noise_schedule()
 
     def batch(self, step: int) -> Batch:
         """One batch of hand-object pictures with conditions and one of the background buffer (keys with `reg_`)."""

@@ -14,6 +14,7 @@ from hoi.diffusion import (
     add_noise,
     ddpm_step,
     draw_training_noise,
+    eps_from_output,
     eps_loss,
     guided_eps,
     hoi_loss,
@@ -26,10 +27,12 @@ from hoi.diffusion import (
     sample_dpm_solver,
     sample_latents,
     steps_with_conditions,
+    training_target,
 )
 from hoi.unet import UNet, UNetConfig
 
 SCHEDULE = NoiseSchedule.stable_diffusion()
+VELOCITY = NoiseSchedule.stable_diffusion(predicts="v", terminal_signal=0.01)  # of the built-in model
 STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
@@ -200,6 +203,69 @@ def test_samplers_turn_noise_into_the_data_they_were_given(sampler: str):
     assert abs(latents.std() - deviation) < 0.03
 
 
+# --- networks that predict v, and a schedule that ends in noise ---
+
+
+def test_terminal_signal_moves_only_the_noisy_end_as_published():
+    assert math.isclose(VELOCITY.at(999), 0.01**2, rel_tol=1e-9) and math.isclose(VELOCITY.at(0), SCHEDULE.at(0))
+    almost_zero = NoiseSchedule.stable_diffusion(terminal_signal=1e-7).alphas_cumprod
+    published = DDIMScheduler(**STABLE_DIFFUSION, rescale_betas_zero_snr=True).alphas_cumprod
+    torch.testing.assert_close(almost_zero.float(), published, atol=2e-6, rtol=0)
+    with pytest.raises(ValueError, match="terminal_signal is 0.1, expected above 0 and below 0.068"):
+        NoiseSchedule.stable_diffusion(terminal_signal=0.1)
+    with pytest.raises(ValueError, match="predicts eps or v, got 'x0'"):
+        NoiseSchedule.stable_diffusion(predicts="x0")
+
+
+def test_velocity_equals_diffusers_and_gives_the_noise_back():
+    latents, noise, timesteps = normal(3, 4, 8, 8), normal(3, 4, 8, 8, seed=1), torch.tensor([0, 400, 999])
+    plain_end = NoiseSchedule.stable_diffusion(predicts="v")
+    target = training_target(plain_end, latents, noise, timesteps)
+    expected = DDPMScheduler(**STABLE_DIFFUSION).get_velocity(latents, noise, timesteps)
+    torch.testing.assert_close(target, expected, atol=1e-5, rtol=0)
+    noisy = add_noise(plain_end, latents, noise, timesteps)
+    for i, timestep in enumerate(timesteps.tolist()):
+        eps = eps_from_output(plain_end, noisy[i : i + 1], target[i : i + 1], timestep)
+        torch.testing.assert_close(eps, noise[i : i + 1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("sampler", ["dpm++", "ddim", "ddpm"])
+def test_a_network_that_predicts_v_is_sampled_as_in_diffusers(sampler: str):
+    noise, unet = normal(2, 4, 8, 8), FakeUNet()
+    latents = sample_latents(
+        unet, VELOCITY, torch.zeros(2, 77, 1), None, None, noise, sampler, 20, 1.0, generators=generators(3, 4)
+    )
+    alphas_cumprod = VELOCITY.alphas_cumprod
+    ratios = torch.cat([alphas_cumprod[:1], alphas_cumprod[1:] / alphas_cumprod[:-1]])
+    same = {"trained_betas": (1 - ratios).numpy(), "prediction_type": "v_prediction"}
+    if sampler == "dpm++":
+        scheduler = DPMSolverMultistepScheduler(**same, algorithm_type="dpmsolver++", lower_order_final=True)
+    elif sampler == "ddim":
+        scheduler = DDIMScheduler(**same, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    else:
+        scheduler = DDPMScheduler(**same, variance_type="fixed_small", clip_sample=False)
+    for i in range(2):  # one by one, since diffusers' ddpm draws the noise of a batch from one generator
+        own = {"generator": generators(3 + i)[0]} if sampler == "ddpm" else {}
+        expected = diffusers_trajectory(scheduler, noise[i : i + 1], 20, **own)[-1]
+        torch.testing.assert_close(latents[i : i + 1], expected, atol=2e-4, rtol=0)
+
+
+def test_pure_noise_reaches_the_data_only_where_the_schedule_ends_in_noise():
+    """Data N(1.5, 0.1^2): Stable Diffusion's schedule cannot leave the noise's mean of 0 behind."""
+    mean, deviation, means = 1.5, 0.1, {}
+    schedules = {"plain": SCHEDULE, "ends in noise": NoiseSchedule.stable_diffusion(terminal_signal=0.01)}
+    for name, schedule in schedules.items():
+
+        def predict(latents: Tensor, timestep: int, step: int, schedule: NoiseSchedule = schedule) -> Tensor:
+            alpha_bar = schedule.at(timestep)
+            distance = latents.double() - math.sqrt(alpha_bar) * mean
+            return math.sqrt(1 - alpha_bar) * distance / (alpha_bar * deviation**2 + 1 - alpha_bar)
+
+        # What a network does with the mean over a picture, where noise averages out: one pixel of small noise.
+        means[name] = sample_dpm_solver(predict, schedule, torch.zeros(1, 4, 1, 1).double(), 20).mean().item()
+    assert abs(means["ends in noise"] - mean) < 0.25 * abs(means["plain"] - mean)
+
+
 # --- eq. 3 ---
 
 
@@ -275,6 +341,25 @@ def test_loss_without_conditions_gives_the_network_none():
     expected = sum(squared_error_by_hand(example, i, None) for i in range(3)) / 3
     assert math.isclose(eps_loss(network, SCHEDULE, example).item(), expected, rel_tol=1e-5)
     assert network.seen == [None]
+
+
+def test_losses_of_a_network_that_predicts_v_are_its_squared_velocity_error():
+    hoi, reg, network = batch(3, 10, True), batch(2, 20, False), FakeNetwork()
+
+    def error(example: TrainingBatch, conditions: tuple[Tensor, ...] | None) -> Tensor:
+        signal = torch.tensor([math.sqrt(VELOCITY.at(int(t))) for t in example.timesteps]).view(-1, 1, 1, 1)
+        spread = (1 - signal**2).sqrt()
+        noisy = signal * example.latents + spread * example.noise
+        velocity = signal * example.noise - spread * example.latents
+        output = network(noisy, example.timesteps, example.context, conditions)
+        return (output - velocity).square().mean()
+
+    blank = tuple(torch.zeros(2, 3, 16, 16) for _ in range(3))
+    loss, parts = hoi_loss(network, VELOCITY, hoi, reg, reg_weight=0.7)
+    torch.testing.assert_close(parts["hoi"], error(hoi, hoi.conditions).detach(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(loss, error(hoi, hoi.conditions) + 0.7 * error(reg, blank), atol=1e-5, rtol=0)
+    torch.testing.assert_close(hoi_loss(network, VELOCITY, hoi)[0], error(hoi, hoi.conditions), atol=1e-5, rtol=0)
+    torch.testing.assert_close(eps_loss(network, VELOCITY, hoi), error(hoi, None), atol=1e-5, rtol=0)
 
 
 def test_equation_3_needs_conditions():

@@ -17,7 +17,7 @@ ORDER = """
     zbuffer gl render conditions
     brushes scenery backgrounds words materials shading appearance
     scene png_text dataset check geometry
-    text vae unet model diffusion
+    text vae unet diffusion model
     batches stages prompts generate verify
 """.split()
 GEOMETRY = set(ORDER[ORDER.index("camera") : ORDER.index("text")]) - {"conditions", "dataset"}
