@@ -30,7 +30,6 @@ from tqdm import tqdm
 
 from hoi.checkpoint import sha256_of
 from hoi.dataset import RECORD_KEYS, DatasetWriter, complete_record, write_pictures
-from hoi.diffusion import SAMPLERS
 from hoi.generate import PictureMaker, Request, SamplingSettings, plan, set_precision
 from hoi.geometry import FolderGeometries, SceneGeometries
 from hoi.hand import load_hand
@@ -45,6 +44,7 @@ from hoi.prompts import (
     read_prompts,
     untaught_words,
 )
+from hoi.samplers import SAMPLERS
 from hoi.scene import FRAMINGS
 
 BUILT_IN = Path(__file__).parent / "hoi" / "assets" / "tiny.safetensors"

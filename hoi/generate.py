@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from hoi.conditions import Conditions, stack_conditions
-from hoi.diffusion import Progress, initial_noise, sample_latents
 from hoi.geometry import FolderGeometries, SceneGeometries
 from hoi.model import CONDITION_NAMES, HOIDiffusion
 from hoi.prompts import fill
+from hoi.samplers import Progress, initial_noise, sample_latents
 from hoi.text import tokenize
 
 MAX_CONTEXTS = 512  # encoded prompts kept; 77 x 768 floats are 0.24 MB

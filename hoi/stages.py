@@ -14,16 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hoi.batches import LatentCache, Share, TrainingSet, cache_latents, draw_indices, step_generator
-from hoi.diffusion import (
-    NoiseSchedule,
-    TrainingBatch,
-    draw_training_noise,
-    eps_loss,
-    hoi_loss,
-    initial_noise,
-    sample_latents,
-)
+from hoi.diffusion import NoiseSchedule, TrainingBatch, draw_training_noise, eps_loss, hoi_loss
 from hoi.model import CONDITION_NAMES, HOIDiffusion
+from hoi.samplers import initial_noise, sample_latents
 from hoi.sheets import contact_sheet, to_uint8
 from hoi.text import PictureText, clip_loss, tokenize
 from hoi.vae import VAE, vae_loss

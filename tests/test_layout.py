@@ -17,11 +17,11 @@ ORDER = """
     zbuffer gl render conditions
     brushes scenery backgrounds words materials shading appearance
     scene png_text dataset check geometry
-    text vae unet diffusion model
+    text vae unet diffusion samplers model
     batches stages prompts generate verify
 """.split()
 GEOMETRY = set(ORDER[ORDER.index("camera") : ORDER.index("text")]) - {"conditions", "dataset"}
-NETWORK = {"text", "vae", "unet", "model", "diffusion"}
+NETWORK = {"text", "vae", "unet", "model", "diffusion", "samplers"}
 
 
 def imported(path: Path) -> set[str]:
