@@ -30,12 +30,13 @@ from tqdm import tqdm
 
 from hoi.checkpoint import sha256_of
 from hoi.dataset import RECORD_KEYS, DatasetWriter, complete_record, write_pictures
-from hoi.generate import PictureMaker, Request, SamplingSettings, plan, set_precision
 from hoi.geometry import FolderGeometries, SceneGeometries
 from hoi.hand import load_hand
 from hoi.hardware import has_fast_bf16, keep_freed_memory
 from hoi.model import CONDITION_NAMES, HOIDiffusion
 from hoi.objects import CATEGORIES, collect_objects
+from hoi.pictures import PictureMaker, SamplingSettings, set_precision
+from hoi.planning import Request, plan
 from hoi.png_text import png_text
 from hoi.prompts import (
     DEFAULT_PROMPTS,

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 SCRIPTS = ("train.py", "sample.py", "make_dataset.py")
 # A module imports only from modules before it.  Rooms in one string are one room, split for length.
 ORDER = """
-    checkpoint hardware sheets
+    weight_files checkpoint hardware sheets
     camera mano_file hand
     lathe families mesh_repair objects
     contact closing placing grasp trajectory
@@ -18,7 +18,7 @@ ORDER = """
     brushes scenery backgrounds words materials shading appearance
     scene png_text dataset check geometry
     text vae unet diffusion samplers model
-    batches stages prompts generate verify
+    batches pictures stages prompts planning verify
 """.split()
 GEOMETRY = set(ORDER[ORDER.index("camera") : ORDER.index("text")]) - {"conditions", "dataset"}
 NETWORK = {"text", "vae", "unet", "model", "diffusion", "samplers"}

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import sample
-from hoi import dataset, generate
+from hoi import dataset, pictures
 from hoi.check import check_folder
 from hoi.checkpoint import load_model_file, save_model
 from hoi.dataset import load_conditions, load_image, read_records
@@ -263,13 +263,13 @@ def test_a_finished_job_is_a_no_op_and_a_lost_picture_is_made_again(tmp_path, ch
     before = images(tmp_path)
     (tmp_path / "images" / "000002.png").unlink()
     asked = []
-    pictures = generate.PictureMaker.pictures
+    make = pictures.PictureMaker.pictures
 
     def noted(self, prompts, *rest):
         asked.append(prompts)
-        return pictures(self, prompts, *rest)
+        return make(self, prompts, *rest)
 
-    monkeypatch.setattr(generate.PictureMaker, "pictures", noted)
+    monkeypatch.setattr(pictures.PictureMaker, "pictures", noted)
     records = generated(checkpoint, tmp_path, *words)
     assert asked == [[records[2]["text"]]] and np.abs(images(tmp_path) - before).max() <= 1
     capsys.readouterr()

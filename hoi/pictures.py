@@ -1,4 +1,4 @@
-"""Batches of pictures.  Requests (prompt, geometry, noise) + model -> (B, H, W, 3) uint8.  Paper: Sec. 3.3, eq. 2.
+"""Batches of pictures.  Prompts, condition features, noise + model -> (B, H, W, 3) uint8.  Paper: Sec. 3.3, eq. 2.
 
 What can be computed once is: condition features a geometry, context a prompt.
 """
@@ -13,29 +13,11 @@ import torch
 from torch import Tensor
 
 from hoi.conditions import Conditions, stack_conditions
-from hoi.geometry import FolderGeometries, SceneGeometries
 from hoi.model import CONDITION_NAMES, HOIDiffusion
-from hoi.prompts import fill
 from hoi.samplers import Progress, initial_noise, sample_latents
 from hoi.text import tokenize
 
 MAX_CONTEXTS = 512  # encoded prompts kept; 77 x 768 floats are 0.24 MB
-
-
-@dataclass(frozen=True)
-class Request:
-    """One picture to make.
-
-    index          of the record
-    geometry       number in the source of conditions; None without conditions
-    prompt         complete, no placeholder
-    source_index   index of the record in the source folder, None where there is no folder
-    """
-
-    index: int
-    geometry: int | None
-    prompt: str
-    source_index: int | None = None
 
 
 @dataclass(frozen=True)
@@ -48,36 +30,6 @@ class SamplingSettings:
     negative_prompt: str = ""
     cond_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)  # skeleton, normal, segmentation
     cond_tau: float = 1.0
-
-
-def plan(
-    geometries: FolderGeometries | SceneGeometries | None, prompts: Sequence[str] | None, count: int | None = None
-) -> list[Request]:
-    """Requests 0 to count - 1, those of one geometry side by side (so they share its features), else by index.
-
-    prompts   templates: every geometry with every prompt; None: each record of the folder with its own text
-    count     None makes each combination once; more go on with other noise (and, from meshes, other views)
-    Request i is the same for every count.
-    """
-    if geometries is None:
-        count = count or len(prompts)
-        return [Request(i, None, fill(prompts[i % len(prompts)], None)) for i in range(count)]
-    if prompts is None:
-        records = geometries.records
-        chosen = [(i, records[i % len(records)], geometries.numbers[i % len(records)])
-                  for i in range(count or len(records))]  # fmt: skip
-        requests = [Request(i, number, record["text"] or "", record["index"]) for i, record, number in chosen]
-    else:
-        usable = [k for k in range(len(geometries)) if geometries.has_conditions(k)]
-        if not usable:
-            raise ValueError(f"{geometries.folder} has no condition images; use --no-conditions for text alone")
-        requests = []
-        for i in range(count or len(usable) * len(prompts)):
-            turn = i // len(prompts)
-            number = usable[turn % len(usable)] if isinstance(geometries, FolderGeometries) else turn
-            prompt = fill(prompts[i % len(prompts)], geometries.noun(number))
-            requests.append(Request(i, number, prompt, geometries.source_index(number)))
-    return sorted(requests, key=lambda request: (request.geometry, request.index))
 
 
 class PictureMaker:
