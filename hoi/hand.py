@@ -16,7 +16,7 @@ import numpy as np
 import smplx
 import torch
 
-from hoi.mano_file import read_mano
+from hoi.mano_file import MIRROR, MIRROR_AXIS, read_mano
 
 # OpenPose's order is wrist, then thumb, index, middle, ring, little, each from base to tip.  Each entry says which of
 # MANO's 16 joints (wrist, index, middle, little, ring, thumb) plus five tips (thumb to little) stands there.
@@ -25,8 +25,6 @@ FINGER_NAMES = ("thumb", "index", "middle", "ring", "little")
 FINGER_JOINTS = ((13, 14, 15), (1, 2, 3), (4, 5, 6), (10, 11, 12), (7, 8, 9))  # by FINGER_NAMES, base to tip
 MANO_TIP_VERTICES = (744, 320, 443, 554, 671)  # by FINGER_NAMES; smplx's table, other projects use other ones
 BUILTIN_HAND = Path(__file__).parent / "assets" / "hand" / "builtin_hand.npz"
-MIRROR = np.array([-1.0, 1.0, 1.0])  # points
-MIRROR_AXIS = np.array([1.0, -1.0, -1.0])  # rotation vectors (pseudo-vectors) under the same reflection
 # Axes in the frame (along the bone, towards the back of the hand, their cross product), see joint_axes.  A thumb bends
 # across the palm, not towards it; its two rows are measured on the built-in hand, whose rig states its axes.
 FINGER_FLEXION = np.array([0.0, 0.0, -1.0])
@@ -83,6 +81,7 @@ class HandModel:
     arrays        v_template, f, weights, shapedirs, J_regressor, posedirs, kintree_table as in the MANO file
     name          "builtin" or "mano"
     tip_vertices  five skin vertices that stand for the fingertips, by FINGER_NAMES
+    notes         sentences: what was changed on reading
 
     weights              (V, 16)  skinning weights
     finger_of_vertex     (V,)     int8, -1 palm and wrist, else index into FINGER_NAMES
@@ -99,8 +98,10 @@ class HandModel:
         tip_vertices: tuple[int, ...],
         flexion_axes: np.ndarray | None = None,
         thumb_abduction_axis: np.ndarray | None = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.name = name
+        self.notes = notes
         self.tip_vertices = np.asarray(tip_vertices, dtype=np.int64)
         self.weights = np.asarray(arrays["weights"], dtype=np.float64)
         self.parents = np.array([-1, *(int(parent) for parent in arrays["kintree_table"][0][1:])])
@@ -178,12 +179,14 @@ class HandModel:
 def load_hand(mano_path: str | Path | None = None) -> HandModel:
     """The user's MANO hand, or the built-in one.
 
-    mano_path  MANO_RIGHT.pkl, an .npz of the same arrays, or the folder that holds MANO_RIGHT.pkl; None: built-in
+    mano_path  MANO_RIGHT.pkl or MANO_LEFT.pkl, an .npz of the same arrays, or the folder that holds them; None:
+               built-in.  Either file gives both sides: a left one is mirrored (HandModel.notes says so).
     Fingertips of the built-in hand are the skin vertices nearest to its tip joints; those of MANO are smplx's table.
-    Raises FileNotFoundError, or ValueError when the file is not a right MANO hand (no code in it is ever executed).
+    Raises FileNotFoundError, or ValueError when the file is not a MANO hand (no code in it is ever executed).
     """
     if mano_path is not None:
-        return HandModel(read_mano(mano_path), "mano", MANO_TIP_VERTICES)
+        arrays, notes = read_mano(mano_path)
+        return HandModel(arrays, "mano", MANO_TIP_VERTICES, notes=notes)
     with np.load(BUILTIN_HAND, allow_pickle=False) as stored:
         arrays = {key: stored[key] for key in stored.files}
     arrays["posedirs"] = np.zeros((len(arrays["v_template"]), 3, 135))
@@ -192,6 +195,32 @@ def load_hand(mano_path: str | Path | None = None) -> HandModel:
     return HandModel(
         arrays, "builtin", tuple(arrays["tip_vertices"]), arrays["flexion_axes"], arrays["thumb_abduction_axis"]
     )
+
+
+def pca_to_hand_pose(
+    coefficients: np.ndarray, hands_components: np.ndarray, hands_mean: np.ndarray
+) -> np.ndarray:
+    """Finger poses given as PCA coefficients with a mean (DexYCB, MANO's own default) -> ours, with flat mean.
+
+    coefficients      (..., K)  of the first K axes, K at most 45
+    hands_components  (45, 45)  an axis in each row
+    hands_mean        (45,)     radians; both from hoi.mano_file.read_pca for the side that the coefficients belong to
+    returns           (..., 45) axis-angle, radians, HandPose.hand_pose of that side
+    Raises ValueError for wrong shapes.
+    Not to be left to smplx: with num_pca_comps=45, DexYCB's number, it takes the coefficients for angles.
+    Global orientation, translation and shape of such poses mean the same as in HandPose.
+    """
+    coefficients, hands_components, hands_mean = (
+        np.asarray(value, dtype=np.float64) for value in (coefficients, hands_components, hands_mean)
+    )
+    if hands_components.shape != (45, 45) or hands_mean.shape != (45,):
+        raise ValueError(
+            f"hands_components is {hands_components.shape} and hands_mean {hands_mean.shape}, expected (45, 45), (45,)"
+        )
+    count = coefficients.shape[-1] if coefficients.ndim else 0
+    if not 1 <= count <= 45:
+        raise ValueError(f"coefficients have shape {coefficients.shape}, expected (..., K) with K from 1 to 45")
+    return hands_mean + coefficients @ hands_components[:count]
 
 
 def mirror_hand_pose(hand_pose: HandPose) -> HandPose:

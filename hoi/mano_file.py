@@ -2,6 +2,10 @@
 
 The file is a Python 2 pickle holding chumpy and SciPy objects.  Here an unpickler that knows seven names reads it; the
 objects of those libraries become inert holders of their state, from which the two arrays concerned are computed.
+
+What comes out is always a right hand, because the left one is made by mirroring (hoi/hand.py).  So either file will do:
+a left one is mirrored here.  The published MANO_LEFT.pkl has a known error, the x of its shape directions has the wrong
+sign; they are put right on the way.  Only the finger pose space is read for each side from its own file (read_pca).
 """
 
 from __future__ import annotations
@@ -18,8 +22,20 @@ MANO_SHAPES = {
     "v_template": ("V", 3), "f": ("F", 3), "shapedirs": ("V", 3, 10), "posedirs": ("V", 3, 135),
     "J_regressor": (16, "V"), "weights": ("V", 16), "kintree_table": (2, 16),
 }
+PCA_SHAPES = {"hands_components": (45, 45), "hands_mean": (45,)}  # only for poses given as PCA coefficients
 MANO_VERTICES = 778  # the fingertips are named by vertex number
-WHERE = "The file is MANO_RIGHT.pkl of mano_v1_2.zip, https://mano.is.tue.mpg.de (free registration, licence)."
+OFFICIAL_NAMES = {"right": "MANO_RIGHT.pkl", "left": "MANO_LEFT.pkl"}
+WHERE = (
+    "The file is MANO_RIGHT.pkl or MANO_LEFT.pkl of mano_v1_2.zip, https://mano.is.tue.mpg.de (free registration; its "
+    "licence forbids shipping it here). Without a MANO file the built-in hand is used, which needs none."
+)
+FIXED_LEFT = (
+    "{name} is a left hand and was mirrored into the right hand that everything here starts from. The x of its shape "
+    "directions was turned round first: the published left file has the wrong sign there. If yours was already "
+    "corrected, give MANO_RIGHT.pkl instead."
+)
+MIRROR = np.array([-1.0, 1.0, 1.0])  # points
+MIRROR_AXIS = np.array([1.0, -1.0, -1.0])  # rotation vectors (pseudo-vectors) under the same reflection
 
 
 class _Holder:
@@ -72,31 +88,81 @@ class _RestrictedUnpickler(pickle.Unpickler):
         return allowed[module, name]
 
 
-def read_mano(path: str | Path) -> dict[str, np.ndarray]:
-    """Read MANO_RIGHT.pkl, an .npz of the same arrays, or the folder that holds MANO_RIGHT.pkl.
+def read_mano(path: str | Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Read MANO_RIGHT.pkl, MANO_LEFT.pkl, an .npz of the same arrays, or the folder that holds them (right preferred).
 
-    returns  the arrays of MANO_SHAPES: floats as float64, f and kintree_table as int64 with -1 for the wrist's parent
-    Raises FileNotFoundError, or ValueError when the file is damaged, names anything unexpected, lacks an array, has one
-    of a wrong shape or with NaN, or is the left hand.
+    returns  the arrays of MANO_SHAPES and, where the file has them, of PCA_SHAPES, all of a right hand: floats as
+             float64, f and kintree_table as int64 with -1 for the wrist's parent; and sentences to tell the user
+    Raises FileNotFoundError, or ValueError when the file is damaged, names anything unexpected, lacks an array, or has
+    one of a wrong shape or with NaN.
     """
+    arrays, hand_side, path = _read_file(path)
+    if hand_side == "right":
+        return arrays, ()
+    return _right_from_left(arrays), (FIXED_LEFT.format(name=path.name),)
+
+
+def read_pca(path: str | Path, hand_side: str) -> tuple[np.ndarray, np.ndarray]:
+    """The finger pose space of one hand: its axes (45, 45) in rows and its mean pose (45,).
+
+    path     as in read_mano.  Each side has a file of its own; the one not named by path is looked for beside it.
+             If it is not there, the mirror image of the other serves.
+    returns  radians, axis-angle of the 15 finger joints in MANO's order, in that side's own frame; see
+             hoi.hand.pca_to_hand_pose
+    Raises as read_mano, and ValueError when the file holds no pose space or hand_side is unknown.
+    """
+    if hand_side not in OFFICIAL_NAMES:
+        raise ValueError(f"hand_side is {hand_side!r}, expected 'right' or 'left'")
+    arrays, file_side, path = _read_file(path)
+    beside = path.with_name(OFFICIAL_NAMES[hand_side])
+    if file_side != hand_side and beside.is_file():
+        arrays, file_side, path = _read_file(beside)
+    absent = PCA_SHAPES.keys() - arrays.keys()
+    if absent:
+        raise ValueError(f"MANO file {path} has no {' and no '.join(sorted(absent))}: PCA coefficients need both")
+    signs = np.tile(MIRROR_AXIS, 15) if file_side != hand_side else 1.0
+    return arrays["hands_components"] * signs, arrays["hands_mean"] * signs
+
+
+def _read_file(path: str | Path) -> tuple[dict[str, np.ndarray], str, Path]:
+    """Arrays as they are in the file, checked; the side of that hand; the file (path may be a folder)."""
     path = Path(path)
     if path.is_dir():
-        path = path / "MANO_RIGHT.pkl"
+        files = [path / name for name in OFFICIAL_NAMES.values()]
+        path = next((file for file in files if file.is_file()), files[0])
     if not path.is_file():
         raise FileNotFoundError(f"MANO file {path} does not exist. {WHERE}")
     fields = _read_npz(path) if path.suffix == ".npz" else _read_pickle(path)
     arrays = {}
-    for name in MANO_SHAPES:
-        if name not in fields:
+    for name in (*MANO_SHAPES, *PCA_SHAPES):
+        if name in fields:
+            arrays[name] = _plain_array(fields[name], f"MANO file {path}: {name}")
+        elif name in MANO_SHAPES:
             raise ValueError(f"MANO file {path} has no {name}; it has {sorted(map(str, fields))}. {WHERE}")
-        arrays[name] = _plain_array(fields[name], f"MANO file {path}: {name}")
     _check_shapes(arrays, path)
     arrays["f"] = arrays["f"].astype(np.int64)
     parents = arrays["kintree_table"].astype(np.int64)
     parents[0, 0] = -1  # the file holds 2**32 - 1
     arrays["kintree_table"] = parents
     _check_content(arrays, path)
-    return arrays
+    joints = arrays["J_regressor"] @ arrays["v_template"]
+    # Fingers point to -x on the right hand, to +x on the left.
+    return arrays, "left" if joints[4, 0] > joints[0, 0] else "right", path
+
+
+def _right_from_left(left: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The right hand whose mirror image in x = 0 is the left hand of the published file, its error mended."""
+    right = dict(left)
+    right["v_template"] = left["v_template"] * MIRROR
+    # The error is that these x stand as on the right hand already: mending and mirroring cancel each other.
+    right["shapedirs"] = left["shapedirs"].copy()
+    # Offsets mirror as points do; they answer to R - 1, whose element (a, b) changes sign when one of a, b is x.
+    turned = np.tile(np.outer(MIRROR, MIRROR).ravel(), 15)
+    right["posedirs"] = left["posedirs"] * MIRROR[:, None] * turned
+    right["f"] = left["f"][:, ::-1].copy()  # outward again
+    for name in PCA_SHAPES.keys() & left.keys():
+        right[name] = left[name] * np.tile(MIRROR_AXIS, 15)
+    return right
 
 
 def _read_pickle(path: Path) -> Mapping:
@@ -113,7 +179,7 @@ def _read_pickle(path: Path) -> Mapping:
 def _read_npz(path: Path) -> Mapping:
     try:
         with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files if name in MANO_SHAPES}
+            return {name: stored[name] for name in stored.files if name in {**MANO_SHAPES, **PCA_SHAPES}}
     except (ValueError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} cannot be read as an .npz of plain arrays: {error}") from error
 
@@ -145,7 +211,9 @@ def _dense(state: Mapping) -> np.ndarray:
 
 def _check_shapes(arrays: Mapping[str, np.ndarray], path: Path) -> None:
     sizes = {"V": arrays["v_template"].shape[0], "F": arrays["f"].shape[0]}
-    for name, expected in MANO_SHAPES.items():
+    for name, expected in {**MANO_SHAPES, **PCA_SHAPES}.items():
+        if name not in arrays:
+            continue
         expected = tuple(sizes.get(size, size) for size in expected)
         if arrays[name].shape != expected:
             raise ValueError(f"MANO file {path}: {name} has shape {arrays[name].shape}, expected {expected}")
@@ -162,6 +230,3 @@ def _check_content(arrays: Mapping[str, np.ndarray], path: Path) -> None:
     parents = arrays["kintree_table"][0, 1:]
     if (parents < 0).any() or (parents >= np.arange(1, 16)).any():
         raise ValueError(f"MANO file {path}: joint parents are {parents.tolist()}; each must come before its child")
-    joints = arrays["J_regressor"] @ arrays["v_template"]
-    if joints[4, 0] > joints[0, 0]:  # fingers point to -x on the right hand
-        raise ValueError(f"{path} is a left hand. Give MANO_RIGHT.pkl: the left hand is made by mirroring it")

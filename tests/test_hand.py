@@ -7,11 +7,13 @@ import types
 
 import numpy as np
 import pytest
+import smplx
+import torch
 import trimesh
 from scipy.spatial.transform import Rotation
 
-from hoi.hand import BUILTIN_HAND, FINGER_JOINTS, HandPose, joint_axes, load_hand, mirror_hand_pose
-from hoi.mano_file import read_mano
+from hoi.hand import BUILTIN_HAND, FINGER_JOINTS, HandPose, joint_axes, load_hand, mirror_hand_pose, pca_to_hand_pose
+from hoi.mano_file import read_mano, read_pca
 
 PARENTS = (-1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 0, 10, 11, 0, 13, 14)
 
@@ -70,6 +72,8 @@ def official():
         "shapedirs": generator.normal(size=(778, 3, 10)) * 3e-3,
         "posedirs": generator.normal(size=(778, 3, 135)) * 1e-3,
         "J_regressor": regressor, "weights": weights / weights.sum(axis=1, keepdims=True), "kintree_table": tree,
+        "hands_components": np.linalg.qr(generator.normal(size=(45, 45)))[0],
+        "hands_mean": generator.normal(size=45) * 0.2,
     }
 
 
@@ -101,7 +105,7 @@ def write_official_pickle(path, arrays, monkeypatch, **changes):
             _shape=(16, 778), data=arrays["J_regressor"][rows, columns], indices=rows.astype(np.int32), maxprint=50,
             indptr=np.searchsorted(columns, np.arange(779)).astype(np.int32),
         ),
-        "hands_components": np.eye(45), "hands_mean": np.full(45, 0.1), "bs_style": "lbs", "bs_type": "lrotmin",
+        "hands_coeffs": np.zeros((1554, 45)), "J": np.zeros((16, 3)), "bs_style": "lbs", "bs_type": "lrotmin",
     }
     fields.update(changes)
     path.write_bytes(pickle.dumps({key: value for key, value in fields.items() if value is not None}, protocol=2))
@@ -112,7 +116,8 @@ def write_official_pickle(path, arrays, monkeypatch, **changes):
 def test_the_official_structure_is_read_without_chumpy_and_every_array_comes_back(official, tmp_path, monkeypatch):
     path = write_official_pickle(tmp_path / "MANO_RIGHT.pkl", official, monkeypatch)
     assert "chumpy" not in sys.modules
-    arrays = read_mano(tmp_path)
+    arrays, notes = read_mano(tmp_path)
+    assert notes == ()
     for name, value in official.items():
         if name != "kintree_table":
             np.testing.assert_array_equal(arrays[name], value, err_msg=name)
@@ -146,16 +151,123 @@ def test_a_damaged_mano_file_says_which_array_is_wrong(change, message, official
         read_mano(path)
 
 
-def test_missing_cut_and_left_files_are_refused(official, tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match="mano.is.tue.mpg.de"):
+def test_a_missing_file_and_a_cut_one_are_refused_with_what_to_do(official, tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="mano.is.tue.mpg.de.*licence forbids.*built-in hand is used"):
         load_hand(tmp_path / "MANO_RIGHT.pkl")
     path = write_official_pickle(tmp_path / "cut.pkl", official, monkeypatch)
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(ValueError, match="cannot be read as a MANO pickle"):
         read_mano(path)
-    left = {**official, "v_template": official["v_template"] * [-1, 1, 1]}
-    with pytest.raises(ValueError, match="left hand"):
-        read_mano(write_official_pickle(tmp_path / "MANO_LEFT.pkl", left, monkeypatch))
+
+
+def left_of(right):
+    """A left hand as a model of its own: the mirrored template; what the other arrays must be follows from that."""
+    point, turn = np.array([-1.0, 1.0, 1.0]), np.tile([1.0, -1.0, -1.0], 15)
+    left = {**right, "v_template": right["v_template"] * point, "f": right["f"][:, ::-1]}
+    left["shapedirs"] = right["shapedirs"] * point[:, None]
+    # Offsets of the left hand in pose (t1 ... t15) mirror those of the right hand in the mirrored pose.
+    matrix = right["posedirs"].reshape(778, 3, 15, 3, 3)
+    left["posedirs"] = np.einsum("i,a,b,vikab->vikab", point, point, point, matrix).reshape(778, 3, 135)
+    left["hands_components"], left["hands_mean"] = right["hands_components"] * turn, right["hands_mean"] * turn
+    return left
+
+
+def as_published(left):
+    """MANO_LEFT.pkl has the x of the shape directions as on the right hand."""
+    return {**left, "shapedirs": left["shapedirs"] * np.array([-1.0, 1.0, 1.0])[:, None]}
+
+
+def smplx_mano(arrays, **options):
+    options = {"use_pca": False, "flat_hand_mean": True, **options}
+    fields = {**arrays, "f": arrays["f"].astype(np.int64)}
+    return smplx.MANO(model_path="", data_struct=smplx.utils.Struct(**fields), **options)
+
+
+def tensors(**arrays):
+    return {name: torch.tensor(np.asarray(value)[None], dtype=torch.float32) for name, value in arrays.items()}
+
+
+@pytest.mark.parametrize("container", ["MANO_LEFT.pkl", "left.npz"])
+def test_the_published_left_file_alone_gives_the_mended_left_hand_and_says_so(
+    container, official, tmp_path, monkeypatch
+):
+    left = left_of(official)
+    if container.endswith("npz"):
+        np.savez(tmp_path / container, **as_published(left))
+    else:
+        write_official_pickle(tmp_path / container, as_published(left), monkeypatch)
+    hand = load_hand(tmp_path / container)
+    assert len(hand.notes) == 1 and "mirrored" in hand.notes[0] and "wrong sign" in hand.notes[0]
+    pose = random_pose(6, hand_side="left")
+    inputs = tensors(betas=pose.hand_betas, global_orient=pose.global_orient, hand_pose=pose.hand_pose,
+                     transl=pose.transl)
+    output = smplx_mano(left, is_rhand=False)(**inputs)
+    np.testing.assert_allclose(hand(pose).vertices, output.vertices[0], atol=2e-6)
+    np.testing.assert_allclose(hand(pose).joints, output.joints[0], atol=2e-6)
+    np.testing.assert_array_equal(hand.faces("left"), left["f"])
+    unmended = smplx_mano(as_published(left), is_rhand=False)(**inputs).vertices[0].numpy()
+    assert np.abs(hand(pose).vertices - unmended).max() > 1e-3
+
+
+def test_a_folder_with_both_files_uses_the_right_one_for_the_hand_and_each_for_its_own_pose_space(
+    official, tmp_path, monkeypatch
+):
+    left = left_of(official)
+    left["hands_components"], left["hands_mean"] = np.eye(45)[::-1], np.full(45, 0.3)
+    write_official_pickle(tmp_path / "MANO_LEFT.pkl", as_published(left), monkeypatch)
+    np.testing.assert_array_equal(  # alone, it serves the right side mirrored
+        read_pca(tmp_path, "right")[1].reshape(15, 3), np.tile([0.3, -0.3, -0.3], (15, 1))
+    )
+    path = write_official_pickle(tmp_path / "MANO_RIGHT.pkl", official, monkeypatch)
+    assert read_mano(tmp_path)[1] == load_hand(tmp_path).notes == ()
+    np.testing.assert_array_equal(load_hand(tmp_path)(make_pose()).vertices, load_hand(path)(make_pose()).vertices)
+    for place in (tmp_path, path):
+        for hand_side, arrays in (("right", official), ("left", left)):
+            components, mean = read_pca(place, hand_side)
+            np.testing.assert_array_equal(components, arrays["hands_components"])
+            np.testing.assert_array_equal(mean, arrays["hands_mean"])
+
+
+@pytest.mark.parametrize("hand_side", ["right", "left"])
+@pytest.mark.parametrize("count", [6, 15, 44, 45])
+def test_pca_coefficients_with_mean_become_the_pose_that_smplx_makes_of_them(count, hand_side, official, tmp_path):
+    np.savez(tmp_path / "mano.npz", **official)
+    generator = np.random.default_rng(count)
+    coefficients, others = generator.normal(size=count), random_pose(4, hand_side=hand_side)
+    pose = make_pose(pca_to_hand_pose(coefficients, *read_pca(tmp_path / "mano.npz", hand_side)), others.hand_betas,
+                     global_orient=others.global_orient, transl=others.transl, hand_side=hand_side)
+    arrays = official if hand_side == "right" else left_of(official)
+    model = smplx_mano(arrays, use_pca=True, num_pca_comps=count, flat_hand_mean=False)
+    assert model.use_pca == (count != 45)
+    if count == 45:  # smplx switches PCA off at this number; switched on by hand, it is what DexYCB's poses mean
+        model.use_pca = True
+        model.hand_components = torch.tensor(arrays["hands_components"], dtype=torch.float32)
+    output = model(**tensors(betas=pose.hand_betas, global_orient=pose.global_orient, hand_pose=coefficients,
+                             transl=pose.transl), return_full_pose=True)
+    np.testing.assert_allclose(output.full_pose[0, 3:].numpy(), pose.hand_pose, atol=2e-6)
+    mesh = load_hand(tmp_path / "mano.npz")(pose)
+    np.testing.assert_allclose(mesh.vertices, output.vertices[0].numpy(), atol=3e-6)
+    np.testing.assert_allclose(mesh.joints, output.joints[0].numpy(), atol=3e-6)
+
+
+def test_zero_coefficients_are_the_mean_pose_and_one_is_its_axis(official):
+    components, mean = official["hands_components"], official["hands_mean"]
+    poses = pca_to_hand_pose(np.vstack([np.zeros(45), np.eye(45)]), components, mean)
+    np.testing.assert_array_equal(poses[0], mean)
+    np.testing.assert_allclose(poses[1:] - mean, components, atol=1e-15)
+
+
+def test_wrong_pca_inputs_are_named(official, tmp_path):
+    components, mean = official["hands_components"], official["hands_mean"]
+    with pytest.raises(ValueError, match=r"coefficients have shape \(48,\).*K from 1 to 45"):
+        pca_to_hand_pose(np.zeros(48), components, mean)
+    with pytest.raises(ValueError, match=r"hands_components is \(6, 45\)"):
+        pca_to_hand_pose(np.zeros(6), components[:6], mean)
+    np.savez(tmp_path / "mano.npz", **{key: value for key, value in official.items() if key != "hands_mean"})
+    with pytest.raises(ValueError, match="mano.npz has no hands_mean: PCA coefficients need both"):
+        read_pca(tmp_path / "mano.npz", "left")
+    with pytest.raises(ValueError, match="hand_side is 'both'"):
+        read_pca(tmp_path / "mano.npz", "both")
 
 
 @pytest.mark.parametrize("hand_side", ["right", "left"])
