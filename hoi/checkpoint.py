@@ -8,17 +8,17 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-MAX_KEYS_SHOWN = 5
+from hoi.weight_files import WeightFile, load_torch_file, readable_file, shown
+
 STATE_PATTERN = "state_{step:09d}.pt"
 
 # The three branches under the official release's names: its "depth" branch sees a normal map (paper Sec. 3.3).
@@ -50,51 +50,13 @@ def save_model(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[
 
 
 def load_model_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a .safetensors or torch weight file.
+    """Read a whole .safetensors or torch weight file.
 
     returns   tensors by name on the CPU, and the string metadata (empty for torch files)
-    A `state_dict` nesting in a torch file is unwrapped.  Raises FileNotFoundError, or ValueError if unreadable.
+    Raises FileNotFoundError, PermissionError, or ValueError if unreadable; see weight_files.WeightFile.
     """
-    path = existing_file(path)
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a readable safetensors file ({error}); is it complete?") from error
-    content = load_torch_file(path)
-    if isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    other = [name for name, value in content.items() if not isinstance(value, Tensor)]
-    if other:
-        raise ValueError(f"{path} should hold tensors only, but {shown(other)} are something else")
-    return dict(content), {}
-
-
-def load_torch_file(path: str | Path) -> dict[str, Any]:
-    """Read a torch file that holds a dict of plain values and tensors, on the CPU, running no code from it."""
-    path = existing_file(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError and others for damaged files
-        raise ValueError(f"{path} is not a readable torch file ({type(error).__name__}: {error})") from error
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected a dict")
-    return dict(content)
-
-
-def existing_file(path: str | Path) -> Path:
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no weight file at {path}")
-    return path
-
-
-def shown(names: Iterable[str]) -> str:
-    """The first few names and how many more, for messages."""
-    names = sorted(names)
-    more = f" and {len(names) - MAX_KEYS_SHOWN} more" if len(names) > MAX_KEYS_SHOWN else ""
-    return ", ".join(names[:MAX_KEYS_SHOWN]) + more
+    file = WeightFile(path)
+    return {name: tensor.clone() for name, tensor in file.items()}, file.metadata
 
 
 def strict_load(module: nn.Module, state: Mapping[str, Tensor], file_name: str | Path) -> None:
@@ -103,22 +65,27 @@ def strict_load(module: nn.Module, state: Mapping[str, Tensor], file_name: str |
     The module keeps its dtype and device (values are cast).  Raises ValueError naming the file, the counts found and
     expected, and the first offending names, and then leaves the module untouched.
     """
-    own = module.state_dict()
-    missing, extra = own.keys() - state.keys(), state.keys() - own.keys()
-    shapes = [
-        f"{name} is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
-        for name in own.keys() & state.keys()
-        if own[name].shape != state[name].shape
+    check_fit(module, {name: tuple(tensor.shape) for name, tensor in state.items()}, file_name)
+    module.load_state_dict(state, strict=True)
+
+
+def check_fit(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], file_name: str | Path) -> None:
+    """Raise ValueError unless a module has exactly the tensors of these names and shapes."""
+    own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    missing, extra = own.keys() - shapes.keys(), shapes.keys() - own.keys()
+    other = [
+        f"{name} is {shapes[name]}, expected {own[name]}"
+        for name in own.keys() & shapes.keys()
+        if own[name] != shapes[name]
     ]
     problems = [f"{len(missing)} missing: {shown(missing)}"] if missing else []
     problems += [f"{len(extra)} unexpected: {shown(extra)}"] if extra else []
-    problems += [f"{len(shapes)} of another shape: {shown(shapes)}"] if shapes else []
+    problems += [f"{len(other)} of another shape: {shown(other)}"] if other else []
     if problems:
         raise ValueError(
-            f"{file_name} does not fit {type(module).__name__}: {len(own)} tensors expected, {len(state)} found; "
+            f"{file_name} does not fit {type(module).__name__}: {len(own)} tensors expected, {len(shapes)} found; "
             + "; ".join(problems)
         )
-    module.load_state_dict(state, strict=True)
 
 
 def from_official_adapter_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -139,7 +106,7 @@ def rename(name: str, branches: Mapping[str, str]) -> str:
 
 def sha256_of(path: str | Path) -> str:
     """SHA-256 of a file, hexadecimal.  Remembered for as long as size and modification time stay the same."""
-    status = existing_file(path).stat()
+    status = readable_file(path).stat()
     return _sha256(os.path.abspath(path), status.st_size, status.st_mtime_ns)
 
 

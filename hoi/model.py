@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hoi.checkpoint import load_model_file, save_model, strict_load
+from hoi.checkpoint import check_fit, save_model
 from hoi.diffusion import NoiseSchedule
-from hoi.text import TextConfig, TextEncoder
+from hoi.text import TextConfig, TextEncoder, causal_mask
 from hoi.unet import CachedContext, UNet, UNetConfig
 from hoi.vae import VAE, VAEConfig
+from hoi.weight_files import WeightFile
 
 FORMAT_VERSION = "1"
 STAGES = ("base", "hoi")
@@ -241,23 +242,53 @@ class HOIDiffusion(nn.Module):
         preset   refuse a file of another preset
         Raises FileNotFoundError, or ValueError naming the file when damaged, foreign, of another version or preset.
         """
-        state, metadata = load_model_file(path)
-        if absent := {"format_version", "preset", "config", "stage"} - metadata.keys():
-            raise ValueError(
-                f"{path} is not a model file of this project: it lacks metadata {', '.join(sorted(absent))}"
-            )
-        if metadata["format_version"] != FORMAT_VERSION:
-            raise ValueError(f"{path} has format version {metadata['format_version']}, expected {FORMAT_VERSION}")
-        if preset is not None and metadata["preset"] != preset:
-            raise ValueError(f"{path} holds the preset {metadata['preset']!r}, expected {preset!r}")
-        try:
-            config = ModelConfig.from_json(metadata["config"])
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-        model = cls(config, with_conditions=metadata["stage"] != "base")
-        strict_load(model, state, path)
-        model.metadata = metadata
-        return model.to(device=device, dtype=dtype, memory_format=torch.channels_last).eval()
+        file = WeightFile(path)
+        config = own_config(file, preset)
+        with torch.device("meta"):
+            empty = cls(config, with_conditions=file.metadata["stage"] != "base")
+        check_fit(empty, file.shapes, path)
+        state = {name: prepared(tensor, device, dtype) for name, tensor in file.items()}
+        model = cls.from_tensors(config, state)
+        model.metadata = file.metadata
+        return model
+
+    @classmethod
+    def from_tensors(cls, config: ModelConfig, state: Mapping[str, Tensor]) -> HOIDiffusion:
+        """A model made of these very tensors, under its own names, in eval mode; no other memory is used.
+
+        Condition encoders are there when the tensors have them.  Raises RuntimeError when names or shapes do not fit.
+        """
+        with torch.device("meta"):
+            model = cls(config, with_conditions=any(name.startswith("condition_encoders.") for name in state))
+        model.load_state_dict(state, strict=True, assign=True)
+        # The mask is no weight: it is in no file.
+        like = model.text_encoder.positional_embedding
+        model.text_encoder.attn_mask = causal_mask(config.text.context_length).to(like)
+        return model.eval()
+
+
+def own_config(file: WeightFile, preset: str | None = None) -> ModelConfig:
+    """The configuration in a model file of this project; ValueError for any other file, or another preset's."""
+    metadata, path = file.metadata, file.path
+    if absent := {"format_version", "preset", "config", "stage"} - metadata.keys():
+        raise ValueError(
+            f"{path} is not a model file of this project: it lacks metadata {', '.join(sorted(absent))}"
+            " (weights of Stable Diffusion go to --base)"
+        )
+    if metadata["format_version"] != FORMAT_VERSION:
+        raise ValueError(f"{path} has format version {metadata['format_version']}, expected {FORMAT_VERSION}")
+    if preset is not None and metadata["preset"] != preset:
+        raise ValueError(f"{path} holds the preset {metadata['preset']!r}, expected {preset!r}")
+    try:
+        return ModelConfig.from_json(metadata["config"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def prepared(tensor: Tensor, device: str | torch.device, dtype: torch.dtype) -> Tensor:
+    """A copy of a weight as the model wants it: convolutions channels-last, which CPUs and GPUs run fastest."""
+    layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
+    return tensor.to(device, dtype if tensor.is_floating_point() else None, copy=True, memory_format=layout)
 
 
 def as_tuple(value: object) -> object:

@@ -59,6 +59,11 @@ def first_eos(token_ids: Tensor) -> Tensor:
     return ((token_ids == EOS_ID).cumsum(dim=1) == 0).sum(dim=1)
 
 
+def causal_mask(length: int) -> Tensor:
+    """(length, length), added to the attention scores: no position sees a later one."""
+    return torch.full((length, length), -torch.inf).triu(1)
+
+
 class TextEncoder(nn.Module):
     """CLIP's text transformer up to and including the last layer norm: no pooling, no projection, no padding mask."""
 
@@ -70,8 +75,7 @@ class TextEncoder(nn.Module):
         activation = QuickGELU if config.quick_gelu else nn.GELU
         self.transformer = Transformer(config.width, config.layers, config.heads, act_layer=activation)
         self.ln_final = LayerNorm(config.width)
-        mask = torch.full((config.context_length, config.context_length), -torch.inf).triu(1)
-        self.register_buffer("attn_mask", mask, persistent=False)
+        self.register_buffer("attn_mask", causal_mask(config.context_length), persistent=False)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -113,7 +117,7 @@ _HF_LAYER = {
 }
 
 
-def _hf_names(config: TextConfig) -> dict[str, tuple[str, ...]]:
+def hf_names(config: TextConfig) -> dict[str, tuple[str, ...]]:
     """open_clip name -> the HF tensors (without prefix) that are stacked along dimension 0 to make it."""
     names = {ours: (theirs,) for theirs, ours in _HF_OUTER.items()}
     for i in range(config.layers):
@@ -135,7 +139,7 @@ def open_clip_from_hf(hf_state: Mapping[str, Tensor], config: TextConfig) -> dic
         prefix = next((p for p in _HF_PREFIXES if key.startswith(p)), "")
         if not key.endswith("embeddings.position_ids"):
             state[key.removeprefix(prefix)] = tensor
-    names = _hf_names(config)
+    names = hf_names(config)
     wanted = {key for keys in names.values() for key in keys}
     missing, unexpected = sorted(wanted - state.keys()), sorted(state.keys() - wanted)
     if missing or unexpected:
@@ -157,7 +161,7 @@ def open_clip_from_hf(hf_state: Mapping[str, Tensor], config: TextConfig) -> dic
 def hf_from_open_clip(state: Mapping[str, Tensor], config: TextConfig) -> dict[str, Tensor]:
     """The reverse of `open_clip_from_hf`; the names start with `text_model.`."""
     hf_state: dict[str, Tensor] = {}
-    for ours, keys in _hf_names(config).items():
+    for ours, keys in hf_names(config).items():
         hf_state.update(
             {f"text_model.{key}": part.clone() for key, part in zip(keys, state[ours].chunk(len(keys)), strict=True)}
         )

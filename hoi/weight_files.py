@@ -1,0 +1,145 @@
+"""Weight files of any origin, opened lazily.  .safetensors, .ckpt, .pth, .bin -> names, shapes, tensors one by one.
+
+Nothing here runs code from a file: torch files are read with weights_only=True, and the few classes and functions that
+the pickles of Stable Diffusion and Lightning name are stood for by inert or harmless ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+MAX_KEYS_SHOWN = 5
+# A mapped file counts as this process's memory page by page as it is read; so it is mapped anew every so many bytes.
+REMAP_BYTES = 256 << 20
+ZIP_MAGIC, GIT_LFS_MAGIC = b"PK\x03\x04", b"version https://git-lfs"
+
+
+class WeightFile(Mapping[str, Tensor]):
+    """The tensors of a file by name, each read from disk when it is asked for and not kept.
+
+    path      the file
+    shapes    of every tensor, known without reading the tensors
+    metadata  strings of a safetensors header; empty for torch files
+    A `state_dict` nesting in a torch file is unwrapped.
+    Raises FileNotFoundError, PermissionError, or ValueError when the file is damaged or holds anything but tensors.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = readable_file(path)
+        self.metadata: dict[str, str] = {}
+        self._read, self._bytes_read = self._open(), 0
+
+    def _open(self) -> Callable[[str], Tensor]:
+        """Map the file; the function gives a tensor by name."""
+        if self.path.suffix == ".safetensors":
+            try:
+                file = safe_open(self.path, framework="pt", device="cpu")
+                self.shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+                self.metadata = dict(file.metadata() or {})
+            except SafetensorError as error:
+                raise ValueError(f"{self.path} is not a readable safetensors file ({error}); is it complete?") from error
+            return file.get_tensor
+        tensors = only_tensors(load_torch_file(self.path, mapped=True), self.path)
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        return tensors.__getitem__
+
+    def __getitem__(self, name: str) -> Tensor:
+        """A tensor on the CPU that may share memory with the file: copy it before changing or keeping it."""
+        if name not in self.shapes:
+            raise KeyError(name)
+        if self._bytes_read > REMAP_BYTES:
+            self._read, self._bytes_read = self._open(), 0
+        tensor = self._read(name)
+        self._bytes_read += tensor.nbytes
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __repr__(self) -> str:
+        return f"WeightFile({str(self.path)!r}, {len(self)} tensors)"
+
+
+def load_torch_file(path: str | Path, mapped: bool = False) -> dict[str, Any]:
+    """Read a torch file that holds a dict of plain values and tensors, on the CPU, running no code from it.
+
+    mapped   leave the tensors on disk until they are used; torch files of before 2020 cannot be mapped and are read
+    """
+    path = readable_file(path)
+    with open(path, "rb") as file:
+        is_zip = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
+    try:
+        with torch.serialization.safe_globals(_lightning_globals()):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_zip)
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError and others for damaged files
+        reason = str(error).splitlines()[0] if str(error) else "no details"
+        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+            reason = f"it names code that is not allowed to run: {_offence(str(error))}"
+        raise ValueError(f"{path} is not a readable torch file ({type(error).__name__}: {reason})") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected a dict")
+    return dict(content)
+
+
+def _offence(message: str) -> str:
+    """The sentence of torch's long message that names what the pickle asked for."""
+    lines = [line.strip() for line in message.splitlines() if "Unsupported" in line or "GLOBAL" in line]
+    return lines[0][:200]
+
+
+def _lightning_globals() -> list[Any]:
+    """What the pickles of Stable Diffusion 1.x name beside tensors: numbers in numpy's form, and a callback's class.
+
+    The class only labels a dictionary entry, so an empty one stands for it and Lightning need not be installed.
+    """
+    scalar = np.float64(0).__reduce__()[0]
+    stand_in = type("ModelCheckpoint", (), {})
+    return [
+        (stand_in, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
+        (scalar, "numpy.core.multiarray.scalar"),
+        (scalar, "numpy._core.multiarray.scalar"),
+        np.dtype,
+        *(type(np.dtype(name)) for name in ("float64", "float32", "int64")),
+    ]
+
+
+def only_tensors(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """The tensors of a torch file's content, without a `state_dict` nesting; ValueError when anything else is there."""
+    if isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    other = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    if other:
+        raise ValueError(f"{path} should hold tensors only, but {shown(other)} are something else")
+    return dict(content)
+
+
+def readable_file(path: str | Path) -> Path:
+    """The path, if there is a file that may be read and that is more than a place holder."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weight file at {path}")
+    try:
+        with open(path, "rb") as file:
+            start = file.read(len(GIT_LFS_MAGIC))
+    except PermissionError as error:
+        raise PermissionError(f"{path} may not be read by this user; change its permissions (chmod u+r)") from error
+    if start == GIT_LFS_MAGIC:
+        raise ValueError(f"{path} is not a readable weight file: it is a git-lfs pointer; fetch it with `git lfs pull`")
+    return path
+
+
+def shown(names: Iterable[str]) -> str:
+    """The first few names and how many more, for messages."""
+    names = sorted(names)
+    more = f" and {len(names) - MAX_KEYS_SHOWN} more" if len(names) > MAX_KEYS_SHOWN else ""
+    return ", ".join(names[:MAX_KEYS_SHOWN]) + more
