@@ -29,13 +29,14 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from hoi.checkpoint import sha256_of
+from hoi.conditions import stack_conditions
 from hoi.dataset import RECORD_KEYS, DatasetWriter, complete_record, write_pictures
 from hoi.geometry import FolderGeometries, SceneGeometries
 from hoi.hand import load_hand
 from hoi.hardware import has_fast_bf16, keep_freed_memory
 from hoi.model import CONDITION_NAMES, HOIDiffusion
 from hoi.objects import CATEGORIES, collect_objects
-from hoi.pictures import PictureMaker, SamplingSettings, set_precision
+from hoi.pictures import PictureMaker, SamplingSettings, join_features, set_precision
 from hoi.planning import Request, plan
 from hoi.png_text import png_text
 from hoi.prompts import (
@@ -279,11 +280,12 @@ def make_pictures(
             features, annotation = ({k: old[k] for k in old.keys() & numbers} for old in (features, annotation))
             for k in sorted(numbers - features.keys()):
                 geometry = geometries[k]
-                features[k] = maker.features(geometry.conditions_or_blank(common["height"], common["width"]))
+                conditions = geometry.conditions_or_blank(common["height"], common["width"])
+                features[k] = maker.features(stack_conditions([conditions]))
                 annotation[k] = geometry.write(args.out, first_index[k])
             images = maker.pictures(
                 [request.prompt for request in batch],
-                [features[request.geometry] for request in batch] if args.conditions else None,
+                join_features([features[request.geometry] for request in batch]) if args.conditions else None,
                 [picture_generator(args.seed, request.index) for request in batch],
                 lambda step, steps: bar.set_postfix_str(f"step {step} of {steps}"),
             )

@@ -5,16 +5,16 @@ What can be computed once is: condition features a geometry, context a prompt.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hoi.conditions import Conditions, stack_conditions
 from hoi.model import CONDITION_NAMES, HOIDiffusion
 from hoi.samplers import Progress, initial_noise, sample_latents
+from hoi.sheets import to_uint8
 from hoi.text import tokenize
 
 MAX_CONTEXTS = 512  # encoded prompts kept; 77 x 768 floats are 0.24 MB
@@ -53,24 +53,23 @@ class PictureMaker:
         return torch.stack([self._contexts[prompt] for prompt in prompts]).to(self.model.unet.out[2].weight.dtype)
 
     @torch.no_grad()
-    def features(self, conditions: Conditions) -> list[Tensor]:
-        """Condition features of one geometry, one map (1, C_k, h / 2^k, w / 2^k) a level."""
-        stacked = stack_conditions([conditions])
-        images = (stacked[name].to(self.device) for name in CONDITION_NAMES)
+    def features(self, conditions: Mapping[str, Tensor]) -> list[Tensor]:
+        """Condition images (B, 3, H, W) in [0, 1], by name -> features, one map (B, C_k, h / 2^k, w / 2^k) a level."""
+        images = (conditions[name].to(self.device) for name in CONDITION_NAMES)
         return self.model.condition_encoders(*images, weights=self.settings.cond_weights)
 
     @torch.no_grad()
     def pictures(
         self,
         prompts: Sequence[str],
-        features: Sequence[list[Tensor]] | None,
+        features: list[Tensor] | None,
         generators: Sequence[torch.Generator],
         progress: Progress | None = None,
     ) -> np.ndarray:
         """Make one batch.
 
         prompts     B complete prompts
-        features    B results of `features` (the same object for pictures of one geometry), None for text alone
+        features    as `features` makes them, of batch B or 1 (one geometry for all); None for text alone
         generators  B, one a picture: a picture does not depend on its batch
         returns     (B, H, W, 3) uint8
         """
@@ -81,7 +80,7 @@ class PictureMaker:
             self.schedule,
             context=self.context(prompts),
             uncond_context=self.context([settings.negative_prompt]),
-            cond_features=joined(features),
+            cond_features=features,
             noise=initial_noise(generators, config.unet.in_channels, side, side, self.device),
             sampler=settings.sampler,
             num_inference_steps=settings.num_inference_steps,
@@ -93,14 +92,11 @@ class PictureMaker:
         images = self.model.vae.decode(latents).float()  # (B, 3, H, W) in [-1, 1]
         if not torch.isfinite(images).all():
             raise ValueError("the model made pictures that are not finite; try --dtype float32, or other weights")
-        levels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return levels.permute(0, 2, 3, 1).cpu().numpy()
+        return np.stack([to_uint8(image) for image in images.cpu().numpy()])
 
 
-def joined(features: Sequence[list[Tensor]] | None) -> list[Tensor] | None:
-    """Features of B pictures as one batch; of batch 1 when all are of one geometry (the U-Net repeats them)."""
-    if features is None:
-        return None
+def join_features(features: Sequence[list[Tensor]]) -> list[Tensor]:
+    """Features of B pictures as one batch; of batch 1 when all are the same object (the U-Net repeats them)."""
     if all(each is features[0] for each in features):
         return features[0]
     return [torch.cat(level) for level in zip(*features, strict=True)]

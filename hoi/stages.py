@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hoi.batches import LatentCache, Share, TrainingSet, cache_latents, draw_indices, step_generator
-from hoi.diffusion import NoiseSchedule, TrainingBatch, draw_training_noise, eps_loss, hoi_loss
+from hoi.diffusion import TrainingBatch, draw_training_noise, eps_loss, hoi_loss
 from hoi.model import CONDITION_NAMES, HOIDiffusion
-from hoi.samplers import initial_noise, sample_latents
+from hoi.pictures import PictureMaker, SamplingSettings
 from hoi.sheets import contact_sheet, to_uint8
 from hoi.text import PictureText, clip_loss, tokenize
 from hoi.vae import VAE, vae_loss
@@ -136,7 +136,7 @@ class BaseStage(nn.Module):
     def preview(self) -> list[list[np.ndarray]]:
         """16 pictures from text alone, always from the same captions and noise."""
         picked = spread(len(self.pictures), 2 * PREVIEWS)
-        made = sample_previews(self.frozen["model"], self.schedule, self.pictures.captions(picked), None)
+        made = sample_previews(self.frozen["model"], self.pictures.captions(picked), None)
         return [made[:PREVIEWS], made[PREVIEWS:]]
 
     def measure(self) -> dict[str, float]:
@@ -196,7 +196,7 @@ class HoiStage(nn.Module):
         """Segmentation and normal pictures, the training pictures, and what the model makes of their conditions."""
         picked = spread(len(self.pictures), 2 * PREVIEWS)
         conditions = self.pictures.conditions(picked)
-        made = sample_previews(self.frozen["model"], self.schedule, self.pictures.captions(picked), conditions)
+        made = sample_previews(self.frozen["model"], self.pictures.captions(picked), conditions)
         shown = {name: [to_uint8(i) for i in (2 * images - 1).numpy()] for name, images in conditions.items()}
         true = [to_uint8(i) for i in self.pictures.images(picked).numpy()]
         return [shown["skeleton"], shown["normal"], true, made]
@@ -248,29 +248,13 @@ def as_training_batch(model: HOIDiffusion, batch: Batch, conditions: tuple[Tenso
     )
 
 
-@torch.no_grad()
-def sample_previews(
-    model: HOIDiffusion, schedule: NoiseSchedule, captions: list[str], conditions: dict[str, Tensor] | None
-) -> list[np.ndarray]:
+def sample_previews(model: HOIDiffusion, captions: list[str], conditions: dict[str, Tensor] | None) -> list[np.ndarray]:
     """One picture per caption with the preset's own sampling defaults; noise from seeds 0, 1, ...: sheets compare."""
-    config, device = model.config, next(model.parameters()).device
-    side = config.image_size // config.vae.factor
+    config = model.config
+    maker = PictureMaker(model, SamplingSettings(config.sampler, config.num_inference_steps, config.guidance_scale))
     generators = [torch.Generator().manual_seed(k) for k in range(len(captions))]
-    features = None
-    if conditions is not None:
-        features = model.condition_encoders(*(conditions[name].to(device) for name in CONDITION_NAMES))
-    latents = sample_latents(
-        model.unet,
-        schedule,
-        context=model.text_encoder(tokenize(captions).to(device)),
-        uncond_context=model.text_encoder(tokenize([""]).to(device)),
-        cond_features=features,
-        noise=initial_noise(generators, config.unet.in_channels, side, side, device),
-        sampler=config.sampler,
-        num_inference_steps=config.num_inference_steps,
-        guidance_scale=config.guidance_scale,
-    )
-    return [to_uint8(image) for image in model.vae.decode(latents).float().clamp(-1, 1).cpu().numpy()]
+    features = None if conditions is None else maker.features(conditions)
+    return list(maker.pictures(captions, features, generators))
 
 
 def encode_for_cache(model: HOIDiffusion) -> Callable[[Tensor], tuple[Tensor, Tensor]]:

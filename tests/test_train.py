@@ -12,9 +12,10 @@ import torch.multiprocessing as mp
 import train
 from hoi import checkpoint, stages
 from hoi.batches import Share, TrainingSet, draw_indices
-from hoi.conditions import Conditions
-from hoi.dataset import DatasetWriter
+from hoi.conditions import Conditions, stack_conditions
+from hoi.dataset import DatasetWriter, load_conditions, load_image, read_records
 from hoi.model import HOIDiffusion, ModelConfig
+from hoi.pictures import PictureMaker, SamplingSettings
 from hoi.text import TextConfig
 from hoi.unet import UNetConfig
 from hoi.vae import VAEConfig
@@ -193,6 +194,24 @@ def test_latents_are_drawn_anew_from_the_cached_posterior(world):
         posterior = model.vae.encode(pictures.images(indices))
     expected = 0.18215 * (posterior.mean + posterior.std * noise)
     torch.testing.assert_close(latents.sample(indices, noise, 0.18215), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_previews_show_the_training_pictures_above_what_each_caption_and_geometry_gives_alone(world):
+    model = small_model(with_conditions=True)
+    data = TrainingSet([world / "data"], SIDE, SIDE)
+    latents = stages.cached(model, data, world / "latents-preview", "test")
+    skeletons, _, shown, made = stages.HoiStage(model, data, latents, None, None, Share(2), 0, 0.0, 1.0, 2).preview()
+    records = read_records(world / "data")
+    settings = SamplingSettings("dpm++", 2, model.config.guidance_scale)
+    for k in (0, 3, 9):
+        np.testing.assert_array_equal(shown[k], load_image(world / "data", records[k]))
+        conditions = load_conditions(world / "data", records[k])
+        np.testing.assert_array_equal(skeletons[k], conditions.skeleton)
+        maker = PictureMaker(model, settings)
+        features = maker.features(stack_conditions([conditions]))
+        alone = maker.pictures([records[k]["text"]], features, [torch.Generator().manual_seed(k)])[0]
+        assert np.abs(made[k].astype(int) - alone).max() <= 1
+        assert made[k].std() > 1 and np.abs(made[k].astype(int) - made[k - 1]).max() > 1
 
 
 def test_pictures_of_another_size_are_refused_with_both_sizes(world):
