@@ -9,7 +9,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,8 @@ from hoi.hand import FINGER_JOINTS, HandModel, HandPose
 from hoi.objects import ObjectMesh
 from hoi.placing import START_DISTANCE, forearm_free, open_hands, place_hands, reachable
 
-__all__ = ["DistanceField", "Grasp", "cached_grasps", "find_grasps", "measure_grasp"]
+__all__ = ["DistanceField", "Grasp", "cached_grasps", "choose_grasps", "find_grasps", "measure_grasp", "reach_faults",
+           "remembered"]
 
 MAX_PENETRATION_MM = 2.0
 CONTACT_DISTANCE = 0.0025  # metres: skin nearer than this counts as touching (flesh gives way)
@@ -54,8 +55,19 @@ class Grasp:
     @property
     def accepted(self) -> bool:
         """Thumb and two fingers touch, it holds, and nothing goes into or through the object."""
-        return (self.penetration_mm <= MAX_PENETRATION_MM and self.crossing_edges == 0 and self.force_closure
-                and self.fingers_in_contact[0] and sum(self.fingers_in_contact[1:]) >= 2)
+        return not self.faults
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Why it is not accepted, as ends of "the hand ..."; empty when it is."""
+        tests = {
+            f"goes more than {MAX_PENETRATION_MM:g} mm into the object": self.penetration_mm > MAX_PENETRATION_MM,
+            "passes through the surface": self.crossing_edges > 0,
+            "does not touch with the thumb": not self.fingers_in_contact[0],
+            "touches with fewer than two fingers": sum(self.fingers_in_contact[1:]) < 2,
+            "does not hold against every push": not self.force_closure,
+        }
+        return tuple(reason for reason, failed in tests.items() if failed)
 
 
 def measure_grasp(hand_pose: HandPose, hand: HandModel, field: DistanceField) -> Grasp:
@@ -73,6 +85,26 @@ def measure_grasp(hand_pose: HandPose, hand: HandModel, field: DistanceField) ->
     score = _score(hand_pose, hand, contact, len(one_per_patch), effort)
     crossing = crossing_edges(mesh.vertices, mesh_edges(mesh.faces), field)
     return Grasp(hand_pose, max(0.0, -1000 * float(distance.min())), crossing, contact, effort <= MAX_EFFORT, score)
+
+
+def reach_faults(hand_pose: HandPose, hand: HandModel, field: DistanceField, table: float) -> tuple[str, ...]:
+    """What an arm above the table could not do; what the built-in search never proposes.
+
+    table    metres, height of the surface that the object stands on
+    returns  reasons as in Grasp.faults, empty when there are none
+    """
+    mesh = hand(hand_pose)
+    rotation = Rotation.from_rotvec(hand_pose.global_orient).as_matrix()[None]
+    none = np.zeros((1, 5, 3))
+    at_grasp = Hands(mesh.vertices[None], mesh.joints[None], rotation, mesh.joints[:1], hand_pose.hand_pose.reshape(
+        1, 15, 3), none, none, hand_pose.hand_betas[None], mesh.joints[:1] - hand_pose.transl)
+    tests = {
+        "comes from where no arm can": not reachable(at_grasp, table)[0],
+        "goes below the table": mesh.vertices[:, 2].min() <= table,
+        "has its forearm in the object": not forearm_free(at_grasp, field)[0],
+        "has its thumb in another finger": _fingers_collide(mesh.joints[None])[0],
+    }
+    return tuple(reason for reason, failed in tests.items() if failed)
 
 
 def _first_of_each(keys: np.ndarray, order: np.ndarray) -> np.ndarray:
@@ -175,10 +207,10 @@ def find_grasps(object_mesh: ObjectMesh, hand: HandModel, count: int, generator:
         found += _try_grasps(object_mesh, hand, closer, generator, pinch_share)
         if len(found) >= (POOL * count if tries < max_tries / 4 else count):
             break
-    return _choose(found, hand, count)
+    return choose_grasps(found, hand, count)
 
 
-def _choose(found: list[Grasp], hand: HandModel, count: int) -> list[Grasp]:
+def choose_grasps(found: list[Grasp], hand: HandModel, count: int) -> list[Grasp]:
     """Best grasp first, then always the one that is best after adding its distance from those chosen (0 to 1)."""
     if len(found) <= 1:
         return found[:count]
@@ -212,28 +244,43 @@ def cached_grasps(object_mesh: ObjectMesh, hand: HandModel, count: int, seed: in
     cache_dir  folder, made if missing; any number of processes may share it (files appear whole, by renaming)
     A file that cannot be read is searched anew and replaced.
     """
+    def search(generator: np.random.Generator) -> tuple[list[Grasp], str]:
+        return find_grasps(object_mesh, hand, count, generator), ""
+    return remembered(search, object_mesh, hand, count, seed, cache_dir)[0]
+
+
+def remembered(search: Callable[[np.random.Generator], tuple[list[Grasp], str]], object_mesh: ObjectMesh,
+               hand: HandModel, count: int, seed: int, cache_dir: str | Path, method: str = "",
+               ) -> tuple[list[Grasp], str]:
+    """The result of a search, from the cache folder if this search was made before.
+
+    search   generator seeded with `seed` -> grasps and a sentence on how it went
+    method   names the kind of search with everything else that it depends on (weight files); "" is find_grasps
+    """
     digest = hashlib.sha256()
     for part in (object_mesh.vertices, object_mesh.faces, hand.weights, hand.faces("right"), hand.flexion_axes):
         digest.update(np.ascontiguousarray(part).tobytes())
     rest = hand(HandPose(np.zeros(3), np.zeros(45), np.zeros(3), np.zeros(10))).vertices
     digest.update(np.round(rest, 7).tobytes())
-    digest.update(json.dumps([CACHE_VERSION, hand.name, object_mesh.category, count, seed]).encode())
+    key = [CACHE_VERSION, hand.name, object_mesh.category, count, seed] + ([method] if method else [])
+    digest.update(json.dumps(key).encode())
     name = re.sub(r"[^\w.-]", "_", object_mesh.object_id)
     path = Path(cache_dir) / f"{name}_{digest.hexdigest()[:20]}.npz"
-    grasps = _read_cache(path)
-    if grasps is None:
-        grasps = find_grasps(object_mesh, hand, count, np.random.default_rng(seed))
-        _write_cache(path, grasps)
-    return grasps
+    found = _read_cache(path)
+    if found is None:
+        found = search(np.random.default_rng(seed))
+        _write_cache(path, *found)
+    return found
 
 
-def _write_cache(path: Path, grasps: list[Grasp]) -> None:
+def _write_cache(path: Path, grasps: list[Grasp], note: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = {name: np.array([getattr(grasp.hand_pose, name) for grasp in grasps]).reshape(len(grasps), width)
                for name, width in (("global_orient", 3), ("hand_pose", 45), ("transl", 3), ("hand_betas", 10))}
     columns |= {name: np.array([getattr(grasp, name) for grasp in grasps])
                 for name in ("penetration_mm", "crossing_edges", "force_closure", "score")}
     columns["fingers_in_contact"] = np.array([g.fingers_in_contact for g in grasps], dtype=bool).reshape(-1, 5)
+    columns["note"] = np.array(note)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -243,7 +290,7 @@ def _write_cache(path: Path, grasps: list[Grasp]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _read_cache(path: Path) -> list[Grasp] | None:
+def _read_cache(path: Path) -> tuple[list[Grasp], str] | None:
     if not path.exists():
         return None
     try:
@@ -251,8 +298,9 @@ def _read_cache(path: Path) -> list[Grasp] | None:
             c = {name: stored[name] for name in stored.files}
         poses = [HandPose(*row) for row in zip(c["global_orient"], c["hand_pose"], c["transl"], c["hand_betas"],
                                                strict=True)]
-        return [Grasp(pose, float(c["penetration_mm"][i]), int(c["crossing_edges"][i]),
-                      tuple(bool(x) for x in c["fingers_in_contact"][i]), bool(c["force_closure"][i]),
-                      float(c["score"][i])) for i, pose in enumerate(poses)]
+        grasps = [Grasp(pose, float(c["penetration_mm"][i]), int(c["crossing_edges"][i]),
+                        tuple(bool(x) for x in c["fingers_in_contact"][i]), bool(c["force_closure"][i]),
+                        float(c["score"][i])) for i, pose in enumerate(poses)]
+        return grasps, str(c.get("note", ""))
     except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile):
         return None

@@ -5,11 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import trimesh
+from scipy.spatial.transform import Rotation
 
 from hoi import grasp as grasp_module
 from hoi.closing import Closer
 from hoi.contact import DistanceField, closure_effort, crossing_edges, mesh_edges, sample_faces
-from hoi.grasp import CONTACT_DISTANCE, cached_grasps, find_grasps, measure_grasp
+from hoi.grasp import CONTACT_DISTANCE, cached_grasps, find_grasps, measure_grasp, reach_faults
 from hoi.hand import load_hand
 from hoi.objects import ObjectMesh, make_object
 from hoi.placing import open_hands
@@ -147,6 +148,39 @@ def test_a_hand_pushed_into_the_wall_is_measured_and_refused(found, hand):
     assert abs(measured.crossing_edges - through) <= 0.03 * through  # rays that graze a triangle's edge
 
 
+def test_a_refused_grasp_says_why_and_an_accepted_one_has_no_fault(found, hand):
+    accepted = found["can"][2][0]
+    assert accepted.accepted and accepted.faults == ()
+    for change, reason in (
+        ({"penetration_mm": 2.01}, "goes more than 2 mm into the object"),
+        ({"crossing_edges": 1}, "passes through the surface"),
+        ({"fingers_in_contact": (False, True, True, True, True)}, "does not touch with the thumb"),
+        ({"fingers_in_contact": (True, False, False, True, False)}, "touches with fewer than two fingers"),
+        ({"force_closure": False}, "does not hold against every push"),
+    ):
+        worse = replace(accepted, **change)
+        assert worse.faults == (reason,) and not worse.accepted
+
+
+def test_what_the_search_finds_is_in_reach_and_the_same_from_below_is_not(found, hand):
+    for mesh, field, grasps in found.values():
+        table = mesh.vertices[:, 2].min()
+        for grasp in grasps:
+            assert reach_faults(grasp.hand_pose, hand, field, table) == ()
+    mesh, field, grasps = found["can"]
+    over = Rotation.from_rotvec([np.pi, 0, 0])  # the can is its own image upside down, the hand comes from below
+    pose = grasps[0].hand_pose
+    wrist = hand(pose).joints[0]
+    below = replace(pose, global_orient=(over * Rotation.from_rotvec(pose.global_orient)).as_rotvec(),
+                    transl=pose.transl + over.apply(wrist) - wrist)
+    table = -mesh.vertices[:, 2].max()
+    assert "comes from where no arm can" in reach_faults(below, hand, field, table)
+    assert "goes below the table" in reach_faults(pose, hand, field, wrist[2])
+    zero = replace(pose, global_orient=np.zeros(3), transl=np.zeros(3))  # fingers to -x, the forearm to +x
+    reach_in = replace(zero, transl=[-0.14, 0, 0] - hand(zero).joints[0])
+    assert reach_faults(reach_in, hand, field, -1.0) == ("has its forearm in the object",)
+
+
 def test_a_finger_through_a_thin_wall_is_seen_although_it_is_hardly_deep():
     wall = trimesh.creation.box([0.1, 0.1, 0.0005])
     finger = trimesh.creation.capsule(height=0.05, radius=0.008, count=[12, 12])
@@ -280,7 +314,7 @@ def test_a_broken_cache_file_is_replaced(found, hand, tmp_path, monkeypatch):
         assert same(cached_grasps(mesh, hand, 7, 0, tmp_path), grasps)
         assert [p.name for p in tmp_path.iterdir()] == [path.name]
         monkeypatch.setattr(grasp_module, "find_grasps", lambda *_: grasps)
-    assert same(grasp_module._read_cache(path), grasps)
+    assert same(grasp_module._read_cache(path)[0], grasps)
 
 
 def test_no_grasps_are_remembered_too(hand, tmp_path, monkeypatch):
