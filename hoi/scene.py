@@ -5,7 +5,7 @@ from the generator passed in, so a scene depends on nothing but that generator a
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ class Scene:
     object_mesh   None without an object
     grasp         the grasp that hand_poses end in; None without a hand
     hand_poses    one for each frame, canonical object frame; empty without a hand
+    last_gbuffer  render of the last frame, made when the camera was chosen; None: not rendered yet
     """
 
     content: str
@@ -63,6 +64,7 @@ class Scene:
     object_mesh: ObjectMesh | None = None
     grasp: Grasp | None = None
     hand_poses: tuple[HandPose, ...] = ()
+    last_gbuffer: GBuffer | None = field(default=None, repr=False, compare=False)
 
     @property
     def frames(self) -> int:
@@ -200,7 +202,7 @@ def compose_scene(
     official_view   azimuth as in the official release instead of all around
     frames          1 is the grasp alone, more are the approach to it
     start_distance, variant  of the approach, see hoi/trajectory.py
-    returns         the Scene; None when no camera sees hand or object at all
+    returns         the Scene, its last frame rendered (but for scenery); None when no camera sees hand or object at all
     Views that show less than MIN_VISIBLE of hand or object are passed over; if all do, the best of them is taken.
     """
     if content not in CONTENTS or framing not in FRAMINGS:
@@ -225,7 +227,8 @@ def compose_scene(
         points = np.zeros((0, 3)) if object_mesh is None else object_mesh.vertices
         for camera in _candidate_cameras(generator, height, width, official_view, framing, points, keypoints):
             scene = Scene(content, camera, object_mesh, grasp, poses)
-            visible = _visible_fraction(scene, hand, renderer)
+            scene = replace(scene, last_gbuffer=render_scene(scene, scene.frames - 1, hand, renderer))
+            visible = _visible_fraction(scene)
             if visible >= MIN_VISIBLE[framing]:
                 return scene
             if visible > best[0]:
@@ -233,15 +236,17 @@ def compose_scene(
     return best[1]
 
 
-def _visible_fraction(scene: Scene, hand: HandModel, renderer: Renderer) -> float:
-    """The smaller of the hand's and the object's share of the picture in the last frame."""
-    label_map = render_scene(scene, scene.frames - 1, hand, renderer).label_map
+def _visible_fraction(scene: Scene) -> float:
+    """The smaller of the hand's and the object's share of the picture in the last frame, which is rendered."""
+    label_map = scene.last_gbuffer.label_map
     wanted = [label for label, present in ((1, scene.grasp), (2, scene.object_mesh)) if present is not None]
     return min(float((label_map == label).mean()) for label in wanted)
 
 
 def render_scene(scene: Scene, frame: int, hand: HandModel, renderer: Renderer, factor: int = 1) -> GBuffer:
-    """G-buffer of one frame, `factor` times as large as the camera's picture."""
+    """G-buffer of one frame, `factor` times as large as the camera's picture; the scene's own where it has it."""
+    if scene.last_gbuffer is not None and frame == scene.frames - 1 and factor == 1:
+        return scene.last_gbuffer
     camera = scene.camera if factor == 1 else scale_camera(scene.camera, factor)
     hand_mesh = hand(scene.hand_poses[frame]) if scene.hand_poses else None
     object_mesh = scene.object_mesh
