@@ -21,10 +21,11 @@ from typing import Any
 
 import numpy as np
 import trimesh
-from PIL import Image, ImageDraw, PngImagePlugin
+from PIL import Image, PngImagePlugin
 
 from hoi.conditions import Conditions, blank_conditions
 from hoi.objects import ObjectMesh, save_object
+from hoi.sheets import contact_sheet
 
 FORMAT_VERSION = 1
 # Numbers in a record, with how many of them: matrices row-major, points one after the other.
@@ -296,7 +297,7 @@ class DatasetWriter:
         pictures = sum(record["file_name"] is not None for record in records)
         self._write_description(counts={"records": len(records), "pictures": pictures})
         if grid and records:
-            _write_atomically(self.folder / "grid.png", encode_png(contact_sheet(self.folder, records)))
+            _write_atomically(self.folder / "grid.png", encode_png(np.asarray(overview(self.folder, records))))
 
 
 def load_picture(folder: str | Path, record: dict[str, Any], key: str) -> np.ndarray:
@@ -357,24 +358,21 @@ def load_mesh(folder: str | Path, record: dict[str, Any]) -> tuple[np.ndarray, n
     return vertices, faces
 
 
-def contact_sheet(folder: str | Path, records: list[dict[str, Any]], count: int = 24, cell: int = 128) -> np.ndarray:
-    """(H, W, 3) uint8: up to `count` records, evenly taken, each a strip of picture, skeleton, normal, segmentation.
+def overview(folder: str | Path, records: list[dict[str, Any]], count: int = 24, cell: int = 128) -> Image.Image:
+    """Up to `count` records, evenly taken, each a strip of picture, skeleton, normal, segmentation below its text.
 
-    Two strips a row; the text of a record stands above its strip.
+    cell  height and width in pixels that each picture is shown in; white where a record has none
     """
     chosen = [records[i] for i in np.unique(np.linspace(0, len(records) - 1, count).round().astype(int))]
     has_image = any(record["file_name"] for record in chosen)
     keys = [*(["file_name"] if has_image else []), "skeleton_file_name", "normal_file_name", "segmentation_file_name"]
-    strip_width, strip_height, line = len(keys) * cell + 12, cell + 16, 12
-    columns = 2 if len(chosen) > 1 else 1
-    sheet = Image.new("RGB", (columns * strip_width, -(-len(chosen) // columns) * strip_height), (255, 255, 255))
-    draw = ImageDraw.Draw(sheet)
-    for position, record in enumerate(chosen):
-        left, top = position % columns * strip_width, position // columns * strip_height
-        caption = f"{record['index']} {record.get('text') or ''}".encode("ascii", "replace").decode()
-        draw.text((left + 2, top), caption[: strip_width // 6], fill=(0, 0, 0))
-        for column, key in enumerate(keys):
-            if record.get(key) is not None:
-                picture = Image.fromarray(load_picture(folder, record, key)).convert("RGB").resize((cell, cell))
-                sheet.paste(picture, (left + column * cell, top + line))
-    return np.asarray(sheet)
+
+    def shown(record: dict[str, Any], key: str) -> np.ndarray:
+        if record.get(key) is None:
+            return np.full((cell, cell, 3), 255, dtype=np.uint8)
+        return np.asarray(Image.fromarray(load_picture(folder, record, key)).convert("RGB").resize((cell, cell)))
+
+    strips = [np.concatenate([shown(record, key) for key in keys], axis=1) for record in chosen]
+    texts = [f"{record['index']} {record.get('text') or ''}".encode("ascii", "replace").decode() for record in chosen]
+    pairs = [slice(k, k + 2) for k in range(0, len(chosen), 2)]
+    return contact_sheet([strips[pair] for pair in pairs], [texts[pair] for pair in pairs])

@@ -14,11 +14,11 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
     return np.clip(np.rint((image.transpose(1, 2, 0) + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
-def contact_sheet(rows: Sequence[Sequence[np.ndarray]], labels: Sequence[str] | None = None) -> Image.Image:
+def contact_sheet(rows: Sequence[Sequence[np.ndarray]], labels: Sequence[Sequence[str]] | None = None) -> Image.Image:
     """Lay pictures out in rows.
 
     rows    each a sequence of (H, W, 3) uint8 pictures, all of one size; rows may differ in length
-    labels  one line of text above each row, or None
+    labels  a line of text above each picture, cut to its width, in the same rows; or None
     Raises ValueError when there is no picture or the sizes differ.
     """
     sizes = {picture.shape for row in rows for picture in row}
@@ -30,13 +30,14 @@ def contact_sheet(rows: Sequence[Sequence[np.ndarray]], labels: Sequence[str] | 
     sheet = Image.new(
         "RGB", (columns * (width + MARGIN) + MARGIN, len(rows) * (height + label_height + MARGIN) + MARGIN), "white"
     )
-    draw = ImageDraw.Draw(sheet)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
     for r, row in enumerate(rows):
         top = MARGIN + r * (height + label_height + MARGIN)
-        if labels:
-            draw.text((MARGIN + 2, top), labels[r], fill="black", font=ImageFont.load_default(size=11))
         for c, picture in enumerate(row):
-            sheet.paste(Image.fromarray(picture), (MARGIN + c * (width + MARGIN), top + label_height))
+            left = MARGIN + c * (width + MARGIN)
+            if labels:
+                draw.text((left + 2, top), labels[r][c][: width // 6], fill="black", font=font)
+            sheet.paste(Image.fromarray(picture), (left, top + label_height))
     return sheet
 
 

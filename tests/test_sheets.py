@@ -16,6 +16,16 @@ def test_every_picture_stands_unchanged_at_its_place():
             np.testing.assert_array_equal(sheet[top : top + 8, left : left + 10], picture)
 
 
+def test_each_picture_has_its_own_line_of_text_above_it():
+    row = [np.full((8, 60, 3), 200, dtype=np.uint8)] * 2
+    texts = (["", ""], ["cup", "w" * 99], ["cup", ""])
+    blank, both, first = (np.asarray(contact_sheet([row], [pair])) for pair in texts)
+    left, right = slice(MARGIN, MARGIN + 60), slice(2 * MARGIN + 60, 2 * MARGIN + 120)
+    assert (first[:, left] < 100).any() and (first[:, right] == blank[:, right]).all()
+    assert (both[:, right] < 100).any() and (both[:, left] == first[:, left]).all()
+    assert (blank[-8 - MARGIN : -MARGIN, left] == 200).all() and (both[-8 - MARGIN :] == blank[-8 - MARGIN :]).all()
+
+
 def test_pictures_of_different_sizes_are_refused():
     with pytest.raises(ValueError, match="one size"):
         contact_sheet([[np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5, 3), np.uint8)]])
