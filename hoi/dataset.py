@@ -270,21 +270,6 @@ class DatasetWriter:
                 raise _explain(error, self.lines_path) from error
         self._done.add(record["index"])
 
-    def write(
-        self,
-        index: int,
-        record: dict[str, Any],
-        image: np.ndarray | None = None,
-        conditions: Conditions | None = None,
-        depth: np.ndarray | None = None,
-        object_mask: np.ndarray | None = None,
-        png_text: dict[str, str] | None = None,
-    ) -> dict[str, Any]:
-        """Write pictures, then the line; returns the record as written.  Arguments as in `write_pictures`."""
-        full = write_pictures(self.folder, index, record, image, conditions, depth, object_mask, png_text)
-        self.append(full)
-        return full
-
     def finish(self, grid: bool = True) -> None:
         """Merge the ranks' lines in order of index, count, and draw grid.png.  Does nothing on ranks other than 0."""
         if self.rank != 0:

@@ -24,25 +24,15 @@ from hoi.dataset import (
     load_object_mask,
     read_records,
     write_object,
+    write_pictures,
     write_records,
 )
 from hoi.grasp import Grasp
-from hoi.hand import HandPose, load_hand
+from hoi.hand import HandPose
 from hoi.objects import make_object
-from hoi.render import Renderer
 from hoi.scene import GraspedObject, annotate, compose_scene, render_scene, scene_conditions
 
 SIZE = 96
-
-
-@pytest.fixture(scope="module")
-def hand():
-    return load_hand()
-
-
-@pytest.fixture(scope="module")
-def renderer():
-    return Renderer()
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +56,8 @@ def rendered(tmp_path_factory, hand, renderer):
         object_mask = None
         if content != "hand":
             record["object_path"], object_mask = write_object(folder, mug), gbuffer.object_mask
-        writer.write(index, record, None, scene_conditions(gbuffer, record), gbuffer.depth, object_mask)
+        conditions = scene_conditions(gbuffer, record)
+        write(writer, index, record, conditions=conditions, depth=gbuffer.depth, object_mask=object_mask)
     writer.finish()
     return folder
 
@@ -84,6 +75,13 @@ def pictures(value: int = 10) -> dict:
     return {"image": image, "conditions": conditions, "depth": depth, "object_mask": depth > 0.5}
 
 
+def write(writer: DatasetWriter, index: int, record: dict, **pictures) -> dict:
+    """Write one record whole, as the scripts do."""
+    full = write_pictures(writer.folder, index, record, **pictures)
+    writer.append(full)
+    return full
+
+
 def edit(folder, index: int, **changes) -> None:
     records = read_records(folder)
     records[index] |= changes
@@ -96,7 +94,7 @@ def files_of(folder) -> set[str]:
 
 def test_every_picture_comes_back_as_it_was_written(tmp_path):
     writer, given = DatasetWriter(tmp_path, {}), pictures()
-    record = writer.write(5, {"text": "a can"}, **given)
+    record = write(writer, 5, {"text": "a can"}, **given)
     assert [record] == read_records(tmp_path)
     np.testing.assert_array_equal(load_image(tmp_path, record), given["image"])
     for name in ("skeleton", "normal", "segmentation"):
@@ -108,7 +106,7 @@ def test_every_picture_comes_back_as_it_was_written(tmp_path):
 
 
 def test_file_name_is_the_first_key_and_unknown_values_are_null(tmp_path):
-    DatasetWriter(tmp_path, {}).write(0, {"text": "x", "extra": 1}, conditions=pictures()["conditions"])
+    write(DatasetWriter(tmp_path, {}), 0, {"text": "x", "extra": 1}, conditions=pictures()["conditions"])
     line = (tmp_path / "metadata.jsonl").read_text()
     assert line.startswith('{"file_name": null, ') and line.endswith("}\n")
     record = json.loads(line)
@@ -117,23 +115,23 @@ def test_file_name_is_the_first_key_and_unknown_values_are_null(tmp_path):
 
 
 def test_records_without_conditions_have_black_ones(tmp_path):
-    record = DatasetWriter(tmp_path, {}).write(0, {"text": "a beach"}, image=pictures()["image"])
+    record = write(DatasetWriter(tmp_path, {}), 0, {"text": "a beach"}, image=pictures()["image"])
     conditions = load_conditions(tmp_path, record)
     assert not conditions.skeleton.any() and not conditions.normal.any() and conditions.segmentation.shape == (8, 12, 3)
 
 
 def test_looks_of_one_geometry_share_its_condition_files(tmp_path):
     writer = DatasetWriter(tmp_path, {})
-    first = writer.write(0, {"text": "red"}, **pictures(10))
+    first = write(writer, 0, {"text": "red"}, **pictures(10))
     shared = {key: first[key] for key in PICTURE_FOLDERS if key != "file_name"}
-    second = writer.write(1, {"text": "blue"} | shared, image=pictures(99)["image"])
+    second = write(writer, 1, {"text": "blue"} | shared, image=pictures(99)["image"])
     assert second["file_name"] == "images/000001.png" and not (tmp_path / "skeleton/000001.png").exists()
     np.testing.assert_array_equal(load_conditions(tmp_path, second).normal, pictures(10)["conditions"].normal)
 
 
 def test_text_chunks_are_in_the_picture(tmp_path):
     parameters = "A hand is grasping a mug\nSteps: 20, Seed: 3"
-    record = DatasetWriter(tmp_path, {}).write(0, {}, **pictures(), png_text={"parameters": parameters, "jp": "茶碗"})
+    record = write(DatasetWriter(tmp_path, {}), 0, {}, **pictures(), png_text={"parameters": parameters, "jp": "茶碗"})
     with Image.open(tmp_path / record["file_name"]) as image:
         assert image.text == {"parameters": parameters, "jp": "茶碗"}
 
@@ -142,20 +140,20 @@ def test_text_chunks_are_in_the_picture(tmp_path):
 def test_a_line_cut_short_is_an_absent_record_and_the_next_is_written_whole(tmp_path, whole):
     writer = DatasetWriter(tmp_path, {"job": {"a": 1}})
     for index in range(3):
-        writer.write(index, {"text": "x"}, **pictures())
+        write(writer, index, {"text": "x"}, **pictures())
     path = tmp_path / "metadata.jsonl"
     content = path.read_bytes()
     path.write_bytes(content[:-1] if whole else content[:-100])
     assert [record["index"] for record in read_records(tmp_path)] == [0, 1]
     again = DatasetWriter(tmp_path, {"job": {"a": 1}})
     assert [again.done(index) for index in range(3)] == [True, True, False]
-    again.write(2, {"text": "x"}, **pictures())
+    write(again, 2, {"text": "x"}, **pictures())
     assert path.read_bytes() == content
 
 
 def test_a_broken_line_in_the_middle_is_named(tmp_path):
     writer = DatasetWriter(tmp_path, {})
-    writer.write(0, {}, **pictures())
+    write(writer, 0, {}, **pictures())
     with open(tmp_path / "metadata.jsonl", "a") as stream:
         stream.write("{broken\n")
     with pytest.raises(ValueError, match=r"metadata.jsonl line 2 is not JSON"):
@@ -165,11 +163,11 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path):
 def test_a_record_that_lost_a_file_is_made_again(tmp_path):
     writer = DatasetWriter(tmp_path, {})
     for index in range(2):
-        writer.write(index, {}, **pictures())
+        write(writer, index, {}, **pictures())
     (tmp_path / "normal/000000.png").unlink()
     again = DatasetWriter(tmp_path, {})
     assert not again.done(0) and again.done(1)
-    again.write(0, {"text": "new"}, **pictures())
+    write(again, 0, {"text": "new"}, **pictures())
     again.finish(grid=False)
     assert [record["text"] for record in read_records(tmp_path)] == ["new", None]
 
@@ -178,9 +176,9 @@ def test_ranks_merge_to_what_one_process_writes(tmp_path):
     alone = DatasetWriter(tmp_path / "one", {})
     ranks = [DatasetWriter(tmp_path / "two", {}, rank, 2) for rank in range(2)]
     for index in range(5):
-        alone.write(index, {"text": str(index)}, **pictures(index))
+        write(alone, index, {"text": str(index)}, **pictures(index))
     for index in (4, 1, 3, 0, 2):
-        ranks[index % 2].write(index, {"text": str(index)}, **pictures(index))
+        write(ranks[index % 2], index, {"text": str(index)}, **pictures(index))
     assert [record["index"] for record in read_records(tmp_path / "two")] == [0, 1, 2, 3, 4]  # before merging too
     alone.finish()
     ranks[1].finish()
@@ -213,7 +211,7 @@ def test_wrong_shapes_are_named_and_nothing_is_written(tmp_path, change, message
     writer = DatasetWriter(tmp_path, {})
     before = files_of(tmp_path)
     with pytest.raises(ValueError, match=message):
-        writer.write(3, **({"record": {}} | pictures() | change))
+        write(writer, 3, **({"record": {}} | pictures() | change))
     assert files_of(tmp_path) == before
 
 
@@ -248,7 +246,7 @@ class FullDisk:
 
 
 def test_a_full_disk_leaves_no_half_record_wherever_it_strikes(tmp_path, monkeypatch):
-    DatasetWriter(tmp_path / "free", {}).write(0, {"text": "x"}, **pictures())
+    write(DatasetWriter(tmp_path / "free", {}), 0, {"text": "x"}, **pictures())
     needed = sum((tmp_path / "free" / name).stat().st_size for name in files_of(tmp_path / "free") - {"dataset.json"})
     for room in range(0, needed, 61):
         folder = tmp_path / str(room)
@@ -256,12 +254,12 @@ def test_a_full_disk_leaves_no_half_record_wherever_it_strikes(tmp_path, monkeyp
         with monkeypatch.context() as patch:
             patch.setattr(dataset, "open", FullDisk(room), raising=False)
             with pytest.raises(OSError, match="disk is full; finished records are safe"):
-                writer.write(0, {"text": "x"}, **pictures())
+                write(writer, 0, {"text": "x"}, **pictures())
         assert not any(name.endswith(".tmp") for name in files_of(folder))
         assert not any(folder.glob("metadata*.jsonl")) or read_records(folder) == []
         for path in folder.rglob("*.png"):
             Image.open(path).load()  # what has its name is whole
-        writer.write(0, {"text": "x"}, **pictures())
+        write(writer, 0, {"text": "x"}, **pictures())
         assert [record["text"] for record in read_records(folder)] == ["x"]
 
 

@@ -9,7 +9,7 @@ from scipy.spatial import cKDTree
 from hoi.appearance import sample_look
 from hoi.camera import project, sample_camera, transform_points
 from hoi.grasp import Grasp
-from hoi.hand import HandPose, load_hand
+from hoi.hand import HandPose
 from hoi.objects import make_object
 from hoi.render import Renderer
 from hoi.scene import (
@@ -27,16 +27,6 @@ from hoi.scene import (
 )
 
 SIZE = 128
-
-
-@pytest.fixture(scope="module")
-def hand():
-    return load_hand()
-
-
-@pytest.fixture(scope="module")
-def renderer():
-    return Renderer()
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import train
 from hoi import checkpoint, stages
 from hoi.batches import Share, TrainingSet, draw_indices
 from hoi.conditions import Conditions, stack_conditions
-from hoi.dataset import DatasetWriter, load_conditions, load_image, read_records
+from hoi.dataset import DatasetWriter, load_conditions, load_image, read_records, write_pictures
 from hoi.model import HOIDiffusion, ModelConfig
 from hoi.pictures import PictureMaker, SamplingSettings
 from hoi.text import TextConfig
@@ -51,12 +51,9 @@ def make_folder(folder: Path, count: int, with_conditions: bool) -> Path:
     for index in range(count):
         generator = np.random.default_rng([7, index])
         pictures = generator.integers(0, 256, (4, SIDE, SIDE, 3), dtype=np.uint8)
-        writer.write(
-            index,
-            {"text": f"A hand is grasping a {COLORS[index % 3]} mug"},
-            image=pictures[0],
-            conditions=Conditions(*pictures[1:]) if with_conditions else None,
-        )
+        record = {"text": f"A hand is grasping a {COLORS[index % 3]} mug"}
+        conditions = Conditions(*pictures[1:]) if with_conditions else None
+        writer.append(write_pictures(folder, index, record, pictures[0], conditions))
     writer.finish(grid=False)
     return folder
 

@@ -9,7 +9,7 @@ from hoi import verify
 from hoi.appearance import PALETTE
 from hoi.backgrounds import BACKGROUNDS
 from hoi.conditions import Conditions, draw_segmentation
-from hoi.dataset import DatasetWriter
+from hoi.dataset import DatasetWriter, write_pictures
 
 SIDE = 32
 NAMES = sorted(BACKGROUNDS)
@@ -91,7 +91,8 @@ def make_folder(folder, count: int, generated: bool, seed: int = 0) -> None:
         record = {"text": "A hand is grasping a white mug on the beach"}
         if generated:
             record["checkpoint"] = {"name": "x", "sha256": "0"}
-        writer.write(index, record, image=image, conditions=Conditions(black, black, draw_segmentation(label_map)))
+        conditions = Conditions(black, black, draw_segmentation(label_map))
+        writer.append(write_pictures(folder, index, record, image, conditions))
     writer.finish(grid=False)
 
 
