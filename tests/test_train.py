@@ -211,6 +211,14 @@ def test_previews_show_the_training_pictures_above_what_each_caption_and_geometr
         assert made[k].std() > 1 and np.abs(made[k].astype(int) - made[k - 1]).max() > 1
 
 
+def test_the_measured_scaling_factor_gives_the_cached_latents_unit_deviation(world):
+    data = TrainingSet([world / "data"], SIDE, SIDE)
+    latents = stages.cached(small_model(with_conditions=False), data, world / "latents-deviation", "test")
+    means = torch.from_numpy(latents.values[:, 0].copy())
+    scaled = stages.measured_scaling_factor(latents) * means.double()
+    assert float((scaled - scaled.mean()).square().mean().sqrt()) == pytest.approx(1.0, rel=1e-12)
+
+
 def test_pictures_of_another_size_are_refused_with_both_sizes(world):
     with pytest.raises(ValueError, match=r"32x32 px, the model takes 64x64"):
         TrainingSet([world / "data"], 64, 64)
