@@ -38,6 +38,7 @@ from tqdm import tqdm
 
 from hoi.appearance import sample_look
 from hoi.check import check_folder
+from hoi.command import positive, told_problems
 from hoi.dataset import PICTURE_FOLDERS, DatasetWriter, write_object, write_pictures
 from hoi.grasp import DistanceField
 from hoi.hand import load_hand
@@ -75,12 +76,6 @@ def parse_content(word: str) -> tuple[str, float]:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"share of {name} is {share!r}, expected a positive number, e.g. {name}=0.5")
     return name, value
-
-
-def positive(word: str) -> int:
-    if not word.isdigit() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"{word!r} is not a positive whole number")
-    return int(word)
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -362,12 +357,8 @@ def main(args: argparse.Namespace) -> None:
 def run(arguments: list[str] | None = None) -> None:
     """The command: problems become a message and exit code 1."""
     args = parse_args(arguments)
-    try:
+    with told_problems("make_dataset.py", "interrupted before the first record; the same command starts again"):
         main(args)
-    except (ValueError, OSError) as problem:
-        sys.exit(f"make_dataset.py: {problem}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted before the first record; the same command starts again")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from hoi.checkpoint import sha256_of
+from hoi.command import positive, told_problems
 from hoi.conditions import stack_conditions
 from hoi.dataset import RECORD_KEYS, DatasetWriter, complete_record, write_pictures
 from hoi.geometry import FolderGeometries, SceneGeometries
@@ -52,12 +53,6 @@ from hoi.scene import FRAMINGS
 BUILT_IN = Path(__file__).parent / "hoi" / "assets" / "tiny.safetensors"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "hoidiffusion" / "grasps"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def positive(word: str) -> int:
-    if not word.isdigit() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"{word!r} is not a positive whole number")
-    return int(word)
 
 
 def parse_weight(word: str) -> tuple[str, float]:
@@ -346,11 +341,8 @@ def run(arguments: list[str] | None = None) -> None:
     """The command: problems become a message and exit code 1."""
     args = parse_args(arguments)
     try:
-        main(args)
-    except (ValueError, OSError) as problem:
-        sys.exit(f"sample.py: {problem}")
-    except KeyboardInterrupt:
-        sys.exit("\ninterrupted: finished pictures are complete; the same command continues")
+        with told_problems("sample.py", "\ninterrupted: finished pictures are complete; the same command continues"):
+            main(args)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 SCRIPTS = ("train.py", "sample.py", "make_dataset.py")
 # A module imports only from modules before it.  Rooms in one string are one room, split for length.
 ORDER = """
-    weight_files checkpoint hardware sheets
+    command weight_files checkpoint hardware sheets
     camera mano_file hand
     lathe families mesh_repair objects
     contact closing placing grasp trajectory

@@ -1,0 +1,34 @@
+"""hoi/command.py: what users cause is told in one line, bugs are not hidden."""
+
+import argparse
+
+import pytest
+
+from hoi.command import positive, told_problems
+
+
+@pytest.mark.parametrize(
+    ("problem", "message"),
+    [
+        (ValueError("mug.stl has no faces"), "make.py: mug.stl has no faces"),
+        (FileNotFoundError("mug.stl is missing"), "make.py: mug.stl is missing"),
+        (KeyboardInterrupt(), "the same command continues"),
+        (SystemExit("told already"), "told already"),
+    ],
+)
+def test_problems_of_users_become_the_exit_message(problem, message):
+    with pytest.raises(SystemExit) as stopped, told_problems("make.py", "the same command continues"):
+        raise problem
+    assert stopped.value.code == message  # a text as code: Python prints it and exits with 1
+
+
+def test_bugs_keep_their_traceback():
+    with pytest.raises(KeyError, match="a bug"), told_problems("make.py", ""):
+        raise KeyError("a bug")
+
+
+def test_only_whole_numbers_from_1_on_are_positive():
+    assert positive("12") == 12
+    for word in ("0", "-1", "1.5", "two", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match="is not a positive whole number"):
+            positive(word)
