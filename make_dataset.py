@@ -40,7 +40,8 @@ from hoi.appearance import sample_look
 from hoi.check import check_folder
 from hoi.command import positive, told_problems
 from hoi.dataset import PICTURE_FOLDERS, DatasetWriter, write_object, write_pictures
-from hoi.grasp import DistanceField
+from hoi.grabnet import find_grabnet_grasps, load_grabnet
+from hoi.grasp import DistanceField, remembered
 from hoi.hand import load_hand
 from hoi.objects import CATEGORIES, ObjectMesh, collect_objects
 from hoi.render import Renderer
@@ -51,6 +52,7 @@ from hoi.scene import (
     annotate,
     compose_scene,
     grasp_object,
+    mirror_mesh,
     plain_text,
     render_scene,
     scene_conditions,
@@ -95,7 +97,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     what.add_argument("--grasps-per-object", type=positive, default=8, metavar="G",
                       help="grasps searched for each object; found ones are cached")
     what.add_argument("--hand-side", choices=("right", "left", "random"), default="right")
-    what.add_argument("--mano", metavar="FILE", help="official MANO_RIGHT.pkl (default: the built-in hand)")
+    what.add_argument("--mano", metavar="FILE", help="official MANO_RIGHT.pkl or MANO_LEFT.pkl, each gives both hands "
+                      "(default: the built-in hand)")
+    what.add_argument("--grasp", choices=("builtin", "grabnet"), default="builtin",
+                      help="builtin: searched without learned weights; grabnet: drawn with GrabNet's, which needs "
+                      "--grabnet and --mano (default: builtin)")
+    what.add_argument("--grabnet", metavar="DIR", help="folder with coarsenet.pt, refinenet.pt and bps.npz")
     what.add_argument("--content", nargs="+", type=parse_content, default=[("hand_object", 1.0)], metavar="WHAT=SHARE",
                       help="mixture of hand_object, object, hand, scenery; e.g. --content hand_object=0.6 object=0.2 "
                       "scenery=0.2 (scenery needs --shade; default: hand_object alone)")
@@ -141,6 +148,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--looks needs --shade: without pictures the looks of a geometry would be equal")
     if args.seed < 0 or args.object_seed < 0:
         parser.error("--seed and --object-seed must not be negative")
+    if args.grasp == "grabnet" and not (args.grabnet and args.mano):
+        parser.error("--grasp grabnet needs --grabnet DIR (coarsenet.pt, refinenet.pt, bps.npz) and, because its hands "
+                     "are MANO's, --mano FILE; their licences forbid shipping them. The default, --grasp builtin, "
+                     "needs neither")
+    if args.grabnet and args.grasp != "grabnet":
+        parser.error("--grabnet is used only with --grasp grabnet")
     return args
 
 
@@ -163,14 +176,27 @@ class SceneMaker:
         torch.set_num_threads(1)
         self.args, self.meshes = args, meshes
         self.hand = load_hand(args.mano)
+        self.grabnet = load_grabnet(args.grabnet) if args.grasp == "grabnet" else None
         self.renderer: Renderer | None = None
         self.objects: list[GraspedObject] | None = None
         self.fields: dict[str, DistanceField] = {}
 
-    def grasps_of(self, k: int) -> GraspedObject:
-        """Search object k's grasps or read them from the cache (same result)."""
-        args = self.args
-        return grasp_object(self.meshes[k], self.hand, args.grasps_per_object, args.seed, args.cache, sides(args))
+    def grasps_of(self, k: int) -> tuple[GraspedObject, list[str]]:
+        """Search object k's grasps or read them from the cache (same result); and what to tell about the search."""
+        args, mesh = self.args, self.meshes[k]
+        if self.grabnet is None:
+            return grasp_object(mesh, self.hand, args.grasps_per_object, args.seed, args.cache, sides(args)), []
+        found, notes = {}, []
+        for side in sides(args):
+            target = mesh if side == "right" else mirror_mesh(mesh)
+            grasps, note = remembered(
+                lambda generator, target=target: find_grabnet_grasps(
+                    target, self.hand, self.grabnet, args.grasps_per_object, generator),
+                target, self.hand, args.grasps_per_object, args.seed, args.cache, f"grabnet {self.grabnet.digest}",
+            )  # fmt: skip
+            found[side] = tuple(grasps)
+            notes.append(note if side == "right" else f"{note} (left hand)")
+        return GraspedObject(mesh, **found), notes
 
     def renderer_used(self, _: int) -> str:
         """What draws here, and why; the first task given to the pool."""
@@ -181,7 +207,7 @@ class SceneMaker:
         """Write the pictures of one scene; returns its complete records."""
         args = self.args
         if self.objects is None:
-            self.objects = graspable(args, [self.grasps_of(k) for k in range(len(self.meshes))])
+            self.objects = graspable(args, [self.grasps_of(k)[0] for k in range(len(self.meshes))])
             self.renderer = self.renderer or Renderer()
         generator = np.random.default_rng([args.seed, number])
         shares = np.array(list(args.content.values()))
@@ -289,9 +315,11 @@ def describe(args: argparse.Namespace, objects: list[GraspedObject]) -> dict[str
         "licences": {
             "hand": "MANO licence (non-commercial research)" if args.mano else "built-in hand: MIT, see hoi/assets",
             "objects": sorted({mesh.source for mesh in meshes}),
-        },
+        }
+        | ({"grasps": "GrabNet licence (non-commercial research)"} if args.grasp == "grabnet" else {}),
         "job": {flag: getattr(args, flag) for flag in JOB_FLAGS}
-        | {"hand": hand, "objects": [f"{m.object_id} {d}" for m, d in zip(meshes, digest, strict=True)]},
+        | {"hand": hand, "objects": [f"{m.object_id} {d}" for m, d in zip(meshes, digest, strict=True)]}
+        | ({"grasp": args.grasp} if args.grasp != "builtin" else {}),  # folders from before this flag go on
         "objects": [
             {"object_id": item.object_mesh.object_id, "category": item.object_mesh.category,
              "source": item.object_mesh.source,
@@ -305,11 +333,14 @@ def describe(args: argparse.Namespace, objects: list[GraspedObject]) -> dict[str
 
 def find_all_grasps(args: argparse.Namespace, meshes: list[ObjectMesh], run: Any) -> list[GraspedObject]:
     """Grasps of every object; objects without any are left out, and it is said; an error when none is left."""
-    found = list(tqdm(run("grasps_of", range(len(meshes))), "grasps", len(meshes), unit="object"))
+    results = list(tqdm(run("grasps_of", range(len(meshes))), "grasps", len(meshes), unit="object"))
+    found, notes = [item for item, _ in results], [note for _, lines in results for note in lines]
     good = graspable(args, found)
     bad = [item.object_mesh.object_id for item in found if not graspable(args, [item])]
     if not good:
-        raise ValueError(f"no grasp was found for any object ({', '.join(bad)}): are they 1 to 20 cm in size?")
+        message = f"no grasp was found for any object ({', '.join(bad)}): are they 1 to 20 cm in size?"
+        raise ValueError("\n".join([message, *notes]))
+    print("\n".join(notes), end="\n" if notes else "")
     if bad:
         print(f"left out, no grasp was found: {', '.join(bad)}")
     return good
@@ -330,6 +361,11 @@ def main(args: argparse.Namespace) -> None:
         report = check_folder(args.check, load_hand(args.mano) if args.mano else None)
         print(report)
         sys.exit(0 if report.ok else 1)
+    if args.mano:  # read here too, so that a bad file is refused before any worker starts
+        notes = load_hand(args.mano).notes
+        print("\n".join(notes), end="\n" if notes else "")
+    if args.grasp == "grabnet":
+        load_grabnet(args.grabnet)
     shapes = range(args.object_seed, args.object_seed + args.object_instances)
     meshes = collect_objects(args.object, shapes, args.category, args.units, args.up)
     for mesh in meshes:
