@@ -10,13 +10,13 @@ ROOT = Path(__file__).parent.parent
 SCRIPTS = ("train.py", "sample.py", "make_dataset.py")
 # A module imports only from modules before it.  Rooms in one string are one room, split for length.
 ORDER = """
-    command weight_files checkpoint hardware packing attention sheets
+    command weight_files checkpoint hardware clip_score packing attention sheets
     camera mano_file hand
     lathe families mesh_repair objects
     contact closing placing grasp grabnet trajectory
     zbuffer gl render conditions
     brushes scenery backgrounds words materials shading appearance
-    scene png_text dataset check geometry
+    scene png_text dataset dataset_writer check geometry
     text vae unet diffusion samplers model
     layouts diffusers_config weight_kinds weight_pieces public_weights weight_exports
     batches pictures stages prompts planning verify
