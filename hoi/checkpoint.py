@@ -1,5 +1,7 @@
 """Weight files.  safetensors or torch file <-> plain tensors under our names, strictly; training state, atomically.
 
+    python -m hoi.checkpoint FILE ...       # what each file is, whether it fits, what is missing
+
 Nothing here runs code from a file: torch files are read with weights_only=True.
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import runpy
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -157,3 +160,8 @@ def load_training_state(folder: str | Path) -> dict[str, Any] | None:
 def training_states(folder: str | Path) -> list[Path]:
     """Complete training states, oldest first."""
     return sorted(path for path in Path(folder).glob("state_*.pt") if re.fullmatch(r"state_\d+\.pt", path.name))
+
+
+if __name__ == "__main__":
+    # What a file is, is known further down the order of modules; as a command this one hands over.
+    runpy.run_module("hoi.public_weights", run_name="__main__", alter_sys=True)

@@ -44,7 +44,8 @@ class WeightFile(Mapping[str, Tensor]):
                 self.shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
                 self.metadata = dict(file.metadata() or {})
             except SafetensorError as error:
-                raise ValueError(f"{self.path} is not a readable safetensors file ({error}); is it complete?") from error
+                reason = f"({error}); is it complete?"
+                raise ValueError(f"{self.path} is not a readable safetensors file {reason}") from error
             return file.get_tensor
         tensors = only_tensors(load_torch_file(self.path, mapped=True), self.path)
         self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -1,0 +1,209 @@
+"""Weights that others trained.  Stable Diffusion 1.x, official HOIDiffusion, T2I-Adapter -> our network.  Sec. 3.3.
+
+    python -m hoi.public_weights FILE ...       # what each file is, whether it fits, what is missing
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from pathlib import Path
+
+import torch
+
+from hoi.checkpoint import sha256_of
+from hoi.diffusers_config import PARTS, read_folder_config
+from hoi.layouts import Sources
+from hoi.model import CONDITION_NAMES, HOIDiffusion, ModelConfig, own_config, sd1_config
+from hoi.weight_files import WeightFile
+from hoi.weight_kinds import (
+    DIFFUSERS_T2I_ADAPTER,
+    EMA_ONLY,
+    OFFICIAL_ADAPTER,
+    OWN,
+    SINGLE_FILE,
+    T2I_ADAPTER,
+    kind_of,
+)
+from hoi.weight_pieces import (
+    ADAPTER_FOLDERS,
+    Dtypes,
+    Piece,
+    adapter_folders,
+    check_piece,
+    diffusers_folder,
+    expected_shapes,
+    official_adapter,
+    read_pieces,
+    single_file,
+    t2i_adapter,
+)
+
+DIFFUSERS_FOLDER = "a diffusers folder"
+# What the official condition encoders learned from: normals of a depth that MiDaS estimated, not of rendered geometry.
+OFFICIAL_NORMAL_SOURCE = "midas"
+
+# --- loading ---
+
+
+def load_model(
+    path: str | Path,
+    adapter: str | Path | None = None,
+    config: ModelConfig | None = None,
+    device: str | torch.device = "cpu",
+    dtype: Dtypes = torch.float32,
+) -> HOIDiffusion:
+    """A model from any file or folder that holds a whole one, in eval mode.
+
+    path      a model of ours, a Stable Diffusion 1.x file (.safetensors, .ckpt; the official model_sd_N.ckpt too), or
+              a diffusers folder of Stable Diffusion 1.x
+    adapter   condition encoders: see `load_adapter`; None: those in `path`, if any
+    config    sizes, for files that do not say them (default: Stable Diffusion 1.x)
+    dtype     of all weights, or by part: {"unet": ..., "vae": ..., "text_encoder": ..., "condition_encoders": ...},
+              float32 for parts that are not named
+    Raises FileNotFoundError, PermissionError, or ValueError naming file, counts and first offending names; NaN too.
+    """
+    path = Path(path)
+    config, pieces, metadata = whole_model(path, config)
+    state = read_pieces(pieces, config, device, dtype)
+    model = HOIDiffusion.from_tensors(config, state)
+    model.metadata = metadata
+    if adapter is not None:
+        load_adapter(model, adapter)
+    return model
+
+
+def load_adapter(model: HOIDiffusion, path: str | Path) -> None:
+    """Give a model the condition encoders of a file: the official model_ad_N.pth, or the folder of an export.
+
+    They take dtype and device of the U-Net, and the place of condition encoders that were there.
+    Raises like load_model, and leaves the model alone then.
+    """
+    path = Path(path)
+    ours = list(expected_shapes(model.config, with_conditions=True))
+    if path.is_dir():
+        pieces = adapter_folders(path, ours)
+        if not pieces:
+            raise FileNotFoundError(f"{path} has no {', '.join(ADAPTER_FOLDERS.values())}")
+    else:
+        file = WeightFile(path)
+        if (kind := kind_of(file)) != OFFICIAL_ADAPTER:
+            hint = "; --init-branch takes it" if kind in (T2I_ADAPTER, DIFFUSERS_T2I_ADAPTER) else ""
+            raise ValueError(f"{path} is {kind}, expected {OFFICIAL_ADAPTER}{hint}")
+        pieces = [official_adapter(file, ours)]
+        model.metadata = model.metadata | {"normal_source": OFFICIAL_NORMAL_SOURCE}
+    like = model.unet.out[2].weight
+    state = read_pieces(pieces, model.config, like.device, like.dtype)
+    if model.condition_encoders is None:
+        model.add_condition_encoders()
+    model.condition_encoders.load_state_dict(
+        {name.removeprefix("condition_encoders."): tensor for name, tensor in state.items()}, strict=True, assign=True
+    )
+    model.metadata = model.metadata | {"stage": "hoi"}
+
+
+def init_branch(model: HOIDiffusion, branch: str, path: str | Path) -> None:
+    """Start one condition encoder from a T2I-Adapter file, in either spelling, for training.
+
+    branch   skeleton, normal or segmentation
+    """
+    if branch not in CONDITION_NAMES:
+        raise ValueError(f"{branch!r} is no condition; choose from {', '.join(CONDITION_NAMES)}")
+    if model.condition_encoders is None:
+        raise ValueError("a branch needs condition encoders; call add_condition_encoders first")
+    file = WeightFile(path)
+    kind, ours = kind_of(file), list(expected_shapes(model.config, with_conditions=True))
+    if kind not in (T2I_ADAPTER, DIFFUSERS_T2I_ADAPTER):
+        raise ValueError(f"{path} is {kind}, expected {T2I_ADAPTER}")
+    piece = t2i_adapter(file, ours, branch, saved_by_diffusers=kind == DIFFUSERS_T2I_ADAPTER)
+    like = model.unet.out[2].weight
+    state = read_pieces([piece], model.config, like.device, like.dtype)
+    prefix = f"condition_encoders.{branch}."
+    encoder = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    model.condition_encoders[branch].load_state_dict(encoder, strict=True)
+
+
+def source_hash(path: str | Path) -> str:
+    """SHA-256 of a weight file, or of the names and hashes of all weight and settings files of a folder."""
+    path = Path(path)
+    if not path.is_dir():
+        return sha256_of(path)
+    files = sorted(file for file in path.rglob("*") if file.suffix in (".safetensors", ".bin", ".json"))
+    lines = [f"{file.relative_to(path).as_posix()} {sha256_of(file)}" for file in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+# --- what is this file? ---
+
+
+def whole_model(path: Path, config: ModelConfig | None = None) -> tuple[ModelConfig, list[Piece], dict[str, str]]:
+    """Sizes of the model at `path`, the pieces that hold it (not yet compared with it), and its metadata."""
+    if path.is_dir():
+        if not (path / "unet").is_dir():
+            raise FileNotFoundError(f"{path} is no diffusers folder: unet/ is missing; expected {', '.join(PARTS)}")
+        config = read_folder_config(path)
+        pieces = diffusers_folder(path, config)
+        stage = "base" if len(pieces) == len(PARTS) else "hoi"
+        return config, pieces, _metadata(config, stage, path)
+    file = WeightFile(path)
+    if (kind := kind_of(file)) == OWN:
+        config = own_config(file)
+        names: Sources = {name: (name,) for name in expected_shapes(config, file.metadata["stage"] != "base")}
+        return config, [Piece(file, names)], file.metadata
+    if kind not in (SINGLE_FILE, EMA_ONLY):
+        raise ValueError(f"{path} is {kind}, expected a whole model: a Stable Diffusion 1.x file or folder")
+    kept = {name.removeprefix("hoi_"): value for name, value in file.metadata.items() if name.startswith("hoi_")}
+    if config is None:  # an export of ours says its sizes
+        config = ModelConfig.from_json(kept["config"]) if "config" in kept else sd1_config()
+    metadata = _metadata(config, "base", path) | kept | {"stage": "base"}
+    return config, [single_file(file, config, ema_only=kind == EMA_ONLY)], metadata
+
+
+def _metadata(config: ModelConfig, stage: str, path: Path) -> dict[str, str]:
+    digits = "".join(character for character in path.stem.partition("model_sd_")[2] if character.isdigit())
+    return {"preset": config.name, "stage": stage, "step": digits or "0", "command": f"read from {path.name}"}
+
+
+def describe(path: str | Path) -> str:
+    """What a file or folder is, and what it can be used for.  Raises like load_model when it does not fit."""
+    path = Path(path)
+    expected = expected_shapes(sd1_config(), with_conditions=True)
+    if not path.is_dir():
+        file = WeightFile(path)
+        kind = kind_of(file)
+        if kind == OFFICIAL_ADAPTER:
+            check_piece(official_adapter(file, list(expected)), expected)
+            return f"{kind}, complete ({len(file)} tensors); use with --base FILE --adapter {path}"
+        if kind in (T2I_ADAPTER, DIFFUSERS_T2I_ADAPTER):
+            check_piece(t2i_adapter(file, list(expected), "normal", kind == DIFFUSERS_T2I_ADAPTER), expected)
+            return f"{kind}, complete ({len(file)} tensors); start a branch with --init-branch NAME={path}"
+    config, pieces, metadata = whole_model(path)
+    expected = expected_shapes(config, with_conditions=True)
+    for piece in pieces:
+        check_piece(piece, expected)
+    count = sum(len(piece.file) for piece in pieces)
+    kind = DIFFUSERS_FOLDER if path.is_dir() else kind_of(pieces[0].file)
+    flag = "--checkpoint or --base" if kind == OWN else "--base"
+    parts = "with" if metadata["stage"] == "hoi" else "without"
+    return (
+        f"{kind}, complete ({count} tensors), sizes {config.name}, predicts {config.predicts}, {parts} condition"
+        f" encoders; use with {flag} {path}"
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m hoi.public_weights", description="Say what weight files are.")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="weight files, or folders of diffusers")
+    failed = 0
+    for path in parser.parse_args(arguments).files:
+        try:
+            print(f"{path}: {describe(path)}")
+        except (ValueError, OSError) as problem:
+            failed = 1
+            print(f"does not fit: {problem}", file=sys.stderr)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
