@@ -39,7 +39,8 @@ from tqdm import tqdm
 from hoi.appearance import sample_look
 from hoi.check import check_folder
 from hoi.command import positive, told_problems
-from hoi.dataset import PICTURE_FOLDERS, DatasetWriter, write_object, write_pictures
+from hoi.dataset import PICTURE_FOLDERS
+from hoi.dataset_writer import DatasetWriter, write_object, write_pictures
 from hoi.grabnet import find_grabnet_grasps, load_grabnet
 from hoi.grasp import DistanceField, remembered
 from hoi.hand import load_hand

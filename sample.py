@@ -31,7 +31,8 @@ from tqdm import tqdm
 from hoi.checkpoint import sha256_of
 from hoi.command import positive, told_problems
 from hoi.conditions import stack_conditions
-from hoi.dataset import RECORD_KEYS, DatasetWriter, complete_record, write_pictures
+from hoi.dataset import RECORD_KEYS
+from hoi.dataset_writer import DatasetWriter, complete_record, write_pictures
 from hoi.geometry import FolderGeometries, SceneGeometries
 from hoi.hand import load_hand
 from hoi.hardware import has_fast_bf16, keep_freed_memory

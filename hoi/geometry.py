@@ -21,9 +21,8 @@ from hoi.dataset import (
     load_object_mask,
     missing_files,
     read_records,
-    write_object,
-    write_pictures,
 )
+from hoi.dataset_writer import write_object, write_pictures
 from hoi.hand import HandModel
 from hoi.objects import ObjectMesh
 from hoi.render import Renderer

@@ -11,22 +11,20 @@ import pytest
 import trimesh
 from PIL import Image
 
-from hoi import dataset
+from hoi import dataset_writer
 from hoi.check import check_folder
 from hoi.conditions import SEGMENTATION_COLORS, Conditions
 from hoi.dataset import (
     PICTURE_FOLDERS,
-    DatasetWriter,
+    RECORD_KEYS,
     load_conditions,
     load_depth,
     load_image,
     load_mesh,
     load_object_mask,
     read_records,
-    write_object,
-    write_pictures,
-    write_records,
 )
+from hoi.dataset_writer import DatasetWriter, write_object, write_pictures, write_records
 from hoi.grasp import Grasp
 from hoi.hand import HandPose
 from hoi.objects import make_object
@@ -111,7 +109,7 @@ def test_file_name_is_the_first_key_and_unknown_values_are_null(tmp_path):
     assert line.startswith('{"file_name": null, ') and line.endswith("}\n")
     record = json.loads(line)
     assert record["category"] is None and record["keypoints_3d"] is None and record["extra"] == 1
-    assert set(dataset.RECORD_KEYS) <= set(record)
+    assert set(RECORD_KEYS) <= set(record)
 
 
 def test_records_without_conditions_have_black_ones(tmp_path):
@@ -252,7 +250,7 @@ def test_a_full_disk_leaves_no_half_record_wherever_it_strikes(tmp_path, monkeyp
         folder = tmp_path / str(room)
         writer = DatasetWriter(folder, {})
         with monkeypatch.context() as patch:
-            patch.setattr(dataset, "open", FullDisk(room), raising=False)
+            patch.setattr(dataset_writer, "open", FullDisk(room), raising=False)
             with pytest.raises(OSError, match="disk is full; finished records are safe"):
                 write(writer, 0, {"text": "x"}, **pictures())
         assert not any(name.endswith(".tmp") for name in files_of(folder))

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import sample
-from hoi import dataset, pictures
+from hoi import pictures
 from hoi.check import check_folder
 from hoi.checkpoint import load_model_file, save_model
 from hoi.dataset import load_conditions, load_image, read_records
@@ -290,7 +290,7 @@ def test_what_was_finished_before_a_fault_survives_and_the_same_command_continue
         return replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(dataset.os, "replace", failing)
+        patch.setattr(os, "replace", failing)
         message = failure(capsys, words)
     assert ("the disk is full" if fault == "disk full" else "interrupted") in message
     assert [record["index"] for record in read_records(tmp_path / "out")] == [0, 1]

@@ -13,7 +13,8 @@ import train
 from hoi import checkpoint, stages
 from hoi.batches import Share, TrainingSet, draw_indices
 from hoi.conditions import Conditions, stack_conditions
-from hoi.dataset import DatasetWriter, load_conditions, load_image, read_records, write_pictures
+from hoi.dataset import load_conditions, load_image, read_records
+from hoi.dataset_writer import DatasetWriter, write_pictures
 from hoi.model import HOIDiffusion, ModelConfig
 from hoi.pictures import PictureMaker, SamplingSettings
 from hoi.text import TextConfig

@@ -9,7 +9,7 @@ from hoi import verify
 from hoi.appearance import PALETTE
 from hoi.backgrounds import BACKGROUNDS
 from hoi.conditions import Conditions, draw_segmentation
-from hoi.dataset import DatasetWriter, write_pictures
+from hoi.dataset_writer import DatasetWriter, write_pictures
 
 SIDE = 32
 NAMES = sorted(BACKGROUNDS)
