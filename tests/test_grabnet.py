@@ -419,7 +419,7 @@ def test_another_hand_than_manos_is_refused(networks, can):
         find_grabnet_grasps(can, load_hand(), networks, 1, np.random.default_rng(0))
 
 
-SMALL = "--object can --object-seed 1 --object-instances 1 --grasps-per-object 2 --size 64 --num 3 --grasp grabnet"
+SMALL = "--object can --object-seed 1 --object-instances 1 --grasps-per-object 2 --size 64 --num 6 --grasp grabnet"
 
 
 def command(tmp_path, folder, mano_file):
@@ -429,13 +429,16 @@ def command(tmp_path, folder, mano_file):
 
 def test_make_dataset_draws_with_grabnet_and_writes_its_grasps(hand, can, known, mano_file, tmp_path, capsys):
     write_one_grasp(tmp_path / "grabnet", known, hand, can, seed=0)
-    make_dataset.run(command(tmp_path, tmp_path / "grabnet", mano_file))
-    assert "can_0001: GrabNet drew 16 hands, 16 were accepted" in capsys.readouterr().out
+    make_dataset.run([*command(tmp_path, tmp_path / "grabnet", mano_file), "--hand-side", "random"])
+    said = capsys.readouterr().out
+    assert re.findall(r"can_0001: GrabNet drew 16 hands, 16 were accepted.*", said) == [
+        "can_0001: GrabNet drew 16 hands, 16 were accepted" + side for side in ("", " (left hand)")]  # fmt: skip
     records = read_records(tmp_path / "out")
-    assert len(records) == 3
+    assert len(records) == 6 and {record["hand_side"] for record in records} == {"right", "left"}
     for record in records:
         assert record["hand_model"] == "mano" and record["hand_betas"] == [0] * 10 and record["grasp"]["force_closure"]
-        np.testing.assert_allclose(record["hand_pose"], known.hand_pose.hand_pose, atol=1e-5)
+        sign = np.tile([1, -1, -1], 15) if record["hand_side"] == "left" else 1
+        np.testing.assert_allclose(record["hand_pose"], sign * known.hand_pose.hand_pose, atol=1e-5)
     assert "GrabNet licence" in (tmp_path / "out" / "dataset.json").read_text()
 
 
