@@ -41,6 +41,7 @@ from hoi.check import check_folder
 from hoi.command import positive, told_problems
 from hoi.dataset import PICTURE_FOLDERS
 from hoi.dataset_writer import DatasetWriter, write_object, write_pictures
+from hoi.framing import FRAMINGS
 from hoi.grabnet import find_grabnet_grasps, load_grabnet
 from hoi.grasp import DistanceField, remembered
 from hoi.hand import load_hand
@@ -48,7 +49,6 @@ from hoi.objects import CATEGORIES, ObjectMesh, collect_objects
 from hoi.render import Renderer
 from hoi.scene import (
     CONTENTS,
-    FRAMINGS,
     GraspedObject,
     annotate,
     compose_scene,

@@ -33,6 +33,7 @@ from hoi.command import positive, told_problems
 from hoi.conditions import stack_conditions
 from hoi.dataset import RECORD_KEYS
 from hoi.dataset_writer import DatasetWriter, complete_record, write_pictures
+from hoi.framing import FRAMINGS
 from hoi.geometry import FolderGeometries, SceneGeometries
 from hoi.hand import load_hand
 from hoi.hardware import has_fast_bf16, keep_freed_memory
@@ -49,7 +50,6 @@ from hoi.prompts import (
     untaught_words,
 )
 from hoi.samplers import SAMPLERS
-from hoi.scene import FRAMINGS
 
 BUILT_IN = Path(__file__).parent / "hoi" / "assets" / "tiny.safetensors"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "hoidiffusion" / "grasps"

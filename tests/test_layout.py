@@ -16,7 +16,7 @@ ORDER = """
     contact closing placing grasp grabnet trajectory
     zbuffer gl render conditions
     brushes scenery backgrounds words materials shading appearance
-    scene png_text dataset dataset_writer check geometry
+    framing scene png_text dataset dataset_writer check geometry
     text vae unet diffusion samplers model
     layouts diffusers_config weight_kinds weight_pieces public_weights weight_exports
     batches pictures stages prompts planning verify

@@ -8,13 +8,13 @@ from scipy.spatial import cKDTree
 
 from hoi.appearance import sample_look
 from hoi.camera import project, sample_camera, transform_points
+from hoi.framing import WRIST_MARGIN, scale_camera
 from hoi.grasp import Grasp
 from hoi.hand import HandPose
 from hoi.objects import make_object
 from hoi.render import Renderer
 from hoi.scene import (
     MIN_VISIBLE,
-    WRIST_MARGIN,
     GraspedObject,
     annotate,
     compose_scene,
@@ -22,7 +22,6 @@ from hoi.scene import (
     mirror_mesh,
     plain_text,
     render_scene,
-    scale_camera,
     shade_scene,
 )
 
