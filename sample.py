@@ -4,6 +4,7 @@
     python sample.py --object path/to/mug.stl --prompt "A hand is grasping a pink {object} on the beach" --num 8
     python sample.py --data data/test --out out/test          # conditions and texts of a folder of make_dataset.py
     python sample.py --data data/test --prompts-file looks.txt --cond-scale normal=0.5 --out out/looks
+    python sample.py --base model_sd_5000.ckpt --adapter model_ad_5000.pth      # 512 px, the official release's weights
     python sample.py --no-conditions --checkpoint runs/base/model.safetensors --num 1000 --out data/background_buffer
     torchrun --nproc-per-node 2 sample.py --data data/test    # the same pictures, shared between processes
 
@@ -28,7 +29,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from hoi.checkpoint import sha256_of
+from hoi import public_weights
 from hoi.command import positive, told_problems
 from hoi.conditions import stack_conditions
 from hoi.dataset import RECORD_KEYS
@@ -49,6 +50,7 @@ from hoi.prompts import (
     read_prompts,
     untaught_words,
 )
+from hoi.public_weights import normals_differ, source_hash
 from hoi.samplers import SAMPLERS
 
 BUILT_IN = Path(__file__).parent / "hoi" / "assets" / "tiny.safetensors"
@@ -105,7 +107,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
                      help="share of the steps, from the noisiest on, that sees the conditions, 0 to 1")
     add("--num", type=positive, metavar="N", help="pictures (default: each combination of geometry and prompt once)")
     add("--seed", type=int, default=0)
-    add("--checkpoint", type=Path, default=BUILT_IN, metavar="FILE", help="weights (default: the built-in ones)")
+    add("--checkpoint", type=Path, metavar="FILE", help="weights trained here (default: the built-in ones)")
+    add("--base", type=Path, metavar="PATH", help="instead: a Stable Diffusion 1.x file (.safetensors, .ckpt) or a "
+        "diffusers folder, or an export of tools/export_weights.py")
+    add("--adapter", type=Path, metavar="FILE", help="condition encoders for --base: the official model_ad_N.pth")
     add("--out", type=Path, default=Path("out"), metavar="DIR", help="the dataset folder (default: %(default)s)")
     add("--batch-size", type=positive, metavar="B", help="pictures at once (default: 8; 2 for 512 px on a CPU or GPU)")
     add("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
@@ -117,6 +122,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--data and --object exclude each other: the folder has its own objects")
     if not args.conditions and (args.data is not None or args.object):
         parser.error("--no-conditions samples from text alone: drop --data or --object")
+    if args.base and args.checkpoint:
+        parser.error("--base and --checkpoint exclude each other: a checkpoint is a whole model")
+    if args.adapter and not args.base:
+        parser.error("--adapter belongs to a --base: a checkpoint has its own condition encoders")
     if args.prompt and args.prompts_file:
         parser.error("--prompt and --prompts-file exclude each other")
     if args.seed < 0 or not 0 <= args.cond_tau <= 1:
@@ -138,18 +147,27 @@ def choose_device(args: argparse.Namespace, rank: int) -> str:
     return f"cuda:{rank % torch.cuda.device_count()}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
 
 
-def load_model(args: argparse.Namespace, device: str) -> tuple[HOIDiffusion, Path, str]:
-    """The model, its file, and the name of the dtype that U-Net and condition encoders compute in."""
-    path = args.checkpoint / "model.safetensors" if args.checkpoint.is_dir() else args.checkpoint
-    if path == BUILT_IN and not path.is_file():
-        raise FileNotFoundError(f"the built-in weights {path} are missing: train them (README) or name --checkpoint")
-    model = HOIDiffusion.from_file(path, device).requires_grad_(False)
-    if args.conditions and model.condition_encoders is None:
-        raise ValueError(f"{path} is a base model without condition encoders: add --no-conditions or fine-tune it")
+def load_model(args: argparse.Namespace, device: str) -> tuple[HOIDiffusion, dict[str, str], str]:
+    """The model, name and hash of its files, and the dtype's name that U-Net and condition encoders compute in."""
     dtype = args.dtype
     if dtype == "auto":
         dtype = "bfloat16" if has_fast_bf16(device) else "float32"
-    return set_precision(model, DTYPES[dtype]), path, dtype
+    path = args.base or args.checkpoint or BUILT_IN
+    if path == BUILT_IN and not path.is_file():
+        raise FileNotFoundError(f"the built-in weights {path} are missing: train them (README) or name --checkpoint")
+    if args.base:
+        dtypes = dict.fromkeys(("unet", "condition_encoders"), DTYPES[dtype])
+        model = public_weights.load_model(path, args.adapter, device=device, dtype=dtypes)
+    else:
+        path = path / "model.safetensors" if path.is_dir() else path
+        model = HOIDiffusion.from_file(path, device)
+    if args.conditions and model.condition_encoders is None:
+        adapter = "give it --adapter," if args.base else "fine-tune it,"
+        raise ValueError(f"{path} is a base model without condition encoders: {adapter} or add --no-conditions")
+    files = {"name": path.name, "sha256": source_hash(path)}
+    if args.adapter:
+        files |= {"adapter": args.adapter.name, "adapter_sha256": source_hash(args.adapter)}
+    return set_precision(model.requires_grad_(False), DTYPES[dtype]), files, dtype
 
 
 def sampling_settings(args: argparse.Namespace, model: HOIDiffusion) -> SamplingSettings:
@@ -179,6 +197,13 @@ def choose_geometries(args: argparse.Namespace, model: HOIDiffusion) -> FolderGe
     )
 
 
+def normal_sources(geometries: FolderGeometries | SceneGeometries | None) -> set[str | None]:
+    """Where the normal maps come from: rendered here, or what the folder's records say."""
+    if isinstance(geometries, FolderGeometries):
+        return {record.get("normal_source") for record in geometries.records}
+    return set() if geometries is None else {"geometry"}
+
+
 def choose_prompts(args: argparse.Namespace, model: HOIDiffusion) -> list[str] | None:
     """None: every record of the folder with its own text."""
     if args.prompts_file is not None:
@@ -199,6 +224,7 @@ def digest(value: Any) -> str:
 def describe(args, settings, checkpoint, dtype, geometries, prompts) -> dict[str, Any]:
     """What goes to dataset.json; "job" decides the pictures, and another job must not continue in the same folder."""
     job = {"seed": args.seed, "checkpoint": checkpoint["sha256"], "dtype": dtype, **vars(settings)}
+    job |= {"adapter": checkpoint["adapter_sha256"]} if "adapter" in checkpoint else {}
     job |= {"prompts": None if prompts is None else digest(prompts), "conditions": args.conditions}
     licences: dict[str, Any] = {"weights": f"those of {checkpoint['name']}"}
     if isinstance(geometries, FolderGeometries):
@@ -299,11 +325,10 @@ def main(args: argparse.Namespace) -> None:
         torch.set_num_threads(args.threads)
     keep_freed_memory()
     device = choose_device(args, rank)
-    model, path, dtype = load_model(args, device)
+    model, checkpoint, dtype = load_model(args, device)
     config, settings = model.config, sampling_settings(args, model)
     geometries, prompts = choose_geometries(args, model), choose_prompts(args, model)
     requests = plan(geometries, prompts, args.num)
-    checkpoint = {"name": path.name, "sha256": sha256_of(path)}
     if world_size > 1:
         dist.init_process_group("gloo", timeout=timedelta(days=7))
     writer = open_folder(args, describe(args, settings, checkpoint, dtype, geometries, prompts), rank, world_size)
@@ -317,10 +342,12 @@ def main(args: argparse.Namespace) -> None:
     if config.name == "tiny" and (words := untaught_words([request.prompt for request in requests])):
         say(rank, f"hint: the tiny model was never taught the words {', '.join(words[:8])}")
     trained = f"{config.name}, stage {model.metadata.get('stage')}, step {model.metadata.get('step')}"
-    say(rank, f"{path} ({trained}), {dtype} on {device}; {settings.sampler}, {settings.num_inference_steps} steps, "
-        f"guidance {settings.guidance_scale:g}",
+    say(rank, f"{checkpoint['name']} ({trained}), {dtype} on {device}; {settings.sampler}, "
+        f"{settings.num_inference_steps} steps, guidance {settings.guidance_scale:g}",
         f"{len(requests)} pictures of {config.image_size} px -> {args.out}, "
         f"{len(requests) - len(todo)} are there already")  # fmt: skip
+    if warning := normals_differ(model, normal_sources(geometries)):
+        say(rank, warning)
     prepare_grasps(geometries, todo, rank)
     if isinstance(geometries, SceneGeometries):
         say(rank, f"conditions drawn by {geometries.renderer_used()}")

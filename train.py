@@ -4,6 +4,7 @@
     python train.py --stage text --data runs/toy/any --out runs/toy/text
     python train.py --stage base --data runs/toy/any --base runs/toy/vae/model.safetensors \\
                     --text-encoder-from runs/toy/text/model.safetensors --out runs/toy/base
+    python train.py --data data/train --reg-data data/buffer --base sd-v1-4.ckpt --out runs/hoi     # the paper's sizes
     python train.py --stage hoi  --data runs/toy/lab --reg-data runs/toy/buffer \\
                     --base runs/toy/base/model.safetensors --out runs/toy/hoi
     torchrun --nproc-per-node 8 train.py --stage hoi ...       # the paper: 8 GPUs, batch 8 each, 50,000 steps
@@ -34,6 +35,7 @@ from hoi import checkpoint, stages
 from hoi.batches import Share, TrainingSet
 from hoi.hardware import has_fast_bf16, keep_freed_memory
 from hoi.model import PRESETS, HOIDiffusion
+from hoi.public_weights import init_branch, load_adapter, load_model, source_hash
 from hoi.sheets import curve, smooth
 from hoi.words import words_in
 
@@ -62,7 +64,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--reg-weight", type=float, default=1.0, help="w_r of eq. 3 (default 1, Sec. 3.3)")
     add("--reg-batch-size", type=int, help="background pictures a process and step (default: --batch-size)")
-    add("--base", metavar="FILE", help="weights to start from; needed by stages base (its VAE) and hoi")
+    add("--base", metavar="PATH", help="weights to start from; needed by stages base (its VAE) and hoi: a model of "
+        "ours, a Stable Diffusion 1.x file (.safetensors, .ckpt) or a diffusers folder")
+    add("--adapter", metavar="FILE", help="condition encoders to go on from: the official model_ad_N.pth (stage hoi)")
+    add(
+        "--init-branch",
+        action="append",
+        metavar="NAME=FILE",
+        help="start one condition encoder from a T2I-Adapter file, e.g. normal=t2iadapter_depth_sd14v1.pth; may be"
+        " repeated for skeleton (..._openpose_...) and segmentation (..._seg_...) (stage hoi)",
+    )
     add("--text-encoder-from", metavar="FILE", help="take the text encoder from this file (stage base)")
     add("--preset", choices=PRESETS, default="tiny", help="network sizes when there is no --base (default tiny)")
     add("--out", required=True, metavar="DIR", help="folder for weights, state, log and previews")
@@ -106,18 +117,32 @@ def starting_model(args: argparse.Namespace) -> HOIDiffusion:
     """The model that the stage trains, on the CPU in fp32, from --base or fresh from the seed."""
     torch.manual_seed(args.seed)  # fresh weights only; every later number comes from (seed, step)
     if args.base:
-        model = HOIDiffusion.from_file(args.base)
+        model = load_model(args.base)
     elif args.stage in ("vae", "text"):
         model = HOIDiffusion(PRESETS[args.preset](), with_conditions=False)
     else:
         raise SystemExit(f"--stage {args.stage} needs --base FILE: the weights to start from (see --help)")
+    if (args.adapter or args.init_branch) and args.stage != "hoi":
+        raise ValueError(f"--adapter and --init-branch belong to stage hoi, not to {args.stage}")
     if args.text_encoder_from:
         other = HOIDiffusion.from_file(args.text_encoder_from, preset=model.config.name)
         model.text_encoder.load_state_dict(other.text_encoder.state_dict())
+    if args.adapter:
+        load_adapter(model, args.adapter)
     if args.stage == "hoi" and model.condition_encoders is None:
         print("the base has no condition encoders: fresh ones are added (Sec. 3.3)")
         model.add_condition_encoders()
+    for branch, path in branch_files(args).items():
+        init_branch(model, branch, path)
     return model.to(memory_format=torch.channels_last)
+
+
+def branch_files(args: argparse.Namespace) -> dict[str, str]:
+    """--init-branch NAME=FILE ... -> file by name of the condition."""
+    pairs = [word.partition("=") for word in args.init_branch or []]
+    if unclear := [name for name, _, path in pairs if not path]:
+        raise ValueError(f"--init-branch {unclear[0]!r} names no file; write NAME=FILE, e.g. normal=depth.pth")
+    return {name: path for name, _, path in pairs}
 
 
 def build_stage(args: argparse.Namespace, model: HOIDiffusion, share: Share, main_process: bool) -> nn.Module:
@@ -135,7 +160,7 @@ def build_stage(args: argparse.Namespace, model: HOIDiffusion, share: Share, mai
 
         return stages.TextStage(model, pictures, share, args.seed, meaning)
 
-    key = checkpoint.sha256_of(args.base)[:16]
+    key = source_hash(args.base)[:16]
     regularization = TrainingSet(args.reg_data, side, side) if args.reg_data else None
     folder = Path(args.out) / "latents"
     if main_process:
@@ -187,9 +212,16 @@ def averaged_weights(trained: dict[str, nn.Parameter], average: dict[str, torch.
             trained[name].data.copy_(value)
 
 
-def export(args: argparse.Namespace, model: HOIDiffusion, step: int) -> None:
+def export(args: argparse.Namespace, model: HOIDiffusion, stage: nn.Module, step: int) -> None:
+    """The weights, and in their metadata how they came about: command, files that they began from, kind of normals."""
     kind = "base" if model.condition_encoders is None else "hoi"
     extra = {"scaling_factor_measured": "yes"} if args.stage in ("base", "hoi") else {}
+    for name, path in {"base": args.base, "adapter": args.adapter, **branch_files(args)}.items():
+        if path:
+            extra |= {name: Path(path).name, f"{name}_sha256": source_hash(path)}
+    if kind == "hoi":
+        sources = {record.get("normal_source") for _, record in stage.pictures.entries} - {None}
+        extra |= {"normal_source": ",".join(sorted(sources))} if sources else {}
     model.save(Path(args.out) / "model.safetensors", step, kind, shlex.join(["train.py", *sys.argv[1:]]), **extra)
 
 
@@ -251,7 +283,7 @@ def train(args: argparse.Namespace) -> None:
         state = {"step": step, "args": vars(args), "weights": {k: v.detach() for k, v in trained.items()}}
         checkpoint.save_training_state(out, step, state | {"average": average, "optimizer": optimizer.state_dict()})
         with averaged_weights(trained, average):
-            export(args, model, step)
+            export(args, model, stage, step)
         write_curves(out)
 
     reader = ThreadPoolExecutor(max_workers=1)  # the next batch is read while this one is computed
@@ -319,7 +351,7 @@ def truncate_log(path: Path, step: int) -> None:
 def main() -> None:
     try:
         train(parse_args())
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         raise SystemExit(f"train.py: {error}") from error
     finally:
         if dist.is_initialized():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -124,6 +125,23 @@ def init_branch(model: HOIDiffusion, branch: str, path: str | Path) -> None:
     model.condition_encoders[branch].load_state_dict(encoder, strict=True)
 
 
+def normals_differ(model: HOIDiffusion, sources: Iterable[str | None]) -> str | None:
+    """A warning when the model learned from another kind of normal maps than it is to be given, else None.
+
+    sources   `normal_source` of the records ("geometry": rendered), None where a record does not say
+    """
+    learned = model.metadata.get("normal_source")
+    other = sorted({source for source in sources if source} - set((learned or "").split(",")))
+    if not learned or not other:
+        return None
+    hint = " (as in the official release; ignore this if the file is an export trained on others)"
+    return (
+        f"warning: the condition encoders learned from normal maps of source {learned!r}"
+        f"{hint if learned == OFFICIAL_NORMAL_SOURCE else ''}, these are of source {', '.join(map(repr, other))}:"
+        " expect less faithful pictures, or fine-tune with train.py"
+    )
+
+
 def source_hash(path: str | Path) -> str:
     """SHA-256 of a weight file, or of the names and hashes of all weight and settings files of a folder."""
     path = Path(path)
@@ -162,7 +180,13 @@ def whole_model(path: Path, config: ModelConfig | None = None) -> tuple[ModelCon
 
 def _metadata(config: ModelConfig, stage: str, path: Path) -> dict[str, str]:
     digits = "".join(character for character in path.stem.partition("model_sd_")[2] if character.isdigit())
-    return {"preset": config.name, "stage": stage, "step": digits or "0", "command": f"read from {path.name}"}
+    return {
+        "preset": config.name,
+        "stage": stage,
+        "step": digits or "0",
+        "command": f"read from {path.name}",
+        "scaling_factor_measured": "yes",  # it came with the VAE
+    }
 
 
 def describe(path: str | Path) -> str:

@@ -18,7 +18,7 @@ from PIL import Image
 import sample
 from hoi import pictures
 from hoi.check import check_folder
-from hoi.checkpoint import load_model_file, save_model
+from hoi.checkpoint import load_model_file, save_model, sha256_of
 from hoi.dataset import load_conditions, load_image, read_records
 from hoi.model import ConditionEncoders, HOIDiffusion, ModelConfig
 from hoi.png_text import webui_parameters
@@ -244,7 +244,7 @@ def test_sampling_flags_reach_the_record(tmp_path, checkpoint):
     record = generated(checkpoint, tmp_path, *words.split())[0]
     keys = ("num_inference_steps", "sampler", "guidance_scale", "seed", "negative_prompt")
     assert [record[key] for key in keys] == [2, "ddim", 1.5, 7, "fog"]
-    assert record["checkpoint"]["sha256"] == sample.sha256_of(checkpoint)
+    assert record["checkpoint"]["sha256"] == sha256_of(checkpoint)
 
 
 def test_the_default_negative_prompt_of_sd1_is_the_official_one():
@@ -328,7 +328,7 @@ def test_png_chunks_hold_the_parameters_and_the_whole_record(tmp_path, checkpoin
         found = parsed_by_a_web_ui(picture.text["parameters"])
     assert found == {
         "prompt": prompt, "negative": "dark, blurry", "Steps": "3", "Sampler": "DPM++ 2M", "CFG scale": "3.0",
-        "Seed": "3", "Size": "64x64", "Model hash": sample.sha256_of(checkpoint)[:10], "Model": "hoi.safetensors",
+        "Seed": "3", "Size": "64x64", "Model hash": sha256_of(checkpoint)[:10], "Model": "hoi.safetensors",
         "Picture index": "0",
     }  # fmt: skip
 
