@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-# Up to this many scores a head (query x key tokens), bf16 matrix products on a CPU beat torch's flash attention.
-PLAIN_ATTENTION_SCORES = 1024 * 1024
+from hoi.attention import attend
+from hoi.packing import Upsample
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,10 @@ class CachedContext:
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
 
+    def __len__(self) -> int:
+        """The batch B, as of the context itself."""
+        return len(self.keys[0])
+
 
 def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
     """Sinusoids (Vaswani et al. 2017), cosines first as in SD 1.x.  timesteps (B,) -> (B, width) float32."""
@@ -72,24 +76,6 @@ def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
     frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half)
     angles = timesteps.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=1)
-
-
-def plain_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v.  query (B, heads, N, d), key and value (B, heads, M, d) -> (B, heads, N, d)."""
-    scores = (query * query.shape[3] ** -0.5) @ key.transpose(2, 3)  # (B, heads, N, M)
-    return scores.softmax(dim=3) @ value
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The same as plain_attention, by whichever kernel is faster.
-
-    On a CPU in bf16 the matrix units make plain products 1.5 to 3 times faster than flash attention at SD's sizes up
-    to 1024 tokens, and backward 2 to 10 times; in fp32, and over the 4096 tokens of the finest level, flash wins.
-    """
-    on_cpu_in_bf16 = query.device.type == "cpu" and query.dtype == torch.bfloat16
-    if on_cpu_in_bf16 and query.shape[2] * key.shape[2] <= PLAIN_ATTENTION_SCORES:
-        return plain_attention(query, key, value)
-    return F.scaled_dot_product_attention(query, key, value)
 
 
 class Attention(nn.Module):
@@ -152,6 +138,7 @@ class TransformerBlock(nn.Module):
 
     def forward(self, tokens: Tensor, context: Tensor | CachedContext) -> Tensor:
         tokens = tokens + self.attn1(self.norm1(tokens))
+        tokens = repeat(tokens, len(context))  # the halves of a guided batch are equal until they meet their texts
         tokens = tokens + self.attn2(self.norm2(tokens), context)
         return tokens + self.ff(self.norm3(tokens))
 
@@ -170,7 +157,7 @@ class SpatialTransformer(nn.Module):
         height = x.shape[2]
         tokens = self.proj_in(self.norm(x)).permute(0, 2, 3, 1).flatten(1, 2)  # a view where x is channels-last
         tokens = self.transformer_blocks[0](tokens, context)
-        return x + self.proj_out(tokens.unflatten(1, (height, -1)).permute(0, 3, 1, 2))
+        return repeat(x, len(tokens)) + self.proj_out(tokens.unflatten(1, (height, -1)).permute(0, 3, 1, 2))
 
 
 class ResBlock(nn.Module):
@@ -191,7 +178,7 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if width_in == width_out else nn.Conv2d(width_in, width_out, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.in_layers(x) + self.emb_layers(embedding)[:, :, None, None]
+        h = self.in_layers(x) + self.emb_layers(embedding[: len(x)])[:, :, None, None]
         return self.skip_connection(x) + self.out_layers(h)
 
 
@@ -202,15 +189,6 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x)
-
-
-class Upsample(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
 class Block(nn.Sequential):
@@ -321,17 +299,19 @@ class UNet(nn.Module):
     ) -> Tensor:
         """Predict the noise in the latents.
 
-        latents        (B, 4, h, w)   h and w divisible by 2 ** (levels - 1)
-        timesteps      (B,)           int, 0 cleanest
-        context        (B, 77, C)     text, or what cache_context made of it
-        cond_features  maps (B', C_k, h / 2^k, w / 2^k), one per level, B a multiple of B'; feature k is added after the
-                       last block of level k, so that main path and skip connection both carry it; None: no conditions
+        latents        (B', 4, h, w)  h and w divisible by 2 ** (levels - 1)
+        timesteps      (B',)          int, 0 cleanest
+        context        (B, 77, C)     text, or what cache_context made of it; B a multiple of B': under guidance, where
+                       two texts share their latents, what comes before the first text is computed once
+        cond_features  maps (B'', C_k, h / 2^k, w / 2^k), one per level, B' a multiple of B''; feature k is added after
+                       the last block of level k, so that main path and skip connection both carry it; None: none
         returns eps    (B, 4, h, w)   in the dtype of latents
         Raises ValueError when a shape does not fit.
         """
-        self._check(latents, timesteps, cond_features)
+        self._check(latents, timesteps, len(context), cond_features)
         dtype = self.out[2].weight.dtype
         embedding = self.time_embed(timestep_embedding(timesteps, self.config.model_channels).to(dtype))
+        embedding = repeat(embedding, len(context))
         h, skips, features = latents.to(dtype), [], list(cond_features or [])
         for index, block in enumerate(self.input_blocks):
             h = self._run(block, h, embedding, context)
@@ -340,7 +320,7 @@ class UNet(nn.Module):
             skips.append(h)
         h = self._run(self.middle_block, h, embedding, context)
         for block in self.output_blocks:
-            h = self._run(block, torch.cat([h, skips.pop()], dim=1), embedding, context)
+            h = self._run(block, torch.cat([h, repeat(skips.pop(), len(h))], dim=1), embedding, context)
         return self.out(h).to(latents.dtype)
 
     def _run(self, block: Block, h: Tensor, embedding: Tensor, context: Tensor | CachedContext) -> Tensor:
@@ -348,7 +328,7 @@ class UNet(nn.Module):
             return checkpoint(block, h, embedding, context, use_reentrant=False)
         return block(h, embedding, context)
 
-    def _check(self, latents: Tensor, timesteps: Tensor, cond_features: Sequence[Tensor] | None) -> None:
+    def _check(self, latents: Tensor, timesteps: Tensor, texts: int, cond_features: Sequence[Tensor] | None) -> None:
         levels, (batch, channels, height, width) = len(self.config.channel_mult), latents.shape
         cell = 2 ** (levels - 1)
         if channels != self.config.in_channels or height % cell or width % cell:
@@ -358,17 +338,22 @@ class UNet(nn.Module):
             )
         if timesteps.shape != (batch,):
             raise ValueError(f"timesteps have shape {tuple(timesteps.shape)}, expected ({batch},), one per latent")
+        if texts % batch:
+            raise ValueError(f"the context has batch {texts}, expected a multiple of the latents' batch {batch}")
         if cond_features is not None and len(cond_features) != levels:
             raise ValueError(f"got {len(cond_features)} condition features, expected {levels}, one per U-Net level")
 
 
+def repeat(x: Tensor, batch: int) -> Tensor:
+    """x (B', ...) as often as it takes to a batch of B."""
+    return x if len(x) == batch else x.repeat(batch // len(x), *[1] * (x.ndim - 1))
+
+
 def tile(feature: Tensor, h: Tensor) -> Tensor:
     """Repeat a condition feature over the batch of h: under guidance both halves, uncond and cond, get it."""
-    repeats, rest = divmod(h.shape[0], feature.shape[0])
-    if rest or feature.shape[1:] != h.shape[1:]:
+    if h.shape[0] % feature.shape[0] or feature.shape[1:] != h.shape[1:]:
         raise ValueError(
             f"a condition feature is {tuple(feature.shape)} where the U-Net has {tuple(h.shape)};"
             " channels, height and width must agree and the batches must be multiples"
         )
-    feature = feature.to(h.dtype)
-    return feature if repeats == 1 else feature.repeat(repeats, 1, 1, 1)
+    return repeat(feature.to(h.dtype), len(h))

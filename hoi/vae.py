@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hoi.packing import Upsample
+
 
 @dataclass(frozen=True)
 class VAEConfig:
@@ -115,15 +117,6 @@ class Downsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # One pixel on the right and the bottom only: the published weights were trained with this lopsided padding.
         return self.conv(F.pad(x, (0, 1, 0, 1)))  # (B,C,h,w) -> (B,C,h/2,w/2)
-
-
-class Upsample(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # (B,C,h,w) -> (B,C,2h,2w)
 
 
 class Level(nn.Module):

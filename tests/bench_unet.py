@@ -1,66 +1,204 @@
-"""Speed of the full-size U-Net (random weights) beside diffusers' in the same process, as a ratio.
+"""Speed and memory of the full-size networks beside diffusers and transformers: same weights, dtype and memory format.
 
-    python tests/bench_unet.py                     # one guided evaluation at 512 px, bf16 where the hardware has it
-    python tests/bench_unet.py --repeats 5 --dtype float32
+    python tests/bench_unet.py                                # every part, about five minutes on two cores
+    python tests/bench_unet.py --parts unet-bf16 text         # some of them; no part takes more than 90 s
 
-Prints seconds (minimum over the repeats; the two take turns, so a change of the machine's load meets both) and ours
-divided by theirs.  Nothing is asserted: speed is shown, not tested.
+Prints a line a part: seconds of ours and theirs (minimum over the repeats; the two take turns in one process, so a
+change of the machine's load meets both), how many times faster ours is, peak memory of one evaluation (resident, each
+in a process of its own, Python and its libraries included: about 0.5 GB), and the largest difference between the two
+results in standard deviations of theirs.  Weights are random.  Nothing is asserted: speed is shown, not tested.
+
+The U-Net's part is one guided evaluation at 512 px as sampling does it: condition features and text keys and values are
+there already, and both halves share their latents.
 """
 
 import argparse
+import copy
+import functools
+import gc
+import json
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
-from hoi.hardware import has_fast_bf16, keep_freed_memory  # noqa: E402
+from hoi.hardware import keep_freed_memory  # noqa: E402
+from hoi.model import ConditionEncoders, tiny_config  # noqa: E402
+from hoi.packing import pack  # noqa: E402
+from hoi.text import TextConfig, TextEncoder, open_clip_from_hf  # noqa: E402
 from hoi.unet import UNet, UNetConfig  # noqa: E402
+from hoi.vae import VAE, VAEConfig  # noqa: E402
+
+BF16, FP32 = torch.bfloat16, torch.float32
+Pair = tuple[dict[str, nn.Module], dict[str, Callable[[nn.Module], Tensor]]]  # under "ours" and "theirs": module, call
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3, help="timed evaluations of each (default 3)")
-    parser.add_argument("--dtype", choices=("auto", "bfloat16", "float32"), default="auto")
-    parser.add_argument("--side", type=int, default=64, help="latent pixels (default 64: pictures of 512 px)")
-    return parser.parse_args()
+def random_weights(module: nn.Module) -> nn.Module:
+    """Cheap noise of a fitting size everywhere: one draw, cut to length, serves all tensors."""
+    noise = torch.randn(2**20 + 7)
+    for name, parameter in module.named_parameters():
+        values = noise.repeat(parameter.numel() // len(noise) + 1)[: parameter.numel()].view_as(parameter)
+        gain = float(parameter.ndim == 1 and name.endswith("weight"))
+        parameter.copy_(values * (0.1 if parameter.ndim == 1 else parameter[0].numel() ** -0.5) + gain)
+    return module.eval()
+
+
+def prepared(ours: nn.Module, theirs: nn.Module, dtype: torch.dtype) -> dict[str, nn.Module]:
+    modules = {"ours": ours, "theirs": theirs}
+    for module in modules.values():
+        module.to(dtype=dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
+    pack(ours)
+    return modules
+
+
+def unet_pair(dtype: torch.dtype) -> Pair:
+    from test_unet import diffusers_twin
+
+    config, side = UNetConfig(), 64
+    ours = random_weights(UNet(config))
+    modules = prepared(ours, diffusers_twin(ours), dtype)
+    latents, timesteps = torch.randn(1, 4, side, side, dtype=dtype), torch.tensor([500])
+    context = torch.randn(2, 77, config.context_dim, dtype=dtype)
+    features = [torch.randn(1, w, side >> k, side >> k, dtype=dtype) for k, w in enumerate(config.level_widths)]
+    cached = ours.cache_context(context)
+    both = [feature.repeat(2, 1, 1, 1).to(memory_format=torch.channels_last) for feature in features]
+    latents_twice = latents.repeat(2, 1, 1, 1).to(memory_format=torch.channels_last)
+
+    def call_theirs(unet: nn.Module) -> Tensor:
+        residuals = [feature.clone() for feature in both]  # diffusers empties the list
+        return unet(latents_twice, timesteps.repeat(2), context, down_intrablock_additional_residuals=residuals).sample
+
+    return modules, {"ours": lambda unet: unet(latents, timesteps, cached, features), "theirs": call_theirs}
+
+
+def tiny_pair(dtype: torch.dtype) -> Pair:
+    """The built-in model's U-Net, as sampled, beside itself without packed weights and shared latents."""
+    config = tiny_config().unet
+    ours = random_weights(UNet(config))
+    modules = prepared(ours, copy.deepcopy(ours), dtype)
+    latents, timesteps = torch.randn(4, 4, 32, 32), torch.randint(0, 1000, (4,))
+    cached = ours.cache_context(torch.randn(8, 77, config.context_dim, dtype=dtype))
+    features = [torch.randn(4, w, 32 >> k, 32 >> k, dtype=dtype) for k, w in enumerate(config.level_widths)]
+    calls = {
+        "ours": lambda unet: unet(latents, timesteps, cached, features),
+        "theirs": lambda unet: unet(latents.repeat(2, 1, 1, 1), timesteps.repeat(2), cached, features),
+    }
+    return modules, calls
+
+
+def conditions_pair(dtype: torch.dtype) -> Pair:
+    from test_model import diffusers_adapter
+
+    widths = UNetConfig().level_widths
+    ours = random_weights(ConditionEncoders(widths, unshuffle=8))
+    theirs = nn.ModuleList([diffusers_adapter(encoder, widths) for encoder in ours.values()])
+    images = [torch.rand(1, 3, 512, 512) for _ in range(3)]
+
+    def call_theirs(adapters: nn.ModuleList) -> Tensor:
+        maps = [adapter(image.to(dtype)) for adapter, image in zip(adapters, images, strict=True)]
+        return [sum(level) for level in zip(*maps, strict=True)][-1]
+
+    return prepared(ours, theirs, dtype), {"ours": lambda encoders: encoders(*images)[-1], "theirs": call_theirs}
+
+
+def decode_pair(dtype: torch.dtype) -> Pair:
+    from test_vae import diffusers_twin
+
+    ours = random_weights(VAE(VAEConfig()))
+    latents = torch.randn(1, 4, 64, 64, dtype=dtype)
+    calls = {
+        "ours": lambda vae: vae.decode(latents),
+        "theirs": lambda vae: vae.decode(latents / ours.config.scaling_factor).sample,
+    }
+    return prepared(ours, diffusers_twin(ours), dtype), calls
+
+
+def text_pair(dtype: torch.dtype) -> Pair:
+    from test_text import clip_twin
+
+    config = TextConfig()
+    theirs, ours = random_weights(clip_twin(config)), TextEncoder(config)
+    ours.load_state_dict(open_clip_from_hf(theirs.state_dict(), config))
+    ids = torch.randint(0, 49000, (2, 77))
+    calls = {"ours": lambda encoder: encoder(ids), "theirs": lambda encoder: encoder(ids).last_hidden_state}
+    return prepared(ours, theirs, dtype), calls
+
+
+PARTS: dict[str, tuple[str, Callable[[], Pair]]] = {
+    "unet-bf16": ("U-Net, guided, 512 px, bf16", functools.partial(unet_pair, BF16)),
+    "unet-fp32": ("U-Net, guided, 512 px, fp32", functools.partial(unet_pair, FP32)),
+    "conditions-bf16": ("three condition encoders, bf16", functools.partial(conditions_pair, BF16)),
+    "conditions-fp32": ("three condition encoders, fp32", functools.partial(conditions_pair, FP32)),
+    "decode-bf16": ("VAE decode, bf16", functools.partial(decode_pair, BF16)),
+    "decode-fp32": ("VAE decode, fp32", functools.partial(decode_pair, FP32)),
+    "text-bf16": ("text encoder, 2 prompts, bf16", functools.partial(text_pair, BF16)),
+    "text-fp32": ("text encoder, 2 prompts, fp32", functools.partial(text_pair, FP32)),
+    "tiny-bf16": ("tiny U-Net, 4 guided, bf16, beside unpacked", functools.partial(tiny_pair, BF16)),
+    "tiny-fp32": ("tiny U-Net, 4 guided, fp32, beside unpacked", functools.partial(tiny_pair, FP32)),
+}
+
+
+def peak_gigabytes() -> float:
+    """The most resident memory since the last reset, in 10^9 bytes."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024 / 1e9
 
 
 @torch.no_grad()
-def main(args: argparse.Namespace) -> None:
-    from diffusers import UNet2DConditionModel
-
+def measure(part: str, side: str, repeats: int) -> dict[str, float]:
+    """side "both": seconds and difference; "ours" or "theirs": peak memory of one evaluation."""
+    nn.Linear.reset_parameters = nn.Conv2d.reset_parameters = lambda self: None  # drawing them would take a minute
+    modules, calls = PARTS[part][1]()
+    if side != "both":
+        del modules["theirs" if side == "ours" else "ours"]
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of building the two
+        calls[side](modules[side])
+        return {f"{side}_gigabytes": peak_gigabytes()}
     keep_freed_memory()
-    dtype = torch.bfloat16 if args.dtype == "auto" and has_fast_bf16("cpu") else torch.float32
-    dtype = dtype if args.dtype == "auto" else getattr(torch, args.dtype)
-    ours = UNet(UNetConfig()).eval().to(dtype=dtype, memory_format=torch.channels_last)
-    theirs = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8).eval()
-    theirs = theirs.to(dtype=dtype, memory_format=torch.channels_last)
-    latents = torch.randn(2, 4, args.side, args.side, dtype=dtype).to(memory_format=torch.channels_last)
-    context = torch.randn(2, 77, 768, dtype=dtype)
-    widths = (320, 640, 1280, 1280)
-    features = [torch.randn(2, w, args.side >> k, args.side >> k, dtype=dtype) for k, w in enumerate(widths)]
-    timesteps, cached = torch.tensor([500, 500]), ours.cache_context(context)
-    runs = {
-        "ours": lambda: ours(latents, timesteps, cached, features),
-        "diffusers": lambda: theirs(
-            latents, timesteps, context, down_intrablock_additional_residuals=[f.clone() for f in features]
-        ),
-    }
-    seconds = {name: [] for name in runs}
-    for repeat in range(args.repeats + 1):
-        for name, run in runs.items():
+    results = {name: call(modules[name]) for name, call in calls.items()}  # warms up, too
+    difference = (results["ours"] - results["theirs"]).abs().max() / results["theirs"].std()
+    seconds = {name: [] for name in calls}
+    rounds = 0
+    while rounds < repeats or (sum(seconds["ours"]) < 1 and rounds < 50):
+        rounds += 1
+        for name, call in calls.items():
             begin = time.perf_counter()
-            run()
-            if repeat:  # the first call of each warms up
-                seconds[name].append(time.perf_counter() - begin)
-    best = {name: min(values) for name, values in seconds.items()}
-    print(f"guided evaluation, batch 2, {8 * args.side} px, {dtype}, {torch.get_num_threads()} threads")
-    ratio = best["ours"] / best["diffusers"]
-    print(f"ours {best['ours']:.2f} s, diffusers {best['diffusers']:.2f} s, ratio {ratio:.2f}")
+            call(modules[name])
+            seconds[name].append(time.perf_counter() - begin)
+    return {name: min(values) for name, values in seconds.items()} | {"difference": difference.item()}
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.side:
+        print(json.dumps(measure(args.parts[0], args.side, args.repeats)))
+        return
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(
+        "| part | ours s | theirs s | times faster | ours GB | theirs GB | difference |\n|---|---|---|---|---|---|---|"
+    )
+    for part in args.parts:
+        found: dict[str, float] = {}
+        for side in ("both", "ours", "theirs")[: 3 if args.memory else 1]:
+            command = [sys.executable, __file__, "--parts", part, "--side", side, "--repeats", str(args.repeats)]
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            found |= json.loads(output.splitlines()[-1])
+        memory = [f"{found[name]:.2f}" if name in found else "" for name in ("ours_gigabytes", "theirs_gigabytes")]
+        cells = [PARTS[part][0], f"{found['ours']:.3f}", f"{found['theirs']:.3f}",
+                 f"{found['theirs'] / found['ours']:.2f}", *memory, f"{found['difference']:.1e}"]  # fmt: skip
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (default all)")
+    parser.add_argument("--repeats", type=int, default=3, help="timed evaluations of each at least (default 3)")
+    parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True, help="measure memory, too")
+    parser.add_argument("--side", choices=("both", "ours", "theirs"), help="internal: one measurement in this process")
+    main(parser.parse_args())

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 
 from hoi import unet as unet_module
+from hoi.attention import plain_attention, sliced_attention
 from hoi.unet import UNet, UNetConfig, timestep_embedding
 
 SMALL = UNetConfig(
@@ -109,7 +110,9 @@ def diffusers_twin(unet: UNet) -> UNet2DConditionModel:
 
 
 @pytest.mark.parametrize(
-    "attention", [F.scaled_dot_product_attention, unet_module.plain_attention], ids=["sdpa", "plain"]
+    "attention",
+    [F.scaled_dot_product_attention, plain_attention, sliced_attention],
+    ids=["sdpa", "plain", "sliced"],
 )
 @torch.no_grad()
 def test_unet_equals_diffusers_with_and_without_condition_features(monkeypatch, attention):
@@ -245,6 +248,25 @@ def test_frozen_encoder_passes_gradients_to_the_features_and_keeps_nothing_befor
     assert {id(p) for p in trained} == {id(p) for name, p in unet.named_parameters() if name.startswith("out")}
 
 
+@torch.no_grad()
+def test_latents_shared_by_two_texts_equal_their_repetition():
+    config = UNetConfig(
+        model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(1,), num_heads=4, context_dim=24
+    )
+    for unet in (UNet(SMALL), UNet(config)):  # in the second the halves part only at level 1
+        fill(unet, seed=8)
+        latents, timesteps, context, features = make_inputs(unet.config)
+        context = torch.cat([context.flip(0), context])
+        repeated = unet(latents.repeat(2, 1, 1, 1), timesteps.repeat(2), context, features)
+        rows: list[int] = []
+        for block in unet.input_blocks:
+            block.register_forward_hook(lambda _, args, result, rows=rows: rows.append(len(result)))
+        shared = unet(latents, timesteps, unet.cache_context(context), features)
+        torch.testing.assert_close(shared, repeated, atol=1e-5, rtol=0)
+        first_text = 1 + 2 * unet.config.attention_levels[0]  # input blocks before it
+        assert rows[:first_text] == [2] * first_text and rows[-1] == 4
+
+
 def test_timestep_embedding_has_cosines_first():
     embedding = timestep_embedding(torch.tensor([0, 7]), 4)  # frequencies 1 and 0.01
     expected = [[1, 1, 0, 0], [0.7539022543, 0.9975510003, 0.6569865987, 0.0699428473]]
@@ -258,6 +280,8 @@ def test_wrong_shapes_are_refused_with_what_was_expected():
         unet(latents[..., :12], timesteps, context)
     with pytest.raises(ValueError, match=r"timesteps have shape \(1,\), expected \(2,\)"):
         unet(latents, timesteps[:1], context)
+    with pytest.raises(ValueError, match="context has batch 3, expected a multiple of the latents' batch 2"):
+        unet(latents, timesteps, context[[0, 0, 1]])
     with pytest.raises(ValueError, match="got 3 condition features, expected 4"):
         unet(latents, timesteps, context, features[:3])
     with pytest.raises(ValueError, match="channels, height and width must agree"):

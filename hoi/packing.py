@@ -1,0 +1,133 @@
+"""Weights in the order in which oneDNN reads them.  trained layers -> the same layers for evaluation only, faster.
+
+PyTorch keeps weights as they are trained and, on a CPU, lays them out anew in every call.  The operators below do it
+once.  They are PyTorch's own but private (its compiler emits them), so everything here has a plain fall-back.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class PackedLinear(nn.Module):
+    """An nn.Linear that can only be evaluated.  (..., C_in) -> (..., C_out)."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        # Plain attributes: a packed weight can be neither saved nor trained nor cast.
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach())
+        self.bias = None if layer.bias is None else layer.bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+
+class PackedConv2d(nn.Module):
+    """An nn.Conv2d that can only be evaluated.  (B, C_in, h, w) -> (B, C_out, h', w'), channels-last."""
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        super().__init__()
+        self.geometry = (list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups)
+        self.weight = torch.ops.mkldnn._reorder_convolution_weight(layer.weight.detach(), *self.geometry)
+        self.bias = None if layer.bias is None else layer.bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *self.geometry, "none", [], "")
+
+
+class Upsample(nn.Module):
+    """Every pixel four times, then a 3x3 convolution.  (B, C, h, w) -> (B, C, 2h, 2w).  Plain; it trains."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class PackedUpsample(nn.Module):
+    """An Upsample that can only be evaluated, with 4/9 of the multiplications.
+
+    A 3x3 window over repeated pixels sees only 2x2 different ones; which weights meet on one of them depends on whether
+    the window's row and column are even or odd.  So one 2x2 convolution makes four kinds of pixels, which interleave.
+    """
+
+    def __init__(self, layer: Upsample) -> None:
+        super().__init__()
+        conv = layer.conv
+        # even and odd (a, b), row and column of the 2x2 window (p, q), of the 3x3 window (r, c)
+        sums = torch.tensor([[[1.0, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
+        weight = torch.einsum("apr,bqc,oirc->aboipq", sums, sums, conv.weight.detach().float())
+        kinds = nn.utils.skip_init(nn.Conv2d, conv.in_channels, 4 * conv.out_channels, 2, padding=1)
+        kinds.weight.data = weight.flatten(0, 2).to(conv.weight.dtype)
+        kinds.bias.data = conv.bias.detach().repeat(4)
+        self.kinds = PackedConv2d(kinds)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, _, height, width = x.shape
+        kinds = self.kinds(x).unflatten(1, (2, 2, -1))  # (B, 2, 2, C, h + 1, w + 1)
+        shape = batch, kinds.shape[3], 2 * height, 2 * width
+        result = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+        for a, b in itertools.product((0, 1), repeat=2):
+            result[:, :, a::2, b::2] = kinds[:, a, b, :, a : a + height, b : b + width]
+        return result
+
+
+FORMS = {nn.Linear: PackedLinear, nn.Conv2d: PackedConv2d, Upsample: PackedUpsample}
+
+
+@functools.cache
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether the private operators exist here, take this dtype and compute what the plain ones do."""
+    if dtype not in (torch.float32, torch.bfloat16):
+        return False
+    values = torch.linspace(-1, 1, 16 * 16).to(dtype).view(16, 16)
+    linear, conv = nn.Linear(16, 16, bias=False), nn.Conv2d(1, 16, 4, bias=False)
+    linear.weight.data, conv.weight.data = values, values.view(16, 1, 4, 4)
+    try:
+        packed = PackedLinear(linear)(values), PackedConv2d(conv)(values.view(16, 1, 4, 4)).flatten(1)
+    except (AttributeError, RuntimeError, TypeError):  # renamed or absent, not for this machine, other arguments
+        return False
+    return all(torch.allclose(result, F.linear(values, values), rtol=0.02, atol=0.02) for result in packed)
+
+
+def packed(layer: nn.Module) -> nn.Module:
+    """The packed form of one layer, or the layer itself where there is none."""
+    form = FORMS.get(type(layer))  # exact types: a subclass may be used by its weight instead of by its forward
+    if form is None or not all(p.device.type == "cpu" and can_pack(p.dtype) for p in layer.parameters()):
+        return layer
+    if form is PackedConv2d and max(layer.kernel_size) == 1:
+        return layer  # gains nothing, and packed without knowing the picture's size it is up to 50 times slower
+    return form(layer)
+
+
+def pack(module: nn.Module) -> nn.Module:
+    """Replace the linear layers and convolutions inside a module by packed ones, in place, and return the module.
+
+    Only for evaluation on a CPU, after the last change of dtype: packed weights are in no state_dict and have no
+    gradient.  A layer for which there is no packed form (device, dtype, PyTorch's version) stays as it is.
+    """
+    for name, layer in list(module.named_children()):
+        form = packed(layer)
+        if form is layer:
+            pack(layer)
+        else:
+            setattr(module, name, form)
+    return module
+
+
+def multiply_transposed(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b.T by oneDNN, which beats PyTorch's choice in float32 on some CPUs by two.  (N,K), (M,K) -> (N,M).
+
+    Without gradient.
+    """
+    if a.device.type == "cpu" and can_pack(a.dtype):
+        # Contiguous, because oneDNN computes with a strided second factor a hundred times slower.
+        return torch.ops.mkldnn._linear_pointwise(a, b.contiguous(), None, "none", [], "")
+    return a @ b.T
