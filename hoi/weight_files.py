@@ -17,7 +17,7 @@ from torch import Tensor
 
 MAX_KEYS_SHOWN = 5
 # A mapped file counts as this process's memory page by page as it is read; so it is mapped anew every so many bytes.
-REMAP_BYTES = 256 << 20
+REMAP_BYTES = 96 << 20
 ZIP_MAGIC, GIT_LFS_MAGIC = b"PK\x03\x04", b"version https://git-lfs"
 
 
