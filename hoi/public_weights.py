@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from hoi.checkpoint import sha256_of
-from hoi.diffusers_config import PARTS, read_folder_config
+from hoi.diffusers_config import PARTS, SCHEDULER_FILE, read_folder_config
 from hoi.layouts import Sources
 from hoi.model import CONDITION_NAMES, HOIDiffusion, ModelConfig, own_config, sd1_config
 from hoi.weight_files import WeightFile
@@ -143,11 +143,13 @@ def normals_differ(model: HOIDiffusion, sources: Iterable[str | None]) -> str | 
 
 
 def source_hash(path: str | Path) -> str:
-    """SHA-256 of a weight file, or of the names and hashes of all weight and settings files of a folder."""
+    """SHA-256 of a weight file, or of names and hashes of the weight and settings files in a folder's parts."""
     path = Path(path)
     if not path.is_dir():
         return sha256_of(path)
-    files = sorted(file for file in path.rglob("*") if file.suffix in (".safetensors", ".bin", ".json"))
+    parts = (*PARTS, SCHEDULER_FILE.parent, *ADAPTER_FOLDERS.values())
+    found = (file for part in parts for file in (path / part).glob("*"))
+    files = sorted(file for file in found if file.suffix in (".safetensors", ".bin", ".json"))
     lines = [f"{file.relative_to(path).as_posix()} {sha256_of(file)}" for file in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -163,7 +165,7 @@ def whole_model(path: Path, config: ModelConfig | None = None) -> tuple[ModelCon
         config = read_folder_config(path)
         pieces = diffusers_folder(path, config)
         stage = "base" if len(pieces) == len(PARTS) else "hoi"
-        return config, pieces, _metadata(config, stage, path)
+        return config, pieces, _metadata(config, stage, path) | _kept_metadata(pieces[0].file) | {"stage": stage}
     file = WeightFile(path)
     if (kind := kind_of(file)) == OWN:
         config = own_config(file)
@@ -171,11 +173,16 @@ def whole_model(path: Path, config: ModelConfig | None = None) -> tuple[ModelCon
         return config, [Piece(file, names)], file.metadata
     if kind not in (SINGLE_FILE, EMA_ONLY):
         raise ValueError(f"{path} is {kind}, expected a whole model: a Stable Diffusion 1.x file or folder")
-    kept = {name.removeprefix("hoi_"): value for name, value in file.metadata.items() if name.startswith("hoi_")}
+    kept = _kept_metadata(file)
     if config is None:  # an export of ours says its sizes
         config = ModelConfig.from_json(kept["config"]) if "config" in kept else sd1_config()
     metadata = _metadata(config, "base", path) | kept | {"stage": "base"}
     return config, [single_file(file, config, ema_only=kind == EMA_ONLY)], metadata
+
+
+def _kept_metadata(file: WeightFile) -> dict[str, str]:
+    """What an export of ours remembers of the training, in a file of another layout."""
+    return {name.removeprefix("hoi_"): value for name, value in file.metadata.items() if name.startswith("hoi_")}
 
 
 def _metadata(config: ModelConfig, stage: str, path: Path) -> dict[str, str]:

@@ -78,8 +78,8 @@ def export_single(model: HOIDiffusion, path: str | Path, half: bool = False) -> 
 
     The sizes stand in the metadata (`hoi_config`), for reading it back.
     """
-    metadata = {f"hoi_{name}": value for name, value in model.metadata.items() if name != "config"}
-    metadata |= {"format": "pt", "hoi_config": model.config.to_json(), "prediction_type": _prediction(model.config)}
+    metadata = _kept_metadata(model) | {"hoi_config": model.config.to_json()}
+    metadata |= {"prediction_type": _prediction(model.config)}
     save_model(path, _single_file_state(model, layouts.TEXT_PREFIX, half), metadata)
 
 
@@ -111,7 +111,7 @@ def export_diffusers(model: HOIDiffusion, folder: str | Path, half: bool = False
         raise FileExistsError(f"{folder} exists already; name a folder that does not")
     texts = {path: _json(settings) for path, settings in folder_config(model.config).items()}
     texts |= {"model_index.json": _json(MODEL_INDEX), "README.md": _readme(model, folder.name), **_tokenizer_files()}
-    state, metadata = _state(model, half), {"format": "pt"}
+    state, metadata = _state(model, half), _kept_metadata(model)
     unet = layouts.diffusers_unet_names(state, model.config.unet)
     vae = layouts.diffusers_vae_names(state, model.config.vae)
     text = {ours: tuple(f"text_model.{key}" for key in keys)
@@ -150,6 +150,11 @@ def schedule_buffers(config: ModelConfig) -> dict[str, Tensor]:
         (1 - before) * alphas.sqrt() / (1 - abar),
     )  # fmt: skip
     return {name: value.float() for name, value in zip(layouts.SCHEDULE_BUFFERS, values, strict=True)}
+
+
+def _kept_metadata(model: HOIDiffusion) -> dict[str, str]:
+    """How the model was trained, for a file of another layout; "format" is what transformers asks for."""
+    return {"format": "pt"} | {f"hoi_{name}": value for name, value in model.metadata.items() if name != "config"}
 
 
 def _state(model: HOIDiffusion, half: bool) -> dict[str, Tensor]:

@@ -160,6 +160,7 @@ def test_every_format_read_back_gives_the_same_bits(tmp_path, half):
     for path in ("own.safetensors", "folder"):
         loaded = load_model(tmp_path / path)
         assert_same(loaded, model)
+        assert model.metadata.items() <= loaded.metadata.items()
         assert replace(loaded.config, name=V_CONFIG.name) == V_CONFIG
     single = load_model(tmp_path / "single.safetensors")
     assert single.config == V_CONFIG and single.metadata["command"] == "train.py --data x"
