@@ -232,7 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{path}: {describe(path)}")
         except (ValueError, OSError) as problem:
             failed = 1
-            print(f"does not fit: {problem}", file=sys.stderr)
+            print(problem, file=sys.stderr)
     return failed
 
 

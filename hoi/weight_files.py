@@ -84,7 +84,7 @@ def load_torch_file(path: str | Path, mapped: bool = False) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_zip)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError and others for damaged files
         reason = str(error).splitlines()[0] if str(error) else "no details"
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+        if "GLOBAL" in str(error) or "Unsupported class" in str(error):
             reason = f"it names code that is not allowed to run: {_offence(str(error))}"
         raise ValueError(f"{path} is not a readable torch file ({type(error).__name__}: {reason})") from error
     if not isinstance(content, Mapping):
@@ -94,7 +94,7 @@ def load_torch_file(path: str | Path, mapped: bool = False) -> dict[str, Any]:
 
 def _offence(message: str) -> str:
     """The sentence of torch's long message that names what the pickle asked for."""
-    lines = [line.strip() for line in message.splitlines() if "Unsupported" in line or "GLOBAL" in line]
+    lines = [line.strip() for line in message.splitlines() if "GLOBAL" in line or "Unsupported class" in line]
     return lines[0][:200]
 
 
