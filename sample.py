@@ -40,6 +40,7 @@ from hoi.hand import load_hand
 from hoi.hardware import has_fast_bf16, keep_freed_memory
 from hoi.model import CONDITION_NAMES, HOIDiffusion
 from hoi.objects import CATEGORIES, collect_objects
+from hoi.packing import pack
 from hoi.pictures import PictureMaker, SamplingSettings, join_features, set_precision
 from hoi.planning import Request, plan
 from hoi.png_text import png_text
@@ -167,7 +168,7 @@ def load_model(args: argparse.Namespace, device: str) -> tuple[HOIDiffusion, dic
     files = {"name": path.name, "sha256": source_hash(path)}
     if args.adapter:
         files |= {"adapter": args.adapter.name, "adapter_sha256": source_hash(args.adapter)}
-    return set_precision(model.requires_grad_(False), DTYPES[dtype]), files, dtype
+    return pack(set_precision(model.requires_grad_(False), DTYPES[dtype])), files, dtype
 
 
 def sampling_settings(args: argparse.Namespace, model: HOIDiffusion) -> SamplingSettings:

@@ -110,6 +110,16 @@ def test_every_attention_is_softmax_of_scores_times_values(monkeypatch, dtype):
         )
 
 
+@pytest.mark.parametrize("offset", [-300.0, -60.0, 0.0, 60.0, 300.0])
+def test_scores_far_from_zero_change_no_attention(offset):
+    query, key, value = (normal(1, 2, n, 8, seed=n).double() for n in (6, 9, 10))
+    value = value[:, :, :9]
+    query[..., 0], key[..., 0] = 8**0.5, offset  # shifts every score alike, which softmax does not see
+    expected = plain_attention(query, key, value)
+    attended = sliced_attention(query.float(), key.float(), value.float())
+    torch.testing.assert_close(attended.double(), expected, atol=1e-4, rtol=0)
+
+
 def test_slices_are_taken_only_where_no_gradient_is_wanted(monkeypatch):
     calls: list[int] = []
     monkeypatch.setattr("hoi.attention.MIN_SLICED_SCORES", 1)
