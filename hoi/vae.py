@@ -225,14 +225,6 @@ class VAE(nn.Module):
         return self.decoder(self.post_quant_conv(z))
 
 
-def latent_scaling_factor(latents: Tensor) -> float:
-    """1 / standard deviation of unscaled latents (N,Z,h,w): the `scaling_factor` that belongs to them.
-
-    Source: Rombach et al. 2022, appendix on scaling latent spaces (there from the first batch).
-    """
-    return 1.0 / latents.double().std().item()
-
-
 def vae_loss(
     vae: VAE,
     image: Tensor,
@@ -241,7 +233,7 @@ def vae_loss(
     l1_weight: float = 1.0,
     gradient_weight: float = 1.0,
     squared_weight: float = 1.0,
-    average_weight: float = 30.0,
+    average_weight: float = 3.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Training loss of the autoencoder, a weighted sum of reconstruction terms and a small KL term.
 
