@@ -1,9 +1,11 @@
-"""Make a dataset folder: object meshes in; grasps, views, condition images and full 3D annotation out.
+"""Make a dataset folder: object meshes or real pictures in; condition images and full 3D annotation out.
 
     python make_dataset.py                                          # 100 records of mug, bowl, bottle, can in ./data
     python make_dataset.py --object scans/mug.stl scans/ --num 500 --size 512 --out data/scans
     python make_dataset.py --object mug --frames 12 --num 120 --out data/approach       # ten whole trajectories
     python make_dataset.py --shade --looks 4 --size 128 --framing tight --num 4000 --out data/toy   # with pictures
+    python make_dataset.py --dexycb DexYCB --split s0 train --mano MANO_RIGHT.pkl --workers 8 --out data/dexycb
+    python make_dataset.py --csv train.csv --normals estimated --out data/hoi4d         # the authors' own format
     python make_dataset.py --check data/toy
 
 It prints what it found in the meshes, a progress bar with the time left, and what to look at (grid.png).  Running the
@@ -24,10 +26,11 @@ import platform
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -37,15 +40,21 @@ import torch
 from tqdm import tqdm
 
 from hoi.appearance import sample_look
+from hoi.captions import CAPTION_FILE, Captioner, apply_captions, caption_folder, read_captions
 from hoi.check import check_folder
 from hoi.command import positive, told_problems
-from hoi.dataset import PICTURE_FOLDERS
+from hoi.dataset import PICTURE_FOLDERS, read_records
 from hoi.dataset_writer import DatasetWriter, write_object, write_pictures
+from hoi.depth_normals import DPT_HYBRID
+from hoi.dexycb import DexYCB
+from hoi.frame_converter import MARGIN, MIN_AREA, STROKES, FrameConverter
 from hoi.framing import FRAMINGS
 from hoi.grabnet import find_grabnet_grasps, load_grabnet
 from hoi.grasp import DistanceField, remembered
 from hoi.hand import load_hand
+from hoi.ho3d import HO3D
 from hoi.objects import CATEGORIES, ObjectMesh, collect_objects
+from hoi.official_csv import OfficialCSV
 from hoi.render import Renderer
 from hoi.scene import (
     CONTENTS,
@@ -59,6 +68,7 @@ from hoi.scene import (
     scene_conditions,
     shade_scene,
 )
+from hoi.sources import NORMALS, RejectionLog, Source, check_needs, summary
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "hoidiffusion" / "grasps"
 # What decides the records; a folder begun with other values is refused instead of mixed.
@@ -66,6 +76,26 @@ JOB_FLAGS = (
     "frames", "start_distance", "trajectory", "size", "official_view", "framing", "hand_side", "seed", "content",
     "grasps_per_object", "shade", "looks", "style", "paraphrase", "text", "keep_outside",
 )  # fmt: skip
+PICTURE_JOB_FLAGS = (
+    "split", "subjects", "sequences", "cameras", "frame_range", "shuffle", "size", "margin", "paint_objects", "normals",
+    "strokes", "min_area", "text",
+)  # fmt: skip
+BLOCK = 1024  # frames handed to the pool at once: half a million waiting calls would cost a gigabyte
+
+
+def parse_range(word: str) -> str:
+    try:
+        slice_of(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{word!r} is no START:STOP:STEP of whole numbers, e.g. 20:60:4") from None
+    return word
+
+
+def slice_of(word: str) -> slice:
+    """START:STOP:STEP as Python writes it; a single number is that frame alone."""
+    if ":" not in word:
+        return slice(int(word), int(word) + 1)
+    return slice(*(int(part) if part else None for part in word.split(":")))
 
 
 def parse_content(word: str) -> tuple[str, float]:
@@ -133,8 +163,54 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
                       help="word some captions differently; --no-paraphrase gives the paper's template always")
     look.add_argument("--text", metavar="TEMPLATE",
                       help='text without --shade, {object} is the noun (default: "A hand is grasping a {object}")')
-    add("--num", type=positive, default=100, metavar="N",
-        help="records, rounded up to whole scenes of --frames x --looks records")
+    real = parser.add_argument_group(
+        "real pictures instead of objects", "Frames that give no record are counted by reason in dataset.json and "
+        "listed in rejected.jsonl. --size, --text, --mano, --num, --seed, --workers and --out apply too.")
+    source = real.add_mutually_exclusive_group()
+    source.add_argument("--dexycb", type=Path, metavar="ROOT",
+                        help="DexYCB: the folder with 20200709-subject-01 ... and calibration")
+    source.add_argument("--ho3d", type=Path, metavar="ROOT", help="HO-3D v2 or v3: the folder with train and train.txt")
+    source.add_argument("--csv", type=Path, metavar="FILE",
+                        help="CSV of the authors' release (HOI4D, OakInk, ...), or its regularisation CSV")
+    real.add_argument("--split", nargs="+", metavar="WORD",
+                      help="of DexYCB: s0, s1, s2 or s3, then train, val or test (default: every frame); of HO-3D: "
+                      "train (default) or evaluation")
+    real.add_argument("--subjects", nargs="+", metavar="S", help="numbers from 1, or names, of DexYCB's subjects")
+    real.add_argument("--sequences", nargs="+", metavar="NAME", help="names of sequence folders")
+    real.add_argument("--cameras", nargs="+", metavar="SERIAL", help="serial numbers of DexYCB's cameras")
+    real.add_argument("--frame-range", type=parse_range, default=":", metavar="A:B:STEP",
+                      help="frames of each sequence, from A up to but without B (default: all)")
+    real.add_argument("--shuffle", action=argparse.BooleanOptionalAction, default=False,
+                      help="take the frames in an order drawn from --seed, so that --num N is a fair sample")
+    real.add_argument("--models", type=Path, metavar="DIR",
+                      help="folders of YCB models, <name>/textured_simple.obj (default: ROOT/models)")
+    real.add_argument("--paint-objects", choices=("grasped", "all"), default="grasped",
+                      help="which objects the segmentation shows (default: grasped)")
+    real.add_argument("--margin", type=int, default=MARGIN, metavar="PX",
+                      help="of the crop around hand and object, in pixels of the source (default: 50, the authors')")
+    real.add_argument("--min-area", type=positive, default=MIN_AREA, metavar="PX",
+                      help="reject frames that show fewer pixels of hand or object (default: %(default)s)")
+    real.add_argument("--strokes", choices=STROKES, default="crop",
+                      help="crop: skeletons drawn at --size, as for rendered scenes; source: drawn in the source's "
+                      "pixels and enlarged with the picture, as the released code does (default: crop)")
+    real.add_argument("--normals", choices=NORMALS,
+                      help="rendered: from hand and object meshes; sensor-depth; depth-files: see --depth-files; "
+                      "estimated: from a depth that a network sees in the crop, as in the paper (default: rendered, "
+                      "for --csv estimated)")
+    real.add_argument("--depth-files", type=Path, metavar="DIR",
+                      help="DIR/<source_frame>.npy, inverse depth in MiDaS's range, or .png, 16-bit millimetres; of "
+                      "the whole picture or of the square crop")
+    real.add_argument("--depth-model", default=DPT_HYBRID, metavar="NAME",
+                      help="DPT network for --normals estimated, by folder or hub name (default: %(default)s)")
+    real.add_argument("--captions", type=Path, metavar="FILE",
+                      help=".csv or .jsonl of picture and caption, put in place of the template; the pictures are "
+                      "those in images/ of the finished folder: run the same command again with this flag")
+    real.add_argument("--captioner", metavar="NAME",
+                      help="describe the crops with a LLaVA network of transformers, by folder or hub name, e.g. "
+                      "llava-hf/llava-1.5-7b-hf")
+    add("--num", type=positive, metavar="N",
+        help="records, rounded up to whole scenes of --frames x --looks records (default: 100); of real pictures the "
+        "first N frames (default: all)")
     add("--seed", type=int, default=0)
     add("--workers", type=positive, default=1, metavar="W", help="processes; the result is the same for any number")
     add("--cache", type=Path, default=CACHE, metavar="DIR", help="where found grasps are kept (default: %(default)s)")
@@ -143,6 +219,21 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         help="only validate a folder: files, keypoints, masks and depth against a re-render; exits 1 on a problem")
     args = parser.parse_args(arguments)
     args.content = dict(args.content)
+    if args.num is None and not real_pictures(args):
+        args.num = 100
+    args.normals = args.normals or ("estimated" if args.csv else "rendered")
+    if (args.captions or args.captioner) and not real_pictures(args):
+        parser.error("--captions and --captioner are for real pictures: pass --dexycb, --ho3d or --csv as well")
+    if not args.dexycb and (args.subjects or args.cameras or args.paint_objects == "all"):
+        parser.error("--subjects, --cameras and --paint-objects all are for --dexycb")
+    if args.csv and (args.split or args.sequences or args.frame_range != ":"):
+        parser.error("--split, --sequences and --frame-range are for --dexycb and --ho3d; a CSV is taken as it is")
+    if args.ho3d and len(args.split or ["train"]) != 1:
+        parser.error("--split of --ho3d is one word, train or evaluation")
+    if args.captions and args.captioner:
+        parser.error("choose --captions or --captioner, not both")
+    if args.margin < 0:
+        parser.error("--margin must not be negative")
     if "scenery" in args.content and not args.shade:
         parser.error("--content scenery has neither hand nor object: it makes sense only with --shade")
     if args.looks > 1 and not args.shade:
@@ -156,6 +247,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     if args.grabnet and args.grasp != "grabnet":
         parser.error("--grabnet is used only with --grasp grabnet")
     return args
+
+
+def real_pictures(args: argparse.Namespace) -> bool:
+    """Whether the records come from a real dataset instead of object meshes."""
+    return bool(args.dexycb or args.ho3d or args.csv)
 
 
 def sides(args: argparse.Namespace) -> tuple[str, ...]:
@@ -267,12 +363,13 @@ class SceneMaker:
         return self.fields[mesh.object_id]
 
 
-_maker: SceneMaker | None = None  # one in each worker process
+_maker: SceneMaker | FrameConverter | None = None  # one in each worker process
 
 
-def start_worker(args: argparse.Namespace, meshes: list[ObjectMesh]) -> None:
+def start_worker(build: Callable[[], SceneMaker | FrameConverter]) -> None:
     global _maker
-    _maker = SceneMaker(args, meshes)
+    torch.set_num_threads(1)
+    _maker = build()
 
 
 def call_worker(method: str, argument: int) -> Any:
@@ -280,14 +377,14 @@ def call_worker(method: str, argument: int) -> Any:
 
 
 @contextmanager
-def mapper(args: argparse.Namespace, meshes: list[ObjectMesh]) -> Iterator[Any]:
-    """Yields map(method name, numbers) -> results in order, run here or in worker processes."""
-    if args.workers == 1:
-        maker = SceneMaker(args, meshes)
+def mapper(workers: int, build: Callable[[], SceneMaker | FrameConverter]) -> Iterator[Any]:
+    """Yields map(method name, numbers) -> results in order, run here or in workers, each with its own maker."""
+    if workers == 1:
+        maker = build()
         yield lambda method, numbers: map(getattr(maker, method), numbers)
         return
     # Spawn: a forked process would share the parent's GL context and thread pools.
-    pool = ProcessPoolExecutor(args.workers, get_context("spawn"), start_worker, (args, meshes))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (build,))
 
     def run(method: str, numbers: Any) -> Iterator[Any]:
         # Processes that start here inherit the deaf ear: Ctrl-C reaches the whole group, the parent ends the workers.
@@ -357,11 +454,97 @@ def make_all(run: Any, writer: DatasetWriter, todo: list[int], per_scene: int) -
             progress.update(per_scene)
 
 
+def open_source(args: argparse.Namespace) -> Source:
+    if args.csv:
+        return OfficialCSV(args.csv)
+    frames = slice_of(args.frame_range)
+    if args.ho3d:
+        return HO3D(args.ho3d, args.split and args.split[0], args.sequences, frames, args.mano, args.models)
+    return DexYCB(
+        args.dexycb, args.split, args.subjects, args.sequences, args.cameras, frames, args.mano, args.models,
+        args.paint_objects == "all",
+    )  # fmt: skip
+
+
+def describe_pictures(args: argparse.Namespace, source: Source) -> dict[str, Any]:
+    """What goes to dataset.json."""
+    job = {flag: getattr(args, flag) for flag in PICTURE_JOB_FLAGS}
+    job |= {"source": source.name, "frames_selected": len(source), "hand": Path(args.mano).name if args.mano else None}
+    job |= {"seed": args.seed} if args.shuffle else {}
+    job |= {"depth_model": args.depth_model} if args.normals == "estimated" else {}
+    return {
+        "made_by": "make_dataset.py",
+        "command": shlex.join(["python", *sys.argv]),
+        "versions": {"python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__},
+        "licences": {"pictures": f"terms of {source.name}, which stay with every picture"}
+        | ({"hand": "MANO licence (non-commercial research)"} if args.mano else {}),
+        "job": job,
+    }
+
+
+def convert_all(run: Any, writer: DatasetWriter, log: RejectionLog, todo: list[int]) -> None:
+    """Convert frames and append their records in order, so that every run writes the same lines."""
+    with tqdm(total=len(todo), unit="frame") as progress:
+        for start in range(0, len(todo), BLOCK):
+            for result in run("convert", todo[start : start + BLOCK]):
+                (log.add if "rejected" in result else writer.append)(result)
+                progress.update()
+
+
+def caption_pictures(args: argparse.Namespace, captioner: Captioner | None) -> None:
+    """Replace the template captions by a file's or a network's."""
+    if captioner:
+        caption_folder(args.out, captioner, args.seed)
+    path = args.captions or args.out / CAPTION_FILE
+    found, without = apply_captions(args.out, read_captions(path))
+    print(f"{found} records have a caption of {path}, {without} keep their template")
+
+
+def convert_pictures(args: argparse.Namespace) -> None:
+    """Photographs of a real dataset -> records."""
+    if args.normals != "estimated":
+        torch.set_num_threads(1)  # one hand at a time: threads only wait for each other
+    source = open_source(args)
+    check_needs(source, args.normals, args.mano, args.depth_files)
+    if args.captions:
+        read_captions(args.captions)  # what cannot be read is refused before hours of work
+    captioner = Captioner(args.captioner) if args.captioner else None  # before GL starts, see FrameConverter
+    if not len(source):
+        raise ValueError(f"no frame of {source.name} fits the selection")
+    order = np.random.default_rng(args.seed).permutation(len(source)) if args.shuffle else np.arange(len(source))
+    order = order[: args.num]
+    writer, log = DatasetWriter(args.out, describe_pictures(args, source)), RejectionLog(args.out)
+    todo = [k for k in range(len(order)) if not writer.done(k) and k not in log.reasons]
+    print(f"{len(order)} frames of {source.name} -> {args.out}, {len(order) - len(todo)} were seen already")
+    build = partial(
+        FrameConverter, source, args.out, args.size, args.margin, args.normals, args.depth_files, args.depth_model,
+        args.mano, args.strokes, args.text, args.min_area, order,
+    )  # fmt: skip
+    try:
+        with mapper(args.workers, build) as run:
+            convert_all(run, writer, log, todo)
+    except KeyboardInterrupt:
+        sys.exit(f"interrupted: {len(writer)} records are complete; the same command continues")
+    told = "".join(f"\n  {count} {reason}" for reason, count in log.counts().items())
+    if not len(writer):
+        raise ValueError(f"no frame gave a record:{told}")
+    if args.captions or args.captioner:
+        caption_pictures(args, captioner)
+    findings = summary(read_records(args.out))
+    writer.description |= {"rejected": log.counts(), **findings}
+    writer.finish()
+    print(f"{len(writer)} records; {len(log.reasons)} frames rejected{told}")
+    print("".join(f"{name}: {value}\n" for name, value in findings.items()), end="")
+    print(f"look at {args.out / 'grid.png'}; validate with: python make_dataset.py --check {args.out}")
+
+
 def main(args: argparse.Namespace) -> None:
     if args.check:
         report = check_folder(args.check, load_hand(args.mano) if args.mano else None)
         print(report)
         sys.exit(0 if report.ok else 1)
+    if real_pictures(args):
+        return convert_pictures(args)
     if args.mano:  # read here too, so that a bad file is refused before any worker starts
         notes = load_hand(args.mano).notes
         print("\n".join(notes), end="\n" if notes else "")
@@ -373,7 +556,7 @@ def main(args: argparse.Namespace) -> None:
         print("\n".join(f"{mesh.object_id}: {note}" for note in mesh.notes), end="\n" if mesh.notes else "")
     per_scene = args.frames * args.looks
     scenes = -(-args.num // per_scene)
-    with mapper(args, meshes) as run:
+    with mapper(args.workers, partial(SceneMaker, args, meshes)) as run:
         print(f"renderer: {next(iter(run('renderer_used', [0])))}")
         writer = DatasetWriter(args.out, describe(args, find_all_grasps(args, meshes, run)))
         todo = [k for k in range(scenes) if not all(writer.done(i) for i in range(k * per_scene, (k + 1) * per_scene))]

@@ -17,6 +17,7 @@ ORDER = """
     zbuffer gl render conditions
     brushes scenery backgrounds words materials shading appearance
     framing scene png_text dataset dataset_writer check geometry
+    captions ycb source_frame depth_normals dexycb_files dexycb ho3d official_csv sources frame_converter
     text vae unet diffusion samplers model
     layouts diffusers_config weight_kinds weight_pieces public_weights weight_exports
     batches pictures stages prompts planning verify
