@@ -89,7 +89,8 @@ def predict_eps(
 ) -> Tensor:
     """Eq. 1: eps_t = f(x_t, t); with conditions f(x_t, t, [s, m, n]) (Sec. 3.3).  (v, for a network that predicts v.)
 
-    latents (B,4,h,w), timesteps (B,), context (B,77,C) or cached, cond_features four maps or None -> eps (B,4,h,w).
+    latents (B,4,h,w), timesteps (B,), context (B,77,C) or cached (2B under guidance), cond_features four maps or None
+    -> eps (B,4,h,w), one per text.
     """
     return unet(latents, timesteps, context, cond_features)
 
@@ -283,9 +284,7 @@ def guided_eps(
     """
     if guidance.halves == 1:
         return predict_eps(unet, latents, timesteps, guidance.context, cond_features)
-    # The U-Net repeats the features over its batch, so that both halves get them.
-    eps = predict_eps(
-        unet, torch.cat([latents, latents]), torch.cat([timesteps, timesteps]), guidance.context, cond_features
-    )
+    # One picture with two texts: the U-Net computes what comes before the first text once, and repeats the features.
+    eps = predict_eps(unet, latents, timesteps, guidance.context, cond_features)
     uncond_eps, cond_eps = eps.chunk(2)  # (2B,4,h,w) -> 2 x (B,4,h,w)
     return uncond_eps + guidance.guidance_scale * (cond_eps - uncond_eps)

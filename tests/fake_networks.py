@@ -30,7 +30,8 @@ class FakeUNet(nn.Module):
     def forward(
         self, latents: Tensor, timesteps: Tensor, context: Tensor, cond_features: list[Tensor] | None
     ) -> Tensor:
-        self.calls.append((len(latents), cond_features is not None))
+        self.calls.append((len(context), cond_features is not None))
+        latents, timesteps = (x.repeat(len(context) // len(x), *[1] * (x.ndim - 1)) for x in (latents, timesteps))
         phase = timesteps.view(-1, 1, 1, 1) / 300 + torch.tensor([0.0, 0.5, 1.0, 1.5]).view(1, 4, 1, 1)
         mixed = nn.functional.conv2d(latents, self.weight, padding=1) + context.mean(dim=(1, 2)).view(-1, 1, 1, 1)
         if cond_features is not None:
