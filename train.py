@@ -11,18 +11,23 @@
 
 Prints a progress line; writes OUT/model.safetensors (the weights), OUT/log.jsonl, OUT/loss.png, OUT/preview_*.png and
 OUT/state_*.pt.  To continue after an interruption run the same command again: it goes on from the newest state, and the
-result is the same, bit for bit, as if nothing had happened.
+result is the same, bit for bit, as if nothing had happened.  SIGTERM and Ctrl-C save a state before they end the run.
+
+The paper's baseline and ablations are switches of stage hoi: --conditions none (fine-tuned latent diffusion),
+--conditions skeleton segmentation (Table 4), --reg-mode swap and --trainable encoders (the official code's variants).
 """
 
 import argparse
 import contextlib
+import functools
 import json
 import math
 import os
 import shlex
+import signal
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -32,15 +37,18 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from hoi import checkpoint, stages
-from hoi.batches import Share, TrainingSet
+from hoi.batches import Share, TrainingSet, read_ahead
 from hoi.hardware import has_fast_bf16, keep_freed_memory
-from hoi.model import PRESETS, HOIDiffusion
+from hoi.interruption import StopSignals, agreed, gradient_norm
+from hoi.model import CONDITION_NAMES, PRESETS, HOIDiffusion
+from hoi.pretraining import TextStage, VaeStage
 from hoi.public_weights import init_branch, load_adapter, load_model, source_hash
 from hoi.sheets import curve, smooth
 from hoi.words import words_in
 
 EMA_EVERY = 4  # steps; the average moves slowly enough
 LOG_EVERY = 10  # steps
+PATIENCE = timedelta(hours=12)  # for the first process, which encodes all pictures while the others wait
 # `hoi` has the paper's values (Sec. 4.1); the others are for training small networks from scratch.
 STAGE_DEFAULTS = {
     "vae": {"learning_rate": 1e-3, "batch_size": 32, "steps": 6000, "warmup_steps": 100, "caption_dropout": 0.0},
@@ -63,7 +71,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="background buffer, stage hoi (sample.py --no-conditions)",
     )
     add("--reg-weight", type=float, default=1.0, help="w_r of eq. 3 (default 1, Sec. 3.3)")
-    add("--reg-batch-size", type=int, help="background pictures a process and step (default: --batch-size)")
+    add("--reg-batch-size", type=int, help="background pictures a process and batch (default: --batch-size)")
+    add("--reg-mode", choices=stages.REG_MODES, default="sum", help="sum: both terms of eq. 3 in every step (default); "
+        "swap, the official code's: a process's whole step is background with probability --reg-prob")
+    add("--reg-prob", type=float, help="of --reg-mode swap (default 0.1, as the official example)")
+    add("--conditions", nargs="+", choices=(*CONDITION_NAMES, "none"), default=list(CONDITION_NAMES), metavar="NAME",
+        help="of skeleton, normal, segmentation; encoders of the others are dropped, that is zero for good (Table 4); "
+        "none: text alone, the fine-tuned latent diffusion baseline (stage hoi, default all)")
+    add("--trainable", choices=("decoder", "encoders"), default="decoder", help="decoder: the U-Net's decoder and the "
+        "condition encoders (default, Sec. 3.3); encoders: these alone, as the official --sd_lock (stage hoi)")
     add("--base", metavar="PATH", help="weights to start from; needed by stages base (its VAE) and hoi: a model of "
         "ours, a Stable Diffusion 1.x file (.safetensors, .ckpt) or a diffusers folder")
     add("--adapter", metavar="FILE", help="condition encoders to go on from: the official model_ad_N.pth (stage hoi)")
@@ -78,7 +94,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--preset", choices=PRESETS, default="tiny", help="network sizes when there is no --base (default tiny)")
     add("--out", required=True, metavar="DIR", help="folder for weights, state, log and previews")
     add("--steps", type=int, help="optimizer steps (default: hoi 50000 as in Sec. 4.1, others for the tiny preset)")
-    add("--batch-size", type=int, help="pictures a process and step (default: hoi 8, base and vae 32, text 128)")
+    add("--batch-size", type=int, help="pictures a process and batch (default: hoi 8, base and vae 32, text 128)")
+    add("--accumulate", type=int, default=1, help="batches a process and step, one after the other (default 1); the "
+        "same as a --batch-size as many times as large, in less memory")
     add("--learning-rate", type=float, help="peak learning rate (default: hoi 1e-5 as in Sec. 4.1, others 1e-3)")
     add("--warmup-steps", type=int, help="linear warm-up (steps)")
     add("--cosine", action=argparse.BooleanOptionalAction, help="fall to zero by a half cosine (default: all but hoi)")
@@ -93,8 +111,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--ema-decay", type=float, default=0.0, help="average of the weights, e.g. 0.998, 0 = off (default)")
     add("--crop", type=int, default=64, help="crop of stage vae (pixels, default 64; a multiple of 8)")
     add("--gradient-checkpointing", action=argparse.BooleanOptionalAction, default=False, help="less memory, slower")
+    add("--cache-text", action=argparse.BooleanOptionalAction, default=False, help="encode every distinct caption once "
+        "and keep it on disk, 0.24 MB each at full size (stages base and hoi; default: encode anew every step)")
     add("--seed", type=int, default=0, help="of weights, order and noise (default 0)")
     add("--save-every", type=int, default=500, help="steps between training states (default 500)")
+    add("--keep-states", type=int, default=2, help="training states kept, the newest ones (default 2)")
     add("--preview-every", type=int, default=2000, help="steps between preview sheets, 0 = none (default 2000)")
     add(
         "--dtype",
@@ -110,7 +131,36 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             setattr(args, name, value)
     if args.cosine is None:
         args.cosine = args.stage != "hoi"
+    if problem := contradiction(args):
+        parser.error(problem)
+    args.conditions = [name for name in CONDITION_NAMES if name in args.conditions]
+    if args.reg_mode == "swap" and args.reg_prob is None:
+        args.reg_prob = 0.1
     return args
+
+
+def contradiction(args: argparse.Namespace) -> str | None:
+    """What is wrong with a combination of flags, if anything is: a flag that would do nothing is refused."""
+    none, lists_all = "none" in args.conditions, set(args.conditions) == set(CONDITION_NAMES)
+    if args.accumulate < 1 or args.keep_states < 1:
+        return "--accumulate and --keep-states must be 1 or more"
+    if args.stage != "hoi" and (args.reg_mode == "swap" or not lists_all or args.trainable == "encoders"):
+        return f"--reg-mode, --conditions and --trainable belong to stage hoi, not to {args.stage}"
+    if none and (len(args.conditions) > 1 or args.trainable == "encoders" or args.adapter or args.init_branch):
+        return "--conditions none leaves no encoder for other --conditions, --trainable, --adapter or --init-branch"
+    if lost := [word for word in args.init_branch or [] if word.partition("=")[0] not in args.conditions]:
+        return f"--init-branch {lost[0]} is for an encoder that --conditions leaves out"
+    if args.reg_mode == "sum" and args.reg_prob is not None:
+        return "--reg-prob belongs to --reg-mode swap; the sum is weighted by --reg-weight"
+    if args.reg_mode == "swap" and (not args.reg_data or args.reg_weight != 1 or args.reg_batch_size):
+        return "--reg-mode swap needs --reg-data, and --reg-prob takes the place of --reg-weight and --reg-batch-size"
+    if args.reg_prob is not None and not 0 <= args.reg_prob <= 1:
+        return f"--reg-prob is {args.reg_prob}, expected 0 to 1"
+    if args.stage == "text" and args.accumulate > 1:
+        return "--accumulate cannot serve stage text, whose loss compares all pictures of a batch with each other"
+    if args.cache_text and args.stage not in ("base", "hoi"):
+        return f"--cache-text belongs to stages base and hoi, not to {args.stage}"
+    return None
 
 
 def starting_model(args: argparse.Namespace) -> HOIDiffusion:
@@ -129,7 +179,9 @@ def starting_model(args: argparse.Namespace) -> HOIDiffusion:
         model.text_encoder.load_state_dict(other.text_encoder.state_dict())
     if args.adapter:
         load_adapter(model, args.adapter)
-    if args.stage == "hoi" and model.condition_encoders is None:
+    if args.stage == "hoi" and not args.conditions:
+        model.condition_encoders = None  # the baseline: text alone
+    elif args.stage == "hoi" and model.condition_encoders is None:
         print("the base has no condition encoders: fresh ones are added (Sec. 3.3)")
         model.add_condition_encoders()
     for branch, path in branch_files(args).items():
@@ -145,51 +197,45 @@ def branch_files(args: argparse.Namespace) -> dict[str, str]:
     return {name: path for name, _, path in pairs}
 
 
-def build_stage(args: argparse.Namespace, model: HOIDiffusion, share: Share, main_process: bool) -> nn.Module:
-    """Freeze what the stage does not train and cache the latents that frozen encoders make."""
+def build_stage(args: argparse.Namespace, model: HOIDiffusion, share: Share, bf16: bool) -> nn.Module:
+    """Freeze what the stage does not train and cache what frozen encoders make of the data."""
     side = model.config.image_size
     pictures = TrainingSet(args.data, side, side)
     model.requires_grad_(False)
     if args.stage == "vae":
         model.vae.requires_grad_(True)
-        return stages.VaeStage(model, pictures, share, args.seed, args.crop)
+        return VaeStage(model, pictures, share, args.seed, args.crop)
     if args.stage == "text":
         model.text_encoder.requires_grad_(True)
         def meaning(text: str) -> tuple:
             return sorted(words_in(text).items(), key=str), "hand" in text.lower()
 
-        return stages.TextStage(model, pictures, share, args.seed, meaning)
+        return TextStage(model, pictures, share, args.seed, meaning)
 
-    key = source_hash(args.base)[:16]
-    regularization = TrainingSet(args.reg_data, side, side) if args.reg_data else None
-    folder = Path(args.out) / "latents"
-    if main_process:
-        stages.cached(model, pictures, folder, key)
-        if regularization:
-            stages.cached(model, regularization, folder, key)
+    text_key = source_hash(args.text_encoder_from or args.base)[:16] if args.cache_text else ""
+    sets = [pictures, TrainingSet(args.reg_data, side, side)] if args.reg_data else [pictures]
+
+    def encoded() -> list[stages.EncodedData]:
+        folder, key = Path(args.out) / "latents", source_hash(args.base)[:16]
+        return [stages.cached(model, each, folder, key, text_key, bf16) for each in sets]
+
+    if share.rank == 0:
+        encoded()
     if dist.is_initialized():
         dist.barrier()
-    latents = stages.cached(model, pictures, folder, key)
+    data, *buffer = encoded()
     if args.stage == "base":
         if not model.metadata.get("scaling_factor_measured"):
-            model.set_scaling_factor(stages.measured_scaling_factor(latents))
+            model.set_scaling_factor(stages.measured_scaling_factor(data.latents))
         model.unet.requires_grad_(True)
-        stage = stages.BaseStage(model, pictures, latents, share, args.seed, args.caption_dropout)
+        stage = stages.BaseStage(model, data, share, args.seed, args.caption_dropout)
     else:
-        model.freeze_for_fine_tuning()
-        reg_latents = stages.cached(model, regularization, folder, key) if regularization else None
-        stage = stages.HoiStage(
-            model,
-            pictures,
-            latents,
-            regularization,
-            reg_latents,
-            share,
-            args.seed,
-            args.caption_dropout,
-            args.reg_weight,
-            args.reg_batch_size or args.batch_size,
-        )
+        model.freeze_for_fine_tuning(args.conditions, decoder=args.trainable == "decoder")
+        reg = None
+        if buffer:
+            size = args.reg_batch_size or args.batch_size
+            reg = stages.Regularization(buffer[0], size, args.reg_mode, args.reg_weight, args.reg_prob or 0.0)
+        stage = stages.HoiStage(model, data, share, args.seed, args.caption_dropout, reg)
     model.unet.gradient_checkpointing = args.gradient_checkpointing
     return stage
 
@@ -221,7 +267,8 @@ def export(args: argparse.Namespace, model: HOIDiffusion, stage: nn.Module, step
             extra |= {name: Path(path).name, f"{name}_sha256": source_hash(path)}
     if kind == "hoi":
         sources = {record.get("normal_source") for _, record in stage.pictures.entries} - {None}
-        extra |= {"normal_source": ",".join(sorted(sources))} if sources else {}
+        extra |= {"conditions": ",".join(args.conditions)}
+        extra |= {"normal_source": ",".join(sorted(sources))} if sources and "normal" in args.conditions else {}
     model.save(Path(args.out) / "model.safetensors", step, kind, shlex.join(["train.py", *sys.argv[1:]]), **extra)
 
 
@@ -230,7 +277,8 @@ def write_curves(out: Path) -> None:
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     if not lines:
         return
-    names = sorted({k for line in lines for k in line} - {"step", "learning_rate", "pictures_per_second"})
+    other = {"step", "learning_rate", "gradient_norm", "pictures_per_second"}
+    names = sorted({k for line in lines for k in line} - other)
     series = {name: smooth([(line["step"], line[name]) for line in lines if name in line], 10) for name in names}
     curve(series, f"{out.name}: step {lines[-1]['step']}").save(out / "loss.png")
 
@@ -246,98 +294,147 @@ def train(args: argparse.Namespace) -> None:
         args.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         torch.cuda.set_device(args.device)
     if world_size > 1:
-        dist.init_process_group("nccl" if args.device.startswith("cuda") else "gloo")
+        dist.init_process_group("nccl" if args.device.startswith("cuda") else "gloo", timeout=PATIENCE)
     bf16 = args.dtype == "bf16" or (args.dtype == "auto" and has_fast_bf16(args.device))
+    autocast = functools.partial(torch.autocast, args.device.partition(":")[0], torch.bfloat16, bf16)
 
     model = starting_model(args).to(args.device)
-    stage = build_stage(args, model, Share(args.batch_size, rank, world_size), main_process).to(args.device)
+    stage = build_stage(args, model, Share(args.batch_size, rank, world_size, args.accumulate), bf16).to(args.device)
     trained = {name: parameter for name, parameter in stage.named_parameters() if parameter.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)
     average = {name: parameter.detach().clone() for name, parameter in trained.items()} if args.ema_decay else {}
 
-    start = 0
+    start = saved = 0
     if (state := checkpoint.load_training_state(out)) is not None:
-        start = state["step"]
-        check_same_run(state["args"], args)
+        start = saved = state["step"]
+        check_same_run(state, args, world_size)
         with torch.no_grad():
             for name, parameter in trained.items():
                 parameter.copy_(state["weights"][name])
         optimizer.load_state_dict(state["optimizer"])
         average = {name: value.to(args.device) for name, value in state["average"].items()}
-        truncate_log(out / "log.jsonl", start)
+        del state
     if start >= args.steps:
         print(f"{out} is finished: {start} steps done; ask for more with --steps")
         return
+    if main_process:
+        truncate_log(out / "log.jsonl", start)
     wrapped = DistributedDataParallel(stage) if world_size > 1 else stage
     count = sum(parameter.numel() for parameter in trained.values())
     if main_process:
         print(
             f"stage {args.stage}: {count / 1e6:.1f} M parameters train on {len(stage.pictures)} pictures, "
-            f"steps {start} to {args.steps}, batch {args.batch_size} x {world_size}, "
+            f"steps {start} to {args.steps}, batch {args.batch_size} x {args.accumulate} x {world_size}, "
             f"{'bf16 autocast' if bf16 else 'fp32'} on {args.device}"
         )
 
-    def save(step: int) -> None:
-        if not main_process:
-            return
-        state = {"step": step, "args": vars(args), "weights": {k: v.detach() for k, v in trained.items()}}
-        checkpoint.save_training_state(out, step, state | {"average": average, "optimizer": optimizer.state_dict()})
-        with averaged_weights(trained, average):
-            export(args, model, stage, step)
-        write_curves(out)
+    def save_state(step: int) -> None:
+        if main_process:
+            state = {"step": step, "args": vars(args), "processes": world_size, "average": average}
+            state |= {"weights": {k: v.detach() for k, v in trained.items()}, "optimizer": optimizer.state_dict()}
+            checkpoint.save_training_state(out, step, state, args.keep_states)
 
-    reader = ThreadPoolExecutor(max_workers=1)  # the next batch is read while this one is computed
-    upcoming = reader.submit(stage.batch, start)
+    parts = range(args.accumulate)
+    batches = read_ahead(stage.batch, ((step, part) for step in range(start, args.steps) for part in parts))
     bar = tqdm(range(start, args.steps), initial=start, total=args.steps, unit="step", disable=not main_process)
     logged, logged_at = start, time.time()
-    for step in bar:
-        batch = {name: value.to(args.device) for name, value in upcoming.result().items()}
-        upcoming = reader.submit(stage.batch, step + 1)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, args)
-        with torch.autocast(args.device.partition(":")[0], dtype=torch.bfloat16, enabled=bf16):
-            loss, parts = wrapped(batch)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if args.clip_gradient:
-            nn.utils.clip_grad_norm_(trained.values(), args.clip_gradient)
-        optimizer.step()
-        done = step + 1
-        if average and done % EMA_EVERY == 0:
-            decay = min(args.ema_decay**EMA_EVERY, done / (done + 10 * EMA_EVERY))  # a short memory at first
-            torch._foreach_lerp_(list(average.values()), [p.detach() for p in trained.values()], 1 - decay)
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(
-                f"step {step}: the loss is {loss.item()}; go on from the last state with a lower rate"
+    with StopSignals() as signals:
+        for step in bar:
+            learning_rate = learning_rate_at(step, args)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            optimizer.zero_grad(set_to_none=True)
+            values: dict[str, list[torch.Tensor]] = {}
+            names: list[list[str]] = []
+            for part in parts:
+                batch = {name: value.to(args.device) for name, value in next(batches).items()}
+                last = part == parts[-1]
+                with contextlib.nullcontext() if last or world_size == 1 else wrapped.no_sync():
+                    with autocast():
+                        loss, terms = wrapped(batch)
+                    (loss / args.accumulate).backward()
+                for name, value in {"loss": loss.detach(), **terms}.items():
+                    values.setdefault(name, []).append(value)
+                names.append(stages.picture_names(stage, batch))
+            norm = (
+                nn.utils.clip_grad_norm_(trained.values(), args.clip_gradient)
+                if args.clip_gradient
+                else gradient_norm(trained.values())
             )
-        if main_process and (done % LOG_EVERY == 0 or done == args.steps):
-            speed = (done - logged) * args.batch_size * world_size / (time.time() - logged_at)
-            logged, logged_at = done, time.time()
-            line = {"step": done, "loss": loss.item(), **{k: v.item() for k, v in parts.items()}}
-            line |= {"learning_rate": optimizer.param_groups[0]["lr"], "pictures_per_second": round(speed, 1)}
-            with open(out / "log.jsonl", "a") as log:
-                log.write(json.dumps(line) + "\n")
-            bar.set_postfix(loss=f"{loss.item():.4f}", per_second=f"{speed:.0f}")
-        if done % args.save_every == 0 or done == args.steps:
-            save(done)
-        if main_process and args.preview_every and (done % args.preview_every == 0 or done == args.steps):
-            with averaged_weights(trained, average), torch.autocast(args.device[:4].rstrip(":"), torch.bfloat16, bf16):
-                stages.save_preview(stage, out / f"preview_{done:06d}.png")
-                if measured := stage.measure():
-                    tqdm.write(f"step {done}: {measured}")
-            logged, logged_at = done, time.time()
-    reader.shutdown()
+            losses = [value.item() for value in values["loss"]]
+            unusable = not (all(map(math.isfinite, losses)) and math.isfinite(norm))
+            leaving, unusable = agreed(signals.received is not None, unusable, device=args.device)
+            if unusable:  # no weight was touched
+                raise FloatingPointError(unusable_step(step, losses, float(norm), names, learning_rate, rank, saved))
+            optimizer.step()
+            done = step + 1
+            if average and done % EMA_EVERY == 0:
+                decay = min(args.ema_decay**EMA_EVERY, done / (done + 10 * EMA_EVERY))  # a short memory at first
+                torch._foreach_lerp_(list(average.values()), [p.detach() for p in trained.values()], 1 - decay)
+            at_end = done == args.steps
+            if main_process and (done % LOG_EVERY == 0 or at_end):
+                pictures = (done - logged) * args.batch_size * args.accumulate * world_size
+                line = {"step": done, **{name: torch.stack(found).mean().item() for name, found in values.items()}}
+                line |= {"learning_rate": learning_rate, "gradient_norm": float(norm)}
+                line |= {"pictures_per_second": round(pictures / (time.time() - logged_at), 1)}
+                logged, logged_at = done, time.time()
+                with open(out / "log.jsonl", "a") as log:
+                    log.write(json.dumps(line) + "\n")
+                bar.set_postfix(loss=f"{line['loss']:.4f}", per_second=line["pictures_per_second"])
+            if main_process and args.preview_every and (done % args.preview_every == 0 or at_end):
+                with averaged_weights(trained, average), autocast():
+                    stages.save_preview(stage, out / f"preview_{done:06d}.png")
+            if done % args.save_every == 0 or at_end:
+                if main_process:
+                    with averaged_weights(trained, average):
+                        export(args, model, stage, done)
+                    write_curves(out)
+                save_state(done)  # last: what a state says is done has left its results
+                saved = done
+            if leaving and not at_end:
+                if saved != done:
+                    save_state(done)
+                leave(signals.received, out, done, main_process)
+
+
+def unusable_step(
+    step: int, losses: list[float], norm: float, names: list[list[str]], learning_rate: float, rank: int, saved: int
+) -> str:
+    """What to say of a step whose loss or gradient is not finite on this or another process."""
+    culprits = [names[k] for k, loss in enumerate(losses) if not math.isfinite(loss)] or names
+    return (
+        f"step {step + 1}: loss {', '.join(map(str, losses))}, gradient norm {norm} (process {rank}, learning rate "
+        f"{learning_rate:g}); pictures {', '.join(name for group in culprits for name in group)}. No weight was "
+        f"touched; the last state is of step {saved}. Look at these pictures, or try --dtype fp32, or begin anew with "
+        "a lower --learning-rate or --clip-gradient in another --out"
+    )
+
+
+def leave(received: int | None, out: Path, done: int, main_process: bool) -> None:
+    """End the process with the exit status of its signal (another process's, when it got none itself)."""
+    number = signal.Signals(received or signal.SIGTERM)
     if main_process:
-        print(f"wrote {out / 'model.safetensors'}; look at {out}/loss.png and {out}/preview_{args.steps:06d}.png")
+        print(f"{number.name}: {out} is saved at step {done}; the same command goes on from there", flush=True)
+    raise SystemExit(128 + number)
 
 
-def check_same_run(before: dict, args: argparse.Namespace) -> None:
-    """A resumed run must be the run that was interrupted; only its length and housekeeping may change."""
-    free = {"steps", "save_every", "preview_every", "threads", "device", "dtype", "out"}
+def check_same_run(state: dict, args: argparse.Namespace, world_size: int) -> None:
+    """A resumed run must be the run that was interrupted; only its length and housekeeping may change.
+
+    Flags that did not exist when the state was written had what are defaults now.
+    """
+    free = {"steps", "save_every", "keep_states", "preview_every", "threads", "device", "dtype", "out", "accumulate"}
+    before = vars(parse_args(["--stage", args.stage, "--data", "", "--out", ""])) | state["args"]
     changed = [k for k, v in vars(args).items() if k not in free and before.get(k) != v]
     if changed:
         details = ", ".join(f"--{k.replace('_', '-')} was {before.get(k)}, is {getattr(args, k)}" for k in changed)
         raise SystemExit(f"{args.out} holds a run with other settings ({details}); use them again or another --out")
+    batches = state.get("processes", world_size) * before["accumulate"]
+    if batches != world_size * args.accumulate:
+        raise SystemExit(
+            f"{args.out} holds a run with {batches} batches a step (processes x --accumulate); here they are "
+            f"{world_size} x {args.accumulate}: set --accumulate to make up for it, or use another --out"
+        )
 
 
 def truncate_log(path: Path, step: int) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import runpy
+import warnings
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -42,8 +43,19 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder last through a power cut; where folders cannot be opened (Windows), do nothing."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def save_model(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -123,17 +135,21 @@ def _sha256(path: str, size: int, modified_ns: int) -> str:
 
 
 def save_training_state(folder: str | Path, step: int, state: Mapping[str, Any], keep: int = 2) -> Path:
-    """Write folder/state_STEP.pt atomically and delete all but the newest `keep` states.
+    """Write folder/state_STEP.pt atomically and delete all others but the newest `keep` - 1 before it.
 
     state   a dict of tensors and plain values (dicts, lists, tuples, numbers, strings), so that reading needs no code
     Raises ValueError for anything else: better now than when the training is to be resumed.
+    States of later steps are deleted, too: the run goes on from here, so they were damaged or are of another future.
+    So is what killed processes left half written.
     """
     if keep < 1:
         raise ValueError(f"keep is {keep}; at least the state just written must stay")
     check_plain(state, "state")
     path = Path(folder) / STATE_PATTERN.format(step=step)
     write_atomically(path, lambda temporary: torch.save(dict(state), temporary))
-    for old in training_states(folder)[:-keep]:
+    states = training_states(folder)
+    place = states.index(path)
+    for old in [*states[: max(place + 1 - keep, 0)], *states[place + 1 :], *Path(folder).glob(".state_*.pt.tmp")]:
         old.unlink()
     return path
 
@@ -152,9 +168,21 @@ def check_plain(value: Any, place: str) -> None:
 
 
 def load_training_state(folder: str | Path) -> dict[str, Any] | None:
-    """The newest training state in the folder, on the CPU, or None when there is none yet."""
+    """The newest training state in the folder that is whole, on the CPU, or None when there is none yet.
+
+    A damaged one is skipped with a warning in favour of the one before.  Raises ValueError when all are damaged:
+    beginning anew would throw the training away without a word.
+    """
     paths = training_states(folder)
-    return load_torch_file(paths[-1]) if paths else None
+    for path in reversed(paths):
+        try:
+            return load_torch_file(path)
+        except ValueError as error:
+            problem = error
+            warnings.warn(f"skipping a damaged training state: {error}", RuntimeWarning, stacklevel=2)
+    if paths:
+        raise ValueError(f"no training state in {folder} is whole ({problem}); delete state_*.pt to begin anew")
+    return None
 
 
 def training_states(folder: str | Path) -> list[Path]:

@@ -202,12 +202,26 @@ class HOIDiffusion(nn.Module):
             raise ValueError("this is a base model without condition encoders; see add_condition_encoders")
         return self.unet(latents, timesteps, context, self.condition_encoders(*conditions, weights=weights))
 
-    def freeze_for_fine_tuning(self) -> list[nn.Parameter]:
-        """Freeze all but the condition encoders and the U-Net's decoder, as in Sec. 3.3; returns what still trains."""
-        if self.condition_encoders is None:
+    def freeze_for_fine_tuning(
+        self, conditions: Sequence[str] = CONDITION_NAMES, decoder: bool = True
+    ) -> list[nn.Parameter]:
+        """Freeze all but the condition encoders and the U-Net's decoder, as in Sec. 3.3; returns what still trains.
+
+        conditions   whose encoders train.  The others are dropped (Table 4's ablation): their weights become zero and
+                     stay so, and an encoder of zeros adds nothing to the features, whatever picture it is shown.  None
+                     of them, for a model without encoders: text alone, the fine-tuned latent diffusion baseline
+        decoder      False: the U-Net stays as it is, only encoders learn
+        """
+        if self.condition_encoders is None and conditions:
             raise ValueError("fine-tuning needs condition encoders; call add_condition_encoders first")
         self.requires_grad_(False)
-        trained = [*self.condition_encoders.parameters(), *self.unet.decoder_parameters()]
+        trained = list(self.unet.decoder_parameters()) if decoder else []
+        for name, encoder in (self.condition_encoders or {}).items():
+            if name in conditions:
+                trained += encoder.parameters()
+            else:
+                for parameter in encoder.parameters():
+                    parameter.zero_()
         for parameter in trained:
             parameter.requires_grad_(True)
         return trained

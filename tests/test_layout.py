@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 SCRIPTS = ("train.py", "sample.py", "make_dataset.py")
 # A module imports only from modules before it.  Rooms in one string are one room, split for length.
 ORDER = """
-    command weight_files checkpoint hardware clip_score packing attention sheets
+    command weight_files checkpoint hardware interruption clip_score packing attention sheets
     camera mano_file hand
     lathe families mesh_repair objects
     contact closing placing grasp grabnet trajectory
@@ -20,7 +20,7 @@ ORDER = """
     captions ycb source_frame depth_normals dexycb_files dexycb ho3d official_csv sources frame_converter
     text vae unet diffusion samplers model
     layouts diffusers_config weight_kinds weight_pieces public_weights weight_exports
-    batches pictures stages prompts planning verify
+    batches pictures stages pretraining prompts planning verify
 """.split()
 GEOMETRY = set(ORDER[ORDER.index("camera") : ORDER.index("text")]) - {"conditions", "dataset"}
 NETWORK = {"text", "vae", "unet", "model", "diffusion", "samplers"}

@@ -8,87 +8,19 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+from training_world import SIDE, assert_same, hoi_args, make_world, small_model
 
 import train
 from hoi import checkpoint, stages
 from hoi.batches import Share, TrainingSet, draw_indices
-from hoi.conditions import Conditions, stack_conditions
+from hoi.conditions import stack_conditions
 from hoi.dataset import load_conditions, load_image, read_records
-from hoi.dataset_writer import DatasetWriter, write_pictures
-from hoi.model import HOIDiffusion, ModelConfig
 from hoi.pictures import PictureMaker, SamplingSettings
-from hoi.text import TextConfig
-from hoi.unet import UNetConfig
-from hoi.vae import VAEConfig
-
-SIDE = 32
-COLORS = ("red", "green", "blue")
-
-
-def small_model(with_conditions: bool, seed: int = 0) -> HOIDiffusion:
-    """A model of a few thousand weights whose zero-initialised layers are not zero, so that all gradients flow."""
-    torch.manual_seed(seed)
-    config = ModelConfig(
-        name="tiny",
-        unet=UNetConfig(
-            model_channels=8, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(1,), num_heads=2,
-            context_dim=16, norm_groups=4,
-        ),
-        vae=VAEConfig(channels=8, channel_mult=(1, 2), num_res_blocks=1, norm_groups=4),
-        text=TextConfig(width=16, heads=2, layers=1),
-        image_size=SIDE,
-        num_inference_steps=2,
-    )  # fmt: skip
-    model = HOIDiffusion(config, with_conditions=with_conditions)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if not parameter.any():
-                parameter.normal_(std=0.05)
-    return model
-
-
-def make_folder(folder: Path, count: int, with_conditions: bool) -> Path:
-    writer = DatasetWriter(folder, {"command": "test"})
-    for index in range(count):
-        generator = np.random.default_rng([7, index])
-        pictures = generator.integers(0, 256, (4, SIDE, SIDE, 3), dtype=np.uint8)
-        record = {"text": f"A hand is grasping a {COLORS[index % 3]} mug"}
-        conditions = Conditions(*pictures[1:]) if with_conditions else None
-        writer.append(write_pictures(folder, index, record, pictures[0], conditions))
-    writer.finish(grid=False)
-    return folder
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    """A folder with data, a background buffer and a base model."""
-    root = tmp_path_factory.mktemp("world")
-    make_folder(root / "data", 10, with_conditions=True)
-    make_folder(root / "buffer", 5, with_conditions=False)
-    small_model(with_conditions=False).save(root / "base.safetensors", 0, "base", "test")
-    return root
-
-
-def hoi_args(world: Path, out: Path, *more: str):
-    return train.parse_args(
-        f"--stage hoi --data {world}/data --reg-data {world}/buffer --base {world}/base.safetensors --out {out}"
-        f" --steps 4 --batch-size 3 --learning-rate 1e-3 --save-every 2 --preview-every 0 --dtype fp32 --device cpu"
-        f" --ema-decay 0.9".split() + list(more)
-    )  # fmt: skip
-
-
-def assert_same(a, b, where: str = "") -> None:
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_same(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, (list, tuple)):
-        for k, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{where}[{k}]")
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), f"{where} differs by up to {(a - b).abs().max()}"
-    elif not where.startswith(".args.out"):
-        assert a == b, where
+    return make_world(tmp_path_factory.mktemp("world"))
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(world, tmp_path):
@@ -120,6 +52,20 @@ def test_resuming_with_other_settings_is_refused_by_name(world, tmp_path):
         train.train(hoi_args(world, tmp_path / "run", "--seed", "5"))
 
 
+def test_a_state_from_before_the_newer_flags_goes_on_with_their_defaults(world, tmp_path):
+    out = tmp_path / "run"
+    train.train(hoi_args(world, out, "--steps", "2"))
+    state = checkpoint.load_training_state(out)
+    del state["processes"]
+    for name in ("reg_mode", "reg_prob", "conditions", "trainable", "accumulate", "cache_text", "keep_states"):
+        del state["args"][name]
+    checkpoint.save_training_state(out, 2, state)
+    with pytest.raises(SystemExit, match=r"--reg-mode was sum, is swap"):
+        train.train(hoi_args(world, out, "--reg-mode", "swap"))
+    train.train(hoi_args(world, out))
+    assert checkpoint.load_training_state(out)["step"] == 4
+
+
 def test_fine_tuning_moves_decoder_and_condition_encoders_and_nothing_else(world, tmp_path):
     train.train(hoi_args(world, tmp_path / "run"))
     before, _ = checkpoint.load_model_file(world / "base.safetensors")
@@ -137,12 +83,12 @@ def gradients(world: Path, share: Share) -> dict[str, torch.Tensor]:
     torch.set_num_threads(1)
     model = small_model(with_conditions=True)
     pictures, buffer = (TrainingSet([world / name], SIDE, SIDE) for name in ("data", "buffer"))
-    latents, reg_latents = (
-        stages.cached(model, data, world / f"latents-{share.world_size}-{share.rank}", "test")
-        for data in (pictures, buffer)
+    data, background = (
+        stages.cached(model, each, world / f"latents-{share.world_size}-{share.rank}", "test")
+        for each in (pictures, buffer)
     )
     model.freeze_for_fine_tuning()
-    stage = stages.HoiStage(model, pictures, latents, buffer, reg_latents, share, 1, 0.3, 1.0, share.batch_size)
+    stage = stages.HoiStage(model, data, share, 1, 0.3, stages.Regularization(background, share.batch_size))
     if share.world_size > 1:
         stage = torch.nn.parallel.DistributedDataParallel(stage)
         batch = stage.module.batch(3)
@@ -186,7 +132,7 @@ def test_every_record_is_seen_once_an_epoch_whatever_the_number_of_processes():
 def test_latents_are_drawn_anew_from_the_cached_posterior(world):
     model = small_model(with_conditions=True)
     pictures = TrainingSet([world / "data"], SIDE, SIDE)
-    latents = stages.cached(model, pictures, world / "latents-posterior", "test")
+    latents = stages.cached(model, pictures, world / "latents-posterior", "test").latents
     indices, noise = np.array([4, 1]), torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         posterior = model.vae.encode(pictures.images(indices))
@@ -197,8 +143,8 @@ def test_latents_are_drawn_anew_from_the_cached_posterior(world):
 def test_previews_show_the_training_pictures_above_what_each_caption_and_geometry_gives_alone(world):
     model = small_model(with_conditions=True)
     data = TrainingSet([world / "data"], SIDE, SIDE)
-    latents = stages.cached(model, data, world / "latents-preview", "test")
-    skeletons, _, shown, made = stages.HoiStage(model, data, latents, None, None, Share(2), 0, 0.0, 1.0, 2).preview()
+    encoded = stages.cached(model, data, world / "latents-preview", "test")
+    skeletons, _, shown, made = stages.HoiStage(model, encoded, Share(2), seed=0).preview()
     records = read_records(world / "data")
     settings = SamplingSettings("dpm++", 2, model.config.guidance_scale)
     for k in (0, 3, 9):
@@ -214,7 +160,7 @@ def test_previews_show_the_training_pictures_above_what_each_caption_and_geometr
 
 def test_the_measured_scaling_factor_gives_the_cached_latents_unit_deviation(world):
     data = TrainingSet([world / "data"], SIDE, SIDE)
-    latents = stages.cached(small_model(with_conditions=False), data, world / "latents-deviation", "test")
+    latents = stages.cached(small_model(with_conditions=False), data, world / "latents-deviation", "test").latents
     means = torch.from_numpy(latents.values[:, 0].copy())
     scaled = stages.measured_scaling_factor(latents) * means.double()
     assert float((scaled - scaled.mean()).square().mean().sqrt()) == pytest.approx(1.0, rel=1e-12)
