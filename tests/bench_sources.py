@@ -1,0 +1,73 @@
+"""How fast real pictures become records.
+
+    python tests/bench_sources.py             # DexYCB layout, 512 px, one process, one thread
+
+It writes a small dataset in DexYCB's layout (pictures of one colour, so PNG and JPEG are smaller than of a real scene),
+converts it and prints frames a second of process CPU time and of wall time, for each way to normals that needs no
+network.  `--noise` puts noise into the pictures, which costs PNG more than any photograph does.
+"""
+
+# ruff: noqa: E402
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+
+from real_layouts import SERIALS, write_dexycb, write_mano
+
+from hoi.dexycb import DexYCB
+from hoi.frame_converter import FrameConverter
+
+
+def add_noise(root: Path, level: float) -> None:
+    """Photographs are rougher than flat colours: the crops' PNG then costs what a photograph's does, or more."""
+    generator = np.random.default_rng(0)
+    for path in sorted(root.rglob("color_*.jpg")):
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture) + generator.normal(size=(480, 640, 3)) * level
+        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path, quality=95)
+
+
+def measure(root: Path, mano: Path, out: Path, normals: str, repeats: int) -> str:
+    source = DexYCB(root, cameras=SERIALS[:2], mano_path=mano)
+    converter = FrameConverter(source, out, normals=normals, mano_path=mano)
+    results = [converter.convert(index) for index in range(len(source))]  # files, meshes and GL warm
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(repeats):
+        results = [converter.convert(index) for index in range(len(source))]
+    count = repeats * sum("rejected" not in result for result in results)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    renderer = converter.renderer.backend
+    return f"{normals:14s} {count} records: {count / cpu:.1f} a CPU second, {count / wall:.1f} a second ({renderer})"
+
+
+def main(args: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        arrays, mano = write_mano(Path(folder))
+        root = Path(folder) / "root"
+        write_dexycb(root, arrays, frames=args.frames)
+        if args.noise:
+            add_noise(root, args.noise)
+        for normals in ("rendered", "sensor-depth"):
+            print(measure(root, mano, Path(folder) / normals, normals, args.repeats))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, default=3, help="of each of two sequences and two cameras")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--noise", type=float, default=8.0, metavar="GREY", help="standard deviation in grey levels")
+    main(parser.parse_args())
