@@ -29,6 +29,7 @@ from hoi.sources import Source, check_needs
 STROKES = ("crop", "source")
 MARGIN = 50  # pixels of the whole picture, the authors' number
 MIN_AREA = 200  # pixels of the whole picture that hand and object must each have
+FAR = 65.0  # metres; sensors write the largest number for no answer, and the folder's depth ends at 65.5
 SKIN_JOINTS = [k for k in range(21) if k not in (4, 8, 12, 16, 20)]  # keypoints that are joints, not fingertips
 
 
@@ -88,6 +89,8 @@ class FrameConverter:
             height, width = frame.image.shape[:2]
             image = Window(0, 0, width, height, self.size).cut_picture(frame.image)
             return write_pictures(self.folder, index, self._record(frame, frame.sentence), image)
+        if frame.depth is not None and frame.depth.shape != frame.image.shape[:2]:
+            raise Rejected("the depth file has another size", f"{frame.depth.shape}, picture {frame.image.shape[:2]}")
         hand_mesh = self.hand(frame.hand_pose) if self.hand and frame.hand_pose else None
         whole = frame.label_map
         if whole is None:
@@ -108,11 +111,12 @@ class FrameConverter:
         )
         record = self._record(frame, frame.sentence or self.text.replace("{object}", frame.noun or "object"))
         record |= self._annotation(frame, window, hand_mesh)
-        record["rerender_iou"] = overlap(gbuffer, label_map) if hand_mesh and frame.label_map is not None else None
         has_mesh = bool(frame.objects) and frame.objects[0].object_mesh is not None
+        complete = hand_mesh is not None and has_mesh and all(posed.object_mesh for posed in frame.objects)
+        record["rerender_iou"] = overlap(gbuffer, label_map) if complete and frame.label_map is not None else None
         return write_pictures(
             self.folder, index, record, image, conditions,
-            depth=None if frame.depth is None else window.cut_map(frame.depth),
+            depth=None if frame.depth is None else window.cut_map(np.where(frame.depth < FAR, frame.depth, 0)),
             object_mask=gbuffer.object_mask if has_mesh else None,
         )  # fmt: skip
 

@@ -146,8 +146,7 @@ class HO3D:
         if not path.is_file():
             return None
         colors = read_picture(path, "the depth file").astype(np.float32)
-        depth = (colors[..., 0] + 256 * colors[..., 1]) * np.float32(DEPTH_SCALE)
-        return np.where(depth < 65.5, depth, np.float32(0))
+        return (colors[..., 0] + 256 * colors[..., 1]) * np.float32(DEPTH_SCALE)
 
 
 @lru_cache(maxsize=2)

@@ -282,17 +282,21 @@ def test_damaged_files_reject_their_frame_only(dexycb, tmp_path):
     (folder / "labels_000000.npz").write_bytes(b"no zip file")
     (folder / "color_000001.jpg").write_bytes(b"")
     other = copy / SUBJECTS[1] / f"{SUBJECTS[1][:8]}_141754" / SERIALS[1]
+    folders = [copy / subject / f"{subject[:8]}_141754" / SERIALS[0] for subject in SUBJECTS]
+    saturated, small = (path / "aligned_depth_to_color_000000.png" for path in folders)
+    Image.fromarray(np.full((480, 640), 65535, dtype=np.uint16)).save(saturated)
+    Image.fromarray(np.full((48, 64), 700, dtype=np.uint16)).save(small)
     (other / "color_000000.jpg").unlink()
     Image.new("RGB", (100, 80)).save(other / "color_000001.jpg")
     records = convert((copy, mano, truth), tmp_path / "out", "--shuffle")
     reasons = json.loads((tmp_path / "out/dataset.json").read_text())["rejected"]
     faults = ("the label file is damaged", "the picture is damaged", "the picture is missing",
-              "the picture has another size")  # fmt: skip
+              "the picture has another size", "the depth file has another size")  # fmt: skip
     assert reasons == {"the source has no hand in it": 2, **dict.fromkeys(faults, 1)}
-    assert [record["source_frame"] for record in records] == [  # in the order drawn
-        name for name in np.array(list(truth))[np.random.default_rng(0).permutation(8)]
-        if name in {f"{s}/{s[:8]}_141754/{SERIALS[0]}/000000" for s in SUBJECTS}
-    ]  # fmt: skip
+    assert [record["source_frame"] for record in records] == [f"{SUBJECTS[0]}/20200709_141754/{SERIALS[0]}/000000"]
+    shuffled = np.array(list(truth))[np.random.default_rng(0).permutation(8)]
+    assert shuffled[records[0]["index"]] == records[0]["source_frame"]
+    assert not load_depth(tmp_path / "out", records[0]).any()  # 65535 is a sensor without an answer
 
 
 @pytest.mark.parametrize(("words", "message"), [
