@@ -68,7 +68,7 @@ from hoi.scene import (
     scene_conditions,
     shade_scene,
 )
-from hoi.sources import NORMALS, RejectionLog, Source, check_needs, summary
+from hoi.sources import NORMALS, RejectionLog, Source, check_needs, fit_warning, summary
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "hoidiffusion" / "grasps"
 # What decides the records; a folder begun with other values is refused instead of mixed.
@@ -535,6 +535,7 @@ def convert_pictures(args: argparse.Namespace) -> None:
     writer.finish()
     print(f"{len(writer)} records; {len(log.reasons)} frames rejected{told}")
     print("".join(f"{name}: {value}\n" for name, value in findings.items()), end="")
+    print(fit_warning(findings), end="\n" if fit_warning(findings) else "")
     print(f"look at {args.out / 'grid.png'}; validate with: python make_dataset.py --check {args.out}")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from hoi.source_frame import Rejected
+from hoi.source_frame import Rejected, box_around
 
 FIT_SIGMA_PX = 2.5  # of the Gaussian window, pixels of the depth picture
 FARTHEST = 0.3  # metres from a region's median depth; what lies beyond is a fault of the sensor, not hand or object
@@ -36,10 +36,13 @@ def normals_from_depth(depth: np.ndarray, label_map: np.ndarray, intrinsics: np.
         if known.any():
             known &= np.abs(depth - np.median(depth[known])) < FARTHEST
         if known.sum() >= 3:
-            fit = _fit_inverse_depth(depth, known) @ np.asarray(intrinsics, dtype=np.float64)
+            left, top, right, bottom = box_around(region, round(4 * FIT_SIGMA_PX))
+            box = np.s_[top:bottom, left:right]  # the window reaches no farther
+            shifted = np.asarray(intrinsics, dtype=np.float64) - [[0, 0, left], [0, 0, top], [0, 0, 0]]
+            fit = _fit_inverse_depth(depth[box], known[box]) @ shifted
             length = np.linalg.norm(fit, axis=-1, keepdims=True)
             fit = -np.divide(fit, length, out=np.zeros_like(fit), where=length > 0)
-            normals[region] = fit[region]
+            normals[box][region[box]] = fit[region[box]]
     return normals
 
 

@@ -16,6 +16,7 @@ from hoi.source_frame import SourceFrame
 
 NORMALS = ("rendered", "sensor-depth", "depth-files", "estimated")
 REJECTED_FILE = "rejected.jsonl"
+FIT_LIMIT_MM = 2.0  # rounding gives a thousandth of it
 MANO_FILE = WHERE.split(" Without")[0]
 
 
@@ -112,3 +113,18 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
         if fits:
             result[f"hand_fit_mm_{side}"] = {"median": round(float(np.median(fits)), 3), "max": max(fits)}
     return result
+
+
+def fit_warning(findings: dict[str, Any]) -> str:
+    """A sentence when posed hands miss the source's joints, empty otherwise.
+
+    findings  of summary()
+    A wrong MANO file shows itself here, and so does a left pose space that is not the mirror image of the right one.
+    """
+    far = {side: findings[f"hand_fit_mm_{side}"]["median"] for side in ("right", "left")
+           if findings.get(f"hand_fit_mm_{side}", {}).get("median", 0.0) > FIT_LIMIT_MM}  # fmt: skip
+    if not far:
+        return ""
+    told = " and ".join(f"{side} hands {value:g} mm" for side, value in far.items())
+    return (f"WARNING: posed joints lie off the source's own, {told} (median of the farthest joint): is the MANO file "
+            "the official one, with MANO_LEFT.pkl beside MANO_RIGHT.pkl for left hands?")  # fmt: skip

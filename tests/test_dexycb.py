@@ -131,6 +131,16 @@ def _grown(mask, by=4):
     return binary_dilation(mask, iterations=by)
 
 
+def test_a_wrong_pose_space_is_noticed(dexycb, converted, tmp_path, capsys):
+    _, mano, truth = dexycb
+    with np.load(mano) as stored:
+        np.savez(tmp_path / "other.npz", **{**stored, "hands_mean": -3 * stored["hands_mean"]})
+    convert((dexycb[0], tmp_path / "other.npz", truth), tmp_path / "out", "--num 1")
+    assert "WARNING: posed joints lie off the source's own, right hands" in capsys.readouterr().out
+    convert(dexycb, converted[0])
+    assert "WARNING" not in capsys.readouterr().out
+
+
 def test_frames_without_a_hand_are_counted_with_their_reason(dexycb, converted):
     folder, records = converted
     truth = dexycb[2]

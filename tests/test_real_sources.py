@@ -17,6 +17,7 @@ from hoi.dataset import load_conditions, load_depth, load_image, read_records
 from hoi.depth_normals import DepthEstimator, normals_from_depth, read_depth_file
 from hoi.hand import HandPose, load_hand
 from hoi.ho3d import HO3D
+from hoi.official_csv import label_map_of
 from hoi.source_frame import Rejected, Window
 from make_dataset import main, parse_args
 
@@ -144,6 +145,13 @@ def test_the_estimated_normals_are_the_networks_depth_through_the_papers_recipe(
     np.testing.assert_allclose(DepthEstimator(str(tiny_dpt))(image), expected, atol=1e-5)
     with pytest.raises(ValueError, match="no DPT depth network could be loaded from '.*nowhere'"):
         DepthEstimator(str(tmp_path / "nowhere"))
+
+
+def test_labels_survive_jpeg_and_end_where_the_binary_mask_ends():
+    mask = np.full((2, 3, 3), 128, dtype=np.uint8)
+    mask[0], mask[1, 2] = (140, 60, 45), (9, 0, 12)  # colours as JPEG leaves them
+    seg = np.array([[255, 250, 3], [255, 0, 255]], dtype=np.uint8)
+    assert label_map_of(mask, seg).tolist() == [[2, 2, 0], [1, 0, 0]]
 
 
 def test_the_regularisation_csv_gives_scenery(tmp_path):
