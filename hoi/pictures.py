@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hoi.model import CONDITION_NAMES, HOIDiffusion
 from hoi.samplers import Progress, initial_noise, sample_latents
@@ -73,10 +73,21 @@ class PictureMaker:
         generators  B, one a picture: a picture does not depend on its batch
         returns     (B, H, W, 3) uint8
         """
+        return self.decode(self.latents(self.model.unet, prompts, features, generators, progress))
+
+    def latents(
+        self,
+        unet: nn.Module,
+        prompts: Sequence[str],
+        features: list[Tensor] | None,
+        generators: Sequence[torch.Generator],
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """What `pictures` decodes, (B, 4, h, w); `unet` is the model's or one that wraps it."""
         settings, config = self.settings, self.model.config
         side = config.image_size // config.vae.factor
-        latents = sample_latents(
-            self.model.unet,
+        return sample_latents(
+            unet,
             self.schedule,
             context=self.context(prompts),
             uncond_context=self.context([settings.negative_prompt]),
@@ -89,6 +100,10 @@ class PictureMaker:
             generators=generators,
             progress=progress,
         )
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """(B, 4, h, w) -> (B, H, W, 3) uint8.  Raises ValueError when the pictures are not finite."""
         images = self.model.vae.decode(latents).float()  # (B, 3, H, W) in [-1, 1]
         if not torch.isfinite(images).all():
             raise ValueError("the model made pictures that are not finite; try --dtype float32, or other weights")

@@ -1,4 +1,4 @@
-"""The denoising U-Net.  latents, timesteps, context, condition features -> eps.  Paper: Sec. 3.1, 3.3.
+"""The denoising U-Net.  latents, timesteps, context, condition features -> eps.  Paper: Sec. 3.1, 3.3, 4.4 (anchor).
 
 Architecture: Rombach et al. 2022.  Module names follow the single-file Stable Diffusion 1.x checkpoint, so its weights
 load by stripping a prefix.
@@ -7,7 +7,7 @@ load by stripping a prefix.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from hoi.attention import attend
 from hoi.packing import Upsample
+
+PARTS = ("encoder", "middle", "decoder")  # of the U-Net, where self-attention may look at an anchor frame
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,24 @@ class CachedContext:
         return len(self.keys[0])
 
 
+@dataclass(frozen=True)
+class Anchor:
+    """The frame that all frames of a batch look at beside themselves (Sec. 4.4).
+
+    index    of the anchor among the frames
+    frames   F: a batch is F frames, or under guidance twice F, each half with its own anchor
+    """
+
+    index: int
+    frames: int
+
+    def joined(self, tokens: Tensor) -> Tensor:
+        """Keys or values of each frame followed by its anchor's.  (B, heads, N, d) -> (B, heads, 2N, d)."""
+        halves = tokens.unflatten(0, (-1, self.frames))
+        anchors = halves[:, self.index, None].expand_as(halves)
+        return torch.cat([halves, anchors], dim=3).flatten(0, 1)
+
+
 def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
     """Sinusoids (Vaswani et al. 2017), cosines first as in SD 1.x.  timesteps (B,) -> (B, width) float32."""
     half = width // 2
@@ -96,11 +116,15 @@ class Attention(nn.Module):
     def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         return self.split_heads(self.to_k(context)), self.split_heads(self.to_v(context))
 
-    def forward(self, tokens: Tensor, context: Tensor | CachedContext | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, context: Tensor | CachedContext | None = None, anchor: Anchor | None = None
+    ) -> Tensor:
         if isinstance(context, CachedContext):
             key, value = context.keys[self.cache_index], context.values[self.cache_index]
         else:
             key, value = self.keys_values(tokens if context is None else context)
+        if anchor is not None:
+            key, value = anchor.joined(key), anchor.joined(value)
         attended = attend(self.split_heads(self.to_q(tokens)), key, value)
         return self.to_out(attended.transpose(1, 2).flatten(2))
 
@@ -136,8 +160,8 @@ class TransformerBlock(nn.Module):
         self.attn2 = Attention(width, num_heads, context_dim)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
 
-    def forward(self, tokens: Tensor, context: Tensor | CachedContext) -> Tensor:
-        tokens = tokens + self.attn1(self.norm1(tokens))
+    def forward(self, tokens: Tensor, context: Tensor | CachedContext, anchor: Anchor | None = None) -> Tensor:
+        tokens = tokens + self.attn1(self.norm1(tokens), anchor=anchor)
         tokens = repeat(tokens, len(context))  # the halves of a guided batch are equal until they meet their texts
         tokens = tokens + self.attn2(self.norm2(tokens), context)
         return tokens + self.ff(self.norm3(tokens))
@@ -153,10 +177,10 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList([TransformerBlock(width, config.num_heads, config.context_dim)])
         self.proj_out = zero_init(nn.Conv2d(width, width, 1))
 
-    def forward(self, x: Tensor, context: Tensor | CachedContext) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | CachedContext, anchor: Anchor | None = None) -> Tensor:
         height = x.shape[2]
         tokens = self.proj_in(self.norm(x)).permute(0, 2, 3, 1).flatten(1, 2)  # a view where x is channels-last
-        tokens = self.transformer_blocks[0](tokens, context)
+        tokens = self.transformer_blocks[0](tokens, context, anchor)
         return repeat(x, len(tokens)) + self.proj_out(tokens.unflatten(1, (height, -1)).permute(0, 3, 1, 2))
 
 
@@ -194,12 +218,14 @@ class Downsample(nn.Module):
 class Block(nn.Sequential):
     """One numbered block: its layers in turn, each given what it needs beside the feature map."""
 
-    def forward(self, x: Tensor, embedding: Tensor, context: Tensor | CachedContext) -> Tensor:
+    def forward(
+        self, x: Tensor, embedding: Tensor, context: Tensor | CachedContext, anchor: Anchor | None = None
+    ) -> Tensor:
         for layer in self:
             if isinstance(layer, ResBlock):
                 x = layer(x, embedding)
             elif isinstance(layer, SpatialTransformer):
-                x = layer(x, context)
+                x = layer(x, context, anchor)
             else:
                 x = layer(x)
         return x
@@ -296,6 +322,8 @@ class UNet(nn.Module):
         timesteps: Tensor,
         context: Tensor | CachedContext,
         cond_features: Sequence[Tensor] | None = None,
+        anchor: int | None = None,
+        anchor_in: Collection[str] = PARTS,
     ) -> Tensor:
         """Predict the noise in the latents.
 
@@ -305,28 +333,42 @@ class UNet(nn.Module):
                        two texts share their latents, what comes before the first text is computed once
         cond_features  maps (B'', C_k, h / 2^k, w / 2^k), one per level, B' a multiple of B''; feature k is added after
                        the last block of level k, so that main path and skip connection both carry it; None: none
+        anchor         0 to B' - 1: the latents are frames of a clip, and self-attention of each also sees the keys and
+                       values of this one (Sec. 4.4); for the anchor itself that changes nothing; None: no clip
+        anchor_in      which of PARTS do so; the paper: all
         returns eps    (B, 4, h, w)   in the dtype of latents
         Raises ValueError when a shape does not fit.
         """
         self._check(latents, timesteps, len(context), cond_features)
+        encoder, middle, decoder = self._anchors(anchor, len(latents), anchor_in)
         dtype = self.out[2].weight.dtype
         embedding = self.time_embed(timestep_embedding(timesteps, self.config.model_channels).to(dtype))
         embedding = repeat(embedding, len(context))
         h, skips, features = latents.to(dtype), [], list(cond_features or [])
         for index, block in enumerate(self.input_blocks):
-            h = self._run(block, h, embedding, context)
+            h = self._run(block, h, embedding, context, encoder)
             if features and index in self.feature_blocks:
                 h = h + tile(features.pop(0), h)
             skips.append(h)
-        h = self._run(self.middle_block, h, embedding, context)
+        h = self._run(self.middle_block, h, embedding, context, middle)
         for block in self.output_blocks:
-            h = self._run(block, torch.cat([h, repeat(skips.pop(), len(h))], dim=1), embedding, context)
+            h = self._run(block, torch.cat([h, repeat(skips.pop(), len(h))], dim=1), embedding, context, decoder)
         return self.out(h).to(latents.dtype)
 
-    def _run(self, block: Block, h: Tensor, embedding: Tensor, context: Tensor | CachedContext) -> Tensor:
+    def _run(
+        self, block: Block, h: Tensor, embedding: Tensor, context: Tensor | CachedContext, anchor: Anchor | None
+    ) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, h, embedding, context, use_reentrant=False)
-        return block(h, embedding, context)
+            return checkpoint(block, h, embedding, context, anchor, use_reentrant=False)
+        return block(h, embedding, context, anchor)
+
+    def _anchors(self, index: int | None, frames: int, anchor_in: Collection[str]) -> list[Anchor | None]:
+        """What encoder, middle block and decoder look at."""
+        if index is not None and not 0 <= index < frames:
+            raise ValueError(f"the anchor is frame {index} of {frames}, expected 0 to {frames - 1}")
+        if unknown := set(anchor_in) - set(PARTS):
+            raise ValueError(f"anchor_in names {', '.join(sorted(unknown))}, expected some of {', '.join(PARTS)}")
+        return [Anchor(index, frames) if index is not None and part in anchor_in else None for part in PARTS]
 
     def _check(self, latents: Tensor, timesteps: Tensor, texts: int, cond_features: Sequence[Tensor] | None) -> None:
         levels, (batch, channels, height, width) = len(self.config.channel_mult), latents.shape
