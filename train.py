@@ -294,7 +294,7 @@ def train(args: argparse.Namespace) -> None:
         args.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         torch.cuda.set_device(args.device)
     if world_size > 1:
-        dist.init_process_group("nccl" if args.device.startswith("cuda") else "gloo", timeout=PATIENCE)
+        join_processes("nccl" if args.device.startswith("cuda") else "gloo", rank, world_size)
     bf16 = args.dtype == "bf16" or (args.dtype == "auto" and has_fast_bf16(args.device))
     autocast = functools.partial(torch.autocast, args.device.partition(":")[0], torch.bfloat16, bf16)
 
@@ -395,6 +395,24 @@ def train(args: argparse.Namespace) -> None:
                 if saved != done:
                     save_state(done)
                 leave(signals.received, out, done, main_process)
+
+
+def join_processes(backend: str, rank: int, world_size: int) -> None:
+    """Connect the processes that torchrun started.
+
+    After a restart torchrun's store may still hold the addresses of the dead, which the living would then call in
+    vain; so on one machine each restart gets a room of its own in it.  (Machines count restarts on their own: for them
+    torchrun itself must open new stores, with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment.)
+    """
+    store, env = None, os.environ
+    restarts = int(env.get("TORCHELASTIC_RESTART_COUNT", 0))
+    alone, shared = int(env.get("LOCAL_WORLD_SIZE", 0)) == world_size, env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if restarts and alone and shared:
+        server = dist.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), world_size, is_master=False)
+        store = dist.PrefixStore(f"restart_{restarts}", server)
+    elif restarts == 0 and shared and not alone and rank == 0 and int(env.get("TORCHELASTIC_MAX_RESTARTS", 0)):
+        print("restarts over several machines need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's environment")
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=PATIENCE)
 
 
 def unusable_step(

@@ -208,7 +208,10 @@ def worker_of(launcher: subprocess.Popen, rank: int) -> int | None:
     """Process id of a launcher's worker, by the rank in its environment."""
     listed = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     for pid in map(int, listed):
-        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        try:
+            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except OSError:  # it has ended meanwhile
+            continue
         if f"RANK={rank}".encode() in environment:
             return pid
     return None
@@ -231,16 +234,19 @@ def test_a_worker_killed_under_torchrun_is_restarted_and_no_step_is_lost_or_repe
     launcher = subprocess.Popen(out, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     killed = set()
     deadline = time.monotonic() + 200
-    for rank, wanted in ((1, 7), (0, 21)):
-        while time.monotonic() < deadline and launcher.poll() is None:
-            states = checkpoint.training_states(tmp_path / "killed")
-            pid = worker_of(launcher, rank)
-            if pid is not None and pid not in killed and states and int(states[-1].stem[-9:]) >= wanted:
-                os.kill(pid, signal.SIGKILL)
-                killed.add(pid)
-                break
-            time.sleep(0.002)
-    output = launcher.communicate(timeout=200)[0].decode()
+    try:
+        for rank, wanted in ((1, 7), (0, 21)):
+            while time.monotonic() < deadline and launcher.poll() is None:
+                states = checkpoint.training_states(tmp_path / "killed")
+                pid = worker_of(launcher, rank)
+                if pid is not None and pid not in killed and states and int(states[-1].stem[-9:]) >= wanted:
+                    os.kill(pid, signal.SIGKILL)
+                    killed.add(pid)
+                    break
+                time.sleep(0.002)
+        output = launcher.communicate(timeout=200)[0].decode()
+    finally:
+        launcher.terminate()
     assert launcher.returncode == 0 and len(killed) == 2, output[-3000:]
     assert output.count("parameters train on") == 3, output[-3000:]
     assert_same_end(tmp_path / "whole", tmp_path / "killed")
