@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter
 
 from hoi.source_frame import Rejected, box_around
 
-FIT_SIGMA_PX = 2.5  # of the Gaussian window, pixels of the depth picture
+FIT_SIGMA_PX, FIT_REACH_PX = 2.5, 7  # of the Gaussian window, pixels of the depth picture
 FARTHEST = 0.3  # metres from a region's median depth; what lies beyond is a fault of the sensor, not hand or object
 DPT_HYBRID = "Intel/dpt-hybrid-midas"  # the network of the paper's code in the format of transformers
 
@@ -36,7 +36,7 @@ def normals_from_depth(depth: np.ndarray, label_map: np.ndarray, intrinsics: np.
         if known.any():
             known &= np.abs(depth - np.median(depth[known])) < FARTHEST
         if known.sum() >= 3:
-            left, top, right, bottom = box_around(region, round(4 * FIT_SIGMA_PX))
+            left, top, right, bottom = box_around(region, FIT_REACH_PX)
             box = np.s_[top:bottom, left:right]  # the window reaches no farther
             shifted = np.asarray(intrinsics, dtype=np.float64) - [[0, 0, left], [0, 0, top], [0, 0, 0]]
             fit = _fit_inverse_depth(depth[box], known[box]) @ shifted
@@ -53,7 +53,7 @@ def _fit_inverse_depth(depth: np.ndarray, known: np.ndarray) -> np.ndarray:
     weight = known.astype(np.float64)
     w = np.divide(1.0, depth, out=np.zeros(depth.shape), where=known)
     total, *moments = (
-        gaussian_filter(weight * values, FIT_SIGMA_PX, mode="constant")
+        gaussian_filter(weight * values, FIT_SIGMA_PX, mode="constant", radius=FIT_REACH_PX)
         for values in (1.0, u, v, w, u * u, u * v, v * v, u * w, v * w)
     )
     enough = total > 0.05

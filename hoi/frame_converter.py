@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hoi.camera import Camera
+from hoi.camera import Camera, transform_points
 from hoi.conditions import (
     Conditions,
     draw_normal,
@@ -23,7 +23,7 @@ from hoi.framing import inside_picture
 from hoi.hand import HandMesh, load_hand
 from hoi.render import GBuffer, Renderer
 from hoi.scene import PLAIN_TEXTS
-from hoi.source_frame import Rejected, SourceFrame, Window, box_around
+from hoi.source_frame import PosedObject, Rejected, SourceFrame, Window, box_around
 from hoi.sources import Source, check_needs
 
 STROKES = ("crop", "source")
@@ -164,16 +164,19 @@ class FrameConverter:
         self, frame: SourceFrame, hand_mesh: HandMesh | None, intrinsics: np.ndarray, height: int, width: int
     ) -> GBuffer:
         """Everything annotated in one view, the nearest in front; its object_mask is the held object's."""
+        posed = [each for each in frame.objects if each.object_mesh is not None]
         pieces = []
-        for posed in frame.objects:
-            if posed.object_mesh is not None:
-                camera = Camera(intrinsics, posed.object_to_camera, height, width)
-                mesh = posed.object_mesh
-                pieces.append(self.renderer.render(None, None, mesh.vertices, mesh.faces, camera))
-        if hand_mesh is not None:
-            camera = Camera(intrinsics, np.eye(4), height, width)
-            pieces.append(self.renderer.render(hand_mesh.vertices, hand_mesh.faces, None, None, camera))
-        return nearest_of(pieces, height, width)
+        # One object a call, in its own frame, so that the renderer knows its mesh again; the hand with the first.
+        for k, each in enumerate(posed or [PosedObject(None, np.eye(4))]):
+            hand_vertices = hand_faces = vertices = faces = None
+            if k == 0 and hand_mesh is not None:
+                hand_vertices = transform_points(np.linalg.inv(each.object_to_camera), hand_mesh.vertices)
+                hand_faces = hand_mesh.faces
+            if each.object_mesh is not None:
+                vertices, faces = each.object_mesh.vertices, each.object_mesh.faces
+            camera = Camera(intrinsics, each.object_to_camera, height, width)
+            pieces.append(self.renderer.render(hand_vertices, hand_faces, vertices, faces, camera))
+        return nearest_of(pieces)
 
     def _surface_normals(
         self, frame: SourceFrame, window: Window, whole: np.ndarray, label_map: np.ndarray, gbuffer: GBuffer | None,
@@ -207,17 +210,17 @@ class FrameConverter:
         return np.divide(normals, length, out=np.zeros_like(normals), where=length > 0.1), known
 
 
-def nearest_of(pieces: list[GBuffer], height: int, width: int) -> GBuffer:
-    """Several renders of one view as one; the first piece gives object_mask."""
-    depth = np.full((height, width), np.inf, dtype=np.float32)
-    label_map, normals = np.zeros((height, width), dtype=np.uint8), np.zeros((height, width, 3), dtype=np.float32)
-    for piece in pieces:
-        wins = (piece.label_map > 0) & (piece.depth <= depth)
+def nearest_of(pieces: list[GBuffer]) -> GBuffer:
+    """One or more renders of one view as one; the first gives object_mask, and wins where two are equally near."""
+    if len(pieces) == 1:
+        return pieces[0]
+    first = pieces[0]
+    depth, label_map, normals = first.depth.copy(), first.label_map.copy(), first.surface_normals.copy()
+    for piece in pieces[1:]:
+        wins = (piece.label_map > 0) & ((piece.depth < depth) | (label_map == 0))
         depth[wins], label_map[wins] = piece.depth[wins], piece.label_map[wins]
         normals[wins] = piece.surface_normals[wins]
-    depth[label_map == 0] = 0.0
-    object_mask = pieces[0].object_mask if pieces else np.zeros((height, width), dtype=bool)
-    return GBuffer(depth, label_map, normals, object_mask)
+    return GBuffer(depth, label_map, normals, first.object_mask)
 
 
 def overlap(gbuffer: GBuffer, label_map: np.ndarray) -> dict[str, float]:
