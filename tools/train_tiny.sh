@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 recipe=${1:-full}
 out=runs/toy
 case $recipe in
-    full) pictures=24000 lab=8000 instances=20 vae=6000 text=1000 base=12000 buffer=1000 hoi=8000 ;;
+    full) pictures=24000 lab=8000 instances=20 vae=4500 text=1000 base=12000 buffer=1000 hoi=8000 ;;
     hour) pictures=4800 lab=1600 instances=6 vae=900 text=300 base=1200 buffer=200 hoi=800 out=runs/toy-hour ;;
     *) echo "unknown recipe '$recipe'; expected full or hour" >&2; exit 1 ;;
 esac
@@ -21,7 +21,8 @@ python make_dataset.py $toy --content hand_object=0.6 object=0.15 scenery=0.25 -
     --num $pictures --out $out/any
 python make_dataset.py $toy --content hand_object=1 --style lab --looks 2 --num $lab --out $out/lab
 
-python train.py --stage vae --data $out/any --out $out/vae --steps $vae --learning-rate 2e-3 --ema-decay 0.995
+python train.py --stage vae --data $out/any --out $out/vae --steps $vae --learning-rate 1e-3 --clip-gradient 0.3 \
+    --ema-decay 0.995
 python train.py --stage text --data $out/any --out $out/text --steps $text
 python train.py --stage base --data $out/any --base $out/vae/model.safetensors \
     --text-encoder-from $out/text/model.safetensors --out $out/base --steps $base --learning-rate 1.5e-3 --ema-decay 0.998
