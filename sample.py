@@ -72,6 +72,44 @@ def parse_weight(word: str) -> tuple[str, float]:
     return name, weight
 
 
+def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+    how = parser.add_argument_group("sampling (defaults: of the checkpoint's preset)")
+    how.add_argument("--sampler", choices=SAMPLERS)
+    how.add_argument("--steps", type=positive, metavar="N", help="tiny and sd1: 20 with dpm++; the paper: 50 with ddim")
+    how.add_argument("--guidance-scale", type=float, metavar="W",
+                     help="0 ignores the text, 1 means no guidance (sd1: 7.5)")
+    how.add_argument("--cond-scale", nargs="+", type=parse_weight, default=[], metavar="NAME=WEIGHT",
+                     help=f"weights of the conditions {', '.join(CONDITION_NAMES)} (1 each, Sec. 3.3)")
+    how.add_argument("--cond-tau", type=float, default=1.0, metavar="TAU",
+                     help="share of the steps, from the noisiest on, that sees the conditions, 0 to 1")
+    how.add_argument("--negative-prompt", metavar="TEXT",
+                     help="unconditional text of guidance (default: the official stock list for sd1, empty for tiny)")
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--checkpoint", type=Path, metavar="FILE", help="weights trained here (default: the built-in ones)")
+    add("--base", type=Path, metavar="PATH", help="instead: a Stable Diffusion 1.x file (.safetensors, .ckpt) or a "
+        "diffusers folder, or an export of tools/export_weights.py")
+    add("--adapter", type=Path, metavar="FILE", help="condition encoders for --base: the official model_ad_N.pth")
+    add("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
+    add("--dtype", choices=("auto", *DTYPES), default="auto",
+        help="of U-Net and condition encoders (default: bfloat16 where the hardware has it, else float32)")
+    add("--threads", type=positive, metavar="T", help="of torch on the CPU (default: torch's own choice)")
+
+
+def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with a message where the flags of sampling and model contradict each other."""
+    if args.base and args.checkpoint:
+        parser.error("--base and --checkpoint exclude each other: a checkpoint is a whole model")
+    if args.adapter and not args.base:
+        parser.error("--adapter belongs to a --base: a checkpoint has its own condition encoders")
+    if args.seed < 0 or not 0 <= args.cond_tau <= 1:
+        parser.error("--seed must not be negative, --cond-tau lies between 0 and 1")
+    if args.guidance_scale is not None and not np.isfinite(args.guidance_scale):
+        parser.error("--guidance-scale must be a finite number")
+
+
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -95,44 +133,20 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
                       help="{object} stands for the object's name; every geometry with every prompt (default: a few "
                       "looks of the paper's figures; with --data each record's own text)")
     text.add_argument("--prompts-file", type=Path, metavar="FILE", help="one prompt a line, # begins a comment line")
-    text.add_argument("--negative-prompt", metavar="TEXT",
-                      help="unconditional text of guidance (default: the official stock list for sd1, empty for tiny)")
-    how = parser.add_argument_group("sampling (defaults: of the checkpoint's preset)")
-    how.add_argument("--sampler", choices=SAMPLERS)
-    how.add_argument("--steps", type=positive, metavar="N", help="tiny and sd1: 20 with dpm++; the paper: 50 with ddim")
-    how.add_argument("--guidance-scale", type=float, metavar="W",
-                     help="0 ignores the text, 1 means no guidance (sd1: 7.5)")
-    how.add_argument("--cond-scale", nargs="+", type=parse_weight, default=[], metavar="NAME=WEIGHT",
-                     help=f"weights of the conditions {', '.join(CONDITION_NAMES)} (1 each, Sec. 3.3)")
-    how.add_argument("--cond-tau", type=float, default=1.0, metavar="TAU",
-                     help="share of the steps, from the noisiest on, that sees the conditions, 0 to 1")
+    add_sampling_flags(parser)
     add("--num", type=positive, metavar="N", help="pictures (default: each combination of geometry and prompt once)")
     add("--seed", type=int, default=0)
-    add("--checkpoint", type=Path, metavar="FILE", help="weights trained here (default: the built-in ones)")
-    add("--base", type=Path, metavar="PATH", help="instead: a Stable Diffusion 1.x file (.safetensors, .ckpt) or a "
-        "diffusers folder, or an export of tools/export_weights.py")
-    add("--adapter", type=Path, metavar="FILE", help="condition encoders for --base: the official model_ad_N.pth")
     add("--out", type=Path, default=Path("out"), metavar="DIR", help="the dataset folder (default: %(default)s)")
     add("--batch-size", type=positive, metavar="B", help="pictures at once (default: 8; 2 for 512 px on a CPU or GPU)")
-    add("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
-    add("--dtype", choices=("auto", *DTYPES), default="auto",
-        help="of U-Net and condition encoders (default: bfloat16 where the hardware has it, else float32)")
-    add("--threads", type=positive, metavar="T", help="of torch on the CPU (default: torch's own choice)")
+    add_model_flags(parser)
     args = parser.parse_args(arguments)
     if args.data is not None and args.object:
         parser.error("--data and --object exclude each other: the folder has its own objects")
     if not args.conditions and (args.data is not None or args.object):
         parser.error("--no-conditions samples from text alone: drop --data or --object")
-    if args.base and args.checkpoint:
-        parser.error("--base and --checkpoint exclude each other: a checkpoint is a whole model")
-    if args.adapter and not args.base:
-        parser.error("--adapter belongs to a --base: a checkpoint has its own condition encoders")
     if args.prompt and args.prompts_file:
         parser.error("--prompt and --prompts-file exclude each other")
-    if args.seed < 0 or not 0 <= args.cond_tau <= 1:
-        parser.error("--seed must not be negative, --cond-tau lies between 0 and 1")
-    if args.guidance_scale is not None and not np.isfinite(args.guidance_scale):
-        parser.error("--guidance-scale must be a finite number")
+    check_flags(parser, args)
     return args
 
 

@@ -27,7 +27,7 @@ from hoi.sheets import contact_sheet
 FORMAT_VERSION = 1
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     """Write under a temporary name, then rename: a reader sees the whole file or none."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -126,7 +126,7 @@ def write_pictures(
         full["height"], full["width"] = (int(side) for side in sizes.pop())
     for path, content in encoded:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_atomically(path, content)
+        write_atomically(path, content)
     return full
 
 
@@ -144,7 +144,7 @@ def write_object(folder: Path, object_mesh: ObjectMesh) -> str:
 def write_records(folder: str | Path, records: list[dict[str, Any]]) -> None:
     """Replace metadata.jsonl as a whole (to add `verification` scores, or to drop records)."""
     lines = "".join(json.dumps(record) + "\n" for record in sorted(records, key=lambda record: record["index"]))
-    _write_atomically(Path(folder) / "metadata.jsonl", lines.encode())
+    write_atomically(Path(folder) / "metadata.jsonl", lines.encode())
 
 
 def overview(folder: str | Path, records: list[dict[str, Any]], count: int = 24, cell: int = 128) -> Image.Image:
@@ -210,7 +210,7 @@ class DatasetWriter:
 
     def _write_description(self, **more: Any) -> None:
         content = {"format": "hand-object dataset folder", "format_version": FORMAT_VERSION, **self.description, **more}
-        _write_atomically(self.folder / "dataset.json", (json.dumps(content, indent=1) + "\n").encode())
+        write_atomically(self.folder / "dataset.json", (json.dumps(content, indent=1) + "\n").encode())
 
     def __len__(self) -> int:
         """Finished records in the folder, all ranks together as far as known."""
@@ -245,4 +245,4 @@ class DatasetWriter:
         pictures = sum(record["file_name"] is not None for record in records)
         self._write_description(counts={"records": len(records), "pictures": pictures})
         if grid and records:
-            _write_atomically(self.folder / "grid.png", encode_png(np.asarray(overview(self.folder, records))))
+            write_atomically(self.folder / "grid.png", encode_png(np.asarray(overview(self.folder, records))))
