@@ -1,0 +1,184 @@
+"""Speed and memory of the paper's training step beside the same step written plainly with diffusers.
+
+    python tests/bench_train.py                  # full size: 512 px, batch 1, bf16 autocast; some minutes, up to 20 GB
+    python tests/bench_train.py --size small     # to see that it works
+
+Prints seconds a step (minimum over the repeats) and peak memory (resident, Python included) of three ways, each in a
+process of its own, one after the other, and how many times slower and larger the other two are than ours:
+
+    ours     hoi_loss on our U-Net and condition encoders, frozen and trained parts as freeze_for_fine_tuning has them
+    frozen   diffusers' UNet2DConditionModel and three T2IAdapters, the same parts frozen
+    plain    the same, but as the official code does: gradients of the whole U-Net, of which the decoder's are used
+
+Every way has fp32 weights in channels-last, cached latents and text (no autoencoder, no text encoder), one hand-object
+picture without a regularisation term, and fused AdamW on the 743 M trained parameters.  Weights are random.  Before
+that, a small model shows that the three compute the same loss and gradients.  Nothing else is asserted.
+"""
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+
+from bench_unet import peak_gigabytes, random_weights  # noqa: E402
+
+from hoi.diffusion import NoiseSchedule, TrainingBatch, hoi_loss  # noqa: E402
+from hoi.hardware import keep_freed_memory  # noqa: E402
+from hoi.model import ConditionEncoders  # noqa: E402
+from hoi.unet import UNet, UNetConfig  # noqa: E402
+
+SIZES = {
+    "full": (UNetConfig(), 64),
+    "small": (UNetConfig(model_channels=32, channel_mult=(1, 2, 2, 3), num_heads=4, context_dim=24), 16),
+}
+WAYS = ("ours", "frozen", "plain")
+Step = tuple[list[nn.Parameter], Callable[[], Tensor]]  # what trains; the loss of the step
+
+
+def networks(size: str) -> tuple[UNet, ConditionEncoders]:
+    config, _ = SIZES[size]
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return random_weights(UNet(config)), random_weights(ConditionEncoders(config.level_widths, unshuffle=8))
+
+
+def random_batch(size: str) -> TrainingBatch:
+    config, side = SIZES[size]
+    generator = torch.Generator().manual_seed(0)
+    return TrainingBatch(
+        latents=torch.randn(1, 4, side, side, generator=generator),
+        context=torch.randn(1, 77, config.context_dim, generator=generator),
+        timesteps=torch.tensor([500]),
+        noise=torch.randn(1, 4, side, side, generator=generator),
+        conditions=tuple(torch.rand(1, 3, 8 * side, 8 * side, generator=generator) for _ in range(3)),
+    )
+
+
+def ours(unet: UNet, encoders: ConditionEncoders, batch: TrainingBatch, checkpointing: bool) -> Step:
+    unet.freeze_encoder()
+    unet.gradient_checkpointing = checkpointing
+    schedule = NoiseSchedule.stable_diffusion()
+
+    def network(latents: Tensor, timesteps: Tensor, context: Tensor, conditions: tuple[Tensor, ...]) -> Tensor:
+        return unet(latents, timesteps, context, encoders(*conditions))
+
+    trained = [*encoders.parameters(), *unet.decoder_parameters()]
+    return trained, lambda: hoi_loss(network, schedule, batch)[0]
+
+
+def theirs(
+    unet: UNet, encoders: ConditionEncoders, batch: TrainingBatch, checkpointing: bool, freeze: bool
+) -> Step:
+    """The step as one writes it with diffusers, on copies of the weights; the originals may be dropped afterwards."""
+    from diffusers import DDPMScheduler
+    from test_model import diffusers_adapter
+    from test_unet import diffusers_twin
+
+    adapters = nn.ModuleList([diffusers_adapter(each, unet.config.level_widths) for each in encoders.values()])
+    twin = diffusers_twin(unet).train()
+    for module in (twin, adapters):
+        module.to(memory_format=torch.channels_last)
+    twin.requires_grad_(not freeze)
+    decoder = [p for part in (twin.up_blocks, twin.conv_norm_out, twin.conv_out) for p in part.parameters()]
+    for parameter in decoder:
+        parameter.requires_grad_(True)
+    if checkpointing:
+        twin.enable_gradient_checkpointing()
+    schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+
+    def loss() -> Tensor:
+        noisy = schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
+        maps = [adapter(image) for adapter, image in zip(adapters, batch.conditions, strict=True)]
+        features = [sum(level) for level in zip(*maps, strict=True)]
+        output = twin(noisy, batch.timesteps, batch.context, down_intrablock_additional_residuals=features).sample
+        return F.mse_loss(output.float(), batch.noise)
+
+    return [*adapters.parameters(), *decoder], loss
+
+
+def make_step(way: str, size: str, checkpointing: bool) -> Step:
+    nn.Linear.reset_parameters = nn.Conv2d.reset_parameters = lambda self: None  # drawing them would take a minute
+    unet, encoders = networks(size)
+    batch = random_batch(size)
+    if way == "ours":
+        for module in (unet, encoders):
+            module.to(memory_format=torch.channels_last)
+        return ours(unet, encoders, batch, checkpointing)
+    return theirs(unet, encoders, batch, checkpointing, freeze=way == "frozen")
+
+
+def measure(way: str, size: str, repeats: int, checkpointing: bool) -> dict[str, float]:
+    trained, loss = make_step(way, size, checkpointing)
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of building
+    if way == "ours":
+        keep_freed_memory()  # as train.py does
+    optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
+    seconds = []
+    for _ in range(repeats + 1):  # the first one also allocates gradients and optimizer state
+        begin = time.perf_counter()
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            value = loss()
+        value.backward()
+        optimizer.step()
+        seconds.append(time.perf_counter() - begin)
+    return {"seconds": min(seconds[1:]), "gigabytes": peak_gigabytes(), "trained": sum(p.numel() for p in trained)}
+
+
+def largest_difference() -> float:
+    """Of loss and gradient norms between the three ways on one small model in fp32, in parts of the largest."""
+    found = []
+    for way in WAYS:
+        trained, loss = make_step(way, "small", checkpointing=False)
+        value = loss()
+        value.backward()
+        norms = sorted(parameter.grad.norm().item() for parameter in trained)
+        found.append(torch.tensor([value.item(), *norms]))
+    return max(((other - found[0]).abs().max() / found[0].abs().max()).item() for other in found[1:])
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.way:
+        result = largest_difference() if args.way == "same" else measure(
+            args.way, args.size, args.repeats, args.gradient_checkpointing
+        )
+        print(json.dumps(result))
+        return
+
+    def run(way: str) -> dict[str, float] | float:
+        command = [sys.executable, __file__, "--way", way, "--size", args.size, "--repeats", str(args.repeats)]
+        command += ["--gradient-checkpointing"] if args.gradient_checkpointing else []
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        return json.loads(output.splitlines()[-1])
+
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, size {args.size}, batch 1, bf16 autocast")
+    print(f"loss and gradient norms of a small model differ by up to {run('same'):.1e} of the largest")
+    print("| way | s a step | GB | times slower than ours | times larger |\n|---|---|---|---|---|")
+    found: dict[str, dict[str, float]] = {}
+    for way in args.ways:
+        found[way] = run(way)
+        base = found.get("ours", found[way])
+        ratios = [f"{found[way][key] / base[key]:.2f}" for key in ("seconds", "gigabytes")]
+        cells = [way, f"{found[way]['seconds']:.2f}", f"{found[way]['gigabytes']:.2f}", *ratios]
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="full", help="sizes of the networks (default full)")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="what to measure (default all)")
+    parser.add_argument("--repeats", type=int, default=3, help="timed steps after the first (default 3)")
+    parser.add_argument("--gradient-checkpointing", action="store_true", help="in all ways: less memory, slower")
+    parser.add_argument("--way", choices=(*WAYS, "same"), help="internal: one measurement in this process")
+    main(parser.parse_args())
