@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = ("train.py", "sample.py", "make_dataset.py")
+SCRIPTS = ("train.py", "sample.py", "video.py", "make_dataset.py")
 # A module imports only from modules before it.  Rooms in one string are one room, split for length.
 ORDER = """
     command weight_files checkpoint hardware interruption clip_score packing attention sheets
@@ -20,7 +20,7 @@ ORDER = """
     captions ycb source_frame depth_normals dexycb_files dexycb ho3d official_csv sources frame_converter
     text vae unet diffusion samplers model
     layouts diffusers_config weight_kinds weight_pieces public_weights weight_exports
-    batches pictures stages pretraining prompts planning verify
+    batches pictures clip clip_frames stages pretraining prompts planning verify
 """.split()
 GEOMETRY = set(ORDER[ORDER.index("camera") : ORDER.index("text")]) - {"conditions", "dataset"}
 NETWORK = {"text", "vae", "unet", "model", "diffusion", "samplers"}

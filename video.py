@@ -1,0 +1,263 @@
+"""Generate a clip of a hand that reaches for an object and grasps it: frames of one look, each with its annotation.
+
+    python video.py                                                     # a mug, 16 frames -> ./clip
+    python video.py --object bottle --prompt "A hand is grasping a blue {object} in the snow" --seed 3 --gif
+    python video.py --trajectory data/approach --trajectory-number 2    # frames made by make_dataset.py --frames 16
+    python video.py --base model_sd_5000.ckpt --adapter model_ad_5000.pth --chunk 1      # 512 px in little memory
+    python video.py --no-anchor --separate-noise                        # for comparison: pictures side by side
+
+It prints what it uses, a progress bar, and what to look at: clip.webp (clip.mp4 with PyAV, clip.gif on request) and
+strip.png, conditions above pictures.  Each frame's self-attention also looks at the anchor frame, which looks only at
+itself; so a frame depends on itself and the anchor alone, and running the same command again makes just the frames that
+are missing.  The folder is a dataset folder; its records have `timestamp` in seconds.  Paper: Sec. 4.4.
+"""
+
+import argparse
+import hashlib
+import platform
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from hoi.clip import clip_pictures, strip, write_clip
+from hoi.clip_frames import MAX_PENETRATION_MM, ApproachFrames, TrajectoryFrames, approach_scene
+from hoi.command import positive, told_problems
+from hoi.conditions import stack_conditions
+from hoi.dataset import RECORD_KEYS, load_conditions, load_image, read_records
+from hoi.dataset_writer import DatasetWriter, complete_record, encode_png, write_atomically, write_pictures
+from hoi.framing import FRAMINGS
+from hoi.hand import load_hand
+from hoi.hardware import keep_freed_memory
+from hoi.model import HOIDiffusion
+from hoi.objects import collect_objects
+from hoi.pictures import PictureMaker, SamplingSettings
+from hoi.png_text import png_text
+from hoi.prompts import DEFAULT_PROMPTS, fill
+from hoi.render import Renderer
+from hoi.unet import PARTS
+from sample import (
+    CACHE,
+    add_model_flags,
+    add_sampling_flags,
+    check_flags,
+    choose_device,
+    load_model,
+    picture_generator,
+    sampling_settings,
+)
+
+TIGHT_START = 0.06  # metres
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    what = parser.add_argument_group("geometry: an object, or a trajectory of a folder")
+    what.add_argument("--object", metavar="PATH|NAME", help="a mesh file or a built-in object (default: mug)")
+    what.add_argument("--category", help="what a mesh file shows (default: guessed from the file's name)")
+    what.add_argument("--units", help="unit of a mesh file: m, dm, cm, mm, in (default: guessed, and said)")
+    what.add_argument("--hand-side", choices=("right", "left"), default="right")
+    what.add_argument("--framing", choices=FRAMINGS, help="default: tight for tiny, official for sd1")
+    what.add_argument("--mano", metavar="FILE", help="official MANO_RIGHT.pkl (default: the built-in hand)")
+    what.add_argument("--cache", type=Path, default=CACHE, metavar="DIR", help="found grasps (default: %(default)s)")
+    what.add_argument("--frames", type=positive, default=16, metavar="F", help="of the approach (default: 16)")
+    what.add_argument("--hold", type=int, default=0, metavar="F", help="frames more that stay on the grasp")
+    what.add_argument("--start-distance", type=float, metavar="M", help="metres above the grasp (default: "
+                      f"0.15 as in the paper; {TIGHT_START:g} in tight framing, or hand and object would be small)")
+    what.add_argument("--trajectory", type=Path, metavar="DIR", help="instead: frames of a dataset folder")
+    what.add_argument("--trajectory-number", type=int, metavar="N", help="which of the folder's (default: the first)")
+    clip = parser.add_argument_group("clip")
+    clip.add_argument("--anchor", type=int, metavar="I", help="frame that all frames look at (default: the middle)")
+    clip.add_argument("--no-anchor", action="store_true", help="every frame on its own")
+    clip.add_argument("--anchor-in", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART",
+                      help="parts of the U-Net whose self-attentions do: encoder, middle, decoder (the paper: all)")
+    clip.add_argument("--same-noise", action=argparse.BooleanOptionalAction, default=True,
+                      help="all frames start from the noise of record 0 of sample.py")
+    clip.add_argument("--separate-noise", action="store_true", help="the same as --no-same-noise")
+    clip.add_argument("--fps", type=positive, default=8, metavar="N", help="frames a second (default: 8)")
+    clip.add_argument("--gif", action="store_true", help="write clip.gif too")
+    clip.add_argument("--chunk", type=positive, metavar="F",
+                      help="frames evaluated at once beside the anchor; decides memory, not pictures (default: 8, or 1 "
+                      "from 512 px on)")
+    add("--prompt", metavar="TEXT", help="{object} stands for the object's name (default: the first of sample.py, or "
+        "the text of the folder's anchor frame)")
+    add("--seed", type=int, default=0)
+    add("--out", type=Path, default=Path("clip"), metavar="DIR", help="the dataset folder (default: %(default)s)")
+    add_sampling_flags(parser)
+    add_model_flags(parser)
+    parser.set_defaults(conditions=True)  # of sample.py's load_model: a clip always has them
+    args = parser.parse_args(arguments)
+    check_flags(parser, args)
+    if args.trajectory is not None and (args.object or args.hold or args.start_distance is not None):
+        parser.error("--trajectory brings its own frames: drop --object, --hold and --start-distance")
+    if args.trajectory_number is not None and args.trajectory is None:
+        parser.error("--trajectory-number needs --trajectory, the folder")
+    if args.no_anchor and args.anchor is not None:
+        parser.error("--anchor and --no-anchor exclude each other")
+    if args.hold < 0 or (args.start_distance is not None and not 0 <= args.start_distance <= 1):
+        parser.error("--hold must not be negative, --start-distance lies between 0 and 1 (metres)")
+    if args.prompt is not None and not args.prompt.strip():
+        parser.error("--prompt is empty; to sample without text use --guidance-scale 0")
+    args.same_noise = args.same_noise and not args.separate_noise
+    return args
+
+
+def choose_frames(args: argparse.Namespace, model: HOIDiffusion) -> ApproachFrames | TrajectoryFrames:
+    size = model.config.image_size
+    if args.trajectory is not None:
+        return TrajectoryFrames(args.trajectory, size, args.trajectory_number)
+    meshes = collect_objects([args.object or "mug"], category=args.category, units=args.units)
+    if len(meshes) > 1:
+        raise ValueError(f"{args.object} holds {len(meshes)} meshes; a clip shows one, so name the file")
+    print(*(f"{meshes[0].object_id}: {note}" for note in meshes[0].notes), sep="\n", end="\n" * bool(meshes[0].notes))
+    framing = args.framing or ("tight" if model.config.name == "tiny" else "official")
+    start_distance = TIGHT_START if args.start_distance is None and framing == "tight" else args.start_distance
+    hand, renderer = load_hand(args.mano), Renderer()
+    scene = approach_scene(
+        meshes[0], hand, renderer, size, args.seed, args.hand_side, framing, args.frames, args.hold,
+        start_distance, args.cache,
+    )  # fmt: skip
+    frames = ApproachFrames(scene, hand, renderer)
+    deepest = max(frames.penetration_mm())
+    print(f"conditions drawn by {renderer}", f"on its way the hand cuts at most {deepest:.1f} mm deep", sep="\n")
+    if deepest > MAX_PENETRATION_MM:
+        print(f"hint: that is more than {MAX_PENETRATION_MM:g} mm; another --seed takes another grasp")
+    return frames
+
+
+def choose_anchor(args: argparse.Namespace, count: int) -> int | None:
+    if args.no_anchor:
+        return None
+    anchor = count // 2 if args.anchor is None else args.anchor
+    if not 0 <= anchor < count:
+        raise ValueError(f"--anchor {anchor} is not in the clip; it has frames 0 to {count - 1}")
+    return anchor
+
+
+def choose_prompt(args: argparse.Namespace, frames: ApproachFrames | TrajectoryFrames, anchor: int | None) -> str:
+    text = args.prompt
+    if text is None and isinstance(frames, TrajectoryFrames):
+        text = frames.records[anchor or 0]["text"]
+    return fill(text or DEFAULT_PROMPTS[0], frames.noun)
+
+
+def describe(
+    args: argparse.Namespace,
+    settings: SamplingSettings,
+    checkpoint: dict[str, str],
+    dtype: str,
+    frames: ApproachFrames | TrajectoryFrames,
+    prompt: str,
+    anchor: int | None,
+) -> dict[str, Any]:
+    """What goes to dataset.json; "job" decides the frames, and another job must not continue in the same folder."""
+    job = {"seed": args.seed, "checkpoint": checkpoint["sha256"], "dtype": dtype, **vars(settings), "prompt": prompt}
+    job |= {"adapter": checkpoint["adapter_sha256"]} if "adapter" in checkpoint else {}
+    job |= {"frames": len(frames), "fps": args.fps, "anchor": anchor, "same_noise": args.same_noise}
+    job |= {"anchor_in": args.anchor_in}
+    if isinstance(frames, TrajectoryFrames):
+        keypoints = [record["keypoints_2d"] for record in frames.records]
+    else:
+        keypoints = [pose.transl.round(6).tolist() for pose in frames.scene.hand_poses]
+        job["object"] = frames.scene.object_mesh.object_id
+        job["intrinsics"] = frames.scene.camera.intrinsics.round(6).tolist()
+    job["motion"] = hashlib.sha256(repr(keypoints).encode()).hexdigest()[:16]
+    return {
+        "made_by": "video.py",
+        "command": shlex.join(["python", *sys.argv]),
+        "seed": args.seed,
+        "checkpoint": checkpoint,
+        "versions": {"python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__},
+        "licences": {"weights": f"those of {checkpoint['name']}"},
+        "job": job,
+    }
+
+
+def make_frames(
+    args: argparse.Namespace,
+    writer: DatasetWriter,
+    maker: PictureMaker,
+    frames: ApproachFrames | TrajectoryFrames,
+    prompt: str,
+    anchor: int | None,
+    common: dict[str, Any],
+) -> None:
+    """Make the missing frames chunk by chunk and write each as it is finished."""
+    todo = [frame for frame in range(len(frames)) if not writer.done(frame)]
+    size = common["height"]
+
+    def frame_features(frame: int) -> list[torch.Tensor]:
+        return maker.features(stack_conditions([frames[frame].conditions_or_blank(size, size)]))
+
+    def frame_generator(frame: int) -> torch.Generator:
+        return picture_generator(args.seed, 0 if args.same_noise else frame)
+
+    with tqdm(total=len(todo), unit="frame") as bar:
+        pictures = clip_pictures(
+            maker, prompt, frame_features, frame_generator, todo, anchor, args.chunk or (8 if size < 512 else 1),
+            args.anchor_in, lambda step, steps: bar.set_postfix_str(f"step {step} of {steps}"),
+        )  # fmt: skip
+        for frame, image in pictures:
+            record = frames[frame].write(args.out, frame) | common
+            record |= {"file_name": f"images/{frame:06d}.png", "trajectory": 0, "frame": frame}
+            record["timestamp"] = round(frame / args.fps, 6)
+            record = complete_record(frame, record)
+            writer.append(write_pictures(args.out, frame, record, image, png_text=png_text(record)))
+            bar.update()
+
+
+def finish(args: argparse.Namespace, writer: DatasetWriter) -> None:
+    """The clip files and the strip, from the frames on disk."""
+    writer.finish()
+    records = read_records(args.out)
+    pictures = [load_image(args.out, record) for record in records]
+    files, notes = write_clip(args.out, pictures, args.fps, args.gif)
+    sheet = strip([load_conditions(args.out, record) for record in records], pictures)
+    write_atomically(args.out / "strip.png", encode_png(np.asarray(sheet)))
+    print(*notes, f"{len(records)} frames; look at {args.out / files[0]} and {args.out / 'strip.png'}", sep="\n")
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    keep_freed_memory()
+    device = choose_device(args, rank=0)
+    model, checkpoint, dtype = load_model(args, device)
+    config, settings = model.config, sampling_settings(args, model)
+    frames = choose_frames(args, model)
+    anchor = choose_anchor(args, len(frames))
+    prompt = choose_prompt(args, frames, anchor)
+    try:
+        writer = DatasetWriter(args.out, describe(args, settings, checkpoint, dtype, frames, prompt, anchor))
+    except OSError as error:
+        raise OSError(f"cannot write to {args.out} ({error}); choose another folder with --out") from error
+    print(f"{checkpoint['name']} ({config.name}), {dtype} on {device}; {settings.sampler}, "
+          f"{settings.num_inference_steps} steps, guidance {settings.guidance_scale:g}",
+          f'{len(frames)} frames of "{prompt}", anchor {"off" if anchor is None else anchor}, '
+          f"{'one' if args.same_noise else 'separate'} noise -> {args.out}, {len(writer)} are there already",
+          sep="\n")  # fmt: skip
+    if len(frames) == 1:
+        print("hint: one frame is a single picture; --frames 16 makes a clip")
+    common = {key: value for key, value in vars(settings).items() if key in RECORD_KEYS}
+    common |= {"seed": args.seed, "checkpoint": checkpoint, "height": config.image_size, "width": config.image_size}
+    common |= {"text": prompt}
+    make_frames(args, writer, PictureMaker(model, settings), frames, prompt, anchor, common)
+    finish(args, writer)
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """The command: problems become a message and exit code 1."""
+    args = parse_args(arguments)
+    with told_problems("video.py", "\ninterrupted: finished frames are complete; the same command makes the others"):
+        main(args)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # an orderly stop for `kill` too
+    run()
