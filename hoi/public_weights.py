@@ -199,6 +199,8 @@ def _metadata(config: ModelConfig, stage: str, path: Path) -> dict[str, str]:
 def describe(path: str | Path) -> str:
     """What a file or folder is, and what it can be used for.  Raises like load_model when it does not fit."""
     path = Path(path)
+    if hands := _describe_hands(path):
+        return hands
     expected = expected_shapes(sd1_config(), with_conditions=True)
     if not path.is_dir():
         file = WeightFile(path)
@@ -221,6 +223,22 @@ def describe(path: str | Path) -> str:
         f"{kind}, complete ({count} tensors), sizes {config.name}, predicts {config.predicts}, {parts} condition"
         f" encoders; use with {flag} {path}"
     )
+
+
+def _describe_hands(path: Path) -> str | None:
+    """What a file or folder of MANO or GrabNet is; None for anything else.  Raises like their readers."""
+    from hoi.grabnet import FILES, load_grabnet  # the geometry side: only this command needs it here
+    from hoi.mano_file import read_mano
+
+    names = {file.name for file in path.iterdir()} if path.is_dir() else {path.name}
+    if names & set(FILES):
+        folder = path if path.is_dir() else path.parent
+        load_grabnet(folder)
+        return f"GrabNet ({', '.join(FILES)}), complete; use with make_dataset.py --grasp grabnet --grabnet {folder}"
+    if names & {"MANO_RIGHT.pkl", "MANO_LEFT.pkl"} or path.suffix in (".pkl", ".npz"):
+        _, notes = read_mano(path)
+        return " ".join([f"the MANO hand, complete; use with --mano {path}", *notes])
+    return None
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -83,10 +83,13 @@ def load_torch_file(path: str | Path, mapped: bool = False) -> dict[str, Any]:
         with torch.serialization.safe_globals(_lightning_globals()):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_zip)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError and others for damaged files
-        reason = str(error).splitlines()[0] if str(error) else "no details"
         if "GLOBAL" in str(error) or "Unsupported class" in str(error):
             reason = f"it names code that is not allowed to run: {_offence(str(error))}"
-        raise ValueError(f"{path} is not a readable torch file ({type(error).__name__}: {reason})") from error
+        elif is_zip:
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}; is it complete?"
+        else:  # torch's own words are of no use here: it takes any bytes for a pickle, and advises to run it
+            reason = "neither the zip archive nor the pickle that torch writes; is it a weight file, and complete?"
+        raise ValueError(f"{path} is not a readable torch file ({reason})") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected a dict")
     return dict(content)

@@ -10,6 +10,7 @@ import smplx
 import torch
 import torch.nn.functional as F
 import trimesh
+from real_layouts import write_mano
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
@@ -28,6 +29,7 @@ from hoi.grabnet import (
 from hoi.grasp import find_grasps
 from hoi.hand import BUILTIN_HAND, load_hand
 from hoi.objects import make_object
+from hoi.public_weights import main as describe_main
 
 # SHA-256 of the sorted lines "file TAB name TAB shape TAB dtype" of the official files, without what training leaves
 # in refinenet.pt, and of these extras; computed from a table made by running the official code.
@@ -462,3 +464,15 @@ def test_incomplete_requests_say_what_is_needed_and_what_the_default_is(words, m
     with pytest.raises(SystemExit):
         make_dataset.parse_args(words.split())
     assert re.search(message, " ".join(capsys.readouterr().err.split()))
+
+
+def test_the_checker_knows_the_files_of_hands_and_names_what_is_missing(tmp_path, capsys):
+    write_grabnet(tmp_path / "grabnet")
+    _, hands = write_mano(tmp_path)
+    assert describe_main([str(tmp_path / "grabnet"), str(tmp_path / "grabnet" / "coarsenet.pt"), str(hands)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert all(f"complete; use with make_dataset.py --grasp grabnet --grabnet {tmp_path}" in line for line in said[:2])
+    assert f"the MANO hand, complete; use with --mano {hands}" in said[2]
+    (tmp_path / "grabnet" / "bps.npz").unlink()
+    assert describe_main([str(tmp_path / "grabnet")]) == 1
+    assert "missing: bps.npz" in capsys.readouterr().err

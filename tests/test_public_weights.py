@@ -404,6 +404,15 @@ def test_truncated_files_are_refused_by_name(tmp_path, state, name, kept):
         load_model(path, config=CONFIG)
 
 
+@pytest.mark.parametrize("content", [b"", b"solid cube", b"<html>sign in</html>", bytes(range(256))])
+def test_a_file_that_is_no_weight_file_gets_no_advice_to_run_it(tmp_path, content):
+    path = tmp_path / "sd.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="neither the zip archive nor the pickle") as error:
+        load_model(path)
+    assert "weights_only" not in str(error.value)
+
+
 class Trap:
     """Creates a folder when unpickled by a reader that executes what a file asks for."""
 
