@@ -447,7 +447,12 @@ def check_same_run(state: dict, args: argparse.Namespace, world_size: int) -> No
     if changed:
         details = ", ".join(f"--{k.replace('_', '-')} was {before.get(k)}, is {getattr(args, k)}" for k in changed)
         raise SystemExit(f"{args.out} holds a run with other settings ({details}); use them again or another --out")
-    batches = state.get("processes", world_size) * before["accumulate"]
+    processes = state.get("processes", world_size)
+    if args.reg_mode == "swap" and processes != world_size:
+        raise SystemExit(
+            f"{args.out} holds a run of {processes} processes, each with its own --reg-mode swap; here are {world_size}"
+        )
+    batches = processes * before["accumulate"]
     if batches != world_size * args.accumulate:
         raise SystemExit(
             f"{args.out} holds a run with {batches} batches a step (processes x --accumulate); here they are "

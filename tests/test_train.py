@@ -66,6 +66,20 @@ def test_a_state_from_before_the_newer_flags_goes_on_with_their_defaults(world, 
     assert checkpoint.load_training_state(out)["step"] == 4
 
 
+def test_fewer_processes_go_on_only_when_they_accumulate_to_the_same_step(world, tmp_path):
+    out = tmp_path / "run"
+    train.train(hoi_args(world, out, "--steps", "2", "--accumulate", "2"))
+    state = checkpoint.load_training_state(out)
+    state["processes"], state["args"]["accumulate"] = 2, 1  # as two processes would have left it
+    checkpoint.save_training_state(out, 2, state)
+    with pytest.raises(SystemExit, match=r"2 batches a step.*here they are 1 x 1: set --accumulate"):
+        train.train(hoi_args(world, out))
+    train.train(hoi_args(world, out, "--accumulate", "2"))
+    train.train(hoi_args(world, tmp_path / "whole", "--accumulate", "2"))
+    states = [checkpoint.load_training_state(path) for path in (out, tmp_path / "whole")]
+    assert_same(states[0]["weights"], states[1]["weights"])
+
+
 def test_fine_tuning_moves_decoder_and_condition_encoders_and_nothing_else(world, tmp_path):
     train.train(hoi_args(world, tmp_path / "run"))
     before, _ = checkpoint.load_model_file(world / "base.safetensors")
