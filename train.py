@@ -148,7 +148,8 @@ def contradiction(args: argparse.Namespace) -> str | None:
         return f"--reg-mode, --conditions and --trainable belong to stage hoi, not to {args.stage}"
     if none and (len(args.conditions) > 1 or args.trainable == "encoders" or args.adapter or args.init_branch):
         return "--conditions none leaves no encoder for other --conditions, --trainable, --adapter or --init-branch"
-    if lost := [word for word in args.init_branch or [] if word.partition("=")[0] not in args.conditions]:
+    left_out = set(CONDITION_NAMES) - set(args.conditions)
+    if lost := [word for word in args.init_branch or [] if word.partition("=")[0] in left_out]:
         return f"--init-branch {lost[0]} is for an encoder that --conditions leaves out"
     if args.reg_mode == "sum" and args.reg_prob is not None:
         return "--reg-prob belongs to --reg-mode swap; the sum is weighted by --reg-weight"
