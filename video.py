@@ -70,6 +70,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     what.add_argument("--hold", type=int, default=0, metavar="F", help="frames more that stay on the grasp")
     what.add_argument("--start-distance", type=float, metavar="M", help="metres above the grasp (default: "
                       f"0.15 as in the paper; {TIGHT_START:g} in tight framing, or hand and object would be small)")
+    what.add_argument("--straight", action="store_true", help="the paper's straight path even where it cuts the object")
     what.add_argument("--trajectory", type=Path, metavar="DIR", help="instead: frames of a dataset folder")
     what.add_argument("--trajectory-number", type=int, metavar="N", help="which of the folder's (default: the first)")
     clip = parser.add_argument_group("clip")
@@ -120,11 +121,13 @@ def choose_frames(args: argparse.Namespace, model: HOIDiffusion) -> ApproachFram
     start_distance = TIGHT_START if args.start_distance is None and framing == "tight" else args.start_distance
     hand, renderer = load_hand(args.mano), Renderer()
     scene = approach_scene(
-        meshes[0], hand, renderer, size, args.seed, args.hand_side, framing, args.frames, args.hold,
-        start_distance, args.cache,
+        meshes[0], hand, renderer, size, args.seed, args.hand_side, framing, args.frames, start_distance,
+        args.cache,
     )  # fmt: skip
-    frames = ApproachFrames(scene, hand, renderer)
+    frames = ApproachFrames(scene, hand, renderer, args.hold, args.straight)
     deepest = max(frames.penetration_mm())
+    if frames.bent:
+        print(f"the straight path cuts more than {MAX_PENETRATION_MM:g} mm deep: the hand comes from the side")
     print(f"conditions drawn by {renderer}", f"on its way the hand cuts at most {deepest:.1f} mm deep", sep="\n")
     if deepest > MAX_PENETRATION_MM:
         print(f"hint: that is more than {MAX_PENETRATION_MM:g} mm; another --seed takes another grasp")

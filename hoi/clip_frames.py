@@ -17,6 +17,7 @@ from hoi.hand import HandModel
 from hoi.objects import ObjectMesh
 from hoi.render import Renderer
 from hoi.scene import Scene, annotate, compose_scene, grasp_object, noun, render_scene, scene_conditions
+from hoi.trajectory import bend_approach
 
 GRASPS = 3  # searched, as many as sample.py searches by default, so that both read the same cache
 MAX_PENETRATION_MM = 2.0  # that any frame should have
@@ -31,7 +32,6 @@ def approach_scene(
     hand_side: str,
     framing: str,
     frames: int,
-    hold: int,
     start_distance: float | None,
     cache_dir: str | Path,
 ) -> Scene:
@@ -39,7 +39,6 @@ def approach_scene(
 
     size            height and width in pixels
     frames          of the approach, at least 1, the last one the grasp
-    hold            frames more that stay on the grasp
     start_distance  metres above the grasp; None: the paper's
     Raises ValueError when no grasp is found or no camera sees hand and object.
     """
@@ -52,15 +51,27 @@ def approach_scene(
     )  # fmt: skip
     if scene is None:
         raise ValueError(f"no camera sees both the hand and {object_mesh.object_id}; try another --seed")
-    return replace(scene, hand_poses=scene.hand_poses + scene.hand_poses[-1:] * hold)
+    return scene
 
 
 class ApproachFrames:
-    """Frames of a scene: geometry i is frame i with the annotation of its own hand pose."""
+    """Frames of a scene: geometry i is frame i with the annotation of its own hand pose.
 
-    def __init__(self, scene: Scene, hand: HandModel, renderer: Renderer) -> None:
-        self.scene, self.hand, self.renderer = scene, hand, renderer
+    scene   as it is, or with its approach bent
+    bent    whether the straight approach cut deeper than MAX_PENETRATION_MM, so that it was bent
+    """
+
+    def __init__(
+        self, scene: Scene, hand: HandModel, renderer: Renderer, hold: int = 0, straight: bool = False
+    ) -> None:
+        """hold: frames more that stay on the grasp; straight: never bend the approach."""
+        self.hand, self.renderer = hand, renderer
         self.field = DistanceField(scene.object_mesh.vertices, scene.object_mesh.faces)
+        poses = list(scene.hand_poses)
+        if not straight:
+            poses = bend_approach(poses, hand, self.field, MAX_PENETRATION_MM / 1000)
+        self.bent = any(pose is not before for pose, before in zip(poses, scene.hand_poses, strict=True))
+        self.scene = replace(scene, hand_poses=(*poses, *poses[-1:] * hold))
         self.noun = noun(scene.object_mesh)
 
     def __len__(self) -> int:

@@ -1,12 +1,15 @@
 """The approach trajectory against the quaternion formula, the paper's description and the official code's numbers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import trimesh
 from scipy.spatial.transform import Rotation
 
-from hoi.grasp import Grasp
+from hoi.grasp import DistanceField, Grasp
 from hoi.hand import HandPose
-from hoi.trajectory import approach, interpolate_rotations
+from hoi.trajectory import approach, bend_approach, interpolate_rotations
 
 
 @pytest.fixture
@@ -82,3 +85,43 @@ def test_wrong_arguments_are_named(grasp, arguments, message):
 def test_poses_of_different_shape_are_refused():
     with pytest.raises(ValueError, match="both must be"):
         interpolate_rotations(np.zeros((15, 3)), np.zeros((16, 3)), np.array([0.5]))
+
+
+@pytest.fixture(scope="module")
+def cube() -> DistanceField:
+    """2 cm a side, at the origin."""
+    box = trimesh.creation.box((0.02, 0.02, 0.02))
+    return DistanceField(np.asarray(box.vertices), np.asarray(box.faces))
+
+
+def pass_by(hand, overlap: float) -> list[HandPose]:
+    """A flat hand comes from 0.1 m above the cube to 0.1 m below it; a fingertip overlaps it by that much (metres)."""
+    flat = HandPose(np.zeros(3), np.zeros(45), np.zeros(3), np.zeros(10))
+    tip, wrist = hand(flat).keypoints_3d[12], hand(flat).joints[0]
+    along = np.array([*(tip - wrist)[:2], 0.0])
+    along /= np.linalg.norm(along)
+    end = replace(flat, transl=-tip - (0.01 - overlap) * along - [0, 0, 0.1])
+    return approach(Grasp(end, 0.0, 0, (True,) * 5, True, 1.0), frames=9, start_distance=0.2)
+
+
+def depth_in_cube(hand, poses: list[HandPose]) -> float:
+    """Metres that the deepest vertex is inside, from the cube's planes."""
+    points = np.concatenate([hand(pose).vertices for pose in poses])
+    return float((0.01 - np.abs(points)).min(axis=1).max())
+
+
+def test_a_free_approach_is_left_as_it_is(hand, cube):
+    straight = pass_by(hand, -0.03)
+    assert all(bent is pose for bent, pose in zip(bend_approach(straight, hand, cube), straight, strict=True))
+
+
+def test_an_approach_that_cuts_is_bent_to_the_limit_between_the_same_ends(hand, cube):
+    straight = pass_by(hand, 0.015)
+    assert depth_in_cube(hand, straight) > 0.004
+    bent = bend_approach(straight, hand, cube)
+    assert depth_in_cube(hand, bent) < 0.0025  # the limit of 2 mm, and the distance field's error
+    assert bent[0] is straight[0] and bent[-1] is straight[-1]
+    aside = np.array([pose.transl - before.transl for pose, before in zip(bent, straight, strict=True)])
+    assert (aside[:, 2] >= -1e-12).all() and 0.01 < np.linalg.norm(aside, axis=1).max() < 0.041
+    steps = np.linalg.norm(np.diff([pose.transl for pose in bent], axis=0), axis=1)
+    assert steps.max() < 2 * steps.min()  # no jumps
