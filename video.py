@@ -9,7 +9,7 @@
 It prints what it uses, a progress bar, and what to look at: clip.webp (clip.mp4 with PyAV, clip.gif on request) and
 strip.png, conditions above pictures.  Each frame's self-attention also looks at the anchor frame, which looks only at
 itself; so a frame depends on itself and the anchor alone, and running the same command again makes just the frames that
-are missing.  An approach that would cut more than 2 mm into the object is bent, and that is said (--straight leaves it).
+are missing.  An approach that would cut more than 2 mm into the object is bent, and it says so (--straight: never).
 The folder is a dataset folder; its records have `timestamp` in seconds.  Paper: Sec. 4.4.
 """
 
