@@ -105,18 +105,16 @@ def _check_fixed(settings: Mapping[str, Any], fixed: Mapping[str, Any], path: Pa
             raise ValueError(f"{path}: {name} is {value!r}, expected {expected!r} as in Stable Diffusion 1.x")
 
 
-def _widths(settings: Mapping[str, Any], path: Path) -> tuple[int, tuple[int, ...]]:
+def _widths(settings: Mapping[str, Any]) -> tuple[int, tuple[float, ...]]:
     """The width of the finest level, and every level's as a multiple of it."""
     first, *_ = widths = settings["block_out_channels"]
-    if any(width % first for width in widths):
-        raise ValueError(f"{path}: block_out_channels are {widths}, expected multiples of the first")
-    return first, tuple(width // first for width in widths)
+    return first, tuple(width // first if width % first == 0 else width / first for width in widths)
 
 
 def _unet_from(settings: Mapping[str, Any], folder: Path) -> UNetConfig:
     path = folder / "unet" / "config.json"
     _check_fixed(settings, _UNET_FIXED, path)
-    channels, mult = _widths(settings, path)
+    channels, mult = _widths(settings)
     heads = settings.get("num_attention_heads") or settings["attention_head_dim"]  # diffusers' misnomer
     if not isinstance(heads, int):
         raise ValueError(f"{path}: attention_head_dim is {heads}, expected one number of heads for all levels")
@@ -139,7 +137,7 @@ def _unet_from(settings: Mapping[str, Any], folder: Path) -> UNetConfig:
 def _vae_from(settings: Mapping[str, Any], folder: Path) -> VAEConfig:
     path = folder / "vae" / "config.json"
     _check_fixed(settings, _VAE_FIXED, path)
-    channels, mult = _widths(settings, path)
+    channels, mult = _widths(settings)
     return VAEConfig(
         channels=channels,
         channel_mult=mult,

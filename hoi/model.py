@@ -79,8 +79,8 @@ def tiny_config() -> ModelConfig:
     return ModelConfig(
         name="tiny",
         unet=UNetConfig(
-            model_channels=32,
-            channel_mult=(2, 3, 4, 4),  # 64 wide at the finest level, where fingers are
+            model_channels=64,  # wide at the finest level already, where fingers are
+            channel_mult=(1, 1.5, 2, 1.5),
             attention_levels=(1, 2, 3),  # attention over the 1024 latents of the finest level would halve the speed
             num_heads=4,
             context_dim=128,

@@ -28,7 +28,7 @@ class UNetConfig:
     in_channels: int = 4
     out_channels: int = 4
     model_channels: int = 320
-    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
+    channel_mult: tuple[float, ...] = (1, 2, 4, 4)  # each level's width over model_channels
     num_res_blocks: int = 2
     attention_levels: tuple[int, ...] = (0, 1, 2)  # levels with transformers; the middle block always has one
     num_heads: int = 8
@@ -39,6 +39,8 @@ class UNetConfig:
         # Lists come back from JSON; tuples keep the configuration hashable and comparable.
         object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
         object.__setattr__(self, "attention_levels", tuple(self.attention_levels))
+        if any(self.model_channels * mult % 1 for mult in self.channel_mult):
+            raise ValueError(f"U-Net: {self.model_channels} channels times {self.channel_mult} must be whole numbers")
         for width in self.level_widths:
             if width % self.norm_groups or width % self.num_heads:
                 raise ValueError(
@@ -49,7 +51,7 @@ class UNetConfig:
     @property
     def level_widths(self) -> tuple[int, ...]:
         """Channels of every level, finest first; also the widths of the condition features."""
-        return tuple(self.model_channels * mult for mult in self.channel_mult)
+        return tuple(int(self.model_channels * mult) for mult in self.channel_mult)
 
     @property
     def embedding_width(self) -> int:

@@ -306,6 +306,8 @@ def test_wrong_shapes_are_refused_with_what_was_expected():
         unet(latents, timesteps, context, features[::-1])
     with pytest.raises(ValueError, match="width 48 must be a multiple of 32"):
         UNetConfig(model_channels=48)
+    with pytest.raises(ValueError, match="64 channels times .* must be whole numbers"):
+        UNetConfig(model_channels=64, channel_mult=(1, 1.3))
 
 
 def anchored_reference(attention: torch.nn.Module, tokens: torch.Tensor, anchor: int, frames: int) -> torch.Tensor:
