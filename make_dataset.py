@@ -26,12 +26,8 @@ import platform
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -39,48 +35,31 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from hoi.appearance import sample_look
 from hoi.captions import CAPTION_FILE, Captioner, apply_captions, caption_folder, read_captions
 from hoi.check import check_folder
 from hoi.command import positive, told_problems
-from hoi.dataset import PICTURE_FOLDERS, read_records
-from hoi.dataset_writer import DatasetWriter, write_object, write_pictures
+from hoi.dataset import read_records
+from hoi.dataset_writer import DatasetWriter
 from hoi.depth_normals import DPT_HYBRID
 from hoi.dexycb import DexYCB
-from hoi.frame_converter import MARGIN, MIN_AREA, STROKES, FrameConverter
+from hoi.frame_converter import MARGIN, MIN_AREA, STROKES, FrameConverter, convert_frames
 from hoi.framing import FRAMINGS
-from hoi.grabnet import find_grabnet_grasps, load_grabnet
-from hoi.grasp import DistanceField, remembered
+from hoi.grabnet import load_grabnet
 from hoi.hand import load_hand
 from hoi.ho3d import HO3D
 from hoi.objects import CATEGORIES, ObjectMesh, collect_objects
 from hoi.official_csv import OfficialCSV
-from hoi.render import Renderer
-from hoi.scene import (
-    CONTENTS,
-    GraspedObject,
-    annotate,
-    compose_scene,
-    grasp_object,
-    mirror_mesh,
-    plain_text,
-    render_scene,
-    scene_conditions,
-    shade_scene,
-)
+from hoi.scene import CONTENTS, GraspedObject
+from hoi.scene_maker import SceneMaker, SceneSettings
 from hoi.sources import NORMALS, RejectionLog, Source, check_needs, fit_warning, summary
+from hoi.workers import mapper
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "hoidiffusion" / "grasps"
 # What decides the records; a folder begun with other values is refused instead of mixed.
-JOB_FLAGS = (
-    "frames", "start_distance", "trajectory", "size", "official_view", "framing", "hand_side", "seed", "content",
-    "grasps_per_object", "shade", "looks", "style", "paraphrase", "text", "keep_outside",
-)  # fmt: skip
 PICTURE_JOB_FLAGS = (
     "split", "subjects", "sequences", "cameras", "frame_range", "shuffle", "size", "margin", "paint_objects", "normals",
     "strokes", "min_area", "text",
 )  # fmt: skip
-BLOCK = 1024  # frames handed to the pool at once: half a million waiting calls would cost a gigabyte
 
 
 def parse_range(word: str) -> str:
@@ -254,153 +233,16 @@ def real_pictures(args: argparse.Namespace) -> bool:
     return bool(args.dexycb or args.ho3d or args.csv)
 
 
-def sides(args: argparse.Namespace) -> tuple[str, ...]:
-    """Hands for which grasps are needed."""
-    if {"hand_object", "hand"}.isdisjoint(args.content):
-        return ()
-    return ("right", "left") if args.hand_side == "random" else (args.hand_side,)
+def scene_settings(args: argparse.Namespace) -> SceneSettings:
+    return SceneSettings(
+        seed=args.seed, content=args.content, hand_side=args.hand_side, grasps_per_object=args.grasps_per_object,
+        size=args.size, framing=args.framing, official_view=args.official_view, frames=args.frames,
+        start_distance=args.start_distance, trajectory=args.trajectory, keep_outside=args.keep_outside,
+        shade=args.shade, looks=args.looks, style=args.style, paraphrase=args.paraphrase, text=args.text,
+    )  # fmt: skip
 
 
-def graspable(args: argparse.Namespace, objects: list[GraspedObject]) -> list[GraspedObject]:
-    """Those with a grasp for every wanted side."""
-    return [item for item in objects if all(item.grasps(side) for side in sides(args))]
-
-
-class SceneMaker:
-    """Everything one process needs to make scenes; built once per process, grasps read when first needed."""
-
-    def __init__(self, args: argparse.Namespace, meshes: list[ObjectMesh]) -> None:
-        torch.set_num_threads(1)
-        self.args, self.meshes = args, meshes
-        self.hand = load_hand(args.mano)
-        self.grabnet = load_grabnet(args.grabnet) if args.grasp == "grabnet" else None
-        self.renderer: Renderer | None = None
-        self.objects: list[GraspedObject] | None = None
-        self.fields: dict[str, DistanceField] = {}
-
-    def grasps_of(self, k: int) -> tuple[GraspedObject, list[str]]:
-        """Search object k's grasps or read them from the cache (same result); and what to tell about the search."""
-        args, mesh = self.args, self.meshes[k]
-        if self.grabnet is None:
-            return grasp_object(mesh, self.hand, args.grasps_per_object, args.seed, args.cache, sides(args)), []
-        found, notes = {}, []
-        for side in sides(args):
-            target = mesh if side == "right" else mirror_mesh(mesh)
-            grasps, note = remembered(
-                lambda generator, target=target: find_grabnet_grasps(
-                    target, self.hand, self.grabnet, args.grasps_per_object, generator),
-                target, self.hand, args.grasps_per_object, args.seed, args.cache, f"grabnet {self.grabnet.digest}",
-            )  # fmt: skip
-            found[side] = tuple(grasps)
-            notes.append(note if side == "right" else f"{note} (left hand)")
-        return GraspedObject(mesh, **found), notes
-
-    def renderer_used(self, _: int) -> str:
-        """What draws here, and why; the first task given to the pool."""
-        self.renderer = self.renderer or Renderer()
-        return str(self.renderer)
-
-    def make_scene(self, number: int) -> list[dict[str, Any]]:
-        """Write the pictures of one scene; returns its complete records."""
-        args = self.args
-        if self.objects is None:
-            self.objects = graspable(args, [self.grasps_of(k)[0] for k in range(len(self.meshes))])
-            self.renderer = self.renderer or Renderer()
-        generator = np.random.default_rng([args.seed, number])
-        shares = np.array(list(args.content.values()))
-        content = list(args.content)[generator.choice(len(shares), p=shares / shares.sum())]
-        scene = compose_scene(
-            self.objects, self.hand, self.renderer, generator, args.size, args.size, content, args.hand_side,
-            args.framing, args.official_view, args.frames, args.start_distance, args.trajectory,
-        )  # fmt: skip
-        if scene is None:
-            return []
-        records: list[dict[str, Any]] = []
-        for frame in range(scene.frames):
-            records += self.make_frame(scene, number, frame)
-        return records
-
-    def make_frame(self, scene, number: int, frame: int) -> list[dict[str, Any]]:
-        args = self.args
-        record = annotate(scene, frame, self.hand, self.field(scene))
-        drawable = record.get("keypoints_2d") is None or np.isfinite(record["keypoints_2d"]).all()
-        if not drawable or (record.get("hand_in_picture") is False and not args.keep_outside):
-            return []
-        if args.frames > 1:
-            record |= {"trajectory": number, "frame": frame}
-        pictures: dict[str, Any] = {}
-        if scene.content != "scenery":
-            gbuffer = render_scene(scene, frame, self.hand, self.renderer)
-            pictures = {"conditions": scene_conditions(gbuffer, record), "depth": gbuffer.depth}
-            if scene.object_mesh is not None:
-                pictures["object_mask"] = gbuffer.object_mask
-                record["object_path"] = write_object(args.out, scene.object_mesh)
-        large = render_scene(scene, frame, self.hand, self.renderer, factor=2) if pictures and args.shade else None
-        records = []
-        for look_number in range(args.looks):
-            image = None
-            if args.shade:
-                generator = np.random.default_rng([args.seed, number, frame, look_number])
-                look = sample_look(generator, style=args.style)
-                image, record["text"] = shade_scene(scene, large, look, generator, paraphrase=args.paraphrase)
-                record["look"] = {key: np.asarray(value).tolist() for key, value in asdict(look).items()}
-            else:
-                record["text"] = plain_text(scene, args.text)
-            index = (number * args.frames + frame) * args.looks + look_number
-            records.append(write_pictures(args.out, index, record, image, **pictures))
-            # The other looks of this geometry point at the same condition files.
-            record |= {key: records[0][key] for key in PICTURE_FOLDERS if key != "file_name"}
-            pictures = {}
-        return records
-
-    def field(self, scene) -> DistanceField | None:
-        """Distance to the object, needed only for the contact of frames before the grasp; built once per object."""
-        if self.args.frames == 1 or scene.object_mesh is None or scene.grasp is None:
-            return None
-        mesh = scene.object_mesh
-        if mesh.object_id not in self.fields:
-            self.fields[mesh.object_id] = DistanceField(mesh.vertices, mesh.faces)
-        return self.fields[mesh.object_id]
-
-
-_maker: SceneMaker | FrameConverter | None = None  # one in each worker process
-
-
-def start_worker(build: Callable[[], SceneMaker | FrameConverter]) -> None:
-    global _maker
-    torch.set_num_threads(1)
-    _maker = build()
-
-
-def call_worker(method: str, argument: int) -> Any:
-    return getattr(_maker, method)(argument)
-
-
-@contextmanager
-def mapper(workers: int, build: Callable[[], SceneMaker | FrameConverter]) -> Iterator[Any]:
-    """Yields map(method name, numbers) -> results in order, run here or in workers, each with its own maker."""
-    if workers == 1:
-        maker = build()
-        yield lambda method, numbers: map(getattr(maker, method), numbers)
-        return
-    # Spawn: a forked process would share the parent's GL context and thread pools.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (build,))
-
-    def run(method: str, numbers: Any) -> Iterator[Any]:
-        # Processes that start here inherit the deaf ear: Ctrl-C reaches the whole group, the parent ends the workers.
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            return pool.map(call_worker, [method] * len(numbers), numbers)
-        finally:
-            signal.signal(signal.SIGINT, before)
-
-    try:
-        yield run
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def describe(args: argparse.Namespace, objects: list[GraspedObject]) -> dict[str, Any]:
+def describe(args: argparse.Namespace, settings: SceneSettings, objects: list[GraspedObject]) -> dict[str, Any]:
     """What goes to dataset.json."""
     meshes = [item.object_mesh for item in objects]
     digest = [hashlib.sha256(mesh.vertices.tobytes() + mesh.faces.tobytes()).hexdigest()[:8] for mesh in meshes]
@@ -415,7 +257,7 @@ def describe(args: argparse.Namespace, objects: list[GraspedObject]) -> dict[str
             "objects": sorted({mesh.source for mesh in meshes}),
         }
         | ({"grasps": "GrabNet licence (non-commercial research)"} if args.grasp == "grabnet" else {}),
-        "job": {flag: getattr(args, flag) for flag in JOB_FLAGS}
+        "job": asdict(settings)
         | {"hand": hand, "objects": [f"{m.object_id} {d}" for m, d in zip(meshes, digest, strict=True)]}
         | ({"grasp": args.grasp} if args.grasp != "builtin" else {}),  # folders from before this flag go on
         "objects": [
@@ -429,12 +271,12 @@ def describe(args: argparse.Namespace, objects: list[GraspedObject]) -> dict[str
     }  # fmt: skip
 
 
-def find_all_grasps(args: argparse.Namespace, meshes: list[ObjectMesh], run: Any) -> list[GraspedObject]:
+def find_all_grasps(settings: SceneSettings, meshes: list[ObjectMesh], run: Any) -> list[GraspedObject]:
     """Grasps of every object; objects without any are left out, and it is said; an error when none is left."""
     results = list(tqdm(run("grasps_of", range(len(meshes))), "grasps", len(meshes), unit="object"))
     found, notes = [item for item, _ in results], [note for _, lines in results for note in lines]
-    good = graspable(args, found)
-    bad = [item.object_mesh.object_id for item in found if not graspable(args, [item])]
+    good = settings.graspable(found)
+    bad = [item.object_mesh.object_id for item in found if not settings.graspable([item])]
     if not good:
         message = f"no grasp was found for any object ({', '.join(bad)}): are they 1 to 20 cm in size?"
         raise ValueError("\n".join([message, *notes]))
@@ -482,15 +324,6 @@ def describe_pictures(args: argparse.Namespace, source: Source) -> dict[str, Any
     }
 
 
-def convert_all(run: Any, writer: DatasetWriter, log: RejectionLog, todo: list[int]) -> None:
-    """Convert frames and append their records in order, so that every run writes the same lines."""
-    with tqdm(total=len(todo), unit="frame") as progress:
-        for start in range(0, len(todo), BLOCK):
-            for result in run("convert", todo[start : start + BLOCK]):
-                (log.add if "rejected" in result else writer.append)(result)
-                progress.update()
-
-
 def caption_pictures(args: argparse.Namespace, captioner: Captioner | None) -> None:
     """Replace the template captions by a file's or a network's."""
     if captioner:
@@ -522,7 +355,7 @@ def convert_pictures(args: argparse.Namespace) -> None:
     )  # fmt: skip
     try:
         with mapper(args.workers, build) as run:
-            convert_all(run, writer, log, todo)
+            convert_frames(run, writer, log, todo)
     except KeyboardInterrupt:
         sys.exit(f"interrupted: {len(writer)} records are complete; the same command continues")
     told = "".join(f"\n  {count} {reason}" for reason, count in log.counts().items())
@@ -555,11 +388,13 @@ def main(args: argparse.Namespace) -> None:
     meshes = collect_objects(args.object, shapes, args.category, args.units, args.up)
     for mesh in meshes:
         print("\n".join(f"{mesh.object_id}: {note}" for note in mesh.notes), end="\n" if mesh.notes else "")
-    per_scene = args.frames * args.looks
+    settings = scene_settings(args)
+    per_scene = settings.records_per_scene
     scenes = -(-args.num // per_scene)
-    with mapper(args.workers, partial(SceneMaker, args, meshes)) as run:
+    build = partial(SceneMaker, settings, meshes, args.out, args.cache, args.mano, args.grabnet)
+    with mapper(args.workers, build) as run:
         print(f"renderer: {next(iter(run('renderer_used', [0])))}")
-        writer = DatasetWriter(args.out, describe(args, find_all_grasps(args, meshes, run)))
+        writer = DatasetWriter(args.out, describe(args, settings, find_all_grasps(settings, meshes, run)))
         todo = [k for k in range(scenes) if not all(writer.done(i) for i in range(k * per_scene, (k + 1) * per_scene))]
         print(f"{scenes} scenes x {per_scene} records -> {args.out}, {len(writer)} records are there already")
         before = len(writer)

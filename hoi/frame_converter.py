@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from hoi.camera import Camera, transform_points
 from hoi.conditions import (
@@ -17,19 +18,20 @@ from hoi.conditions import (
     normals_from_inverse_depth,
     scale_inverse_depth,
 )
-from hoi.dataset_writer import write_object, write_pictures
+from hoi.dataset_writer import DatasetWriter, write_object, write_pictures
 from hoi.depth_normals import DPT_HYBRID, DepthEstimator, normals_from_depth, read_depth_file, resize_normals
 from hoi.framing import inside_picture
 from hoi.hand import HandMesh, load_hand
 from hoi.render import GBuffer, Renderer
 from hoi.scene import PLAIN_TEXTS
 from hoi.source_frame import PosedObject, Rejected, SourceFrame, Window, box_around
-from hoi.sources import Source, check_needs
+from hoi.sources import RejectionLog, Source, check_needs
 
 STROKES = ("crop", "source")
 MARGIN = 50  # pixels of the whole picture, the authors' number
 MIN_AREA = 200  # pixels of the whole picture that hand and object must each have
 FAR = 65.0  # metres; sensors write the largest number for no answer, and the folder's depth ends at 65.5
+BLOCK = 1024  # frames handed to the pool at once: half a million waiting calls would cost a gigabyte
 SKIN_JOINTS = [k for k in range(21) if k not in (4, 8, 12, 16, 20)]  # keypoints that are joints, not fingertips
 
 
@@ -208,6 +210,19 @@ class FrameConverter:
         length = np.linalg.norm(normals, axis=-1, keepdims=True)
         known = seen & (length[..., 0] > 0.1)
         return np.divide(normals, length, out=np.zeros_like(normals), where=length > 0.1), known
+
+
+def convert_frames(run: Any, writer: DatasetWriter, log: RejectionLog, todo: list[int]) -> None:
+    """Convert frames and append their records in order, so that every run writes the same lines.
+
+    run   map(method name, numbers) of hoi/workers.py, whose makers are FrameConverters
+    todo  numbers of the records
+    """
+    with tqdm(total=len(todo), unit="frame") as progress:
+        for start in range(0, len(todo), BLOCK):
+            for result in run("convert", todo[start : start + BLOCK]):
+                (log.add if "rejected" in result else writer.append)(result)
+                progress.update()
 
 
 def nearest_of(pieces: list[GBuffer]) -> GBuffer:

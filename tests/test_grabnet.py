@@ -16,6 +16,7 @@ from scipy.spatial.transform import Rotation
 
 import make_dataset
 from hoi import grabnet as grabnet_module
+from hoi import scene_maker
 from hoi.contact import DistanceField
 from hoi.dataset import read_records
 from hoi.grabnet import (
@@ -445,7 +446,7 @@ def test_make_dataset_draws_with_grabnet_and_writes_its_grasps(hand, can, known,
 
 
 def test_make_dataset_says_why_grabnet_gave_nothing_and_remembers_it(folder, mano_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(make_dataset, "find_grabnet_grasps", lambda *a: find_grabnet_grasps(*a, max_draws=16))
+    monkeypatch.setattr(scene_maker, "find_grabnet_grasps", lambda *a: find_grabnet_grasps(*a, max_draws=16))
     with pytest.raises(SystemExit, match="no grasp was found for any object") as first:
         make_dataset.run(command(tmp_path, folder, mano_file))
     assert re.search(r"\ncan_0001: GrabNet drew 16 hands, 0 were accepted; of the others \d+ ", first.value.code)

@@ -10,13 +10,13 @@ ROOT = Path(__file__).parent.parent
 SCRIPTS = ("train.py", "sample.py", "video.py", "make_dataset.py")
 # A module imports only from modules before it.  Rooms in one string are one room, split for length.
 ORDER = """
-    command weight_files checkpoint hardware interruption clip_score packing attention sheets
+    command workers weight_files checkpoint hardware interruption clip_score packing attention sheets
     camera mano_file hand
     lathe families mesh_repair objects
     contact closing placing grasp grabnet trajectory
     zbuffer gl render conditions
     brushes scenery backgrounds words materials shading appearance
-    framing scene png_text dataset dataset_writer check geometry
+    framing scene png_text dataset dataset_writer estimators check geometry scene_maker
     captions ycb source_frame depth_normals dexycb_files dexycb ho3d official_csv sources frame_converter
     text vae unet diffusion samplers model
     layouts diffusers_config weight_kinds weight_pieces public_weights weight_exports

@@ -18,7 +18,8 @@ import make_dataset
 from hoi import dataset_writer
 from hoi.dataset import load_conditions, load_image, read_records
 from hoi.objects import collect_objects
-from make_dataset import SceneMaker, main, parse_args
+from hoi.scene_maker import SceneMaker
+from make_dataset import main, parse_args
 
 ROOT = Path(__file__).parent.parent
 SMALL = "--object can --object-instances 1 --grasps-per-object 2 --size 64"
