@@ -73,7 +73,10 @@ class TextEncoder(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.width)
         self.positional_embedding = nn.Parameter(torch.empty(config.context_length, config.width))
         activation = QuickGELU if config.quick_gelu else nn.GELU
-        self.transformer = Transformer(config.width, config.layers, config.heads, act_layer=activation)
+        # Batch second inside: otherwise torch's attention transposes, and in bf16 copies its weights for each position.
+        self.transformer = Transformer(
+            config.width, config.layers, config.heads, act_layer=activation, batch_first=False
+        )
         self.ln_final = LayerNorm(config.width)
         self.register_buffer("attn_mask", causal_mask(config.context_length), persistent=False)
         self._initialise()
