@@ -22,9 +22,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
 import hashlib
-import platform
-import shlex
-import signal
 import sys
 from dataclasses import asdict
 from functools import partial
@@ -37,7 +34,7 @@ from tqdm import tqdm
 
 from hoi.captions import CAPTION_FILE, Captioner, apply_captions, caption_folder, read_captions
 from hoi.check import check_folder
-from hoi.command import positive, told_problems
+from hoi.command import how_made, positive, told_problems
 from hoi.dataset import read_records
 from hoi.dataset_writer import DatasetWriter
 from hoi.depth_normals import DPT_HYBRID
@@ -248,10 +245,8 @@ def describe(args: argparse.Namespace, settings: SceneSettings, objects: list[Gr
     digest = [hashlib.sha256(mesh.vertices.tobytes() + mesh.faces.tobytes()).hexdigest()[:8] for mesh in meshes]
     hand = Path(args.mano).name if args.mano else "builtin"
     return {
-        "made_by": "make_dataset.py",
-        "command": shlex.join(["python", *sys.argv]),
+        **how_made("make_dataset.py"),
         "seed": args.seed,
-        "versions": {"python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__},
         "licences": {
             "hand": "MANO licence (non-commercial research)" if args.mano else "built-in hand: MIT, see hoi/assets",
             "objects": sorted({mesh.source for mesh in meshes}),
@@ -315,9 +310,7 @@ def describe_pictures(args: argparse.Namespace, source: Source) -> dict[str, Any
     job |= {"seed": args.seed} if args.shuffle else {}
     job |= {"depth_model": args.depth_model} if args.normals == "estimated" else {}
     return {
-        "made_by": "make_dataset.py",
-        "command": shlex.join(["python", *sys.argv]),
-        "versions": {"python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__},
+        **how_made("make_dataset.py"),
         "licences": {"pictures": f"terms of {source.name}, which stay with every picture"}
         | ({"hand": "MANO licence (non-commercial research)"} if args.mano else {}),
         "job": job,
@@ -410,13 +403,10 @@ def main(args: argparse.Namespace) -> None:
     print(f"look at {args.out / 'grid.png'}; validate with: python make_dataset.py --check {args.out}")
 
 
+@told_problems("make_dataset.py", "interrupted before the first record; the same command starts again")
 def run(arguments: list[str] | None = None) -> None:
-    """The command: problems become a message and exit code 1."""
-    args = parse_args(arguments)
-    with told_problems("make_dataset.py", "interrupted before the first record; the same command starts again"):
-        main(args)
+    main(parse_args(arguments))
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # an orderly stop for `kill` too
     run()

@@ -16,10 +16,6 @@ import argparse
 import hashlib
 import json
 import os
-import platform
-import shlex
-import signal
-import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -30,7 +26,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from hoi import public_weights
-from hoi.command import positive, told_problems
+from hoi.command import how_made, positive, told_problems
 from hoi.conditions import stack_conditions
 from hoi.dataset import RECORD_KEYS
 from hoi.dataset_writer import DatasetWriter, complete_record, write_pictures
@@ -254,11 +250,9 @@ def describe(args, settings, checkpoint, dtype, geometries, prompts) -> dict[str
                 "grasps_per_object": geometries.grasps_per_object}  # fmt: skip
         licences["objects"] = sorted({mesh.source for mesh in meshes})
     return {
-        "made_by": "sample.py",
-        "command": shlex.join(["python", *sys.argv]),
+        **how_made("sample.py"),
         "seed": args.seed,
         "checkpoint": checkpoint,
-        "versions": {"python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__},
         "licences": licences,
         "job": job,
     }
@@ -380,17 +374,14 @@ def main(args: argparse.Namespace) -> None:
         say(rank, f"validate the annotation with: python make_dataset.py --check {args.out}")
 
 
+@told_problems("sample.py", "\ninterrupted: finished pictures are complete; the same command continues")
 def run(arguments: list[str] | None = None) -> None:
-    """The command: problems become a message and exit code 1."""
-    args = parse_args(arguments)
     try:
-        with told_problems("sample.py", "\ninterrupted: finished pictures are complete; the same command continues"):
-            main(args)
+        main(parse_args(arguments))
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # an orderly stop for `kill` too
     run()

@@ -15,10 +15,6 @@ The folder is a dataset folder; its records have `timestamp` in seconds.  Paper:
 
 import argparse
 import hashlib
-import platform
-import shlex
-import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +24,7 @@ from tqdm import tqdm
 
 from hoi.clip import clip_pictures, strip, write_clip
 from hoi.clip_frames import MAX_PENETRATION_MM, ApproachFrames, TrajectoryFrames, approach_scene
-from hoi.command import positive, told_problems
+from hoi.command import how_made, positive, told_problems
 from hoi.conditions import stack_conditions
 from hoi.dataset import RECORD_KEYS, load_conditions, load_image, read_records
 from hoi.dataset_writer import DatasetWriter, complete_record, encode_png, write_atomically, write_pictures
@@ -75,7 +71,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     what.add_argument("--trajectory", type=Path, metavar="DIR", help="instead: frames of a dataset folder")
     what.add_argument("--trajectory-number", type=int, metavar="N", help="which of the folder's (default: the first)")
     clip = parser.add_argument_group("clip")
-    clip.add_argument("--anchor", type=int, metavar="I", help="frame that all frames look at (default: the middle)")
+    clip.add_argument("--anchor", nargs="+", type=int, metavar="I",
+                      help="frame that all frames look at, or several (default: the middle, as in the paper)")
     clip.add_argument("--no-anchor", action="store_true", help="every frame on its own")
     clip.add_argument("--anchor-in", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART",
                       help="parts of the U-Net whose self-attentions do: encoder, middle, decoder (the paper: all)")
@@ -135,19 +132,20 @@ def choose_frames(args: argparse.Namespace, model: HOIDiffusion) -> ApproachFram
     return frames
 
 
-def choose_anchor(args: argparse.Namespace, count: int) -> int | None:
+def choose_anchors(args: argparse.Namespace, count: int) -> list[int]:
     if args.no_anchor:
-        return None
-    anchor = count // 2 if args.anchor is None else args.anchor
-    if not 0 <= anchor < count:
-        raise ValueError(f"--anchor {anchor} is not in the clip; it has frames 0 to {count - 1}")
-    return anchor
+        return []
+    anchors = list(dict.fromkeys([count // 2] if args.anchor is None else args.anchor))
+    for anchor in anchors:
+        if not 0 <= anchor < count:
+            raise ValueError(f"--anchor {anchor} is not in the clip; it has frames 0 to {count - 1}")
+    return anchors
 
 
-def choose_prompt(args: argparse.Namespace, frames: ApproachFrames | TrajectoryFrames, anchor: int | None) -> str:
+def choose_prompt(args: argparse.Namespace, frames: ApproachFrames | TrajectoryFrames, anchors: list[int]) -> str:
     text = args.prompt
     if text is None and isinstance(frames, TrajectoryFrames):
-        text = frames.records[anchor or 0]["text"]
+        text = frames.records[anchors[0] if anchors else 0]["text"]
     return fill(text or DEFAULT_PROMPTS[0], frames.noun)
 
 
@@ -158,12 +156,12 @@ def describe(
     dtype: str,
     frames: ApproachFrames | TrajectoryFrames,
     prompt: str,
-    anchor: int | None,
+    anchors: list[int],
 ) -> dict[str, Any]:
     """What goes to dataset.json; "job" decides the frames, and another job must not continue in the same folder."""
     job = {"seed": args.seed, "checkpoint": checkpoint["sha256"], "dtype": dtype, **vars(settings), "prompt": prompt}
     job |= {"adapter": checkpoint["adapter_sha256"]} if "adapter" in checkpoint else {}
-    job |= {"frames": len(frames), "fps": args.fps, "anchor": anchor, "same_noise": args.same_noise}
+    job |= {"frames": len(frames), "fps": args.fps, "anchors": anchors, "same_noise": args.same_noise}
     job |= {"anchor_in": args.anchor_in}
     if isinstance(frames, TrajectoryFrames):
         keypoints = [record["keypoints_2d"] for record in frames.records]
@@ -173,11 +171,9 @@ def describe(
         job["intrinsics"] = frames.scene.camera.intrinsics.round(6).tolist()
     job["motion"] = hashlib.sha256(repr(keypoints).encode()).hexdigest()[:16]
     return {
-        "made_by": "video.py",
-        "command": shlex.join(["python", *sys.argv]),
+        **how_made("video.py"),
         "seed": args.seed,
         "checkpoint": checkpoint,
-        "versions": {"python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__},
         "licences": {"weights": f"those of {checkpoint['name']}"},
         "job": job,
     }
@@ -189,7 +185,7 @@ def make_frames(
     maker: PictureMaker,
     frames: ApproachFrames | TrajectoryFrames,
     prompt: str,
-    anchor: int | None,
+    anchors: list[int],
     common: dict[str, Any],
 ) -> None:
     """Make the missing frames chunk by chunk and write each as it is finished."""
@@ -204,7 +200,7 @@ def make_frames(
 
     with tqdm(total=len(todo), unit="frame") as bar:
         pictures = clip_pictures(
-            maker, prompt, frame_features, frame_generator, todo, anchor, args.chunk or (8 if size < 512 else 1),
+            maker, prompt, frame_features, frame_generator, todo, anchors, args.chunk or (8 if size < 512 else 1),
             args.anchor_in, lambda step, steps: bar.set_postfix_str(f"step {step} of {steps}"),
         )  # fmt: skip
         for frame, image in pictures:
@@ -235,15 +231,15 @@ def main(args: argparse.Namespace) -> None:
     model, checkpoint, dtype = load_model(args, device)
     config, settings = model.config, sampling_settings(args, model)
     frames = choose_frames(args, model)
-    anchor = choose_anchor(args, len(frames))
-    prompt = choose_prompt(args, frames, anchor)
+    anchors = choose_anchors(args, len(frames))
+    prompt = choose_prompt(args, frames, anchors)
     try:
-        writer = DatasetWriter(args.out, describe(args, settings, checkpoint, dtype, frames, prompt, anchor))
+        writer = DatasetWriter(args.out, describe(args, settings, checkpoint, dtype, frames, prompt, anchors))
     except OSError as error:
         raise OSError(f"cannot write to {args.out} ({error}); choose another folder with --out") from error
     print(f"{checkpoint['name']} ({config.name}), {dtype} on {device}; {settings.sampler}, "
           f"{settings.num_inference_steps} steps, guidance {settings.guidance_scale:g}",
-          f'{len(frames)} frames of "{prompt}", anchor {"off" if anchor is None else anchor}, '
+          f'{len(frames)} frames of "{prompt}", anchor {", ".join(map(str, anchors)) or "off"}, '
           f"{'one' if args.same_noise else 'separate'} noise -> {args.out}, {len(writer)} are there already",
           sep="\n")  # fmt: skip
     if len(frames) == 1:
@@ -251,17 +247,14 @@ def main(args: argparse.Namespace) -> None:
     common = {key: value for key, value in vars(settings).items() if key in RECORD_KEYS}
     common |= {"seed": args.seed, "checkpoint": checkpoint, "height": config.image_size, "width": config.image_size}
     common |= {"text": prompt}
-    make_frames(args, writer, PictureMaker(model, settings), frames, prompt, anchor, common)
+    make_frames(args, writer, PictureMaker(model, settings), frames, prompt, anchors, common)
     finish(args, writer)
 
 
+@told_problems("video.py", "\ninterrupted: finished frames are complete; the same command makes the others")
 def run(arguments: list[str] | None = None) -> None:
-    """The command: problems become a message and exit code 1."""
-    args = parse_args(arguments)
-    with told_problems("video.py", "\ninterrupted: finished frames are complete; the same command makes the others"):
-        main(args)
+    main(parse_args(arguments))
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # an orderly stop for `kill` too
     run()

@@ -1,8 +1,16 @@
-"""What the scripts share as commands: a type of argument, and problems told in one line, without a traceback."""
+"""What the scripts share as commands: a type of argument, how a folder was made, problems told without a traceback."""
 
 import argparse
+import platform
+import shlex
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
 
 
 def positive(word: str) -> int:
@@ -12,16 +20,28 @@ def positive(word: str) -> int:
     return int(word)
 
 
+def how_made(script: str) -> dict[str, Any]:
+    """Entries of dataset.json that say what made the folder: made_by, command, versions."""
+    return {
+        "made_by": script,
+        "command": shlex.join(["python", *sys.argv]),
+        "versions": {"python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__},
+    }
+
+
 @contextmanager
 def told_problems(script: str, interrupted: str) -> Iterator[None]:
-    """Within this block what users can cause becomes a message and exit code 1; bugs keep their traceback.
+    """Within this block or function what users can cause becomes a message and exit code 1; bugs keep their traceback.
 
     script       name that stands before the message of a ValueError or OSError
-    interrupted  the message after Ctrl-C
+    interrupted  the message after Ctrl-C; `kill` (SIGTERM) is as orderly a stop
     """
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except (ValueError, OSError) as problem:
         raise SystemExit(f"{script}: {problem}") from problem
     except KeyboardInterrupt:
         raise SystemExit(interrupted) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
