@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 OFFICIAL_FOV_DEG = 60.0  # vertical; gives focal length 443.405 px at 512
+# Vertical fields of view.  nocs: the middle square of the 640x480 pictures of NOCS-CAMERA, focal length 577.5 px there
+# and 616 at 512, so that pictures shrunk to 480 fit into its frames (hoi/nocs.py).
+CAMERA_FOV_DEG = {"official": OFFICIAL_FOV_DEG, "nocs": float(np.degrees(2 * np.arctan(240 / 577.5)))}
 DISTANCE_RANGE = (0.35, 0.45)  # metres from the object's centre
 ELEVATION_RANGE_DEG = (5.0, 60.0)
 AZIMUTH_RANGE_DEG = (0.0, 360.0)
@@ -129,12 +132,19 @@ def crop_intrinsics(
     return old_to_new @ np.asarray(intrinsics, dtype=np.float64)
 
 
-def sample_camera(generator: np.random.Generator, height: int, width: int, official: bool = False) -> Camera:
+def sample_camera(
+    generator: np.random.Generator,
+    height: int,
+    width: int,
+    official: bool = False,
+    fov_deg: float = OFFICIAL_FOV_DEG,
+) -> Camera:
     """A random view of an object at the origin, z up.
 
     generator      source of all randomness
     height, width  pixels
     official       azimuth 0 to 0.1 degrees, as in the authors' test-data script, instead of all around
+    fov_deg        vertical field of view, degrees
     returns        Camera 0.35 to 0.45 m away, 5 to 60 degrees above the horizon, aimed at a point on a sphere of
                    radius 0.05 m around the origin (so the object is not always in the middle)
     Source: the ranges of the authors' released test-data script (paper Sec. 3.2 renders along such views).
@@ -148,4 +158,4 @@ def sample_camera(generator: np.random.Generator, height: int, width: int, offic
         np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation),
     ])
     world_to_camera = look_at(position, target, np.array([0.0, 0.0, 1.0]))
-    return Camera(make_intrinsics(height, width), world_to_camera, height, width)
+    return Camera(make_intrinsics(height, width, fov_deg), world_to_camera, height, width)

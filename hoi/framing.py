@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from hoi.camera import Camera, crop_intrinsics, project, sample_camera, transform_points
+from hoi.camera import OFFICIAL_FOV_DEG, Camera, crop_intrinsics, project, sample_camera, transform_points
 
 FRAMINGS = ("official", "tight")
 CAMERAS_PER_GRASP = 8
@@ -58,17 +58,18 @@ def tighten(camera: Camera, points: np.ndarray, wrist: np.ndarray | None, margin
 
 def candidate_cameras(
     generator: np.random.Generator, height: int, width: int, official: bool, framing: str, points: np.ndarray,
-    hand_keypoints: np.ndarray,
+    hand_keypoints: np.ndarray, fov_deg: float = OFFICIAL_FOV_DEG,
 ) -> list[Camera]:
     """Cameras in order of preference: most frames with the whole hand in the picture, then the wrist at the border.
 
     points  (N, 3) object;  hand_keypoints (frames, 21, 3), frames may be 0; world
+    fov_deg of the official framing; the tight one zooms in from there
     """
     cameras, costs = [], []
     everything = np.concatenate([points, hand_keypoints.reshape(-1, 3)])
     wrist = hand_keypoints[-1, 0] if len(hand_keypoints) else None
     for _ in range(CAMERAS_PER_GRASP):
-        camera, gap = sample_camera(generator, height, width, official), 0.0
+        camera, gap = sample_camera(generator, height, width, official, fov_deg), 0.0
         margin = generator.uniform(1.06, 1.3)
         if framing == "tight":
             camera, gap = tighten(camera, everything, wrist, margin)

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from hoi.appearance import Look, caption, paint_background, reduce_image, shade
-from hoi.camera import Camera, project, sample_camera, transform_points
+from hoi.camera import OFFICIAL_FOV_DEG, Camera, project, sample_camera, transform_points
 from hoi.conditions import Conditions, draw_conditions
 from hoi.framing import FRAMINGS, candidate_cameras, inside_picture, scale_camera
 from hoi.grasp import DistanceField, Grasp, cached_grasps
@@ -123,6 +123,7 @@ def compose_scene(
     frames: int = 1,
     start_distance: float | None = None,
     variant: str = "paper",
+    fov_deg: float = OFFICIAL_FOV_DEG,
 ) -> Scene | None:
     """Choose object, grasp and a camera that sees both.
 
@@ -131,6 +132,7 @@ def compose_scene(
     official_view   azimuth as in the official release instead of all around
     frames          1 is the grasp alone, more are the approach to it
     start_distance, variant  of the approach, see hoi/trajectory.py
+    fov_deg         vertical field of view before a tight framing zooms in, degrees
     returns         the Scene, its last frame rendered (but for scenery); None when no camera sees hand or object at all
     Views that show less than MIN_VISIBLE of hand or object are passed over; if all do, the best of them is taken.
     """
@@ -154,7 +156,8 @@ def compose_scene(
             keypoints = np.stack([hand(pose).keypoints_3d for pose in poses])
         object_mesh = None if content == "hand" else item.object_mesh
         points = np.zeros((0, 3)) if object_mesh is None else object_mesh.vertices
-        for camera in candidate_cameras(generator, height, width, official_view, framing, points, keypoints):
+        cameras = candidate_cameras(generator, height, width, official_view, framing, points, keypoints, fov_deg)
+        for camera in cameras:
             scene = Scene(content, camera, object_mesh, grasp, poses)
             scene = replace(scene, last_gbuffer=render_scene(scene, scene.frames - 1, hand, renderer))
             visible = _visible_fraction(scene)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from hoi.appearance import sample_look
+from hoi.camera import CAMERA_FOV_DEG
 from hoi.dataset import PICTURE_FOLDERS
 from hoi.dataset_writer import write_object, write_pictures
 from hoi.grabnet import find_grabnet_grasps, load_grabnet
@@ -49,6 +50,7 @@ class SceneSettings:
     keep_outside       also frames whose hand leaves the picture
     shade              draw pictures, `looks` of each geometry, in looks of `style`, some captions in other words
     text               caption without pictures, with {object} for the noun; None: the paper's template
+    camera             official or nocs, its field of view (hoi/camera.py)
     """
 
     seed: int
@@ -67,6 +69,7 @@ class SceneSettings:
     style: str
     paraphrase: bool
     text: str | None
+    camera: str = "official"
 
     @property
     def records_per_scene(self) -> int:
@@ -143,7 +146,7 @@ class SceneMaker:
         content = list(job.content)[generator.choice(len(shares), p=shares / shares.sum())]
         scene = compose_scene(
             self.objects, self.hand, self.renderer, generator, job.size, job.size, content, job.hand_side,
-            job.framing, job.official_view, job.frames, job.start_distance, job.trajectory,
+            job.framing, job.official_view, job.frames, job.start_distance, job.trajectory, CAMERA_FOV_DEG[job.camera],
         )  # fmt: skip
         if scene is None:
             return []

@@ -5,7 +5,15 @@ import pytest
 from PIL import Image
 from pyrender import PerspectiveCamera
 
-from hoi.camera import crop_intrinsics, look_at, make_intrinsics, project, sample_camera, transform_points
+from hoi.camera import (
+    CAMERA_FOV_DEG,
+    crop_intrinsics,
+    look_at,
+    make_intrinsics,
+    project,
+    sample_camera,
+    transform_points,
+)
 
 
 def test_the_official_picture_has_focal_length_443_and_its_centre_between_pixels():
@@ -81,3 +89,11 @@ def test_sampled_views_keep_the_official_ranges_and_go_all_around():
 def test_the_same_generator_state_gives_the_same_view():
     first, second = (sample_camera(np.random.default_rng(7), 64, 64) for _ in range(2))
     assert np.array_equal(first.world_to_camera, second.world_to_camera)
+
+
+def test_the_nocs_camera_is_the_middle_square_of_a_nocs_frame():
+    """Frames of 640x480 px, focal length 577.5, principal point (319.5, 239.5); a picture of 512 px shows 480 of it."""
+    frame = np.array([[577.5, 0, 319.5], [0, 577.5, 239.5], [0, 0, 1]])
+    camera = sample_camera(np.random.default_rng(0), 512, 512, fov_deg=CAMERA_FOV_DEG["nocs"])
+    np.testing.assert_allclose(camera.intrinsics, crop_intrinsics(frame, 80, 0, 480, 480, 512, 512), atol=1e-9)
+    np.testing.assert_allclose(camera.intrinsics[:2].ravel(), [616, 0, 255.5, 0, 616, 255.5], atol=1e-9)
