@@ -1,19 +1,30 @@
 #!/usr/bin/env bash
 # The README's figures of the built-in model: 208 pictures of shapes and views that it was not trained on.
 #
-#     bash tools/evaluate_tiny.sh [CHECKPOINT]        # about 15 minutes on two CPU cores; prints the table
+#     bash tools/evaluate_tiny.sh [CHECKPOINT]             # about 15 minutes on two CPU cores; prints the table
+#     bash tools/evaluate_tiny.sh CHECKPOINT guidance      # one table for each guidance scale, on other shapes again
 set -euo pipefail
 cd "$(dirname "$0")/.."
 checkpoint=${1:-hoi/assets/tiny.safetensors}
+mode=${2:-report}
 out=runs/evaluation
 toy="--shade --size 128 --framing tight --grasps-per-object 4 --style any --no-paraphrase --workers 2"
+case $mode in
+    report) shaded=$out/shaded shapes=900 num=208 scales=default ;;
+    guidance) shaded=$out/shaded_guidance shapes=800 num=104 scales="1.5 2 3 4.5 6" ;; # the scale is chosen on these
+    *) echo "unknown mode '$mode'; expected report or guidance" >&2; exit 1 ;;
+esac
 
 # The judge learns from shaded pictures of its own shapes; the records that it judges are of others.
 python make_dataset.py $toy --content hand_object=0.8 object=0.1 scenery=0.1 --object-instances 6 --object-seed 500 \
     --seed 500 --looks 3 --num 3600 --out $out/judge_data
 [ -f $out/judge.safetensors ] || python -m hoi.verify train --data $out/judge_data --out $out/judge.safetensors --minutes 6
-python make_dataset.py $toy --content hand_object=1 --object-instances 4 --object-seed 900 --seed 900 --looks 1 \
-    --num 208 --out $out/shaded
-generated=$out/generated-$(sha256sum "$checkpoint" | cut -c1-12)
-python sample.py --data $out/shaded --checkpoint "$checkpoint" --out "$generated"
-python -m hoi.verify measure --judge $out/judge.safetensors --shaded $out/shaded --generated "$generated"
+python make_dataset.py $toy --content hand_object=1 --object-instances 4 --object-seed $shapes --seed $shapes --looks 1 \
+    --num $num --out $shaded
+for scale in $scales; do
+    generated=$out/generated-$(sha256sum "$checkpoint" | cut -c1-12)-$shapes-$scale
+    flag=$([ "$scale" = default ] || echo "--guidance-scale $scale")
+    python sample.py --data $shaded --checkpoint "$checkpoint" --out "$generated" $flag
+    echo "shapes from $shapes on, guidance $scale"
+    python -m hoi.verify measure --judge $out/judge.safetensors --shaded $shaded --generated "$generated"
+done
