@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from hoi.camera import CAMERA_FOV_DEG
 from hoi.captions import CAPTION_FILE, Captioner, apply_captions, caption_folder, read_captions
 from hoi.check import check_folder
 from hoi.command import how_made, positive, told_problems
@@ -57,6 +58,7 @@ PICTURE_JOB_FLAGS = (
     "split", "subjects", "sequences", "cameras", "frame_range", "shuffle", "size", "margin", "paint_objects", "normals",
     "strokes", "min_area", "text",
 )  # fmt: skip
+LEFT_OUT = "the hand leaves the picture, or hand or object is hidden"
 
 
 def parse_range(word: str) -> str:
@@ -119,7 +121,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     view.add_argument("--official-view", action=argparse.BooleanOptionalAction, default=False,
                       help="azimuth 0 to 0.1 degrees as in the official release, instead of 0 to 360")
     view.add_argument("--framing", choices=FRAMINGS, default="official",
-                      help="official: 60 degrees field of view; tight: zoomed in, the wrist near the border")
+                      help="official: the whole field of view; tight: zoomed in, the wrist near the border")
+    view.add_argument("--camera", choices=tuple(CAMERA_FOV_DEG), default="official",
+                      help="official: 60 degrees field of view; nocs: 45.1 degrees, the middle of a NOCS-CAMERA frame, "
+                      "for python -m hoi.export --format nocs (default: official)")
     view.add_argument("--frames", type=positive, default=1, metavar="F",
                       help="frames of the approach, the last one is the grasp; 1 is the grasp alone (official: 8)")
     view.add_argument("--start-distance", type=float, metavar="M",
@@ -206,6 +211,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--split, --sequences and --frame-range are for --dexycb and --ho3d; a CSV is taken as it is")
     if args.ho3d and len(args.split or ["train"]) != 1:
         parser.error("--split of --ho3d is one word, train or evaluation")
+    if args.camera == "nocs" and (args.framing == "tight" or real_pictures(args)):
+        parser.error("--camera nocs fixes the intrinsics of all pictures: not with --framing tight or real pictures")
     if args.captions and args.captioner:
         parser.error("choose --captions or --captioner, not both")
     if args.margin < 0:
@@ -236,6 +243,7 @@ def scene_settings(args: argparse.Namespace) -> SceneSettings:
         size=args.size, framing=args.framing, official_view=args.official_view, frames=args.frames,
         start_distance=args.start_distance, trajectory=args.trajectory, keep_outside=args.keep_outside,
         shade=args.shade, looks=args.looks, style=args.style, paraphrase=args.paraphrase, text=args.text,
+        camera=args.camera,
     )  # fmt: skip
 
 
@@ -252,7 +260,8 @@ def describe(args: argparse.Namespace, settings: SceneSettings, objects: list[Gr
             "objects": sorted({mesh.source for mesh in meshes}),
         }
         | ({"grasps": "GrabNet licence (non-commercial research)"} if args.grasp == "grabnet" else {}),
-        "job": asdict(settings)
+        # Without what older folders do not say: they go on.
+        "job": {key: value for key, value in asdict(settings).items() if (key, value) != ("camera", "official")}
         | {"hand": hand, "objects": [f"{m.object_id} {d}" for m, d in zip(meshes, digest, strict=True)]}
         | ({"grasp": args.grasp} if args.grasp != "builtin" else {}),  # folders from before this flag go on
         "objects": [
@@ -395,11 +404,12 @@ def main(args: argparse.Namespace) -> None:
             make_all(run, writer, todo, per_scene)
         except KeyboardInterrupt:
             sys.exit(f"interrupted: {len(writer)} records are complete; the same command continues")
-    writer.finish()
     left_out = scenes * per_scene - len(writer)
+    writer.description["rejected"] = {LEFT_OUT: left_out} if left_out > 0 else {}
+    writer.finish()
     print(f"{len(writer) - before} new records, {len(writer)} in all")
     if left_out > 0:
-        print(f"{left_out} records were left out: the hand leaves the picture, or hand or object is hidden")
+        print(f"{left_out} records were left out: {LEFT_OUT}")
     print(f"look at {args.out / 'grid.png'}; validate with: python make_dataset.py --check {args.out}")
 
 

@@ -186,6 +186,7 @@ def test_files_of_one_name_are_kept_apart(tmp_path):
         ("--num 0", "'0' is not a positive whole number"),
         ("--looks 2", "--looks needs --shade"),
         ("--seed -1", "--seed and --object-seed must not be negative"),
+        ("--camera nocs --framing tight", "--camera nocs fixes the intrinsics of all pictures"),
     ],
 )
 def test_a_bad_request_gets_a_message_and_a_failing_exit_code(tmp_path, words, message, capsys):
