@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hoi.diffusion import NoiseSchedule
-from hoi.model import ModelConfig, sd1_config
+from hoi.model import PRESETS, ModelConfig
+from hoi.padding import padded_levels
 from hoi.text import TextConfig
 from hoi.unet import UNetConfig
 from hoi.vae import VAEConfig
@@ -36,6 +38,9 @@ _VAE_FIXED = {
     "act_fn": "silu", "in_channels": 3, "out_channels": 3, "shift_factor": None, "latents_mean": None,
     "use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True,
 }  # fmt: skip
+# The blocks of a level, downwards and upwards: without attention, with attention, padded (see hoi/padding.py).
+_PLAIN, _ATTENDING = ("DownBlock2D", "UpBlock2D"), ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
+_PADDED = ("CrossAttnDownBlock2D", "UpBlock2D")
 _ACTIVATIONS = {"quick_gelu": True, "gelu": False}
 _PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}
 
@@ -58,14 +63,13 @@ def read_folder_config(folder: Path) -> ModelConfig:
         text = _text_from(settings["text_encoder"], folder)
         predicts, terminal_signal = _schedule_from(scheduler, folder / SCHEDULER_FILE)
         image_size = (settings["unet"].get("sample_size") or 64) * vae.factor
-        default = sd1_config()
-        plain = (unet, vae, text, predicts) == (default.unet, default.vae, default.text, "eps")
-        name = default.name if plain else "custom"
-        return ModelConfig(
-            name, unet, vae, text, image_size, predicts=predicts, terminal_signal=terminal_signal
-        )
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder}: a config.json lacks a setting ({type(error).__name__}: {error})") from error
+    for known in (preset() for preset in PRESETS.values()):  # a preset also knows how it is best sampled
+        its_vae = replace(known.vae, scaling_factor=vae.scaling_factor)  # which is measured after each training
+        if (known.unet, its_vae, known.text, known.predicts) == (unet, vae, text, predicts):
+            return replace(known, vae=vae, image_size=image_size, terminal_signal=terminal_signal)
+    return ModelConfig("custom", unet, vae, text, image_size, predicts=predicts, terminal_signal=terminal_signal)
 
 
 def read_json(path: Path) -> Json:
@@ -118,20 +122,24 @@ def _unet_from(settings: Mapping[str, Any], folder: Path) -> UNetConfig:
     heads = settings.get("num_attention_heads") or settings["attention_head_dim"]  # diffusers' misnomer
     if not isinstance(heads, int):
         raise ValueError(f"{path}: attention_head_dim is {heads}, expected one number of heads for all levels")
-    down = settings["down_block_types"]
-    if list(settings["up_block_types"]) != [name.replace("Down", "Up") for name in reversed(down)]:
-        raise ValueError(f"{path}: up_block_types {settings['up_block_types']} do not mirror {down}")
     return UNetConfig(
         in_channels=settings["in_channels"],
         out_channels=settings["out_channels"],
         model_channels=channels,
         channel_mult=mult,
         num_res_blocks=settings["layers_per_block"],
-        attention_levels=tuple(level for level, name in enumerate(down) if name == "CrossAttnDownBlock2D"),
+        attention_levels=_attention_levels(settings["down_block_types"], settings["up_block_types"], path),
         num_heads=heads,
         context_dim=settings["cross_attention_dim"],
         norm_groups=settings.get("norm_num_groups", 32),
     )
+
+
+def _attention_levels(down: list[str], up: list[str], path: Path) -> tuple[int, ...]:
+    levels = list(zip(down, reversed(up), strict=False))
+    if len(down) != len(up) or not set(levels) <= {_PLAIN, _ATTENDING, _PADDED}:
+        raise ValueError(f"{path}: up_block_types {up} do not mirror down_block_types {down}, or some are unknown")
+    return tuple(level for level, blocks in enumerate(levels) if blocks == _ATTENDING)
 
 
 def _vae_from(settings: Mapping[str, Any], folder: Path) -> VAEConfig:
@@ -222,33 +230,28 @@ def adapter_config(config: ModelConfig) -> Json:
 
 
 def _unet_settings(config: ModelConfig) -> Json:
-    unet, levels = config.unet, len(config.unet.channel_mult)
+    unet = config.unet
     if unet.channel_mult[0] != 1:
         raise ValueError(
             f"the preset {config.name!r} begins {unet.model_channels} wide and has a finest level of"
             f" {unet.level_widths[0]}; diffusers' U-Net begins as wide as its finest level, so it cannot hold these"
             " weights: export to own, single or official"
         )
-    if not set(range(levels - 1)) <= set(unet.attention_levels):
-        raise ValueError(
-            f"the preset {config.name!r} has attention on levels {unet.attention_levels}; diffusers adds condition"
-            " features in the right place only where every level but the last has attention:"
-            " export to own, single or official"
-        )
-    down = ["CrossAttnDownBlock2D" if level in unet.attention_levels else "DownBlock2D" for level in range(levels)]
+    blocks = [_ATTENDING if level in unet.attention_levels else _PADDED if level in padded_levels(unet) else _PLAIN
+              for level in range(len(unet.channel_mult))]  # fmt: skip
     return {
         "_class_name": "UNet2DConditionModel",
         **_UNET_FIXED,
         "attention_head_dim": unet.num_heads,
         "block_out_channels": list(unet.level_widths),
         "cross_attention_dim": unet.context_dim,
-        "down_block_types": down,
+        "down_block_types": [down for down, _ in blocks],
         "in_channels": unet.in_channels,
         "layers_per_block": unet.num_res_blocks,
         "norm_num_groups": unet.norm_groups,
         "out_channels": unet.out_channels,
         "sample_size": config.image_size // config.vae.factor,
-        "up_block_types": [name.replace("Down", "Up") for name in reversed(down)],
+        "up_block_types": [up for _, up in reversed(blocks)],
     }
 
 

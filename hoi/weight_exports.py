@@ -20,6 +20,7 @@ from hoi.checkpoint import save_model, write_atomically
 from hoi.diffusers_config import adapter_config, folder_config
 from hoi.layouts import Sources
 from hoi.model import CONDITION_NAMES, HOIDiffusion, ModelConfig
+from hoi.padding import padding
 from hoi.weight_pieces import ADAPTER_FOLDERS
 
 FORMATS = ("own", "official", "single", "diffusers")
@@ -129,6 +130,8 @@ def export_diffusers(model: HOIDiffusion, folder: str | Path, half: bool = False
             (unfinished / path).write_text(text, encoding="utf-8")
         for path, sources in parts.items():
             tensors = {name: _matrix(name, tensor) for name, tensor in _renamed(state, sources).items()}
+            if sources is unet:
+                tensors |= padding(model.config.unet, torch.float16 if half else torch.float32)
             save_model(unfinished / f"{path}.safetensors", tensors, metadata)
         os.replace(unfinished, folder)
     finally:

@@ -17,6 +17,7 @@ from hoi import layouts
 from hoi.diffusers_config import PARTS
 from hoi.layouts import Sources
 from hoi.model import CONDITION_NAMES, HOIDiffusion, ModelConfig, prepared
+from hoi.padding import LAST_LAYER, padding
 from hoi.weight_files import WeightFile, shown
 
 ADAPTER_FOLDERS = {name: f"adapter_{name}" for name in CONDITION_NAMES}  # of an export of ours
@@ -31,11 +32,13 @@ class Piece:
 
     sources   our tensor names -> its names; several are stacked along dimension 0
     extras    names in the file that nobody needs
+    zeros     those among them that must hold zeros, lest the file describe another network
     """
 
     file: WeightFile
     sources: Sources
     extras: frozenset[str] = frozenset()
+    zeros: frozenset[str] = frozenset()
 
 
 def expected_shapes(config: ModelConfig, with_conditions: bool) -> dict[str, tuple[int, ...]]:
@@ -53,9 +56,7 @@ def single_file(file: WeightFile, config: ModelConfig, ema_only: bool) -> Piece:
     short = any(name.startswith(layouts.SHORT_TEXT_PREFIX + "embeddings.") for name in file)
     prefix = layouts.SHORT_TEXT_PREFIX if short else layouts.TEXT_PREFIX
     sources = layouts.single_file_names(ours, config.text, prefix)
-    averages = {
-        name: (layouts.ema_name(theirs),) for name, (theirs, *_) in sources.items() if name.startswith("unet.")
-    }
+    averages = {name: (layouts.ema_name(theirs),) for name, (theirs, *_) in sources.items() if name.startswith("unet.")}
     extras = layouts.SINGLE_FILE_EXTRAS | {theirs for (theirs,) in averages.values()}
     if ema_only:
         sources |= averages
@@ -68,8 +69,10 @@ def diffusers_folder(folder: Path, config: ModelConfig) -> list[Piece]:
     old_attention = any(name.endswith("attentions.0.query.weight") for name in vae)
     prefix = "text_model." if any(name.startswith("text_model.") for name in text) else ""
     text_sources = {name: tuple(prefix + k for k in keys) for name, keys in layouts.text_names(config.text).items()}
+    added = frozenset(padding(config.unet))
+    zeros = frozenset(name for name in added & unet.keys() if name.endswith(LAST_LAYER))
     return [
-        Piece(unet, layouts.diffusers_unet_names(ours, config.unet)),
+        Piece(unet, layouts.diffusers_unet_names(ours, config.unet), added, zeros),
         Piece(vae, layouts.diffusers_vae_names(ours, config.vae, old_attention)),
         Piece(text, text_sources, frozenset({prefix + layouts.POSITION_IDS})),
         *adapter_folders(folder, ours),
@@ -104,9 +107,11 @@ def _with_prefix(piece: Piece) -> Piece:
 
 def weights_in(folder: Path, is_text: bool) -> Path:
     """The weight file of one part of a diffusers folder; of several the fullest, .safetensors first."""
-    stems = {".safetensors": "model", ".bin": "pytorch_model"} if is_text else {
-        suffix: "diffusion_pytorch_model" for suffix in (".safetensors", ".bin")
-    }
+    stems = (
+        {".safetensors": "model", ".bin": "pytorch_model"}
+        if is_text
+        else {suffix: "diffusion_pytorch_model" for suffix in (".safetensors", ".bin")}
+    )
     candidates = [f"{stem}{variant}{suffix}" for variant in VARIANTS for suffix, stem in stems.items()]
     for name in candidates:
         if (folder / name).is_file():
@@ -120,7 +125,7 @@ def weights_in(folder: Path, is_text: bool) -> Path:
 
 
 def check_piece(piece: Piece, expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise ValueError unless a file has just the tensors that its part of the model needs, and known extras."""
+    """Raise ValueError unless a file has just the tensors that its part of the model needs, and harmless extras."""
     file, wanted = piece.file, {name for names in piece.sources.values() for name in names}
     missing, unexpected = wanted - file.shapes.keys(), file.shapes.keys() - wanted - piece.extras
     other = []
@@ -139,6 +144,12 @@ def check_piece(piece: Piece, expected: Mapping[str, tuple[int, ...]]) -> None:
         raise ValueError(
             f"{file.path} does not fit: {len(wanted)} tensors expected, {len(file)} found; " + "; ".join(problems)
         )
+    for name in sorted(piece.zeros):
+        if file[name].any():
+            raise ValueError(
+                f"{file.path}: {name} is not zero: this level attends on the way down alone, and our U-Net attends"
+                " both ways or not at all"
+            )
 
 
 def _same_shape(shape: tuple[int, ...], expected: tuple[int, ...], ours: str) -> bool:

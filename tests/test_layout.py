@@ -19,7 +19,7 @@ ORDER = """
     framing scene png_text dataset dataset_writer estimators check geometry scene_maker
     captions ycb source_frame depth_normals dexycb_files dexycb ho3d official_csv sources frame_converter
     text vae unet diffusion samplers model
-    layouts diffusers_config weight_kinds weight_pieces public_weights weight_exports
+    layouts padding diffusers_config weight_kinds weight_pieces public_weights weight_exports
     batches pictures clip clip_frames flicker stages pretraining prompts planning verify
 """.split()
 GEOMETRY = set(ORDER[ORDER.index("camera") : ORDER.index("text")]) - {"conditions", "dataset"}

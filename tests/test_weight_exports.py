@@ -1,6 +1,7 @@
 """Exports open in other tools with the same result, and read back give the same bits."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from diffusers import (
 )
 from public_files import CONFIG, randomized, write_folder
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from hoi.diffusers_config import read_folder_config
@@ -39,7 +40,7 @@ import export_weights  # noqa: E402
 
 NAMES = ("skeleton", "normal", "segmentation")
 V_CONFIG = replace(CONFIG, predicts="v", terminal_signal=0.01)
-CONFIGS = {"eps": CONFIG, "v": V_CONFIG}
+CONFIGS = {"eps": CONFIG, "v": V_CONFIG, "tiny": tiny_config()}  # tiny: no attention on its finest level
 
 
 def trained_model(config=CONFIG) -> HOIDiffusion:
@@ -63,24 +64,25 @@ def assert_same(loaded: HOIDiffusion, model: HOIDiffusion) -> None:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> dict[str, Path]:
-    """A folder by prediction."""
+    """A folder by name of the configuration."""
     place = tmp_path_factory.mktemp("exported")
     for name, config in CONFIGS.items():
         export_diffusers(trained_model(config), place / name)
     return {name: place / name for name in CONFIGS}
 
 
-@pytest.mark.parametrize("predicts", CONFIGS)
+@pytest.mark.parametrize("name", CONFIGS)
 @torch.no_grad()
-def test_the_exported_folder_makes_our_latents_in_diffusers(exported, predicts):
-    folder, config = exported[predicts], CONFIGS[predicts]
+def test_the_exported_folder_makes_our_latents_in_diffusers(exported, name):
+    folder, config = exported[name], CONFIGS[name]
     model = trained_model(config)
     adapters = [T2IAdapter.from_pretrained(folder / f"adapter_{name}") for name in NAMES]
     # As in the written snippet.
     pipeline = StableDiffusionAdapterPipeline.from_pretrained(folder, adapter=MultiAdapter(adapters))
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(3)
-    noise = torch.randn(2, 4, 8, 8, generator=generator)
+    side = 64 // config.vae.factor
+    noise = torch.randn(2, 4, side, side, generator=generator)
     conditions = [torch.rand(1, 3, 64, 64, generator=generator) for _ in NAMES]
     prompts, negative = ["a hand grasping a mug", "a red bottle on the beach"], "blurry"
     settings = {"num_inference_steps": 10, "guidance_scale": 4.0, "output_type": "latent", "latents": noise}
@@ -136,11 +138,12 @@ def test_the_written_snippet_names_the_weights_that_matter(exported):
     assert "adapter_conditioning_scale=[1.0, 1.0, 1.0]" in snippet and "takes 1/3 each" in text
 
 
+@pytest.mark.parametrize("name", ["eps", "tiny"])
 @pytest.mark.parametrize(
     ("kind", "part"), [(UNet2DConditionModel, "unet"), (AutoencoderKL, "vae"), (CLIPTextModel, "text_encoder")]
 )
-def test_every_part_of_the_folder_opens_with_no_tensor_left_over(exported, kind, part):
-    _, info = kind.from_pretrained(exported["eps"] / part, output_loading_info=True)
+def test_every_part_of_the_folder_opens_with_no_tensor_left_over(exported, kind, part, name):
+    _, info = kind.from_pretrained(exported[name] / part, output_loading_info=True)
     assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
 
 
@@ -202,14 +205,39 @@ def test_the_schedule_vectors_are_those_of_the_original_trainer():
         torch.testing.assert_close(again, x0, rtol=1e-3, atol=1e-3)
 
 
+def test_attention_added_for_diffusers_is_dropped_again_and_the_preset_is_known(exported):
+    loaded = load_model(exported["tiny"])
+    assert_same(loaded, trained_model(CONFIGS["tiny"]))
+    assert loaded.config == tiny_config()
+    blocks = json.loads((exported["tiny"] / "unet" / "config.json").read_text())
+    assert blocks["down_block_types"] == ["CrossAttnDownBlock2D"] * 4
+    assert blocks["up_block_types"] == ["CrossAttnUpBlock2D"] * 3 + ["UpBlock2D"]
+
+
+def test_attention_on_the_way_down_alone_is_refused_when_it_does_something(exported, tmp_path):
+    folder = shutil.copytree(exported["tiny"], tmp_path / "trained_on")
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    tensors["down_blocks.0.attentions.1.proj_out.bias"][3] = 1e-3
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match=r"down_blocks\.0\.attentions\.1\.proj_out\.bias is not zero: this level"):
+        load_model(folder)
+    settings = json.loads((folder / "unet" / "config.json").read_text())
+    settings["down_block_types"][1] = "DownBlock2D"
+    (folder / "unet" / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="do not mirror down_block_types"):
+        load_model(folder)
+
+
 # --- what has no place in a format ---
 
 
 def test_a_network_that_diffusers_cannot_hold_is_refused_and_nothing_is_left(tmp_path):
+    unet = replace(CONFIG.unet, model_channels=32, channel_mult=(2, 2, 2, 2))  # as the miniature was at first
     with torch.device("meta"):
-        tiny = HOIDiffusion(tiny_config())
-    with pytest.raises(ValueError, match="attention on levels .1, 2, 3.; .* export to own"):
-        export_diffusers(tiny, tmp_path / "tiny")
+        wider = HOIDiffusion(replace(CONFIG, unet=unet))
+    with pytest.raises(ValueError, match="begins 32 wide and has a finest level of 64; .* export to own"):
+        export_diffusers(wider, tmp_path / "wider")
     (tmp_path / "there").mkdir()
     with pytest.raises(FileExistsError, match="there exists already"):
         export_diffusers(trained_model(), tmp_path / "there")
