@@ -165,7 +165,7 @@ def draw_segmentation(label_map: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"label_map is {label_map.shape} with values up to {label_map.max()}; expected (H, W) of 0, 1, 2"
         )
-    return SEGMENTATION_COLORS[label_map]
+    return SEGMENTATION_COLORS.take(label_map, axis=0)
 
 
 def draw_normal(surface_normals: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -179,8 +179,9 @@ def draw_normal(surface_normals: np.ndarray, mask: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"surface_normals is {surface_normals.shape} but mask is {mask.shape}; expected (H, W, 3) and (H, W)"
         )
-    picture = np.rint(np.clip((1.0 - surface_normals) * 127.5, 0.0, 255.0)).astype(np.uint8)
-    return np.where(mask[..., None], picture, np.uint8(0))
+    picture = np.zeros(surface_normals.shape, dtype=np.uint8)
+    picture[mask] = np.rint(np.clip((1.0 - surface_normals[mask]) * 127.5, 0.0, 255.0))  # the rest is most of it
+    return picture
 
 
 def scale_inverse_depth(depth: np.ndarray, nearest_value: float = 1000.0) -> np.ndarray:

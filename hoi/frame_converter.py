@@ -207,9 +207,10 @@ class FrameConverter:
         square = Window(window.left, window.top, window.right, window.bottom, side)
         normals = normals_from_depth(depth, square.cut_map(whole), square.intrinsics(frame.intrinsics))
         normals = resize_normals(normals, self.size)
-        length = np.linalg.norm(normals, axis=-1, keepdims=True)
-        known = seen & (length[..., 0] > 0.1)
-        return np.divide(normals, length, out=np.zeros_like(normals), where=length > 0.1), known
+        length = np.sqrt(np.einsum("hwk,hwk->hw", normals, normals))
+        known = seen & (length > 0.1)
+        normals[known] /= length[known, None]  # most of a crop is background
+        return normals, known
 
 
 def convert_frames(run: Any, writer: DatasetWriter, log: RejectionLog, todo: list[int]) -> None:
