@@ -1,15 +1,22 @@
-"""How steady clips are: the anchor on and off, beside the shaded toy world.  Prints the README's table.
+"""How steady clips are, and whether their hands stay where they should: the anchor on and off.  Prints README's table.
 
-    python tests/bench_clips.py                       # 4 objects x 3 seeds, built-in model: about 25 minutes on 2 cores
+    python tests/bench_clips.py --judge runs/evaluation/judge.safetensors     # 4 objects x 3 seeds: about 25 minutes
     python tests/bench_clips.py --objects mug --seeds 0 --frames 4
+    python tests/bench_clips.py --also "--anchor 8 0" "--anchor-in decoder"   # rows more: ideas beside the paper's
 
-Flicker in 8-bit levels, hoi/flicker.py; clips are kept in --out, and the same command continues.
+Flicker in 8-bit levels (hoi/flicker.py), less is steadier; IoU of hand and object, as the judge sees them in the
+pictures, with the label maps that the pictures were made from.  Frames without anchor that have noise of their own are
+the single pictures that sample.py makes of the same records (tests/test_video.py shows it); the shaded toy world is
+what lighting alone causes, and what the judge can see at best.  Clips are kept in --out; the same command continues.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import os
+import re
 import sys
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 
@@ -18,22 +25,67 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import video
 from hoi.appearance import sample_look
-from hoi.flicker import Flicker, clip_flicker
-from hoi.hand import load_hand
+from hoi.dataset import load_image, read_records
+from hoi.flicker import clip_flicker, stored_label_map
+from hoi.hand import HandModel, load_hand
 from hoi.objects import CATEGORIES
 from hoi.scene import render_scene, shade_scene
+from hoi.verify import load_judge, predict
 from sample import load_model
 
+ANCHORED, SINGLE, FLOOR = "anchor on, same noise", "anchor off, separate noise", "shaded toy world"
 VARIANTS = {
-    "anchor on, same noise": [],
-    "anchor on, separate noise": ["--separate-noise"],
-    "anchor off, same noise": ["--no-anchor"],
-    "anchor off, separate noise": ["--no-anchor", "--separate-noise"],
+    ANCHORED: "",
+    "anchor on, separate noise": "--separate-noise",
+    "anchor off, same noise": "--no-anchor",
+    SINGLE: "--no-anchor --separate-noise",
 }
-FLOOR = "shaded toy world"
+Reader = Callable[[np.ndarray], np.ndarray]  # pictures (N, H, W, 3) uint8 -> label maps (N, H, W), 0/1/2
+Measures = dict[str, float]  # one clip: column -> number
 
 
-def shaded_pictures(frames, seed: int) -> list[np.ndarray]:
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--objects", nargs="+", default=list(CATEGORIES)[:4])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--frames", type=int, default=16)
+    parser.add_argument("--also", nargs="+", default=[], metavar="FLAGS", help="of video.py, each a variant more")
+    parser.add_argument("--checkpoint", metavar="FILE", help="default: the built-in weights")
+    parser.add_argument("--judge", type=Path, metavar="FILE", help="of python -m hoi.verify train (default: no IoU)")
+    parser.add_argument("--out", type=Path, default=Path("out/clips"), metavar="DIR")
+    return parser.parse_args()
+
+
+def picture_reader(judge_file: Path | None) -> Reader | None:
+    if judge_file is None:
+        return None
+    judge, _ = load_judge(judge_file)
+    return lambda pictures: predict(judge, pictures)[0]
+
+
+def overlaps(seen: np.ndarray, true: np.ndarray) -> Measures:
+    """Mean IoU of hand and object in label maps (N, H, W); pictures that should not show the thing do not count."""
+    found = {}
+    for label, column in ((1, "hand IoU"), (2, "object IoU")):
+        shown = (true == label).any(axis=(1, 2))
+        a, b = seen[shown] == label, true[shown] == label
+        found[column] = float(((a & b).sum(axis=(1, 2)) / (a | b).sum(axis=(1, 2))).mean()) if shown.any() else np.nan
+    return found
+
+
+def measure(
+    folder: Path, hand: HandModel, read: Reader | None, pictures: Sequence[np.ndarray] | None = None
+) -> Measures:
+    """One clip, or other pictures of its frames."""
+    records = read_records(folder)
+    pictures = [load_image(folder, record) for record in records] if pictures is None else pictures
+    found = dataclasses.asdict(clip_flicker(folder, hand, pictures))
+    if read is not None:
+        found |= overlaps(read(np.stack(pictures)), np.stack([stored_label_map(folder, r) for r in records]))
+    return found
+
+
+def shaded_pictures(frames: video.ApproachFrames, seed: int) -> list[np.ndarray]:
     """The toy-world clip of the same motion, in one look."""
     look = sample_look(np.random.default_rng(seed))
     pictures = []
@@ -43,43 +95,63 @@ def shaded_pictures(frames, seed: int) -> list[np.ndarray]:
     return pictures
 
 
-def measure_clip(folder: Path, words: list[str], seed: int) -> dict[str, Flicker]:
-    """Every variant of one clip, and the floor that lighting alone causes."""
+def measure_variants(
+    folder: Path, words: list[str], variants: dict[str, str], seed: int, read: Reader | None
+) -> dict[str, Measures]:
+    """Every variant of one clip, made where it is missing, and its shaded pictures."""
     hand, found = load_hand(), {}
-    for name, flags in VARIANTS.items():
-        out = folder / name.replace(", ", "_").replace(" ", "_")
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-            video.run([*words, *flags, "--out", str(out)])
-        found[name] = clip_flicker(out, hand)
-    args = video.parse_args(words)
-    frames = video.choose_frames(args, load_model(args, "cpu")[0])
-    found[FLOOR] = clip_flicker(out, hand, shaded_pictures(frames, seed))
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        for name, flags in variants.items():
+            out = folder / re.sub(r"\W+", "_", name).strip("_")
+            video.run([*words, *flags.split(), "--out", str(out)])
+            found[name] = measure(out, hand, read)
+        args = video.parse_args(words)
+        frames = video.choose_frames(args, load_model(args, "cpu")[0])
+    found[FLOOR] = measure(out, hand, read, shaded_pictures(frames, seed))
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--objects", nargs="+", default=list(CATEGORIES)[:4])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--frames", type=int, default=16)
-    parser.add_argument("--checkpoint", metavar="FILE", help="default: the built-in weights")
-    parser.add_argument("--out", type=Path, default=Path("out/clips"), metavar="DIR")
-    options = parser.parse_args()
-    measured: dict[str, list[Flicker]] = {name: [] for name in (*VARIANTS, FLOOR)}
-    for name in options.objects:
-        for seed in options.seeds:
-            words = ["--object", name, "--seed", str(seed), "--frames", str(options.frames)]
-            words += ["--checkpoint", options.checkpoint] if options.checkpoint else []
-            for variant, flicker in measure_clip(options.out / f"{name}_{seed}", words, seed).items():
-                measured[variant].append(flicker)
-                print(f"{name} seed {seed}, {variant}: {flicker}", flush=True)
-    clips = len(options.objects) * len(options.seeds)
-    print(f"\n{date.today()}, {clips} clips of {options.frames} frames\n")
-    print("| | hand | object | background |\n|---|---|---|---|")
-    for variant, values in measured.items():
-        means = [np.nanmean([getattr(value, part) for value in values]) for part in ("hand", "object", "background")]
-        print(f"| {variant} | " + " | ".join(f"{mean:.1f}" for mean in means) + " |")
+def table(measured: dict[str, list[Measures]]) -> str:
+    """Markdown: the means over clips."""
+    columns = list(measured[FLOOR][0])
+    lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for variant, clips in measured.items():
+        means = {column: np.nanmean([clip[column] for clip in clips]) for column in columns}
+        cells = [f"{mean:.3f}" if "IoU" in column else f"{mean:.1f}" for column, mean in means.items()]
+        lines.append(f"| {variant} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def verdict(measured: dict[str, list[Measures]]) -> str:
+    """The two targets: at most half the flicker of single pictures, a hand IoU at most 0.03 below theirs."""
+    lines = []
+    for column in measured[FLOOR][0]:
+        ours, single = (np.array([clip[column] for clip in measured[name]]) for name in (ANCHORED, SINGLE))
+        if column == "hand IoU":
+            error = (ours - single).std(ddof=1) / len(ours) ** 0.5 if len(ours) > 1 else np.nan
+            lines.append(f"hand IoU minus that of single pictures: {(ours - single).mean():+.3f} +- {error:.3f} "
+                         "(standard error over clips), target at least -0.030")  # fmt: skip
+        elif "IoU" not in column:
+            lines.append(f"flicker of the {column} over that of single pictures: {np.nanmean(ours / single):.2f}, "
+                         f"largest {np.nanmax(ours / single):.2f}, target at most 0.50")  # fmt: skip
+    return "\n".join(lines)
+
+
+def main(args: argparse.Namespace) -> None:
+    variants, read = VARIANTS | {flags: flags for flags in args.also}, picture_reader(args.judge)
+    measured: dict[str, list[Measures]] = {name: [] for name in (*variants, FLOOR)}
+    for name in args.objects:
+        for seed in args.seeds:
+            words = ["--object", name, "--seed", str(seed), "--frames", str(args.frames)]
+            words += ["--checkpoint", args.checkpoint] if args.checkpoint else []
+            found = measure_variants(args.out / f"{name}_{seed}", words, variants, seed, read)
+            for variant, measures in found.items():
+                measured[variant].append(measures)
+                numbers = ", ".join(f"{column} {value:.3g}" for column, value in measures.items())
+                print(f"{name} seed {seed}, {variant}: {numbers}", flush=True)
+    print(f"\n{date.today()}, {len(measured[FLOOR])} clips of {args.frames} frames\n")
+    print(table(measured), "", verdict(measured), sep="\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(parse_args())
