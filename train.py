@@ -36,7 +36,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from hoi import checkpoint, stages
+from hoi import caching, checkpoint, stages
 from hoi.batches import Share, TrainingSet, read_ahead
 from hoi.hardware import has_fast_bf16, keep_freed_memory
 from hoi.interruption import StopSignals, agreed, gradient_norm
@@ -216,9 +216,9 @@ def build_stage(args: argparse.Namespace, model: HOIDiffusion, share: Share, bf1
     text_key = source_hash(args.text_encoder_from or args.base)[:16] if args.cache_text else ""
     sets = [pictures, TrainingSet(args.reg_data, side, side)] if args.reg_data else [pictures]
 
-    def encoded() -> list[stages.EncodedData]:
+    def encoded() -> list[caching.EncodedData]:
         folder, key = Path(args.out) / "latents", source_hash(args.base)[:16]
-        return [stages.cached(model, each, folder, key, text_key, bf16) for each in sets]
+        return [caching.cached(model, each, folder, key, text_key, bf16) for each in sets]
 
     if share.rank == 0:
         encoded()
@@ -227,7 +227,7 @@ def build_stage(args: argparse.Namespace, model: HOIDiffusion, share: Share, bf1
     data, *buffer = encoded()
     if args.stage == "base":
         if not model.metadata.get("scaling_factor_measured"):
-            model.set_scaling_factor(stages.measured_scaling_factor(data.latents))
+            model.set_scaling_factor(caching.measured_scaling_factor(data.latents))
         model.unet.requires_grad_(True)
         stage = stages.BaseStage(model, data, share, args.seed, args.caption_dropout)
     else:

@@ -1,4 +1,4 @@
-"""Batches for training.  Dataset folders -> pictures, conditions, captions, cached latents and text.
+"""Batches for training.  Dataset folders -> pictures, conditions, captions.
 
 What a step sees depends on (seed, step) alone: not on what ran before, on how many processes share the work, or on
 whether the run was interrupted.  Each process draws the numbers of the whole batch and keeps its own share.
@@ -7,7 +7,6 @@ whether the run was interrupted.  Each process draws the numbers of the whole ba
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from hoi import dataset
 from hoi.conditions import Conditions, blank_conditions, stack_conditions
@@ -121,92 +119,6 @@ def draw_indices(records: int, share: Share, seed: int, step: int) -> np.ndarray
 def step_generator(seed: int, step: int, purpose: int = 0) -> torch.Generator:
     """The random numbers of one step, the same in every process (each keeps its `Share` of what it draws)."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, step, purpose]).generate_state(1)[0]))
-
-
-class LatentCache:
-    """Posterior mean and deviation of every picture, kept on disk: the encoder is frozen, the draw is not.
-
-    Source: paper section 3.1 trains on samples of q(z | x); keeping mean and std instead of one draw changes nothing.
-    """
-
-    def __init__(self, path: Path):
-        self.values = np.load(path, mmap_mode="r")  # (N, 2, C, h, w) float32
-
-    def sample(self, indices: np.ndarray, noise: Tensor, scaling_factor: float) -> Tensor:
-        """Scaled latents (B, C, h, w); `noise` is standard normal of that shape."""
-        mean, std = torch.from_numpy(self.values[indices]).unbind(1)
-        return scaling_factor * (mean + std * noise)
-
-
-def cache_latents(
-    pictures: TrainingSet,
-    encode: Callable[[Tensor], tuple[Tensor, Tensor]],
-    key: str,
-    folder: Path,
-    batch_size: int = 32,
-) -> LatentCache:
-    """Encode every picture once, or open what an earlier run encoded.
-
-    encode  images (B, 3, H, W) -> unscaled posterior mean and std, each (B, C, h, w)
-    key     changes with the encoder's weights (their hash)
-    folder  where the arrays live; written under a temporary name and renamed when whole
-    """
-    path = folder / f"latents-{key}-{pictures.fingerprint()}.npy"
-
-    def encoded(start: int, end: int) -> Tensor:
-        return torch.stack(encode(pictures.images(range(start, end))), dim=1)
-
-    fill_array(path, len(pictures), encoded, batch_size, "encoding pictures once")
-    return LatentCache(path)
-
-
-class TextCache:
-    """What the frozen text encoder says to every distinct caption, kept on disk.
-
-    captions   distinct, in the order of the rows
-    """
-
-    def __init__(self, path: Path, captions: Sequence[str]):
-        self.values = np.load(path, mmap_mode="r")  # (N, 77, C) float32
-        self._rows = {caption: row for row, caption in enumerate(captions)}
-
-    def context(self, captions: Sequence[str]) -> Tensor:
-        """(B, 77, C)."""
-        return torch.from_numpy(self.values[[self._rows[caption] for caption in captions]])
-
-
-def cache_text(
-    captions: Iterable[str], encode: Callable[[list[str]], Tensor], key: str, folder: Path, batch_size: int = 64
-) -> TextCache:
-    """Encode every distinct caption, and the empty one, once, or open what an earlier run encoded.
-
-    encode  captions -> context (B, 77, C)
-    key     changes with the encoder's weights and precision
-    At Stable Diffusion's size a caption takes 0.24 MB.
-    """
-    distinct = sorted({"", *captions})
-    digest = hashlib.sha256("\0".join(distinct).encode()).hexdigest()[:16]
-    path = folder / f"text-{key}-{digest}.npy"
-    fill_array(path, len(distinct), lambda a, b: encode(distinct[a:b]), batch_size, "encoding captions once")
-    return TextCache(path, distinct)
-
-
-def fill_array(path: Path, count: int, rows: Callable[[int, int], Tensor], batch_size: int, title: str) -> None:
-    """Write a float32 .npy of `count` rows, made by rows(start, end), unless it is there; complete or not at all."""
-    if path.exists():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f"{path.name}.*.partial"):  # of a killed process
-        left.unlink()
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    array = None
-    for start in tqdm(range(0, count, batch_size), desc=title, unit="batch"):
-        made = rows(start, min(start + batch_size, count)).float().cpu().numpy()
-        if array is None:
-            array = np.lib.format.open_memmap(partial, "w+", np.float32, (count, *made.shape[1:]))
-        array[start : start + len(made)] = made
-    array.flush()
-    os.replace(partial, path)
 
 
 def read_ahead(make_batch: Callable[[int, int], Batch], places: Iterable[tuple[int, int]]) -> Iterator[Batch]:

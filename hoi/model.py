@@ -178,7 +178,7 @@ class HOIDiffusion(nn.Module):
         self.condition_encoders = fresh.to(self.unet.out[2].weight)  # same device and dtype
 
     def set_scaling_factor(self, scaling_factor: float) -> None:
-        """Adopt the latent scaling measured after the VAE was trained (stages.measured_scaling_factor)."""
+        """Adopt the latent scaling measured after the VAE was trained (caching.measured_scaling_factor)."""
         vae_config = dataclasses.replace(self.config.vae, scaling_factor=scaling_factor)
         self.config = dataclasses.replace(self.config, vae=vae_config)
         self.vae.config = vae_config

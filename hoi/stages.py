@@ -7,7 +7,7 @@ that DDP neither wraps nor synchronises it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,17 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hoi.batches import (
-    Batch,
-    LatentCache,
-    Share,
-    TextCache,
-    TrainingSet,
-    cache_latents,
-    cache_text,
-    draw_indices,
-    step_generator,
-)
+from hoi.batches import Batch, Share, draw_indices, step_generator
+from hoi.caching import EncodedData
 from hoi.diffusion import TrainingBatch, draw_training_noise, eps_loss, hoi_loss
 from hoi.model import CONDITION_NAMES, HOIDiffusion
 from hoi.pictures import PictureMaker, SamplingSettings
@@ -34,15 +25,6 @@ from hoi.text import tokenize
 
 PREVIEWS = 8
 REG_MODES = ("sum", "swap")
-
-
-@dataclass(frozen=True)
-class EncodedData:
-    """Pictures, and what frozen encoders made of them; without cached text the text encoder runs every step."""
-
-    pictures: TrainingSet
-    latents: LatentCache
-    text: TextCache | None = None
 
 
 @dataclass(frozen=True)
@@ -202,9 +184,7 @@ def spread(count: int, wanted: int) -> list[int]:
     return [int(i) for i in np.linspace(0, count - 1, min(wanted, count))]
 
 
-def denoising_batch(
-    stage: BaseStage | HoiStage, data: EncodedData, share: Share, step: int, purpose: int
-) -> Batch:
+def denoising_batch(stage: BaseStage | HoiStage, data: EncodedData, share: Share, step: int, purpose: int) -> Batch:
     """Latents drawn from the cached posterior, timesteps, noise and text; some captions emptied for guidance.
 
     purpose   keeps the random numbers of the two batches of eq. 3 apart
@@ -250,48 +230,8 @@ def sample_previews(model: HOIDiffusion, captions: list[str], conditions: dict[s
     return list(maker.pictures(captions, features, generators))
 
 
-def encode_for_cache(model: HOIDiffusion) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """The frozen encoder as `cache_latents` wants it: images -> unscaled posterior mean and std, in fp32."""
-    device = next(model.vae.parameters()).device
-
-    @torch.no_grad()
-    def encode(images: Tensor) -> tuple[Tensor, Tensor]:
-        posterior = model.vae.encode(images.to(device))
-        return posterior.mean, posterior.std
-
-    return encode
-
-
-def cached(
-    model: HOIDiffusion, pictures: TrainingSet, folder: Path, key: str, text_key: str = "", text_bf16: bool = False
-) -> EncodedData:
-    """The pictures with their latents under this model's encoder, and their captions' context if there is a `text_key`.
-
-    key, text_key   name the weights of the autoencoder and the text encoder
-    text_bf16       encode text under bf16 autocast, as training without the cache would
-    """
-    latents = cache_latents(pictures, encode_for_cache(model), key, folder)
-    if not text_key:
-        return EncodedData(pictures, latents)
-    device = next(model.text_encoder.parameters()).device
-
-    @torch.no_grad()
-    def encode(captions: list[str]) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=text_bf16):
-            return model.text_encoder(tokenize(captions).to(device))
-
-    captions = pictures.captions(range(len(pictures)))
-    text_key += "-bf16" if text_bf16 else ""
-    return EncodedData(pictures, latents, cache_text(captions, encode, text_key, folder))
-
-
 def save_preview(stage: nn.Module, path: Path) -> None:
     """Write the stage's preview sheet, if it has one."""
     rows = stage.preview()
     if rows:
         contact_sheet(rows).save(path)
-
-
-def measured_scaling_factor(latents: LatentCache) -> float:
-    """1 / standard deviation of all cached posterior means: the VAE's `scaling_factor` once it is trained."""
-    return float(1 / np.std(latents.values[:, 0], dtype=np.float64))

@@ -20,7 +20,7 @@ ORDER = """
     captions ycb source_frame depth_normals dexycb_files dexycb ho3d official_csv sources frame_converter
     text vae unet diffusion samplers model
     layouts padding diffusers_config weight_kinds weight_pieces public_weights weight_exports
-    batches pictures clip clip_frames flicker stages pretraining prompts planning verify
+    batches caching pictures clip clip_frames flicker stages pretraining prompts planning verify
 """.split()
 GEOMETRY = set(ORDER[ORDER.index("camera") : ORDER.index("text")]) - {"conditions", "dataset"}
 NETWORK = {"text", "vae", "unet", "model", "diffusion", "samplers"}

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from training_world import SIDE, hoi_args, make_world, small_model
 
 import train
-from hoi import checkpoint, stages
+from hoi import caching, checkpoint, stages
 from hoi.batches import Share, TrainingSet, draw_indices
 from hoi.model import CONDITION_NAMES, HOIDiffusion
 from hoi.text import tokenize
@@ -25,7 +25,7 @@ def make_stage(world: Path, share: Share, reg: dict | None = None, text: str = "
     """A stage on the world's data; `reg` are settings of the Regularization, None for none."""
     model = small_model(with_conditions=freeze.get("conditions") != ())
     sets = [TrainingSet([world / name], SIDE, SIDE) for name in ("data", "buffer")]
-    data, buffer = (stages.cached(model, each, world / "latents", "test", text) for each in sets)
+    data, buffer = (caching.cached(model, each, world / "latents", "test", text) for each in sets)
     model.freeze_for_fine_tuning(**freeze)
     regularization = None if reg is None else stages.Regularization(buffer, **{"batch_size": share.batch_size} | reg)
     return stages.HoiStage(model, data, share, 1, 0.3, regularization)

@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 from training_world import SIDE, assert_same, hoi_args, make_world, small_model
 
 import train
-from hoi import checkpoint, stages
+from hoi import caching, checkpoint, stages
 from hoi.batches import Share, TrainingSet, draw_indices
 from hoi.conditions import stack_conditions
 from hoi.dataset import load_conditions, load_image, read_records
@@ -98,7 +98,7 @@ def gradients(world: Path, share: Share) -> dict[str, torch.Tensor]:
     model = small_model(with_conditions=True)
     pictures, buffer = (TrainingSet([world / name], SIDE, SIDE) for name in ("data", "buffer"))
     data, background = (
-        stages.cached(model, each, world / f"latents-{share.world_size}-{share.rank}", "test")
+        caching.cached(model, each, world / f"latents-{share.world_size}-{share.rank}", "test")
         for each in (pictures, buffer)
     )
     model.freeze_for_fine_tuning()
@@ -146,7 +146,7 @@ def test_every_record_is_seen_once_an_epoch_whatever_the_number_of_processes():
 def test_latents_are_drawn_anew_from_the_cached_posterior(world):
     model = small_model(with_conditions=True)
     pictures = TrainingSet([world / "data"], SIDE, SIDE)
-    latents = stages.cached(model, pictures, world / "latents-posterior", "test").latents
+    latents = caching.cached(model, pictures, world / "latents-posterior", "test").latents
     indices, noise = np.array([4, 1]), torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         posterior = model.vae.encode(pictures.images(indices))
@@ -157,7 +157,7 @@ def test_latents_are_drawn_anew_from_the_cached_posterior(world):
 def test_previews_show_the_training_pictures_above_what_each_caption_and_geometry_gives_alone(world):
     model = small_model(with_conditions=True)
     data = TrainingSet([world / "data"], SIDE, SIDE)
-    encoded = stages.cached(model, data, world / "latents-preview", "test")
+    encoded = caching.cached(model, data, world / "latents-preview", "test")
     skeletons, _, shown, made = stages.HoiStage(model, encoded, Share(2), seed=0).preview()
     records = read_records(world / "data")
     settings = SamplingSettings("dpm++", 2, model.config.guidance_scale)
@@ -174,9 +174,9 @@ def test_previews_show_the_training_pictures_above_what_each_caption_and_geometr
 
 def test_the_measured_scaling_factor_gives_the_cached_latents_unit_deviation(world):
     data = TrainingSet([world / "data"], SIDE, SIDE)
-    latents = stages.cached(small_model(with_conditions=False), data, world / "latents-deviation", "test").latents
+    latents = caching.cached(small_model(with_conditions=False), data, world / "latents-deviation", "test").latents
     means = torch.from_numpy(latents.values[:, 0].copy())
-    scaled = stages.measured_scaling_factor(latents) * means.double()
+    scaled = caching.measured_scaling_factor(latents) * means.double()
     assert float((scaled - scaled.mean()).square().mean().sqrt()) == pytest.approx(1.0, rel=1e-12)
 
 
