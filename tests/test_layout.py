@@ -21,6 +21,7 @@ ORDER = """
     text vae unet diffusion samplers model
     layouts padding diffusers_config weight_kinds weight_pieces public_weights weight_exports
     batches caching pictures clip clip_frames flicker stages pretraining prompts planning verify
+    inception features bootstrap distances reference_file
 """.split()
 GEOMETRY = set(ORDER[ORDER.index("camera") : ORDER.index("text")]) - {"conditions", "dataset"}
 NETWORK = {"text", "vae", "unet", "model", "diffusion", "samplers"}

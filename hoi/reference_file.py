@@ -1,0 +1,53 @@
+"""Statistics of a reference set on disk.  Gaussians of features <-> .npz with mu, sigma, mu_s, sigma_s."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+
+from hoi.distances import Gaussian, square_root
+
+
+def save_statistics(path: str | Path, gaussians: dict[str, Gaussian], preprocessing: str, weights: str) -> None:
+    """Write mu, sigma and mu_s, sigma_s as ADM's and pytorch-fid's tools read them, with what they were made with.
+
+    gaussians      {"pool": ..., "spatial": ...}
+    preprocessing  resize mode        weights  SHA-256 of the Inception file
+    """
+    pool, spatial = gaussians["pool"], gaussians["spatial"]
+    np.savez(path, mu=pool.mean, sigma=pool.covariance, mu_s=spatial.mean, sigma_s=spatial.covariance,
+             n=pool.n, resize=preprocessing, inception_sha256=weights)  # fmt: skip
+
+
+def load_statistics(path: str | Path) -> tuple[dict[str, Gaussian], dict[str, str]]:
+    """Gaussians of a statistics file: {"pool": ...}, with "spatial" where it has mu_s and sigma_s; and what it says
+    of its making: "resize" and "inception_sha256" where present.
+
+    Raises FileNotFoundError or ValueError naming the file: unreadable, without mu and sigma, wrong shapes, not finite.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no reference at {path}: give a folder of pictures, or an .npz with mu and sigma")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files if name != "arr_0"}  # arr_0: ADM's pictures
+    except (ValueError, OSError, TypeError, BadZipFile) as error:
+        raise ValueError(f"{path} is not a readable .npz of arrays: {error}") from error
+    gaussians = {}
+    n = int(found["n"]) if "n" in found else None
+    for name, mu, sigma in (("pool", "mu", "sigma"), ("spatial", "mu_s", "sigma_s")):
+        if mu not in found or sigma not in found:
+            continue
+        mean, covariance = np.asarray(found[mu], np.float64), np.asarray(found[sigma], np.float64)
+        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+            raise ValueError(f"{path}: {mu} is {mean.shape} and {sigma} {covariance.shape}, expected (D,) and (D, D)")
+        if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+            raise ValueError(f"{path}: {mu} or {sigma} holds numbers that are not finite")
+        try:
+            gaussians[name] = Gaussian(mean, square_root(covariance), n)
+        except ValueError as error:
+            raise ValueError(f"{path}: {sigma} is no covariance: {error}") from error
+    if "pool" not in gaussians:
+        raise ValueError(f"{path} has no mu and sigma; it holds {', '.join(sorted(found)) or 'at most pictures'}")
+    return gaussians, {key: str(found[key]) for key in ("resize", "inception_sha256") if key in found}
