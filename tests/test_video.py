@@ -76,11 +76,12 @@ def failure(capsys, arguments: list[str]) -> str:
 # --- exactness ---
 
 
-def test_a_clip_of_one_frame_is_the_picture_of_sample_py(tmp_path, checkpoint, clip):
+def test_a_clip_of_one_frame_is_the_picture_of_sample_py(tmp_path, checkpoint, clip, capsys):
     record = single_record(clip, 3, tmp_path / "record")
     sample.run(command(checkpoint, tmp_path / "picture", "--data", str(record), "--seed", "5"))
     frames = again(record, checkpoint, tmp_path / "one", "--seed", "5")
     assert (frames == images(tmp_path / "picture")).all() and frames.std() > 5
+    assert "hint: one frame is a single picture; --frames 16 makes a clip" in capsys.readouterr().out
 
 
 def test_the_anchor_frame_is_the_picture_it_would_have_been_alone(tmp_path, checkpoint, clip):
@@ -110,17 +111,31 @@ def test_without_anchor_the_frames_are_independent_pictures(tmp_path, checkpoint
     assert np.abs(anchored[0] - alone[0]).max() <= 1 and np.abs(anchored[1] - alone[1]).max() > 3
 
 
-def test_frames_made_later_see_the_same_anchor(tmp_path, checkpoint, clip, monkeypatch):
-    shutil.copytree(clip, tmp_path / "out")
-    for frame in (0, 3):
-        (tmp_path / "out" / "images" / f"00000{frame}.png").unlink()
-    batches, latents = [], PictureMaker.latents
+@pytest.fixture
+def batches(monkeypatch) -> list[int]:
+    """How many frames are denoised together, batch by batch."""
+    sizes, latents = [], PictureMaker.latents
 
     def noted(self, unet, prompts, *rest):
-        batches.append(len(prompts))
+        sizes.append(len(prompts))
         return latents(self, unet, prompts, *rest)
 
     monkeypatch.setattr(PictureMaker, "latents", noted)
+    return sizes
+
+
+def test_chunk_and_anchors_are_all_that_is_denoised_together(tmp_path, checkpoint, clip, batches):
+    words = ["--steps", "1", "--trajectory", str(clip), "--chunk", "1"]
+    video.run(command(checkpoint, tmp_path / "one", *words))
+    video.run(command(checkpoint, tmp_path / "two", *words, "--anchor", "2", "0"))
+    video.run(command(checkpoint, tmp_path / "off", *words, "--no-anchor"))
+    assert batches == [2, 2, 2, 3, 3, 1, 1, 1, 1]
+
+
+def test_frames_made_later_see_the_same_anchor(tmp_path, checkpoint, clip, batches):
+    shutil.copytree(clip, tmp_path / "out")
+    for frame in (0, 3):
+        (tmp_path / "out" / "images" / f"00000{frame}.png").unlink()
     words = ["--object", "can", "--framing", "tight", "--frames", str(FRAMES), "--cache", str(clip.parent / "cache")]
     video.run(command(checkpoint, tmp_path / "out", *words))
     assert batches == [3]  # two frames and the anchor
@@ -251,6 +266,11 @@ def test_frames_that_do_not_belong_together_are_refused(tmp_path, checkpoint, cl
         record |= change
     (folder / "metadata.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     assert message in failure(capsys, command(checkpoint, tmp_path / "out", "--trajectory", str(folder)))
+
+
+def test_a_folder_that_cannot_be_made_is_told(checkpoint, clip, capsys):
+    message = failure(capsys, command(checkpoint, checkpoint / "below_a_file", "--trajectory", str(clip)))
+    assert "cannot write to" in message and "choose another folder with --out" in message
 
 
 def test_another_clip_does_not_continue_in_the_folder(checkpoint, clip, capsys):
