@@ -48,7 +48,7 @@ from hoi.words import words_in
 
 EMA_EVERY = 4  # steps; the average moves slowly enough
 LOG_EVERY = 10  # steps
-PATIENCE = timedelta(hours=12)  # for the first process, which encodes all pictures while the others wait
+PATIENCE = timedelta(hours=12)  # for the slowest process, which may encode most of what an interrupted run left
 # `hoi` has the paper's values (Sec. 4.1); the others are for training small networks from scratch.
 STAGE_DEFAULTS = {
     "vae": {"learning_rate": 1e-3, "batch_size": 32, "steps": 6000, "warmup_steps": 100, "caption_dropout": 0.0},
@@ -213,18 +213,8 @@ def build_stage(args: argparse.Namespace, model: HOIDiffusion, share: Share, bf1
 
         return TextStage(model, pictures, share, args.seed, meaning)
 
-    text_key = source_hash(args.text_encoder_from or args.base)[:16] if args.cache_text else ""
     sets = [pictures, TrainingSet(args.reg_data, side, side)] if args.reg_data else [pictures]
-
-    def encoded() -> list[caching.EncodedData]:
-        folder, key = Path(args.out) / "latents", source_hash(args.base)[:16]
-        return [caching.cached(model, each, folder, key, text_key, bf16) for each in sets]
-
-    if share.rank == 0:
-        encoded()
-    if dist.is_initialized():
-        dist.barrier()
-    data, *buffer = encoded()
+    data, *buffer = (caching.cached(model, each, Path(args.out) / "latents", args.cache_text, bf16) for each in sets)
     if args.stage == "base":
         if not model.metadata.get("scaling_factor_measured"):
             model.set_scaling_factor(caching.measured_scaling_factor(data.latents))

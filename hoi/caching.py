@@ -1,34 +1,104 @@
 """What frozen encoders make of the data, once, on disk.  model + TrainingSet -> latents, text.  Paper: Sec. 3.1, 3.3.
 
 Pictures are kept as mean and deviation of their posterior, so every step draws its latents anew, as the paper does.
+Under torchrun the processes share the encoding; an interrupted one goes on with the files that are not there yet.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
 from hoi.batches import TrainingSet
+from hoi.checkpoint import weights_hash, write_atomically
 from hoi.model import HOIDiffusion
 from hoi.text import tokenize
 
+ROWS = 256  # of one file: of 512 px pictures 34 MB, of Stable Diffusion's text 61 MB
+PIXELS = 2**19  # encoded at once: 32 pictures of 128 px, 2 of 512 px
+CAPTIONS = 64  # encoded at once
 
+
+class RowsOnDisk:
+    """Arrays of one shape, float32, in files of ROWS of them; read when asked for.
+
+    folder  holds 00000.npy, 00001.npy ...
+    count   rows in all
+    Raises FileNotFoundError when a file is missing, ValueError when there are more or fewer rows.
+    """
+
+    def __init__(self, folder: Path, count: int):
+        paths = [file_of(folder, k) for k in range(-(-count // ROWS))]
+        if missing := [path for path in paths if not path.exists()]:
+            raise FileNotFoundError(f"{missing[0]} is missing; with several machines --out must be on a shared disk")
+        self.files = [np.load(path, mmap_mode="r") for path in paths]
+        if (found := sum(map(len, self.files))) != count:
+            raise ValueError(f"{folder} holds {found} rows, expected {count}: delete the folder, it is made again")
+        self.count, self.shape = count, self.files[0].shape[1:]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, indices: Sequence[int]) -> np.ndarray:
+        """(B,) row numbers -> (B, *shape)."""
+        return np.stack([self.files[i // ROWS][i % ROWS] for i in indices])
+
+
+def file_of(folder: Path, number: int) -> Path:
+    return folder / f"{number:05d}.npy"
+
+
+def write_rows(folder: Path, count: int, rows: Callable[[int, int], Tensor], batch_size: int, title: str) -> RowsOnDisk:
+    """Make the files that are not there yet, of several processes each its share; they wait for each other.
+
+    rows   (start, end) -> (end - start, ...); it is asked for the same batches however many processes there are, so
+           the result is the same in every bit
+    """
+    rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    mine = range(-(-count // ROWS))[rank::processes]
+    todo = [range(k * ROWS, min((k + 1) * ROWS, count)) for k in mine if not file_of(folder, k).exists()]
+    with tqdm(total=sum(map(len, todo)), desc=title, disable=rank > 0 or not todo) as progress:
+        for part in todo:
+            made = []
+            for start in part[::batch_size]:
+                made.append(rows(start, min(start + batch_size, part.stop)).float().cpu())
+                progress.update(len(made[-1]))
+            _write(file_of(folder, part.start // ROWS), torch.cat(made).numpy())
+    if processes > 1:
+        dist.barrier()
+    return RowsOnDisk(folder, count)
+
+
+def _write(path: Path, values: np.ndarray) -> None:
+    def save(temporary: Path) -> None:
+        with open(temporary, "wb") as file:  # given a name, numpy would append .npy to it
+            np.save(file, values)
+
+    write_atomically(path, save)
+
+
+@dataclass(frozen=True)
 class LatentCache:
-    """Posterior mean and deviation of every picture, kept on disk: the encoder is frozen, the draw is not.
+    """Posterior mean and deviation of every picture: the encoder is frozen, the draw is not.
 
+    values  (N, 2, C, h, w), unscaled
     Source: paper section 3.1 trains on samples of q(z | x); keeping mean and std instead of one draw changes nothing.
     """
 
-    def __init__(self, path: Path):
-        self.values = np.load(path, mmap_mode="r")  # (N, 2, C, h, w) float32
+    values: RowsOnDisk
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """C, h, w of one picture's latents."""
+        return self.values.shape[1:]
 
     def sample(self, indices: np.ndarray, noise: Tensor, scaling_factor: float) -> Tensor:
         """Scaled latents (B, C, h, w); `noise` is standard normal of that shape."""
@@ -36,36 +106,29 @@ class LatentCache:
         return scaling_factor * (mean + std * noise)
 
 
-def cache_latents(
-    pictures: TrainingSet,
-    encode: Callable[[Tensor], tuple[Tensor, Tensor]],
-    key: str,
-    folder: Path,
-    batch_size: int = 32,
-) -> LatentCache:
-    """Encode every picture once, or open what an earlier run encoded.
+def cache_latents(model: HOIDiffusion, pictures: TrainingSet, folder: Path) -> LatentCache:
+    """Encode every picture once in fp32, or open what an earlier run with the same autoencoder encoded."""
+    device = next(model.vae.parameters()).device
 
-    encode  images (B, 3, H, W) -> unscaled posterior mean and std, each (B, C, h, w)
-    key     changes with the encoder's weights (their hash)
-    folder  where the arrays live; written under a temporary name and renamed when whole
-    """
-    path = folder / f"latents-{key}-{pictures.fingerprint()}.npy"
+    @torch.no_grad()
+    def encode(start: int, end: int) -> Tensor:
+        posterior = model.vae.encode(pictures.images(range(start, end)).to(device))
+        return torch.stack([posterior.mean, posterior.std], dim=1)
 
-    def encoded(start: int, end: int) -> Tensor:
-        return torch.stack(encode(pictures.images(range(start, end))), dim=1)
-
-    fill_array(path, len(pictures), encoded, batch_size, "encoding pictures once")
-    return LatentCache(path)
+    name = f"latents-{weights_hash(model.vae)[:16]}-{pictures.fingerprint()}"
+    batch_size = max(1, PIXELS // (pictures.height * pictures.width))
+    return LatentCache(write_rows(folder / name, len(pictures), encode, batch_size, "encoding pictures once"))
 
 
 class TextCache:
-    """What the frozen text encoder says to every distinct caption, kept on disk.
+    """What the frozen text encoder says to every distinct caption.
 
-    captions   distinct, in the order of the rows
+    values    (N, 77, C)
+    captions  distinct, in the order of the rows
     """
 
-    def __init__(self, path: Path, captions: Sequence[str]):
-        self.values = np.load(path, mmap_mode="r")  # (N, 77, C) float32
+    def __init__(self, values: RowsOnDisk, captions: Sequence[str]):
+        self.values = values
         self._rows = {caption: row for row, caption in enumerate(captions)}
 
     def context(self, captions: Sequence[str]) -> Tensor:
@@ -73,38 +136,23 @@ class TextCache:
         return torch.from_numpy(self.values[[self._rows[caption] for caption in captions]])
 
 
-def cache_text(
-    captions: Iterable[str], encode: Callable[[list[str]], Tensor], key: str, folder: Path, batch_size: int = 64
-) -> TextCache:
+def cache_text(model: HOIDiffusion, pictures: TrainingSet, folder: Path, bf16: bool) -> TextCache:
     """Encode every distinct caption, and the empty one, once, or open what an earlier run encoded.
 
-    encode  captions -> context (B, 77, C)
-    key     changes with the encoder's weights and precision
+    bf16  under autocast, as training without the cache would
     At Stable Diffusion's size a caption takes 0.24 MB.
     """
-    distinct = sorted({"", *captions})
+    device = next(model.text_encoder.parameters()).device
+    distinct = sorted({"", *pictures.captions(range(len(pictures)))})
+
+    @torch.no_grad()
+    def encode(start: int, end: int) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            return model.text_encoder(tokenize(distinct[start:end]).to(device))
+
     digest = hashlib.sha256("\0".join(distinct).encode()).hexdigest()[:16]
-    path = folder / f"text-{key}-{digest}.npy"
-    fill_array(path, len(distinct), lambda a, b: encode(distinct[a:b]), batch_size, "encoding captions once")
-    return TextCache(path, distinct)
-
-
-def fill_array(path: Path, count: int, rows: Callable[[int, int], Tensor], batch_size: int, title: str) -> None:
-    """Write a float32 .npy of `count` rows, made by rows(start, end), unless it is there; complete or not at all."""
-    if path.exists():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f"{path.name}.*.partial"):  # of a killed process
-        left.unlink()
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    array = None
-    for start in tqdm(range(0, count, batch_size), desc=title, unit="batch"):
-        made = rows(start, min(start + batch_size, count)).float().cpu().numpy()
-        if array is None:
-            array = np.lib.format.open_memmap(partial, "w+", np.float32, (count, *made.shape[1:]))
-        array[start : start + len(made)] = made
-    array.flush()
-    os.replace(partial, path)
+    name = f"text-{weights_hash(model.text_encoder)[:16]}{'-bf16' if bf16 else ''}-{digest}"
+    return TextCache(write_rows(folder / name, len(distinct), encode, CAPTIONS, "encoding captions once"), distinct)
 
 
 @dataclass(frozen=True)
@@ -116,41 +164,19 @@ class EncodedData:
     text: TextCache | None = None
 
 
-def encode_for_cache(model: HOIDiffusion) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """The frozen encoder as `cache_latents` wants it: images -> unscaled posterior mean and std, in fp32."""
-    device = next(model.vae.parameters()).device
-
-    @torch.no_grad()
-    def encode(images: Tensor) -> tuple[Tensor, Tensor]:
-        posterior = model.vae.encode(images.to(device))
-        return posterior.mean, posterior.std
-
-    return encode
-
-
 def cached(
-    model: HOIDiffusion, pictures: TrainingSet, folder: Path, key: str, text_key: str = "", text_bf16: bool = False
+    model: HOIDiffusion, pictures: TrainingSet, folder: Path, with_text: bool = False, bf16: bool = False
 ) -> EncodedData:
-    """The pictures with their latents under this model's encoder, and their captions' context if there is a `text_key`.
-
-    key, text_key   name the weights of the autoencoder and the text encoder
-    text_bf16       encode text under bf16 autocast, as training without the cache would
-    """
-    latents = cache_latents(pictures, encode_for_cache(model), key, folder)
-    if not text_key:
-        return EncodedData(pictures, latents)
-    device = next(model.text_encoder.parameters()).device
-
-    @torch.no_grad()
-    def encode(captions: list[str]) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=text_bf16):
-            return model.text_encoder(tokenize(captions).to(device))
-
-    captions = pictures.captions(range(len(pictures)))
-    text_key += "-bf16" if text_bf16 else ""
-    return EncodedData(pictures, latents, cache_text(captions, encode, text_key, folder))
+    """The pictures with their latents under this model's autoencoder, on request with their captions' context."""
+    latents = cache_latents(model, pictures, folder)
+    return EncodedData(pictures, latents, cache_text(model, pictures, folder, bf16) if with_text else None)
 
 
 def measured_scaling_factor(latents: LatentCache) -> float:
     """1 / standard deviation of all cached posterior means: the VAE's `scaling_factor` once it is trained."""
-    return float(1 / np.std(latents.values[:, 0], dtype=np.float64))
+    sums = np.zeros(3)
+    for file in latents.values.files:
+        means = file[:, 0].astype(np.float64)
+        sums += means.size, means.sum(), np.square(means).sum()
+    count, total, squares = sums
+    return float(1 / np.sqrt(squares / count - (total / count) ** 2))

@@ -134,6 +134,15 @@ def _sha256(path: str, size: int, modified_ns: int) -> str:
     return digest.hexdigest()
 
 
+def weights_hash(module: nn.Module) -> str:
+    """SHA-256 of a module's tensors, hexadecimal: names, types, shapes and numbers, whatever file they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def save_training_state(folder: str | Path, step: int, state: Mapping[str, Any], keep: int = 2) -> Path:
     """Write folder/state_STEP.pt atomically and delete all others but the newest `keep` - 1 before it.
 

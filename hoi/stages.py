@@ -192,7 +192,7 @@ def denoising_batch(stage: BaseStage | HoiStage, data: EncodedData, share: Share
     """
     indices = draw_indices(len(data.pictures), share, stage.seed + purpose, step)
     generator = step_generator(stage.seed, step, purpose)
-    shape = (share.total, *data.latents.values.shape[2:])
+    shape = (share.total, *data.latents.shape)
     posterior_noise = torch.randn(shape, generator=generator)
     timesteps, noise = draw_training_noise(stage.schedule, torch.empty(shape), generator)
     dropped = share.of(torch.rand(share.total, generator=generator) < stage.caption_dropout)

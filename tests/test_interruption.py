@@ -164,7 +164,7 @@ def test_a_poisoned_picture_stops_the_run_by_name_before_any_weight_moves(world,
     run(world, out, *more, "2")
     indices = [int(stages.draw_indices(10, stages.Share(1), 0, step)[0]) for step in range(4)]
     poisoned = indices[3]  # step 4; a shuffle of ten, so no step before sees it
-    for path in (out / "latents").glob("latents-*.npy"):
+    for path in (out / "latents").glob("latents-*/00000.npy"):
         values = np.load(path)
         if len(values) == 10:
             values[poisoned, 0, 1, 5, 5] = np.nan

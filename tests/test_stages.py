@@ -21,11 +21,11 @@ def world(tmp_path_factory) -> Path:
     return make_world(tmp_path_factory.mktemp("world"))
 
 
-def make_stage(world: Path, share: Share, reg: dict | None = None, text: str = "", **freeze) -> stages.HoiStage:
+def make_stage(world: Path, share: Share, reg: dict | None = None, text: bool = False, **freeze) -> stages.HoiStage:
     """A stage on the world's data; `reg` are settings of the Regularization, None for none."""
     model = small_model(with_conditions=freeze.get("conditions") != ())
     sets = [TrainingSet([world / name], SIDE, SIDE) for name in ("data", "buffer")]
-    data, buffer = (caching.cached(model, each, world / "latents", "test", text) for each in sets)
+    data, buffer = (caching.cached(model, each, world / "latents", text) for each in sets)
     model.freeze_for_fine_tuning(**freeze)
     regularization = None if reg is None else stages.Regularization(buffer, **{"batch_size": share.batch_size} | reg)
     return stages.HoiStage(model, data, share, 1, 0.3, regularization)
@@ -105,11 +105,11 @@ def test_cached_latents_and_text_give_the_loss_that_encoding_everything_anew_giv
 
 
 def test_cached_text_is_written_once_and_holds_every_distinct_caption_and_the_empty_one(world):
-    first = make_stage(world, Share(1), None, "text").data.text
-    assert first.values.shape == (4, 77, 16)  # three colours
-    path = next((world / "latents").glob("text-*.npy"))
+    first = make_stage(world, Share(1), None, text=True).data.text
+    assert (len(first.values), *first.values.shape) == (4, 77, 16)  # three colours
+    path = next((world / "latents").glob("text-*/00000.npy"))
     written = path.stat().st_mtime_ns
-    make_stage(world, Share(1), None, "text")
+    make_stage(world, Share(1), None, text=True)
     assert path.stat().st_mtime_ns == written
     model = small_model(with_conditions=True)
     captions = ["A hand is grasping a green mug", "", "A hand is grasping a red mug"]

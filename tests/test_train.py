@@ -97,10 +97,8 @@ def gradients(world: Path, share: Share) -> dict[str, torch.Tensor]:
     torch.set_num_threads(1)
     model = small_model(with_conditions=True)
     pictures, buffer = (TrainingSet([world / name], SIDE, SIDE) for name in ("data", "buffer"))
-    data, background = (
-        caching.cached(model, each, world / f"latents-{share.world_size}-{share.rank}", "test")
-        for each in (pictures, buffer)
-    )
+    folder = world / f"latents-{share.world_size}"
+    data, background = (caching.cached(model, each, folder) for each in (pictures, buffer))
     model.freeze_for_fine_tuning()
     stage = stages.HoiStage(model, data, share, 1, 0.3, stages.Regularization(background, share.batch_size))
     if share.world_size > 1:
@@ -116,17 +114,68 @@ def gradients(world: Path, share: Share) -> dict[str, torch.Tensor]:
 
 def half_the_work(rank: int, world: Path, port: int) -> None:
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    caching.ROWS, written, write = 3, [], caching.write_atomically
+    caching.write_atomically = lambda path, save: (written.append(path.name), write(path, save))
     found = gradients(world, Share(2, rank, 2))
+    (world / f"written{rank}").write_text(" ".join(written))
     if rank == 0:
         torch.save(found, world / "two.pt")
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_have_the_gradients_of_one(world):
+@pytest.fixture(scope="module")
+def two_processes(world) -> Path:
+    """The world, after two processes together encoded its pictures, three to a file, and made one step."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     mp.spawn(half_the_work, args=(world, port), nprocs=2)
+    return world
+
+
+def test_processes_share_the_encoding_and_leave_the_bytes_of_one(two_processes, tmp_path, monkeypatch):
+    world = two_processes
+    # Files of ten pictures, then of the five of the buffer.
+    assert [(world / f"written{rank}").read_text() for rank in range(2)] == [
+        "00000.npy 00002.npy 00000.npy", "00001.npy 00003.npy 00001.npy"]  # fmt: skip
+    monkeypatch.setattr(caching, "ROWS", 3)
+    torch.set_num_threads(1)
+    for name in ("data", "buffer"):
+        caching.cached(small_model(with_conditions=True), TrainingSet([world / name], SIDE, SIDE), tmp_path)
+    files = [path.relative_to(tmp_path) for path in tmp_path.rglob("*.npy")]
+    assert len(files) == 6
+    for name in files:
+        assert (tmp_path / name).read_bytes() == (world / "latents-2" / name).read_bytes(), name
+
+
+def test_an_interrupted_encoding_makes_only_what_is_missing(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(caching, "ROWS", 4)
+    model, pictures = small_model(with_conditions=False), TrainingSet([world / "data"], SIDE, SIDE)
+    whole = caching.cached(model, pictures, tmp_path).latents.values[range(10)]
+    first, second, third = sorted(tmp_path.rglob("*.npy"))
+    second.unlink()
+    (second.parent / f".{second.name}.tmp").write_bytes(b"half")  # as a killed process leaves it
+    kept = [path.stat().st_mtime_ns for path in (first, third)]
+    np.testing.assert_array_equal(caching.cached(model, pictures, tmp_path).latents.values[range(10)], whole)
+    assert [path.stat().st_mtime_ns for path in (first, third)] == kept
+    assert sorted(second.parent.iterdir()) == [first, second, third]
+
+
+def test_latents_are_encoded_anew_for_another_autoencoder_and_for_nothing_else(world, tmp_path):
+    model, pictures = small_model(with_conditions=False), TrainingSet([world / "data"], SIDE, SIDE)
+    caching.cached(model, pictures, tmp_path)
+    torch.nn.init.normal_(model.unet.out[2].weight)
+    model.metadata, model.vae = {"step": "7"}, model.vae.to(memory_format=torch.channels_last)
+    caching.cached(model, pictures, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    with torch.no_grad():
+        model.vae.quant_conv.bias[0] += 1e-6
+    caching.cached(model, pictures, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_two_processes_have_the_gradients_of_one(two_processes):
+    world = two_processes
     two, one = torch.load(world / "two.pt", weights_only=True), gradients(world, Share(4))
     assert two.keys() == one.keys() and len(one) > 50
     for name, gradient in one.items():
@@ -146,7 +195,7 @@ def test_every_record_is_seen_once_an_epoch_whatever_the_number_of_processes():
 def test_latents_are_drawn_anew_from_the_cached_posterior(world):
     model = small_model(with_conditions=True)
     pictures = TrainingSet([world / "data"], SIDE, SIDE)
-    latents = caching.cached(model, pictures, world / "latents-posterior", "test").latents
+    latents = caching.cached(model, pictures, world / "latents-posterior").latents
     indices, noise = np.array([4, 1]), torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         posterior = model.vae.encode(pictures.images(indices))
@@ -157,7 +206,7 @@ def test_latents_are_drawn_anew_from_the_cached_posterior(world):
 def test_previews_show_the_training_pictures_above_what_each_caption_and_geometry_gives_alone(world):
     model = small_model(with_conditions=True)
     data = TrainingSet([world / "data"], SIDE, SIDE)
-    encoded = caching.cached(model, data, world / "latents-preview", "test")
+    encoded = caching.cached(model, data, world / "latents-preview")
     skeletons, _, shown, made = stages.HoiStage(model, encoded, Share(2), seed=0).preview()
     records = read_records(world / "data")
     settings = SamplingSettings("dpm++", 2, model.config.guidance_scale)
@@ -174,8 +223,8 @@ def test_previews_show_the_training_pictures_above_what_each_caption_and_geometr
 
 def test_the_measured_scaling_factor_gives_the_cached_latents_unit_deviation(world):
     data = TrainingSet([world / "data"], SIDE, SIDE)
-    latents = caching.cached(small_model(with_conditions=False), data, world / "latents-deviation", "test").latents
-    means = torch.from_numpy(latents.values[:, 0].copy())
+    latents = caching.cached(small_model(with_conditions=False), data, world / "latents-deviation").latents
+    means = torch.from_numpy(latents.values[range(10)][:, 0])
     scaled = caching.measured_scaling_factor(latents) * means.double()
     assert float((scaled - scaled.mean()).square().mean().sqrt()) == pytest.approx(1.0, rel=1e-12)
 
