@@ -2,7 +2,7 @@
 
     python tests/bench_clip_memory.py                       # 16 frames at 512 px, chunks of 1, 2 and 4 frames, 1 step
     python tests/bench_clip_memory.py --preset tiny --frames 4
-    python tests/bench_clip_memory.py --folder /scratch     # 2.4 GB of weights are written there, and deleted
+    python tests/bench_clip_memory.py --folder /scratch     # 2.3 GB of weights are written there, and deleted
 
 Every chunk size runs in a process of its own, whose peak resident memory the system counts: Python, libraries and
 renderer included.  The number of steps and frames changes the time, not the memory.
@@ -20,10 +20,11 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
-from bench_loading import peak_memory  # noqa: E402
+from bench_sampling import ADAPTER, BASE, write_files  # noqa: E402
+from bench_unet import peak_gigabytes  # noqa: E402
 
 import video  # noqa: E402
-from hoi.model import PRESETS, HOIDiffusion  # noqa: E402
+from hoi.model import PRESETS  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -37,31 +38,19 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def write_random_weights(path: Path, preset: str) -> None:
-    """A model file with conditions in fp16, without building the model in fp32 first."""
-    config, generator = PRESETS[preset](), torch.Generator().manual_seed(0)
-    with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in HOIDiffusion(config).state_dict().items()}
-    state = {
-        name: torch.empty(shape, dtype=torch.float16).uniform_(-0.02, 0.02, generator=generator)
-        for name, shape in shapes.items()
-    }
-    HOIDiffusion.from_tensors(config, state).save(path, 0, "hoi", "random weights")
-
-
 def main(args: argparse.Namespace) -> None:
     if args.clip:
         video.run(args.clip)
-        print(f"{peak_memory():.2f}")
+        print(f"{peak_gigabytes():.2f}")
         return
     print(f"{date.today()}, {args.preset}, {args.frames} frames, {torch.get_num_threads()} threads\n")
     print("| frames at once | peak memory, GB | seconds |\n|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        weights = Path(folder) / "random.safetensors"
-        write_random_weights(weights, args.preset)
+        folder = Path(folder)
+        write_files(PRESETS[args.preset](), folder)
         for chunk in args.chunks:
-            words = ["--checkpoint", weights, "--frames", args.frames, "--steps", args.steps, "--chunk", chunk]
-            words += ["--out", Path(folder) / f"clip_{chunk}"]
+            words = ["--base", folder / BASE, "--adapter", folder / ADAPTER, "--out", folder / f"clip_{chunk}"]
+            words += ["--frames", args.frames, "--steps", args.steps, "--chunk", chunk]
             begin = time.perf_counter()
             command = [sys.executable, __file__, "--clip", *map(str, words)]
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
