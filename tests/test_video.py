@@ -181,12 +181,13 @@ def test_every_frame_has_its_annotation_and_its_time(clip):
 
 def test_held_frames_repeat_the_grasp(tmp_path, checkpoint, clip):
     words = ["--object", "can", "--framing", "tight", "--frames", "2", "--hold", "2", "--cache",
-             str(clip.parent / "cache"), "--steps", "1", "--fps", "4"]  # fmt: skip
+             str(clip.parent / "cache"), "--steps", "1", "--fps", "4", "--start-distance", "0.1"]  # fmt: skip
     video.run(command(checkpoint, tmp_path / "out", *words))
     records = read_records(tmp_path / "out")
     assert [r["timestamp"] for r in records] == [0, 0.25, 0.5, 0.75]
     assert records[1]["keypoints_3d"] == records[2]["keypoints_3d"] == records[3]["keypoints_3d"]
-    assert records[0]["keypoints_3d"] != records[1]["keypoints_3d"]
+    wrists = np.array([record["keypoints_3d"][:3] for record in records[:2]])
+    assert np.linalg.norm(wrists[1] - wrists[0]) == pytest.approx(0.1, abs=1e-6)  # metres
 
 
 @pytest.mark.parametrize("name", ["clip.webp", "clip.gif"])
