@@ -20,14 +20,11 @@ The paper's baseline and ablations are switches of stage hoi: --conditions none 
 import argparse
 import contextlib
 import functools
-import json
 import math
 import os
 import shlex
 import signal
 import sys
-import time
-from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -37,18 +34,18 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from hoi import caching, checkpoint, stages
+from hoi.averaging import WeightAverage
 from hoi.batches import Share, TrainingSet, read_ahead
 from hoi.hardware import has_fast_bf16, keep_freed_memory
-from hoi.interruption import StopSignals, agreed, gradient_norm
+from hoi.interruption import StopSignals, agreed, check_same_run, gradient_norm, unusable_step
 from hoi.model import CONDITION_NAMES, PRESETS, HOIDiffusion
 from hoi.pretraining import TextStage, VaeStage
+from hoi.processes import join_processes
 from hoi.public_weights import init_branch, load_adapter, load_model, source_hash
-from hoi.sheets import curve, smooth
+from hoi.training_log import TrainingLog
 from hoi.words import words_in
 
-EMA_EVERY = 4  # steps; the average moves slowly enough
 LOG_EVERY = 10  # steps
-PATIENCE = timedelta(hours=12)  # for the slowest process, which may encode most of what an interrupted run left
 # `hoi` has the paper's values (Sec. 4.1); the others are for training small networks from scratch.
 STAGE_DEFAULTS = {
     "vae": {"learning_rate": 1e-3, "batch_size": 32, "steps": 6000, "warmup_steps": 100, "caption_dropout": 0.0},
@@ -63,13 +60,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--stage", choices=STAGE_DEFAULTS, default="hoi", help="what to train (default hoi: the paper's fine-tuning)")
     add("--data", nargs="+", required=True, metavar="DIR", help="dataset folders with pictures (make_dataset.py)")
-    add(
-        "--reg-data",
-        nargs="*",
-        default=[],
-        metavar="DIR",
-        help="background buffer, stage hoi (sample.py --no-conditions)",
-    )
+    add("--reg-data", nargs="*", default=[], metavar="DIR", help="background buffer, stage hoi (sample.py "
+        "--no-conditions)")
     add("--reg-weight", type=float, default=1.0, help="w_r of eq. 3 (default 1, Sec. 3.3)")
     add("--reg-batch-size", type=int, help="background pictures a process and batch (default: --batch-size)")
     add("--reg-mode", choices=stages.REG_MODES, default="sum", help="sum: both terms of eq. 3 in every step (default); "
@@ -83,13 +75,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--base", metavar="PATH", help="weights to start from; needed by stages base (its VAE) and hoi: a model of "
         "ours, a Stable Diffusion 1.x file (.safetensors, .ckpt) or a diffusers folder")
     add("--adapter", metavar="FILE", help="condition encoders to go on from: the official model_ad_N.pth (stage hoi)")
-    add(
-        "--init-branch",
-        action="append",
-        metavar="NAME=FILE",
-        help="start one condition encoder from a T2I-Adapter file, e.g. normal=t2iadapter_depth_sd14v1.pth; may be"
-        " repeated for skeleton (..._openpose_...) and segmentation (..._seg_...) (stage hoi)",
-    )
+    add("--init-branch", action="append", metavar="NAME=FILE", help="start one condition encoder from a T2I-Adapter "
+        "file, e.g. normal=t2iadapter_depth_sd14v1.pth; may be repeated for skeleton (..._openpose_...) and "
+        "segmentation (..._seg_...) (stage hoi)")
     add("--text-encoder-from", metavar="FILE", help="take the text encoder from this file (stage base)")
     add("--preset", choices=PRESETS, default="tiny", help="network sizes when there is no --base (default tiny)")
     add("--out", required=True, metavar="DIR", help="folder for weights, state, log and previews")
@@ -100,12 +88,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--learning-rate", type=float, help="peak learning rate (default: hoi 1e-5 as in Sec. 4.1, others 1e-3)")
     add("--warmup-steps", type=int, help="linear warm-up (steps)")
     add("--cosine", action=argparse.BooleanOptionalAction, help="fall to zero by a half cosine (default: all but hoi)")
-    add(
-        "--weight-decay",
-        type=float,
-        default=0.01,
-        help="AdamW's (default 0.01, as the official code; the paper says Adam)",
-    )
+    add("--weight-decay", type=float, default=0.01, help="AdamW's (default 0.01, as the official code; the paper says "
+        "Adam)")
     add("--clip-gradient", type=float, default=0.0, help="largest gradient norm, 0 = no limit (default)")
     add("--caption-dropout", type=float, help="share of captions emptied for guidance (default: base 0.1, hoi 0)")
     add("--ema-decay", type=float, default=0.0, help="average of the weights, e.g. 0.998, 0 = off (default)")
@@ -117,12 +101,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--save-every", type=int, default=500, help="steps between training states (default 500)")
     add("--keep-states", type=int, default=2, help="training states kept, the newest ones (default 2)")
     add("--preview-every", type=int, default=2000, help="steps between preview sheets, 0 = none (default 2000)")
-    add(
-        "--dtype",
-        choices=("auto", "bf16", "fp32"),
-        default="auto",
-        help="auto: bf16 autocast where the hardware has it",
-    )
+    add("--dtype", choices=("auto", "bf16", "fp32"), default="auto", help="auto: bf16 autocast where the hardware has "
+        "it")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda (default: what is there)")
     add("--threads", type=int, default=0, help="CPU threads a process, 0 = torch's choice (default)")
     args = parser.parse_args(argv)
@@ -236,19 +216,6 @@ def learning_rate_at(step: int, args: argparse.Namespace) -> float:
     return rate * 0.5 * (1 + math.cos(math.pi * step / args.steps)) if args.cosine else rate
 
 
-@contextlib.contextmanager
-def averaged_weights(trained: dict[str, nn.Parameter], average: dict[str, torch.Tensor]):
-    """Within this block the model carries the moving average of its weights, if there is one."""
-    own = {name: parameter.detach().clone() for name, parameter in trained.items()} if average else {}
-    for name, value in average.items():
-        trained[name].data.copy_(value)
-    try:
-        yield
-    finally:
-        for name, value in own.items():
-            trained[name].data.copy_(value)
-
-
 def export(args: argparse.Namespace, model: HOIDiffusion, stage: nn.Module, step: int) -> None:
     """The weights, and in their metadata how they came about: command, files that they began from, kind of normals."""
     kind = "base" if model.condition_encoders is None else "hoi"
@@ -261,17 +228,6 @@ def export(args: argparse.Namespace, model: HOIDiffusion, stage: nn.Module, step
         extra |= {"conditions": ",".join(args.conditions)}
         extra |= {"normal_source": ",".join(sorted(sources))} if sources and "normal" in args.conditions else {}
     model.save(Path(args.out) / "model.safetensors", step, kind, shlex.join(["train.py", *sys.argv[1:]]), **extra)
-
-
-def write_curves(out: Path) -> None:
-    path = out / "log.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    if not lines:
-        return
-    other = {"step", "learning_rate", "gradient_norm", "pictures_per_second"}
-    names = sorted({k for line in lines for k in line} - other)
-    series = {name: smooth([(line["step"], line[name]) for line in lines if name in line], 10) for name in names}
-    curve(series, f"{out.name}: step {lines[-1]['step']}").save(out / "loss.png")
 
 
 def train(args: argparse.Namespace) -> None:
@@ -293,26 +249,27 @@ def train(args: argparse.Namespace) -> None:
     stage = build_stage(args, model, Share(args.batch_size, rank, world_size, args.accumulate), bf16).to(args.device)
     trained = {name: parameter for name, parameter in stage.named_parameters() if parameter.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)
-    average = {name: parameter.detach().clone() for name, parameter in trained.items()} if args.ema_decay else {}
+    average = WeightAverage(trained, args.ema_decay)
 
     start = saved = 0
     if (state := checkpoint.load_training_state(out)) is not None:
         start = saved = state["step"]
-        check_same_run(state, args, world_size)
+        # Flags that did not exist when the state was written had what are defaults now.
+        before = vars(parse_args(["--stage", args.stage, "--data", "", "--out", ""])) | state["args"]
+        check_same_run(out, before, vars(args), state.get("processes", world_size), world_size)
         with torch.no_grad():
             for name, parameter in trained.items():
                 parameter.copy_(state["weights"][name])
         optimizer.load_state_dict(state["optimizer"])
-        average = {name: value.to(args.device) for name, value in state["average"].items()}
+        average.restore(state["average"])
         del state
     if start >= args.steps:
         print(f"{out} is finished: {start} steps done; ask for more with --steps")
         return
-    if main_process:
-        truncate_log(out / "log.jsonl", start)
     wrapped = DistributedDataParallel(stage) if world_size > 1 else stage
     count = sum(parameter.numel() for parameter in trained.values())
     if main_process:
+        log = TrainingLog(out, start)
         print(
             f"stage {args.stage}: {count / 1e6:.1f} M parameters train on {len(stage.pictures)} pictures, "
             f"steps {start} to {args.steps}, batch {args.batch_size} x {args.accumulate} x {world_size}, "
@@ -321,14 +278,13 @@ def train(args: argparse.Namespace) -> None:
 
     def save_state(step: int) -> None:
         if main_process:
-            state = {"step": step, "args": vars(args), "processes": world_size, "average": average}
+            state = {"step": step, "args": vars(args), "processes": world_size, "average": average.values}
             state |= {"weights": {k: v.detach() for k, v in trained.items()}, "optimizer": optimizer.state_dict()}
             checkpoint.save_training_state(out, step, state, args.keep_states)
 
     parts = range(args.accumulate)
     batches = read_ahead(stage.batch, ((step, part) for step in range(start, args.steps) for part in parts))
     bar = tqdm(range(start, args.steps), initial=start, total=args.steps, unit="step", disable=not main_process)
-    logged, logged_at = start, time.time()
     with StopSignals() as signals:
         for step in bar:
             learning_rate = learning_rate_at(step, args)
@@ -359,27 +315,22 @@ def train(args: argparse.Namespace) -> None:
                 raise FloatingPointError(unusable_step(step, losses, float(norm), names, learning_rate, rank, saved))
             optimizer.step()
             done = step + 1
-            if average and done % EMA_EVERY == 0:
-                decay = min(args.ema_decay**EMA_EVERY, done / (done + 10 * EMA_EVERY))  # a short memory at first
-                torch._foreach_lerp_(list(average.values()), [p.detach() for p in trained.values()], 1 - decay)
+            average.update(done)
             at_end = done == args.steps
             if main_process and (done % LOG_EVERY == 0 or at_end):
-                pictures = (done - logged) * args.batch_size * args.accumulate * world_size
-                line = {"step": done, **{name: torch.stack(found).mean().item() for name, found in values.items()}}
-                line |= {"learning_rate": learning_rate, "gradient_norm": float(norm)}
-                line |= {"pictures_per_second": round(pictures / (time.time() - logged_at), 1)}
-                logged, logged_at = done, time.time()
-                with open(out / "log.jsonl", "a") as log:
-                    log.write(json.dumps(line) + "\n")
+                line = log.append(
+                    done, values, args.batch_size * args.accumulate * world_size, learning_rate=learning_rate,
+                    gradient_norm=float(norm),
+                )  # fmt: skip
                 bar.set_postfix(loss=f"{line['loss']:.4f}", per_second=line["pictures_per_second"])
             if main_process and args.preview_every and (done % args.preview_every == 0 or at_end):
-                with averaged_weights(trained, average), autocast():
+                with average.in_place(), autocast():
                     stages.save_preview(stage, out / f"preview_{done:06d}.png")
             if done % args.save_every == 0 or at_end:
                 if main_process:
-                    with averaged_weights(trained, average):
+                    with average.in_place():
                         export(args, model, stage, done)
-                    write_curves(out)
+                    log.draw()
                 save_state(done)  # last: what a state says is done has left its results
                 saved = done
             if leaving and not at_end:
@@ -388,75 +339,12 @@ def train(args: argparse.Namespace) -> None:
                 leave(signals.received, out, done, main_process)
 
 
-def join_processes(backend: str, rank: int, world_size: int) -> None:
-    """Connect the processes that torchrun started.
-
-    After a restart torchrun's store may still hold the addresses of the dead, which the living would then call in
-    vain; so on one machine each restart gets a room of its own in it.  (Machines count restarts on their own: for them
-    torchrun itself must open new stores, with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment.)
-    """
-    store, env = None, os.environ
-    restarts = int(env.get("TORCHELASTIC_RESTART_COUNT", 0))
-    alone, shared = int(env.get("LOCAL_WORLD_SIZE", 0)) == world_size, env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    if restarts and alone and shared:
-        server = dist.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), world_size, is_master=False)
-        store = dist.PrefixStore(f"restart_{restarts}", server)
-    elif restarts == 0 and shared and not alone and rank == 0 and int(env.get("TORCHELASTIC_MAX_RESTARTS", 0)):
-        print("restarts over several machines need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's environment")
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=PATIENCE)
-
-
-def unusable_step(
-    step: int, losses: list[float], norm: float, names: list[list[str]], learning_rate: float, rank: int, saved: int
-) -> str:
-    """What to say of a step whose loss or gradient is not finite on this or another process."""
-    culprits = [names[k] for k, loss in enumerate(losses) if not math.isfinite(loss)] or names
-    return (
-        f"step {step + 1}: loss {', '.join(map(str, losses))}, gradient norm {norm} (process {rank}, learning rate "
-        f"{learning_rate:g}); pictures {', '.join(name for group in culprits for name in group)}. No weight was "
-        f"touched; the last state is of step {saved}. Look at these pictures, or try --dtype fp32, or begin anew with "
-        "a lower --learning-rate or --clip-gradient in another --out"
-    )
-
-
 def leave(received: int | None, out: Path, done: int, main_process: bool) -> None:
     """End the process with the exit status of its signal (another process's, when it got none itself)."""
     number = signal.Signals(received or signal.SIGTERM)
     if main_process:
         print(f"{number.name}: {out} is saved at step {done}; the same command goes on from there", flush=True)
     raise SystemExit(128 + number)
-
-
-def check_same_run(state: dict, args: argparse.Namespace, world_size: int) -> None:
-    """A resumed run must be the run that was interrupted; only its length and housekeeping may change.
-
-    Flags that did not exist when the state was written had what are defaults now.
-    """
-    free = {"steps", "save_every", "keep_states", "preview_every", "threads", "device", "dtype", "out", "accumulate"}
-    before = vars(parse_args(["--stage", args.stage, "--data", "", "--out", ""])) | state["args"]
-    changed = [k for k, v in vars(args).items() if k not in free and before.get(k) != v]
-    if changed:
-        details = ", ".join(f"--{k.replace('_', '-')} was {before.get(k)}, is {getattr(args, k)}" for k in changed)
-        raise SystemExit(f"{args.out} holds a run with other settings ({details}); use them again or another --out")
-    processes = state.get("processes", world_size)
-    if args.reg_mode == "swap" and processes != world_size:
-        raise SystemExit(
-            f"{args.out} holds a run of {processes} processes, each with its own --reg-mode swap; here are {world_size}"
-        )
-    batches = processes * before["accumulate"]
-    if batches != world_size * args.accumulate:
-        raise SystemExit(
-            f"{args.out} holds a run with {batches} batches a step (processes x --accumulate); here they are "
-            f"{world_size} x {args.accumulate}: set --accumulate to make up for it, or use another --out"
-        )
-
-
-def truncate_log(path: Path, step: int) -> None:
-    """Drop lines of steps that the interrupted run did after its last state; they are done again."""
-    if path.exists():
-        whole = [line for line in path.read_text().splitlines() if line.endswith("}")]
-        kept = "".join(f"{line}\n" for line in whole if json.loads(line)["step"] <= step)
-        checkpoint.write_atomically(path, lambda temporary: temporary.write_text(kept))
 
 
 def main() -> None:

@@ -10,17 +10,20 @@ ROOT = Path(__file__).parent.parent
 SCRIPTS = ("train.py", "sample.py", "video.py", "make_dataset.py")
 # A module imports only from modules before it.  Rooms in one string are one room, split for length.
 ORDER = """
-    command workers weight_files checkpoint hardware interruption clip_score packing attention sheets
+    command workers weight_files checkpoint hardware clip_score packing attention sheets
+    processes interruption averaging training_log
     camera mano_file hand
     lathe families mesh_repair objects
     contact closing placing grasp grabnet trajectory
     zbuffer gl render conditions
     brushes scenery backgrounds words materials shading appearance
-    framing scene png_text dataset dataset_writer estimators check geometry scene_maker
+    framing scene png_text dataset data_card dataset_writer estimators check geometry scene_maker
     captions ycb source_frame depth_normals dexycb_files dexycb ho3d official_csv sources frame_converter
+    export_folder bop nocs coco csv_export export
     text vae unet diffusion samplers model
     layouts padding diffusers_config weight_kinds weight_pieces public_weights weight_exports
-    batches caching pictures clip clip_frames flicker stages pretraining prompts planning verify
+    batches caching pictures clip clip_frames flicker stages pretraining prompts planning
+    verifier verifier_training verification verification_report selection witnesses verify
     inception features bootstrap distances reference_file
 """.split()
 GEOMETRY = set(ORDER[ORDER.index("camera") : ORDER.index("text")]) - {"conditions", "dataset"}

@@ -48,7 +48,7 @@ def test_a_finished_run_is_left_alone(world, tmp_path, capsys):
 
 def test_resuming_with_other_settings_is_refused_by_name(world, tmp_path):
     train.train(hoi_args(world, tmp_path / "run"))
-    with pytest.raises(SystemExit, match=r"--seed was 0, is 5"):
+    with pytest.raises(ValueError, match=r"--seed was 0, is 5"):
         train.train(hoi_args(world, tmp_path / "run", "--seed", "5"))
 
 
@@ -60,7 +60,7 @@ def test_a_state_from_before_the_newer_flags_goes_on_with_their_defaults(world, 
     for name in ("reg_mode", "reg_prob", "conditions", "trainable", "accumulate", "cache_text", "keep_states"):
         del state["args"][name]
     checkpoint.save_training_state(out, 2, state)
-    with pytest.raises(SystemExit, match=r"--reg-mode was sum, is swap"):
+    with pytest.raises(ValueError, match=r"--reg-mode was sum, is swap"):
         train.train(hoi_args(world, out, "--reg-mode", "swap"))
     train.train(hoi_args(world, out))
     assert checkpoint.load_training_state(out)["step"] == 4
@@ -72,7 +72,7 @@ def test_fewer_processes_go_on_only_when_they_accumulate_to_the_same_step(world,
     state = checkpoint.load_training_state(out)
     state["processes"], state["args"]["accumulate"] = 2, 1  # as two processes would have left it
     checkpoint.save_training_state(out, 2, state)
-    with pytest.raises(SystemExit, match=r"2 batches a step.*here they are 1 x 1: set --accumulate"):
+    with pytest.raises(ValueError, match=r"2 batches a step.*here they are 1 x 1: set --accumulate"):
         train.train(hoi_args(world, out))
     train.train(hoi_args(world, out, "--accumulate", "2"))
     train.train(hoi_args(world, tmp_path / "whole", "--accumulate", "2"))
