@@ -20,7 +20,7 @@ from hoi.diffusion import NoiseSchedule
 from hoi.text import TextConfig, TextEncoder, causal_mask
 from hoi.unet import CachedContext, UNet, UNetConfig
 from hoi.vae import VAE, VAEConfig
-from hoi.weight_files import WeightFile
+from hoi.weight_files import WeightFile, is_finite, shown
 
 FORMAT_VERSION = "1"
 STAGES = ("base", "hoi")
@@ -254,7 +254,8 @@ class HOIDiffusion(nn.Module):
         """Rebuild a saved model, in eval mode.  A stage "base" file gives a model whose condition_encoders is None.
 
         preset   refuse a file of another preset
-        Raises FileNotFoundError, or ValueError naming the file when damaged, foreign, of another version or preset.
+        Raises FileNotFoundError, or ValueError naming the file when damaged, foreign, of another version or preset, or
+        when it holds NaN.
         """
         file = WeightFile(path)
         config = own_config(file, preset)
@@ -262,6 +263,8 @@ class HOIDiffusion(nn.Module):
             empty = cls(config, with_conditions=file.metadata["stage"] != "base")
         check_fit(empty, file.shapes, path)
         state = {name: prepared(tensor, device, dtype) for name, tensor in file.items()}
+        if bad := [name for name, tensor in state.items() if not is_finite(tensor)]:
+            raise ValueError(f"{path}: {len(bad)} tensors hold NaN or infinite values: {shown(bad)}")
         model = cls.from_tensors(config, state)
         model.metadata = file.metadata
         return model

@@ -142,6 +142,12 @@ def readable_file(path: str | Path) -> Path:
     return path
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all values are numbers; the extremes tell, without another tensor of the same size."""
+    low, high = tensor.aminmax()
+    return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
 def shown(names: Iterable[str]) -> str:
     """The first few names and how many more, for messages."""
     names = sorted(names)

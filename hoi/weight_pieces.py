@@ -18,7 +18,7 @@ from hoi.diffusers_config import PARTS
 from hoi.layouts import Sources
 from hoi.model import CONDITION_NAMES, HOIDiffusion, ModelConfig, prepared
 from hoi.padding import LAST_LAYER, padding
-from hoi.weight_files import WeightFile, shown
+from hoi.weight_files import WeightFile, is_finite, shown
 
 ADAPTER_FOLDERS = {name: f"adapter_{name}" for name in CONDITION_NAMES}  # of an export of ours
 VARIANTS = ("", ".fp16", ".non_ema")  # of file names in a diffusers folder, the best first
@@ -176,13 +176,7 @@ def read_pieces(
                 raise ValueError(f"{piece.file.path}: {theirs[0]} is {tensor.dtype}, expected floating point weights")
             wanted = dtype if isinstance(dtype, torch.dtype) else dtype.get(ours.partition(".")[0], torch.float32)
             state[ours] = prepared(tensor, device, wanted)
-            if not _finite(state[ours]):
-                cause = f"as {wanted}" if _finite(tensor) else "in the file"
+            if not is_finite(state[ours]):
+                cause = f"as {wanted}" if is_finite(tensor) else "in the file"
                 raise ValueError(f"{piece.file.path}: {theirs[0]} holds NaN or infinite values ({cause})")
     return state
-
-
-def _finite(tensor: Tensor) -> bool:
-    """Whether all values are numbers; the extremes tell, without another tensor of the same size."""
-    low, high = tensor.aminmax()
-    return bool(torch.isfinite(low) & torch.isfinite(high))

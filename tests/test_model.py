@@ -222,6 +222,15 @@ def test_a_base_model_has_no_condition_encoders_until_they_are_asked_for(tmp_pat
         base.save(path, step=5, stage="hoi", command="")
 
 
+def test_a_file_with_nan_is_refused_by_the_tensor(tmp_path):
+    model = small_model()
+    with torch.no_grad():
+        model.vae.quant_conv.bias[2] = float("nan")
+    model.save(tmp_path / "bad.safetensors", step=1, stage="hoi", command="")
+    with pytest.raises(ValueError, match=r"bad\.safetensors: 1 tensors hold NaN .*: vae\.quant_conv\.bias"):
+        HOIDiffusion.from_file(tmp_path / "bad.safetensors")
+
+
 def test_files_of_another_preset_version_or_kind_are_refused_by_name(tmp_path):
     path = tmp_path / "model.safetensors"
     small_model().save(path, step=1, stage="hoi", command="")
