@@ -1,6 +1,6 @@
 """Weights that others trained.  Stable Diffusion 1.x, official HOIDiffusion, T2I-Adapter -> our network.  Sec. 3.3.
 
-    python -m hoi.public_weights FILE ...       # what each file is, whether it fits, what is missing
+python -m hoi.public_weights FILE ...       # what each file is, whether it fits, what is missing
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import torch
 from hoi.checkpoint import sha256_of
 from hoi.diffusers_config import PARTS, SCHEDULER_FILE, read_folder_config
 from hoi.layouts import Sources
-from hoi.model import CONDITION_NAMES, HOIDiffusion, ModelConfig, own_config, sd1_config
+from hoi.model import CONDITION_NAMES, PRESETS, HOIDiffusion, ModelConfig, own_config, sd1_config
 from hoi.weight_files import WeightFile
 from hoi.weight_kinds import (
+    CLIP,
     DIFFUSERS_T2I_ADAPTER,
     EMA_ONLY,
     OFFICIAL_ADAPTER,
@@ -42,6 +43,10 @@ from hoi.weight_pieces import (
 )
 
 DIFFUSERS_FOLDER = "a diffusers folder"
+WHERE = (
+    "Public weights are not shipped: get {what} yourself, under its licence (README, Your own weights). Without {flag}"
+    " sample.py uses the built-in miniature"
+)
 # What the official condition encoders learned from: normals of a depth that MiDaS estimated, not of rendered geometry.
 OFFICIAL_NORMAL_SOURCE = "midas"
 
@@ -66,6 +71,8 @@ def load_model(
     Raises FileNotFoundError, PermissionError, or ValueError naming file, counts and first offending names; NaN too.
     """
     path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no weight file at {path}. {WHERE.format(what='Stable Diffusion 1.x', flag='--base')}")
     config, pieces, metadata = whole_model(path, config)
     state = read_pieces(pieces, config, device, dtype)
     model = HOIDiffusion.from_tensors(config, state)
@@ -82,6 +89,9 @@ def load_adapter(model: HOIDiffusion, path: str | Path) -> None:
     Raises like load_model, and leaves the model alone then.
     """
     path = Path(path)
+    if not path.exists():
+        what = "the official HOIDiffusion release's model_ad_N.pth"
+        raise FileNotFoundError(f"no weight file at {path}. {WHERE.format(what=what, flag='--base and --adapter')}")
     ours = list(expected_shapes(model.config, with_conditions=True))
     if path.is_dir():
         pieces = adapter_folders(path, ours)
@@ -201,16 +211,8 @@ def describe(path: str | Path) -> str:
     path = Path(path)
     if hands := _describe_hands(path):
         return hands
-    expected = expected_shapes(sd1_config(), with_conditions=True)
-    if not path.is_dir():
-        file = WeightFile(path)
-        kind = kind_of(file)
-        if kind == OFFICIAL_ADAPTER:
-            check_piece(official_adapter(file, list(expected)), expected)
-            return f"{kind}, complete ({len(file)} tensors); use with --base FILE --adapter {path}"
-        if kind in (T2I_ADAPTER, DIFFUSERS_T2I_ADAPTER):
-            check_piece(t2i_adapter(file, list(expected), "normal", kind == DIFFUSERS_T2I_ADAPTER), expected)
-            return f"{kind}, complete ({len(file)} tensors); start a branch with --init-branch NAME={path}"
+    if not path.is_dir() and (part := _describe_part(WeightFile(path))):
+        return part
     config, pieces, metadata = whole_model(path)
     expected = expected_shapes(config, with_conditions=True)
     for piece in pieces:
@@ -223,6 +225,35 @@ def describe(path: str | Path) -> str:
         f"{kind}, complete ({count} tensors), sizes {config.name}, predicts {config.predicts}, {parts} condition"
         f" encoders; use with {flag} {path}"
     )
+
+
+def _describe_part(file: WeightFile) -> str | None:
+    """What a file of condition encoders or of CLIP is; None for a whole model.  Raises when no preset fits."""
+    kind = kind_of(file)
+    if kind == CLIP:
+        use = f"hoi.clip_score.load_clip(NAME, {str(file.path)!r}), which holds it against the model of that name"
+        return f"{kind} ({len(file)} tensors); for scores: {use}"
+    if kind not in (OFFICIAL_ADAPTER, T2I_ADAPTER, DIFFUSERS_T2I_ADAPTER):
+        return None
+    use = "use with --base FILE --adapter " if kind == OFFICIAL_ADAPTER else "start a branch with --init-branch NAME="
+    return f"{kind}, complete ({len(file)} tensors), sizes {_adapter_preset(file, kind)}; {use}{file.path}"
+
+
+def _adapter_preset(file: WeightFile, kind: str) -> str:
+    """The preset whose condition encoders a file fits; raises how it differs from Stable Diffusion's if none."""
+    problems = {}
+    for name, preset in PRESETS.items():
+        expected = expected_shapes(preset(), with_conditions=True)
+        if kind == OFFICIAL_ADAPTER:
+            piece = official_adapter(file, list(expected))
+        else:
+            piece = t2i_adapter(file, list(expected), "normal", kind == DIFFUSERS_T2I_ADAPTER)
+        try:
+            check_piece(piece, expected)
+            return name
+        except ValueError as problem:
+            problems[name] = problem
+    raise problems["sd1"]
 
 
 def _describe_hands(path: Path) -> str | None:

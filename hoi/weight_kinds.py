@@ -16,6 +16,7 @@ EMA_ONLY = "a Stable Diffusion 1.x file with averaged (EMA) U-Net weights only"
 OFFICIAL_ADAPTER = "condition encoders of the official HOIDiffusion code (model_ad_N.pth)"
 T2I_ADAPTER = "a T2I-Adapter for one condition"
 DIFFUSERS_T2I_ADAPTER = "a T2I-Adapter for one condition, saved by diffusers"
+CLIP = "a CLIP model in open_clip's layout"
 
 
 def kind_of(file: WeightFile) -> str:
@@ -35,6 +36,8 @@ def kind_of(file: WeightFile) -> str:
         return DIFFUSERS_T2I_ADAPTER
     if "conv_in.weight" in shapes and "body.0.block1.weight" in shapes:
         return T2I_ADAPTER
+    if "logit_scale" in shapes and any(name.startswith("visual.") for name in shapes):
+        return CLIP
     raise ValueError(
         f"{file.path} is no weight file known here: {len(shapes)} tensors, the first {shown(shapes) or 'none'};"
         f" expected {SINGLE_FILE}, {T2I_ADAPTER}, {OFFICIAL_ADAPTER}, or {OWN}"
@@ -43,6 +46,7 @@ def kind_of(file: WeightFile) -> str:
 
 def _foreign_family(shapes: Shapes) -> str | None:
     """Models that are not Stable Diffusion 1.x, or only a piece of one; None for what may be one."""
+
     def has(*beginnings: str) -> bool:
         return any(name.startswith(beginnings) for name in shapes)
 

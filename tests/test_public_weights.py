@@ -515,6 +515,10 @@ def test_sampling_without_condition_encoders_says_which_flag_is_missing(tmp_path
         assert message in capsys.readouterr().err
     with pytest.raises(SystemExit, match="sample.py: .*is condition encoders of the official"):
         sampling(data, tmp_path / "out", "--base", official)
+    with pytest.raises(SystemExit, match="at nowhere.*get Stable Diffusion 1.x yourself, under its licence.*built-in"):
+        sampling(data, tmp_path / "out", "--base", "nowhere")
+    with pytest.raises(SystemExit, match="at nowhere.*get the official HOIDiffusion release's model_ad.*built-in"):
+        sampling(data, tmp_path / "out", "--base", folder, "--adapter", "nowhere")
     assert not (tmp_path / "out").exists()
 
 
@@ -552,6 +556,24 @@ def test_the_checker_says_what_files_are_and_fails_for_what_does_not_fit(tmp_pat
     said = capsys.readouterr()
     assert "complete" in said.out and "small.safetensors does not fit: 1130 tensors expected" in said.err
     assert "no weight file at" in said.err
+
+
+def test_the_checker_knows_parts_of_models_of_either_size(tmp_path, official, capsys):
+    widths = {"sd1": ([320, 640, 1280, 1280], 8), "tiny": ([64, 96, 128, 96], 4)}
+    for preset, (channels, factor) in widths.items():
+        adapter = T2IAdapter(3, channels, 2, factor).state_dict()
+        save_file(adapter, tmp_path / "branch.safetensors")
+        assert main([str(tmp_path / "branch.safetensors")]) == 0
+        said = capsys.readouterr().out
+        assert f"saved by diffusers, complete ({len(adapter)} tensors), sizes {preset}; start a branch with" in said
+    clip = {"logit_scale": torch.zeros(()), "visual.conv1.weight": torch.zeros(8, 3, 4, 4)}
+    save_file(clip, tmp_path / "open_clip_model.safetensors")
+    assert main([str(tmp_path / "open_clip_model.safetensors")]) == 0
+    assert "in open_clip's layout (2 tensors); for scores: hoi.clip_score.load_clip(" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="is a CLIP model in open_clip's layout, expected a whole model"):
+        load_model(tmp_path / "open_clip_model.safetensors")
+    assert main([str(official)]) == 1
+    assert "model_ad_5000.pth does not fit" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
