@@ -4,9 +4,11 @@ import argparse
 import platform
 import shlex
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,8 +27,25 @@ def how_made(script: str) -> dict[str, Any]:
     return {
         "made_by": script,
         "command": shlex.join(["python", *sys.argv]),
-        "versions": {"python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__},
+        "versions": {
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "torch": torch.__version__,
+            "commit": project_commit(),
+        },
     }
+
+
+def project_commit() -> str | None:
+    """This project's git commit, "-dirty" behind it when files were changed since; None outside a checkout."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():  # an installed copy must not name the checkout that it happens to lie in
+        return None
+    words = ["git", "--no-optional-locks", "-C", root, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 @contextmanager

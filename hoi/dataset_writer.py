@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from hoi.conditions import Conditions
+from hoi.data_card import data_card
 from hoi.dataset import (
     CONDITION_KEYS,
     NUMBER_KEYS,
@@ -147,6 +148,19 @@ def write_records(folder: str | Path, records: list[dict[str, Any]]) -> None:
     write_atomically(Path(folder) / "metadata.jsonl", lines.encode())
 
 
+def read_card(folder: str | Path, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """dataset.json with the entries of hoi/data_card.py as they are now: folders grow, and are verified later."""
+    path = Path(folder) / "dataset.json"
+    description = json.loads(path.read_text()) if path.is_file() else {}
+    return description | data_card(folder, records, description)
+
+
+def refresh_card(folder: str | Path) -> None:
+    """Bring the data card in dataset.json up to date, after a verification for instance."""
+    card = read_card(folder, read_records(folder))
+    write_atomically(Path(folder) / "dataset.json", (json.dumps(card, indent=1) + "\n").encode())
+
+
 def overview(folder: str | Path, records: list[dict[str, Any]], count: int = 24, cell: int = 128) -> Image.Image:
     """Up to `count` records, evenly taken, each a strip of picture, skeleton, normal, segmentation below its text.
 
@@ -242,7 +256,6 @@ class DatasetWriter:
         for path in self.folder.glob("metadata-*.jsonl"):
             path.unlink()
         self._done = {record["index"] for record in records}
-        pictures = sum(record["file_name"] is not None for record in records)
-        self._write_description(counts={"records": len(records), "pictures": pictures})
+        self._write_description(**data_card(self.folder, records, self.description))
         if grid and records:
             write_atomically(self.folder / "grid.png", encode_png(np.asarray(overview(self.folder, records))))
