@@ -1,9 +1,19 @@
-"""What several test files need: the built-in hand and a renderer."""
+"""What several test files need: the built-in hand, a renderer, and a dataset folder to export."""
 
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 import pytest
 
-from hoi.hand import HandModel, load_hand
+from hoi.dataset_writer import DatasetWriter, write_object, write_pictures
+from hoi.grasp import Grasp
+from hoi.hand import HandModel, HandPose, load_hand
+from hoi.objects import make_object
 from hoi.render import Renderer
+from hoi.scene import GraspedObject, annotate, compose_scene, render_scene, scene_conditions
+
+NOCS_FOV_DEG = float(np.degrees(2 * np.arctan(240 / 577.5)))  # of 480 rows at a focal length of 577.5 px
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +24,34 @@ def hand() -> HandModel:
 @pytest.fixture(scope="session")
 def renderer() -> Renderer:
     return Renderer()
+
+
+@pytest.fixture(scope="session")
+def export_source(tmp_path_factory, hand, renderer) -> Path:
+    """A dataset folder seen by the camera of NOCS, with pictures: a mug in a right hand, a bowl in a left one, a bottle
+    alone, a hand alone, scenery, and (seen by another camera) a can that leaves the picture."""
+    folder = tmp_path_factory.mktemp("export_source")
+    pose = HandPose(np.array([0.2, 0.4, -0.3]), np.full(45, 0.12), np.array([0.12, 0.03, 0.05]), np.zeros(10))
+    grasp = Grasp(pose, 0.5, 0, (True, True, True, False, False), True, 1.0)
+    writer = DatasetWriter(folder, {"licences": {"objects": ["built-in family"]}})
+    for index, (name, content, side) in enumerate(
+        [("mug", "hand_object", "right"), ("bowl", "hand_object", "left"), ("bottle", "object", "right"),
+         ("can", "hand", "right"), ("can", "scenery", "right"), ("can", "hand_object", "right")]
+    ):  # fmt: skip
+        mesh = make_object(name, 3)
+        size, generator = 160, np.random.default_rng([5, index])
+        picture = generator.integers(0, 255, (size, size, 3), dtype=np.uint8)
+        graspable = [GraspedObject(mesh, (grasp,), (grasp,))]
+        scene = compose_scene(graspable, hand, renderer, generator, size, size, content, side, fov_deg=NOCS_FOV_DEG)
+        if index == 5:
+            aside = scene.camera.intrinsics + np.array([[0, 0, -85.0], [0, 0, 0], [0, 0, 0]])
+            scene = replace(scene, camera=replace(scene.camera, intrinsics=aside), last_gbuffer=None)
+        record, drawn = annotate(scene, 0, hand) | {"text": f"a {name}, drawn"}, {}
+        if content != "scenery":
+            gbuffer = render_scene(scene, 0, hand, renderer)
+            drawn = {"conditions": scene_conditions(gbuffer, record), "depth": gbuffer.depth}
+            if content != "hand":
+                record["object_path"], drawn["object_mask"] = write_object(folder, mesh), gbuffer.object_mask
+        writer.append(write_pictures(folder, index, record, picture, **drawn))
+    writer.finish()
+    return folder
