@@ -1,38 +1,33 @@
-"""hoi/verify.py: what the scores mean, and that a judge learns to see."""
+"""hoi/verify.py and what it is made of: what the scores mean, nothing is lost, and what passes is chosen as asked."""
+
+import json
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
+from datasets import load_dataset
+from PIL import Image
+from verifier_world import SIDE, draw, make_folder
 
-from hoi import verify
+from hoi import selection, verify, witnesses
 from hoi.appearance import PALETTE
 from hoi.backgrounds import BACKGROUNDS
-from hoi.conditions import Conditions, draw_segmentation
-from hoi.dataset_writer import DatasetWriter, write_pictures
+from hoi.check import check_folder
+from hoi.dataset import read_records
+from hoi.estimators import HandPrediction
+from hoi.verification import SCORES, Truth, joints_shown, score_picture
+from hoi.verifier import Seen, Verifier, save_verifier
 
-SIDE = 32
-NAMES = sorted(BACKGROUNDS)
-
-
-class Known(nn.Module):
-    """A judge that reads the label map off the red channel (0, 100, 200) and always says the same background."""
-
-    def __init__(self, background: int):
-        super().__init__()
-        self.said = background
-
-    def forward(self, image):
-        red = (image[:, 0] + 1) * 127.5
-        labels = torch.stack([-(red - level).abs() for level in (0, 100, 200)], dim=1)
-        return labels, nn.functional.one_hot(torch.full((len(image),), self.said), len(NAMES)).float()
+WORDS = sorted(BACKGROUNDS)
 
 
-def picture(label_map: np.ndarray, color: str) -> np.ndarray:
-    image = np.zeros((*label_map.shape, 3), np.uint8)
-    image[..., 0] = label_map * 100
-    image[label_map == 2] = np.rint(255 * np.asarray(PALETTE[color]))
-    return image
+def truth_of(label_map, points=None, visible=None, text="") -> Truth:
+    inside = None if points is None else np.ones(21, bool)
+    return Truth(label_map, points, inside if visible is None else visible, inside, text)
+
+
+def seen_as(label_map, points=None, background="on the beach") -> Seen:
+    points = np.zeros((21, 2)) if points is None else points
+    return Seen(label_map, points, np.full(21, 0.75), background, np.zeros(4))
 
 
 def two_halves(left: int, right: int) -> np.ndarray:
@@ -41,82 +36,263 @@ def two_halves(left: int, right: int) -> np.ndarray:
     return label_map
 
 
-def test_iou_of_masks_counted_by_hand():
-    a, b = np.array([1, 1, 1, 0, 0], bool), np.array([0, 1, 1, 1, 0], bool)
-    assert verify.intersection_over_union(a, b) == 2 / 4
-    assert verify.intersection_over_union(~(a | ~a), ~(a | ~a)) == 1.0
-    assert verify.intersection_over_union(a, ~a) == 0.0
+def test_perfect_predictions_have_perfect_scores():
+    image, label_map, points = draw(np.random.default_rng(0))
+    image[label_map == 2] = np.rint(255 * np.asarray(PALETTE["blue"]))
+    truth = truth_of(label_map, points, np.arange(21) < 12, "A hand is grasping a blue mug on the beach")
+    scores = score_picture(image, truth, seen_as(label_map, points), WORDS)
+    assert set(scores) == set(SCORES) and scores.pop("contact_seen") is None
+    errors = {name for name in SCORES if name.startswith("keypoint_error")}
+    assert {name: scores.pop(name) for name in errors} == dict.fromkeys(errors, 0)
+    assert (scores.pop("joints_visible"), scores.pop("joints_hidden"), scores.pop("confidence")) == (12, 9, 0.75)
+    assert scores == dict.fromkeys(scores, 1.0)
 
 
-def test_scores_of_pictures_known_by_hand():
-    # A hand on the left half, nothing else; the picture shows it in the left three quarters.
+def test_regions_counted_by_hand():
     shown = two_halves(1, 0)
-    shown[:, : 3 * SIDE // 4] = 1
-    scores, rows = verify.score(
-        Known(NAMES.index("on the beach")),
-        NAMES,
-        np.stack([picture(shown, "red")]),
-        np.stack([two_halves(1, 0)]),
-        ["A hand is grasping a red mug on the beach"],
-    )
-    assert rows[0]["iou_hand"] == rows[0]["iou_foreground"] == 2 / 3
-    assert scores.background_right == 1.0 and scores.color_right is None  # there is no object to have a colour
+    shown[:, : 3 * SIDE // 4] = 1  # the hand covers three quarters in place of the left half
+    image = np.zeros((SIDE, SIDE, 3), np.uint8)
+    scores = score_picture(image, truth_of(two_halves(1, 0)), seen_as(shown))
+    assert scores["iou_hand"] == scores["iou_foreground"] == pytest.approx(2 / 3, abs=1e-6)
+    assert scores["iou_object"] is None and scores["pck"] is None  # there is nothing to hold them against
+    with pytest.raises(ValueError, match=r"the picture is \(8, 32\), its segmentation \(32, 32\)"):
+        score_picture(image[:8], truth_of(two_halves(1, 0)), seen_as(shown))
 
 
 @pytest.mark.parametrize("named, right", [("green", 1.0), ("red", 0.0)])
-def test_a_colour_is_right_when_the_object_has_the_palette_colour_that_the_caption_names(named, right):
-    label_map = two_halves(0, 2)
-    scores, _ = verify.score(
-        Known(0), NAMES, picture(label_map, "green")[None], label_map[None], [f"A hand is grasping a {named} mug"]
-    )
-    assert scores.color_right == right and scores.background_right is None
+def test_words_are_right_when_the_picture_has_what_the_caption_names(named, right):
+    label_map, image = two_halves(0, 2), np.zeros((SIDE, SIDE, 3), np.uint8)
+    image[label_map == 2] = np.rint(255 * np.asarray(PALETTE["green"]))
+    truth = truth_of(label_map, text=f"A hand is grasping a {named} mug in the snow")
+    scores = score_picture(image, truth, seen_as(label_map, background="on the beach"), WORDS)
+    assert scores["color_right"] == right and scores["background_right"] == 0.0
 
 
-def test_the_label_map_is_read_back_from_the_segmentation_picture():
-    label_map = np.arange(9, dtype=np.uint8).reshape(3, 3) % 3
-    np.testing.assert_array_equal(verify.label_map_of(draw_segmentation(label_map)), label_map)
+def test_keypoint_errors_worked_out_by_hand():
+    points = np.zeros((21, 2))
+    points[20] = [10.0, 30.0]  # the hand box is 10 by 30
+    visible = np.arange(21) < 14
+    guess = points + np.where(visible[:, None], [3.0, 4.0], [0.0, 9.0])  # 5 pixels off, hidden joints 9
+    truth = truth_of(None, points, visible)
+    scores = score_picture(np.zeros((64, 64, 3), np.uint8), truth, seen_as(None, guess))
+    assert (scores["keypoint_error_px_visible"], scores["keypoint_error_px_hidden"]) == (5, 9)
+    assert scores["keypoint_error_px"] == pytest.approx((14 * 5 + 7 * 9) / 21, abs=1e-6)
+    assert scores["keypoint_error_relative_hidden"] == 0.3
+    assert (scores["pck_visible"], scores["pck_hidden"]) == (1, 0)  # 6 pixels are a fifth of the box
+    assert scores["pck"] == pytest.approx(14 / 21, abs=1e-6)
 
 
-def make_folder(folder, count: int, generated: bool, seed: int = 0) -> None:
-    """Pictures of a bright square (the object) at a random place, with exact segmentation."""
-    writer = DatasetWriter(folder, {"command": "test"})
-    for index in range(count):
-        generator = np.random.default_rng([seed, index])
-        label_map = np.zeros((SIDE, SIDE), np.uint8)
-        top, left = generator.integers(0, SIDE - 12, 2)
-        label_map[top : top + 12, left : left + 12] = 2
-        image = generator.integers(0, 60, (SIDE, SIDE, 3)).astype(np.uint8)
-        image[label_map == 2] += 180
-        black = np.zeros((SIDE, SIDE, 3), np.uint8)
-        record = {"text": "A hand is grasping a white mug on the beach"}
-        if generated:
-            record["checkpoint"] = {"name": "x", "sha256": "0"}
-        conditions = Conditions(black, black, draw_segmentation(label_map))
-        writer.append(write_pictures(folder, index, record, image, conditions))
-    writer.finish(grid=False)
+def test_another_programs_closest_hand_counts_and_a_hand_that_it_misses_is_all_wrong():
+    image, label_map, points = draw(np.random.default_rng(1))
+    truth = truth_of(label_map, points)
+    hands = [HandPrediction(points + 9), HandPrediction(points + [1, 0], scores=np.full(21, 0.5))]
+    found = score_picture(image, truth, seen_as(label_map), WORDS, hands)
+    assert (found["keypoint_error_px"], found["confidence"], found["detected"]) == (1, 0.5, 1)
+    missed = score_picture(image, truth, seen_as(label_map), WORDS, [])
+    assert (missed["pck"], missed["keypoint_error_px"], missed["detected"], missed["iou_hand"]) == (0, None, 0, 1)
 
 
-def test_a_trained_judge_finds_what_it_was_shown_and_survives_its_file(tmp_path):
-    make_folder(tmp_path / "train", 48, generated=False)
-    make_folder(tmp_path / "shaded", 8, generated=False, seed=1)
-    make_folder(tmp_path / "generated", 8, generated=True, seed=1)
-    verify.save_judge(tmp_path / "judge.safetensors", *verify.train_judge([tmp_path / "train"], minutes=0.1, seed=0))
-    rows = verify.measure(tmp_path / "judge.safetensors", tmp_path / "shaded", tmp_path / "generated")
-    assert rows["shaded"].iou_object > 0.8
-    assert rows["generated"] == rows["shaded"]  # the same pictures
-    assert rows["shuffled"].iou_object < 0.5 * rows["shaded"].iou_object
-    assert "| generated / shaded | | 1.000" in verify.as_table(rows)
+def test_a_joint_shows_where_the_hand_is_seen_with_no_more_than_flesh_before_it():
+    label_map, depth = two_halves(1, 2), np.full((SIDE, SIDE), 0.5)
+    points = np.tile([5.0, 5.0], (21, 1))
+    points[1] = [SIDE // 2, 5]  # on the object, beside the hand: an outline
+    points[2] = [SIDE // 2 + 1, 5]
+    points[3] = [-5.0, 5.0]
+    z = np.full(21, 0.51)
+    z[4] = 0.53  # 30 mm behind what is seen
+    expected = np.ones(21, bool)
+    expected[[2, 3]] = False
+    np.testing.assert_array_equal(joints_shown(points, label_map), expected)
+    expected[4] = False
+    np.testing.assert_array_equal(joints_shown(points, label_map, depth, z), expected)
 
 
-def test_the_judge_refuses_to_learn_from_generated_pictures(tmp_path):
-    make_folder(tmp_path / "generated", 3, generated=True)
-    with pytest.raises(ValueError, match="3 pictures .* are generated; the judge learns from shaded ones"):
-        verify.train_judge([tmp_path / "generated"], minutes=0.01, seed=0)
+@pytest.fixture
+def folder(tmp_path):
+    return make_folder(tmp_path / "data", 20)
 
 
-def test_folders_of_different_captions_are_not_compared(tmp_path):
-    make_folder(tmp_path / "shaded", 3, generated=False)
-    make_folder(tmp_path / "generated", 2, generated=True)
-    verify.save_judge(tmp_path / "judge.safetensors", verify.Judge(len(NAMES)), NAMES)
+@pytest.fixture
+def verifier_file(tmp_path):
+    save_verifier(tmp_path / "v.safetensors", Verifier(WORDS, side=SIDE))
+    return tmp_path / "v.safetensors"
+
+
+def without_scores(records: list[dict]) -> list[dict]:
+    return [{key: value for key, value in record.items() if key != "verification"} for record in records]
+
+
+def test_scores_are_added_to_the_records_and_replaced_by_the_next_run(folder, verifier_file):
+    before = read_records(folder)
+    records, report = verify.verify_folder(folder, verifier_file)
+    assert read_records(folder) == records and without_scores(records) == without_scores(before)
+    assert all(record["verification"]["iou_hand"] is not None for record in records)
+    assert report["scores"]["pck"]["n"] == 20 and not report["problems"]
+    assert {path.name for path in (folder / "verification").iterdir()} == {
+        "report.json", "report.md", "histograms.png", "best_worst.png"
+    }  # fmt: skip
+    assert f"v.safetensors {witnesses.sha256_of(verifier_file)[:12]}" in (folder / "verification/report.md").read_text()
+    again, _ = verify.verify_folder(folder, verifier_file, pck_threshold=0.05)
+    assert {record["verification"]["pck_threshold"] for record in again} == {0.05}
+    assert json.loads((folder / "dataset.json").read_text())["verification"]["scores"]["pck"]["n"] == 20
+    assert len(load_dataset("imagefolder", data_dir=str(folder), split="train", cache_dir=folder / "cache")) == 20
+
+
+def test_an_interrupted_run_and_a_full_disk_change_nothing(folder, verifier_file, monkeypatch):
+    content = (folder / "metadata.jsonl").read_bytes()
+
+    def stop_at_the_last(truth_folder, record):
+        if record["index"] == 19:
+            raise KeyboardInterrupt
+        return witnesses_load(truth_folder, record)
+
+    witnesses_load = witnesses.load_truth
+    monkeypatch.setattr(witnesses, "load_truth", stop_at_the_last)
+    with pytest.raises(KeyboardInterrupt):
+        verify.verify_folder(folder, verifier_file)
+    monkeypatch.setattr(witnesses, "load_truth", witnesses_load)
+    assert (folder / "metadata.jsonl").read_bytes() == content
+
+    def full(*paths):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match="the disk is full"):
+        verify.verify_folder(folder, verifier_file)
+    assert (folder / "metadata.jsonl").read_bytes() == content
+    assert not [path for path in folder.rglob("*.tmp")]
+
+
+def test_records_that_someone_adds_meanwhile_are_not_lost(folder, verifier_file, monkeypatch):
+    lines = folder / "metadata.jsonl"
+
+    def append_one(path):
+        with open(lines, "a") as stream:
+            stream.write(lines.read_text().splitlines()[0].replace('"index": 0', '"index": 20') + "\n")
+        return load(path)
+
+    load = witnesses.load_verifier
+    monkeypatch.setattr(witnesses, "load_verifier", append_one)
+    with pytest.raises(ValueError, match="changed while its pictures were verified; nothing was written"):
+        verify.verify_folder(folder, verifier_file)
+    assert len(read_records(folder)) == 21
+    (folder / "metadata-00001.jsonl").write_text("")
+    with pytest.raises(ValueError, match="metadata-00001.jsonl: its run is not finished"):
+        verify.verify_folder(folder, verifier_file)
+
+
+def test_damaged_pictures_are_named_and_counted_and_the_others_scored(folder, verifier_file):
+    (folder / "images/000003.png").write_bytes(b"no picture")
+    (folder / "segmentation/000007.png").unlink()
+    Image.new("RGB", (16, 16)).save(folder / "images/000009.png")
+    records, report = verify.verify_folder(folder, verifier_file)
+    assert report["scored"] == 17 and len(report["problems"]) == 3
+    for index, message in ((3, "000003.png is damaged"), (7, "segmentation/000007.png is missing"), (9, "(16, 16)")):
+        verification = records[index]["verification"]
+        assert message in verification["problem"] and {verification[name] for name in SCORES} == {None}
+    assert "3 records without scores" in (folder / "verification/report.md").read_text()
+
+
+def test_folders_without_pictures_are_refused(tmp_path, verifier_file):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/metadata.jsonl").write_text("")
+    with pytest.raises(ValueError, match="empty has no records"):
+        verify.verify_folder(tmp_path / "empty", verifier_file)
+    make_folder(tmp_path / "conditions", 2)
+    lines = (tmp_path / "conditions/metadata.jsonl").read_text()
+    (tmp_path / "conditions/metadata.jsonl").write_text(lines.replace('"images/00000', 'null, "was": "'))
+    with pytest.raises(ValueError, match="2 records, none of them with a picture; sample.py"):
+        verify.verify_folder(tmp_path / "conditions", verifier_file)
+
+
+def test_one_picture_is_enough(tmp_path, verifier_file):
+    _, report = verify.verify_folder(make_folder(tmp_path / "one", 1), verifier_file)
+    assert report["scores"]["iou_hand"]["n"] == 1
+
+
+def test_predictions_by_file_stand_in_for_the_network(folder, tmp_path, capsys):
+    records = read_records(folder)
+    points = {r["file_name"]: [{"keypoints_2d": np.reshape(r["keypoints_2d"], (21, 2)).tolist()}] for r in records}
+    points[records[0]["file_name"]] = []
+    states = {r["file_name"]: [{"box": [0, 0, 9, 9], "score": 0.9, "state": 3 + r["index"] % 2}] for r in records}
+    for name, content in (("k.json", points), ("c.json", states)):
+        (tmp_path / name).write_text(json.dumps({"predictions": content}))
+    words = ["--no-network", "--keypoints", str(tmp_path / "k.json"), "--contacts", str(tmp_path / "c.json")]
+    chosen = [str(folder), *words, "--keep", "pck>0.9,contact_seen>0", "--list", str(tmp_path / "keep.txt")]
+    verify.main(verify.parse_args(chosen))
+    printed = capsys.readouterr().out
+    assert "pass pck>0.9, contact_seen>0: 9 of 20 (45.0 %)" in printed and "pck>0.9 alone: 19 of 20" in printed
+    assert (tmp_path / "keep.txt").read_text().split() == [f"images/{k:06d}.png" for k in range(2, 20, 2)]
+    assert read_records(folder)[1]["verification"]["iou_hand"] is None
+    del points["images/000004.png"]
+    (tmp_path / "k.json").write_text(json.dumps({"predictions": points}))
+    with pytest.raises(ValueError, match="1 pictures of the dataset have no entry .images/000004.png."):
+        verify.main(verify.parse_args(chosen))
+
+
+def test_what_passes_is_copied_as_a_valid_folder_by_the_stored_scores(folder, tmp_path, verifier_file, monkeypatch):
+    verify.verify_folder(folder, verifier_file)
+    records = read_records(folder)
+    limit = float(np.median([record["verification"]["iou_hand"] for record in records]))
+    expected = [r for r in records if r["verification"]["iou_hand"] > limit]
+    monkeypatch.setattr(verify, "BUILT_IN", tmp_path / "absent")  # stored scores need no verifier
+    words = [str(folder), "--keep", f"iou_hand>{limit}", "--out", str(tmp_path / "kept")]
+    for _ in range(2):  # the second run finds all done
+        verify.main(verify.parse_args(words))
+    assert 0 < len(expected) < 20 and read_records(tmp_path / "kept") == expected
+    problems = [p for p in check_folder(tmp_path / "kept").problems if "skeleton" not in p]
+    assert not problems  # these skeletons are black; files, sizes and counts are what is meant
+    assert len(read_records(folder)) == 20 and not list(tmp_path.glob("kept/**/*.tmp"))
+    card = json.loads((tmp_path / "kept/dataset.json").read_text())
+    assert card["yield"]["accepted"] == len(expected) and card["yield"]["rejected"] == 20 - len(expected)
+    with pytest.raises(ValueError, match="kept holds something else than this selection"):
+        verify.main(verify.parse_args([*words[:2], "iou_hand>=0", *words[3:]]))
+    with pytest.raises(ValueError, match="nothing passes"):
+        verify.main(verify.parse_args([*words[:2], "iou_hand>1", *words[3:]]))
+
+
+def test_without_the_built_in_verifier_the_message_says_how_to_train_one(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(verify, "BUILT_IN", tmp_path / "absent")
+    with pytest.raises(FileNotFoundError, match="train one with .python -m hoi.verify train --data .* --verifier FILE"):
+        verify.main(verify.parse_args([str(folder)]))
+
+
+def test_conditions_are_comparisons_and_a_missing_score_does_not_pass():
+    conditions = selection.parse_keep(" iou_hand >0.8,pck>=0.9 ,keypoint_error_px<4e0")
+    assert [str(c) for c in conditions] == ["iou_hand>0.8", "pck>=0.9", "keypoint_error_px<4"]
+    good = {"iou_hand": 0.81, "pck": 0.9, "keypoint_error_px": 3.9}
+    for scores, passes in (
+        (good, 1), (good | {"iou_hand": 0.8}, 0), (good | {"pck": 0.89}, 0), (good | {"keypoint_error_px": None}, 0)
+    ):  # fmt: skip
+        assert len(selection.choose([{"verification": scores}], conditions)) == passes
+    assert not selection.choose([{"verification": None}], conditions)
+
+
+@pytest.mark.parametrize("text", ["", "pck", "pck>", "pck=>0.5", "pck>high", "pck>0.5,", "0.5<pck", "pck>1 or 1"])
+def test_anything_but_a_comparison_is_refused(text):
+    with pytest.raises(ValueError, match="is not score>number"):
+        selection.parse_keep(text)
+
+
+def test_an_unknown_score_is_refused_with_the_names_that_there_are():
+    with pytest.raises(ValueError, match="no score '__import__'; scores are iou_hand, .*pck"):
+        selection.parse_keep("__import__>0")
+
+
+def test_keep_says_what_to_do_with_what_passes(capsys):
+    for words in (["d", "--keep", "pck>0"], ["d", "--list", "f"], ["d", "--no-network"], []):
+        with pytest.raises(SystemExit):
+            verify.parse_args(words)
+    assert "--keep needs --list FILE or --out DIR2" in capsys.readouterr().err
+
+
+def test_generated_pictures_are_measured_between_ceiling_and_floor(tmp_path, verifier_file):
+    shaded = make_folder(tmp_path / "shaded", 6, seed=1)
+    generated = make_folder(tmp_path / "generated", 6, seed=1, checkpoint={"name": "x", "sha256": "0"})
+    ceiling, same, floor = verify.measure(verifier_file, shaded, generated).values()
+    assert ceiling == same != floor  # the same pictures, the same truth
+    table = verify.as_table({"shaded": ceiling, "generated": same, "other": floor})
+    assert "| generated / shaded | 1.000 |" in table
+    make_folder(tmp_path / "other", 6, text="A hand is grasping a red can")
     with pytest.raises(ValueError, match="does not hold the captions"):
-        verify.measure(tmp_path / "judge.safetensors", tmp_path / "shaded", tmp_path / "generated")
+        verify.measure(verifier_file, shaded, tmp_path / "other")
