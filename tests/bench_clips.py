@@ -1,13 +1,14 @@
 """How steady clips are, and whether their hands stay where they should: the anchor on and off.  Prints README's table.
 
-    python tests/bench_clips.py --judge runs/evaluation/judge.safetensors     # 4 objects x 3 seeds: about 25 minutes
+    python tests/bench_clips.py                       # 4 objects x 3 seeds, built-in model: about 25 minutes on 2 cores
     python tests/bench_clips.py --objects mug --seeds 0 --frames 4
     python tests/bench_clips.py --also "--anchor 8 0" "--anchor-in decoder"   # rows more: ideas beside the paper's
 
-Flicker in 8-bit levels (hoi/flicker.py), less is steadier; IoU of hand and object, as the judge sees them in the
+Flicker in 8-bit levels (hoi/flicker.py), less is steadier; IoU of hand and object, as the verifier sees them in the
 pictures, with the label maps that the pictures were made from.  Frames without anchor that have noise of their own are
 the single pictures that sample.py makes of the same records (tests/test_video.py shows it); the shaded toy world is
-what lighting alone causes, and what the judge can see at best.  Clips are kept in --out; the same command continues.
+what lighting alone causes, and what the verifier can see at best.  Clips are kept in --out; the same command continues.
+Each object and seed also gets side_by_side.webp: the anchor on, and single pictures.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
@@ -25,12 +26,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import video
 from hoi.appearance import sample_look
+from hoi.clip import encode_animation
 from hoi.dataset import load_image, read_records
 from hoi.flicker import clip_flicker, stored_label_map
 from hoi.hand import HandModel, load_hand
 from hoi.objects import CATEGORIES
 from hoi.scene import render_scene, shade_scene
-from hoi.verify import load_judge, predict
+from hoi.verifier import BUILT_IN, Verifier, load_verifier, look_at
 from sample import load_model
 
 ANCHORED, SINGLE, FLOOR = "anchor on, same noise", "anchor off, separate noise", "shaded toy world"
@@ -40,7 +42,6 @@ VARIANTS = {
     "anchor off, same noise": "--no-anchor",
     SINGLE: "--no-anchor --separate-noise",
 }
-Reader = Callable[[np.ndarray], np.ndarray]  # pictures (N, H, W, 3) uint8 -> label maps (N, H, W), 0/1/2
 Measures = dict[str, float]  # one clip: column -> number
 
 
@@ -51,16 +52,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--also", nargs="+", default=[], metavar="FLAGS", help="of video.py, each a variant more")
     parser.add_argument("--checkpoint", metavar="FILE", help="default: the built-in weights")
-    parser.add_argument("--judge", type=Path, metavar="FILE", help="of python -m hoi.verify train (default: no IoU)")
+    parser.add_argument("--verifier", type=Path, default=BUILT_IN, metavar="FILE", help="default: the built-in one")
     parser.add_argument("--out", type=Path, default=Path("out/clips"), metavar="DIR")
     return parser.parse_args()
-
-
-def picture_reader(judge_file: Path | None) -> Reader | None:
-    if judge_file is None:
-        return None
-    judge, _ = load_judge(judge_file)
-    return lambda pictures: predict(judge, pictures)[0]
 
 
 def overlaps(seen: np.ndarray, true: np.ndarray) -> Measures:
@@ -73,16 +67,26 @@ def overlaps(seen: np.ndarray, true: np.ndarray) -> Measures:
     return found
 
 
+def folder_of(folder: Path, variant: str) -> Path:
+    return folder / re.sub(r"\W+", "_", variant).strip("_")
+
+
+def write_side_by_side(folder: Path) -> None:
+    both = [folder_of(folder, variant) for variant in (ANCHORED, SINGLE)]
+    columns = [[load_image(clip, record) for record in read_records(clip)] for clip in both]
+    frames = [np.concatenate(row, axis=1) for row in zip(*columns, strict=True)]
+    (folder / "side_by_side.webp").write_bytes(encode_animation(frames, 8, "WEBP"))
+
+
 def measure(
-    folder: Path, hand: HandModel, read: Reader | None, pictures: Sequence[np.ndarray] | None = None
+    folder: Path, hand: HandModel, verifier: Verifier, pictures: Sequence[np.ndarray] | None = None
 ) -> Measures:
     """One clip, or other pictures of its frames."""
     records = read_records(folder)
     pictures = [load_image(folder, record) for record in records] if pictures is None else pictures
     found = dataclasses.asdict(clip_flicker(folder, hand, pictures))
-    if read is not None:
-        found |= overlaps(read(np.stack(pictures)), np.stack([stored_label_map(folder, r) for r in records]))
-    return found
+    seen = np.stack([look.label_map for look in look_at(verifier, pictures)])
+    return found | overlaps(seen, np.stack([stored_label_map(folder, record) for record in records]))
 
 
 def shaded_pictures(frames: video.ApproachFrames, seed: int) -> list[np.ndarray]:
@@ -96,18 +100,19 @@ def shaded_pictures(frames: video.ApproachFrames, seed: int) -> list[np.ndarray]
 
 
 def measure_variants(
-    folder: Path, words: list[str], variants: dict[str, str], seed: int, read: Reader | None
+    folder: Path, words: list[str], variants: dict[str, str], seed: int, verifier: Verifier
 ) -> dict[str, Measures]:
     """Every variant of one clip, made where it is missing, and its shaded pictures."""
     hand, found = load_hand(), {}
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         for name, flags in variants.items():
-            out = folder / re.sub(r"\W+", "_", name).strip("_")
+            out = folder_of(folder, name)
             video.run([*words, *flags.split(), "--out", str(out)])
-            found[name] = measure(out, hand, read)
+            found[name] = measure(out, hand, verifier)
         args = video.parse_args(words)
         frames = video.choose_frames(args, load_model(args, "cpu")[0])
-    found[FLOOR] = measure(out, hand, read, shaded_pictures(frames, seed))
+    write_side_by_side(folder)
+    found[FLOOR] = measure(out, hand, verifier, shaded_pictures(frames, seed))
     return found
 
 
@@ -138,13 +143,13 @@ def verdict(measured: dict[str, list[Measures]]) -> str:
 
 
 def main(args: argparse.Namespace) -> None:
-    variants, read = VARIANTS | {flags: flags for flags in args.also}, picture_reader(args.judge)
+    variants, verifier = VARIANTS | {flags: flags for flags in args.also}, load_verifier(args.verifier)
     measured: dict[str, list[Measures]] = {name: [] for name in (*variants, FLOOR)}
     for name in args.objects:
         for seed in args.seeds:
             words = ["--object", name, "--seed", str(seed), "--frames", str(args.frames)]
             words += ["--checkpoint", args.checkpoint] if args.checkpoint else []
-            found = measure_variants(args.out / f"{name}_{seed}", words, variants, seed, read)
+            found = measure_variants(args.out / f"{name}_{seed}", words, variants, seed, verifier)
             for variant, measures in found.items():
                 measured[variant].append(measures)
                 numbers = ", ".join(f"{column} {value:.3g}" for column, value in measures.items())
