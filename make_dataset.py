@@ -89,9 +89,7 @@ def parse_content(word: str) -> tuple[str, float]:
     return name, value
 
 
-def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+def add_object_flags(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("objects and hands")
     what.add_argument("--object", nargs="+", default=list(CATEGORIES), metavar="PATH|NAME",
                       help="mesh files, folders of meshes, or built-in families (default: %(default)s)")
@@ -115,6 +113,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     what.add_argument("--content", nargs="+", type=parse_content, default=[("hand_object", 1.0)], metavar="WHAT=SHARE",
                       help="mixture of hand_object, object, hand, scenery; e.g. --content hand_object=0.6 object=0.2 "
                       "scenery=0.2 (scenery needs --shade; default: hand_object alone)")
+
+
+def add_view_flags(parser: argparse.ArgumentParser) -> None:
     view = parser.add_argument_group("views and frames")
     view.add_argument("--size", type=positive, default=512, metavar="PX",
                       help="height and width in pixels (default: 512, the paper's)")
@@ -133,6 +134,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
                       help="paper: from vertically above (Sec. 3.2); official: the released code's variant")
     view.add_argument("--keep-outside", action=argparse.BooleanOptionalAction, default=False,
                       help="also write frames whose hand leaves the picture (hand_in_picture is false)")
+
+
+def add_look_flags(parser: argparse.ArgumentParser) -> None:
     look = parser.add_argument_group("texts and toy-world pictures")
     look.add_argument("--shade", action=argparse.BooleanOptionalAction, default=False,
                       help="draw pictures in random looks with captions (hoi/appearance.py); otherwise conditions only")
@@ -144,6 +148,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
                       help="word some captions differently; --no-paraphrase gives the paper's template always")
     look.add_argument("--text", metavar="TEMPLATE",
                       help='text without --shade, {object} is the noun (default: "A hand is grasping a {object}")')
+
+
+def add_real_picture_flags(parser: argparse.ArgumentParser) -> None:
     real = parser.add_argument_group(
         "real pictures instead of objects", "Frames that give no record are counted by reason in dataset.json and "
         "listed in rejected.jsonl. --size, --text, --mano, --num, --seed, --workers and --out apply too.")
@@ -189,6 +196,13 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     real.add_argument("--captioner", metavar="NAME",
                       help="describe the crops with a LLaVA network of transformers, by folder or hub name, e.g. "
                       "llava-hf/llava-1.5-7b-hf")
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for add_flags in (add_object_flags, add_view_flags, add_look_flags, add_real_picture_flags):
+        add_flags(parser)
+    add = parser.add_argument
     add("--num", type=positive, metavar="N",
         help="records, rounded up to whole scenes of --frames x --looks records (default: 100); of real pictures the "
         "first N frames (default: all)")
@@ -203,33 +217,39 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     if args.num is None and not real_pictures(args):
         args.num = 100
     args.normals = args.normals or ("estimated" if args.csv else "rendered")
-    if (args.captions or args.captioner) and not real_pictures(args):
-        parser.error("--captions and --captioner are for real pictures: pass --dexycb, --ho3d or --csv as well")
-    if not args.dexycb and (args.subjects or args.cameras or args.paint_objects == "all"):
-        parser.error("--subjects, --cameras and --paint-objects all are for --dexycb")
-    if args.csv and (args.split or args.sequences or args.frame_range != ":"):
-        parser.error("--split, --sequences and --frame-range are for --dexycb and --ho3d; a CSV is taken as it is")
-    if args.ho3d and len(args.split or ["train"]) != 1:
-        parser.error("--split of --ho3d is one word, train or evaluation")
-    if args.camera == "nocs" and (args.framing == "tight" or real_pictures(args)):
-        parser.error("--camera nocs fixes the intrinsics of all pictures: not with --framing tight or real pictures")
-    if args.captions and args.captioner:
-        parser.error("choose --captions or --captioner, not both")
-    if args.margin < 0:
-        parser.error("--margin must not be negative")
-    if "scenery" in args.content and not args.shade:
-        parser.error("--content scenery has neither hand nor object: it makes sense only with --shade")
-    if args.looks > 1 and not args.shade:
-        parser.error("--looks needs --shade: without pictures the looks of a geometry would be equal")
-    if args.seed < 0 or args.object_seed < 0:
-        parser.error("--seed and --object-seed must not be negative")
-    if args.grasp == "grabnet" and not (args.grabnet and args.mano):
-        parser.error("--grasp grabnet needs --grabnet DIR (coarsenet.pt, refinenet.pt, bps.npz) and, because its hands "
-                     "are MANO's, --mano FILE; their licences forbid shipping them. The default, --grasp builtin, "
-                     "needs neither")
-    if args.grabnet and args.grasp != "grabnet":
-        parser.error("--grabnet is used only with --grasp grabnet")
+    if problem := contradiction(args):
+        parser.error(problem)
     return args
+
+
+def contradiction(args: argparse.Namespace) -> str | None:
+    """What is wrong with a combination of flags, if anything is: a flag that would do nothing is refused."""
+    if (args.captions or args.captioner) and not real_pictures(args):
+        return "--captions and --captioner are for real pictures: pass --dexycb, --ho3d or --csv as well"
+    if not args.dexycb and (args.subjects or args.cameras or args.paint_objects == "all"):
+        return "--subjects, --cameras and --paint-objects all are for --dexycb"
+    if args.csv and (args.split or args.sequences or args.frame_range != ":"):
+        return "--split, --sequences and --frame-range are for --dexycb and --ho3d; a CSV is taken as it is"
+    if args.ho3d and len(args.split or ["train"]) != 1:
+        return "--split of --ho3d is one word, train or evaluation"
+    if args.camera == "nocs" and (args.framing == "tight" or real_pictures(args)):
+        return "--camera nocs fixes the intrinsics of all pictures: not with --framing tight or real pictures"
+    if args.captions and args.captioner:
+        return "choose --captions or --captioner, not both"
+    if args.margin < 0:
+        return "--margin must not be negative"
+    if "scenery" in args.content and not args.shade:
+        return "--content scenery has neither hand nor object: it makes sense only with --shade"
+    if args.looks > 1 and not args.shade:
+        return "--looks needs --shade: without pictures the looks of a geometry would be equal"
+    if args.seed < 0 or args.object_seed < 0:
+        return "--seed and --object-seed must not be negative"
+    if args.grasp == "grabnet" and not (args.grabnet and args.mano):
+        return ("--grasp grabnet needs --grabnet DIR (coarsenet.pt, refinenet.pt, bps.npz) and, because its hands are "
+                "MANO's, --mano FILE; their licences forbid shipping them. The default, --grasp builtin, needs neither")
+    if args.grabnet and args.grasp != "grabnet":
+        return "--grabnet is used only with --grasp grabnet"
+    return None
 
 
 def real_pictures(args: argparse.Namespace) -> bool:
