@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = ("train.py", "sample.py", "video.py", "make_dataset.py")
+SCRIPTS = ("train.py", "sample.py", "video.py", "make_dataset.py", "real_pictures.py")
 # A module imports only from modules before it.  Rooms in one string are one room, split for length.
 ORDER = """
     command workers weight_files checkpoint hardware clip_score packing attention sheets
@@ -17,14 +17,15 @@ ORDER = """
     contact closing placing grasp grabnet trajectory
     zbuffer gl render conditions
     brushes scenery backgrounds words materials shading appearance
-    framing scene png_text dataset data_card dataset_writer estimators check geometry scene_maker
+    framing scene png_text dataset data_card dataset_writer estimators estimator_tools check geometry scene_maker
     captions ycb source_frame depth_normals dexycb_files dexycb ho3d official_csv sources frame_converter
-    export_folder bop nocs coco csv_export export
     text vae unet diffusion samplers model
     layouts padding diffusers_config weight_kinds weight_pieces public_weights weight_exports
     batches caching pictures clip clip_frames flicker stages pretraining prompts planning
     verifier verifier_training verification verification_report selection witnesses verify
-    inception features bootstrap distances reference_file
+    export_folder bop nocs coco csv_export export
+    inception features bootstrap distances reference_file measurement umeyama keypoint_metrics pose_metrics pose_files
+    extractors feature_metrics metrics
 """.split()
 GEOMETRY = set(ORDER[ORDER.index("camera") : ORDER.index("text")]) - {"conditions", "dataset"}
 NETWORK = {"text", "vae", "unet", "model", "diffusion", "samplers"}
