@@ -228,7 +228,7 @@ def test_a_fault_in_a_worker_reaches_the_user(tmp_path, cache, monkeypatch):
 
 
 def test_every_flag_is_read():
-    source = (ROOT / "make_dataset.py").read_text()
+    source = (ROOT / "make_dataset.py").read_text() + (ROOT / "real_pictures.py").read_text()
     for flag in vars(parse_args([])):
         assert f"args.{flag}" in source or f'"{flag}"' in source, f"--{flag} is never read"
 
