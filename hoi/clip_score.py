@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -17,6 +19,9 @@ from hoi.checkpoint import load_model_file, strict_load
 
 # What OpenAI's state dicts hold beside tensors of the model.
 OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
+TEXTS = 256  # encoded at a time
+# CLIPScore as published (Hessel et al. 2021), with ViT-B/32.
+SCORE_PREFIX, SCORE_WEIGHT = "A photo depicts ", 2.5
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,30 @@ def load_clip(name: str, file: str | Path) -> Clip:
     strict_load(model, state, f"{file} (read as {name})")
     preprocess = open_clip.image_transform(model.visual.image_size, is_train=False)
     return Clip(name, model.requires_grad_(False).eval(), preprocess, open_clip.get_tokenizer(name))
+
+
+@torch.no_grad()
+def clip_scores(
+    clip: Clip,
+    image_features: np.ndarray,
+    texts: Sequence[str],
+    prefix: str = SCORE_PREFIX,
+    weight: float = SCORE_WEIGHT,
+) -> np.ndarray:
+    """CLIPScore of each picture with its text: weight * max(cosine, 0), (N,).
+
+    image_features  (N, D) as encode_image gives them
+    texts           N captions; the prefix is put before each, and the tokenizer cuts at 77 tokens
+    Source: Hessel et al. 2021, eq. 1.
+    """
+    device = next(clip.model.parameters()).device
+    distinct = list(dict.fromkeys(texts))
+    encoded = [clip.model.encode_text(clip.tokenizer([prefix + text for text in distinct[i : i + TEXTS]]).to(device))
+               for i in range(0, len(distinct), TEXTS)]  # fmt: skip
+    rows = dict(zip(distinct, F.normalize(torch.cat(encoded).double().cpu(), dim=-1), strict=True))
+    images = F.normalize(torch.from_numpy(image_features).double(), dim=-1)
+    cosines = (images * torch.stack([rows[text] for text in texts])).sum(dim=-1)
+    return weight * cosines.clamp(min=0).numpy()
 
 
 def _random_model(name: str) -> nn.Module:

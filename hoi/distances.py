@@ -125,7 +125,9 @@ def kid(features: np.ndarray, reference: np.ndarray) -> Statistic:
                 within += ((of_rows @ kernel) * draws[:, other : other + BLOCK]).sum(axis=1)
             across += of_rows @ sum(_kernel(rows, columns).sum(axis=1) for columns in blocks(reference))
             alone += (of_rows**2).sum(axis=1)
-        return within / (n**2 - alone) + reference_term - 2 * across / (n * m)
+        pairs = n**2 - alone  # none in a draw that repeats a single picture
+        within = np.divide(within, pairs, out=np.full(len(draws), np.nan), where=pairs > 0)
+        return within + reference_term - 2 * across / (n * m)
 
     reference_term = 0.0
     for i, rows in enumerate(blocks(reference)):

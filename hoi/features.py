@@ -35,14 +35,16 @@ DAMAGE = (OSError, SyntaxError, ValueError, struct.error, zipfile.BadZipFile, Im
 class Extractor:
     """A network with the preprocessing that belongs to it.
 
-    name     for people, with the preprocessing: it is printed beside each number
-    key      name of its sub-folder of the cache; must change when weights or preprocessing do
-    prepare  RGB picture -> (3, H, W); it is sent to worker processes, so it is a function of a module or a partial
-    network  (B, 3, H, W) -> {name: (B, D)}
+    name           for people: it is printed beside each number
+    key            name of its sub-folder of the cache; must change when weights or preprocessing do
+    preprocessing  in words
+    prepare        RGB picture -> (3, H, W); it is sent to worker processes: a function of a module or a partial
+    network        (B, 3, H, W) -> {name: (B, D)}
     """
 
     name: str
     key: str
+    preprocessing: str
     prepare: Callable[[Image.Image], Tensor]
     network: Callable[[Tensor], dict[str, Tensor]] | nn.Module
 

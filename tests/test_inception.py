@@ -1,6 +1,7 @@
 """The Inception network: the same features as pytorch-fid and torch-fidelity from the same random weights."""
 
 import hashlib
+import json
 from functools import partial
 
 import numpy as np
@@ -11,12 +12,14 @@ import torchvision
 from PIL import Image
 from pytorch_fid.fid_score import calculate_frechet_distance, get_activations
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torch_fidelity.metric_isc import isc_features_to_metric
 
+from hoi import metrics
 from hoi.distances import fit_gaussian, frechet
 from hoi.features import Extractor, FeatureCache, PictureSet, extract, find_pictures
 from hoi.inception import load_inception, prepare
 
-PICTURES = 8
+PICTURES = 6
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +75,7 @@ def read(ours, pictures, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
 
     def features(resize: str, name: str) -> np.ndarray:
-        extractor = Extractor(f"Inception ({resize})", resize, partial(prepare, resize=resize), ours)
+        extractor = Extractor(f"Inception, {resize}", resize, "", partial(prepare, resize=resize), ours)
         found = find_pictures(pictures, 2)
         return extract(found, extractor, folder, 5, 0, "cpu").read(found.hashes, name)
 
@@ -140,6 +143,55 @@ def test_another_network_a_missing_file_and_another_class_count_are_named(weight
         load_inception(tmp_path / "torchvision.pth")
 
 
+@pytest.mark.filterwarnings("ignore:The `disp` argument")
+def test_the_command_gives_the_numbers_of_the_features_and_its_statistics_file_the_same(
+    read, weights, ours, pictures, tmp_path
+):
+    """Four of the pictures in a mirror against all; the statistics file without sFID's part, which is slow."""
+    for path in sorted(pictures.iterdir())[:4]:
+        (tmp_path / "fake").mkdir(exist_ok=True)
+        Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "fake" / path.name)
+    common = ["--inception", weights, "--features", tmp_path / "cache", "--workers", 0, "--neighbours", 2]
+    statistics = tmp_path / "real.npz"
+
+    def run(name: str, *more) -> dict[str, dict]:
+        metrics.main([*map(str, (*common, "--fake", tmp_path / "fake", "--out", tmp_path / name, *more))])
+        return {
+            number["name"]: number for number in json.loads((tmp_path / name / "metrics.json").read_text())["numbers"]
+        }
+
+    from_pictures = run("a", "--resize", "pytorch-fid", "--real", pictures, "--save-statistics", statistics)
+    with np.load(statistics) as arrays:
+        np.savez(statistics, **{name: arrays[name] for name in arrays.files if not name.endswith("_s")})
+    from_file = run("b", "--resize", "pytorch-fid", "--real", statistics, "--is-splits", 2)
+    cache, mirrored = next((tmp_path / "cache").iterdir()), find_pictures(tmp_path / "fake", 2)
+    assert cache.name.startswith("inception-pytorch-fid-")
+    for number, name in (("FID", "pool"), ("sFID", "spatial")):
+        fake, real = FeatureCache(cache).read(mirrored.hashes, name), read("pytorch-fid", name)
+        basis = np.linalg.svd(np.concatenate([fake, real]).astype(float), full_matrices=False)[2]
+        theirs = calculate_frechet_distance(*(f(x @ basis.T) for x in (fake, real) for f in (mean, covariance)))
+        for numbers in (from_pictures, from_file) if name == "pool" else (from_pictures,):
+            measured = numbers[f"{number} (pytorch-fid)"]
+            assert measured["value"] == pytest.approx(theirs, rel=1e-3)
+            assert measured["low"] < measured["value"] < measured["high"]
+    logits = torch.from_numpy(FeatureCache(cache).read(mirrored.hashes, "pool")) @ ours.network.fc.weight.T
+    for numbers, splits in ((from_pictures, 1), (from_file, 2)):
+        expected = isc_features_to_metric(logits, splits)["inception_score_mean"]
+        assert numbers["IS (pytorch-fid)"]["value"] == pytest.approx(expected, rel=1e-4)
+    assert {"precision (pytorch-fid)", "recall (pytorch-fid)", "KID x 1000 (pytorch-fid)"} < from_pictures.keys()
+    assert len(from_file) == 2  # the others need pictures or sigma_s
+    with pytest.raises(SystemExit, match="real.npz was made with resize pytorch-fid, this run has tf1"):
+        run("c", "--real", statistics)
+
+
+def mean(features: np.ndarray) -> np.ndarray:
+    return features.mean(axis=0)
+
+
+def covariance(features: np.ndarray) -> np.ndarray:
+    return np.cov(features, rowvar=False)
+
+
 # --- the cache, with a network of one line ---
 
 
@@ -167,7 +219,7 @@ class Counting:
 
 
 def colours(found: PictureSet, network, cache, workers: int = 0) -> np.ndarray:
-    extractor = Extractor("mean colour", "colour", mean_colour, network)
+    extractor = Extractor("mean colour", "colour", "none", mean_colour, network)
     return extract(found, extractor, cache, 4, workers, "cpu").read(found.hashes, "pool")
 
 
