@@ -10,8 +10,9 @@
     torchrun --nproc-per-node 8 train.py --stage hoi ...       # the paper: 8 GPUs, batch 8 each, 50,000 steps
 
 Prints a progress line; writes OUT/model.safetensors (the weights), OUT/log.jsonl, OUT/loss.png, OUT/preview_*.png and
-OUT/state_*.pt.  To continue after an interruption run the same command again: it goes on from the newest state, and the
-result is the same, bit for bit, as if nothing had happened.  SIGTERM and Ctrl-C save a state before they end the run.
+OUT/state_*.pt; stage text also OUT/clip.safetensors.  To continue after an interruption run the same command again: it
+goes on from the newest state, and the result is the same, bit for bit, as if nothing had happened.  SIGTERM and Ctrl-C
+save a state before they end the run.
 
 The paper's baseline and ablations are switches of stage hoi: --conditions none (fine-tuned latent diffusion),
 --conditions skeleton segmentation (Table 4), --reg-mode swap and --trainable encoders (the official code's variants).
@@ -39,9 +40,10 @@ from hoi.batches import Share, TrainingSet, read_ahead
 from hoi.hardware import has_fast_bf16, keep_freed_memory
 from hoi.interruption import StopSignals, agreed, check_same_run, gradient_norm, unusable_step
 from hoi.model import CONDITION_NAMES, PRESETS, HOIDiffusion
-from hoi.pretraining import TextStage, VaeStage
+from hoi.pretraining import TEXT_SHRINK, TextStage, VaeStage
 from hoi.processes import join_processes
 from hoi.public_weights import init_branch, load_adapter, load_model, source_hash
+from hoi.toy_clip import FILE_NAME, save_toy_clip
 from hoi.training_log import TrainingLog
 from hoi.words import words_in
 
@@ -227,6 +229,8 @@ def export(args: argparse.Namespace, model: HOIDiffusion, stage: nn.Module, step
         sources = {record.get("normal_source") for _, record in stage.pictures.entries} - {None}
         extra |= {"conditions": ",".join(args.conditions)}
         extra |= {"normal_source": ",".join(sorted(sources))} if sources and "normal" in args.conditions else {}
+    if args.stage == "text":  # with the picture tower, which the model has no place for
+        save_toy_clip(Path(args.out) / FILE_NAME, stage.picture_text, model.config.image_size // TEXT_SHRINK)
     model.save(Path(args.out) / "model.safetensors", step, kind, shlex.join(["train.py", *sys.argv[1:]]), **extra)
 
 

@@ -18,6 +18,8 @@ from hoi.stages import PREVIEWS, spread
 from hoi.text import PictureText, clip_loss, tokenize
 from hoi.vae import VAE, vae_loss
 
+TEXT_SHRINK = 2  # half the size says as much about words as the whole picture, at a quarter of the work
+
 
 class VaeStage(nn.Module):
     """Learn to compress pictures, on random crops: several times the steps a second of whole pictures."""
@@ -65,7 +67,7 @@ class VaeStage(nn.Module):
 
 
 class TextStage(nn.Module):
-    """Pretrain the text encoder as a small CLIP (Radford et al. 2021); its picture tower is thrown away."""
+    """Pretrain the text encoder as a small CLIP (Radford et al. 2021); the model has no place for its picture tower."""
 
     def __init__(
         self,
@@ -87,8 +89,7 @@ class TextStage(nn.Module):
         indices = draw_indices(len(self.pictures), self.share.part(part), self.seed, step)
         return {
             "indices": torch.from_numpy(indices),
-            # Half the size says as much about words as the whole, at a quarter of the work.
-            "images": F.avg_pool2d(self.pictures.images(indices), 2),
+            "images": F.avg_pool2d(self.pictures.images(indices), TEXT_SHRINK),
             "token_ids": tokenize(self.pictures.captions(indices)),
             "groups": self.groups[indices],
         }

@@ -175,7 +175,7 @@ def hf_from_open_clip(state: Mapping[str, Tensor], config: TextConfig) -> dict[s
 
 
 class PictureText(nn.Module):
-    """A small CLIP around a `TextEncoder`, trained so that captions find their pictures; only the encoder is kept.
+    """A small CLIP around a `TextEncoder`, trained so that captions find their pictures; a model keeps the encoder.
 
     The U-Net learns what words mean far sooner from such an encoder than through the noise prediction loss alone.
     """
@@ -195,11 +195,18 @@ class PictureText(nn.Module):
         self.picture_projection = nn.Linear(widths[-1] * 16, embed_dim, bias=False)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # CLIP's start
 
-    def forward(self, image: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """image (B,3,H,W) in [-1,1], token_ids (B,77) -> unit vectors (B,E) of pictures and of captions."""
+    def encode_image(self, image: Tensor) -> Tensor:
+        """image (B,3,H,W) in [-1,1] -> (B,E), not normalised."""
         picture = F.adaptive_avg_pool2d(self.picture_encoder(image), 4).flatten(1)  # (B,C,h,w) -> (B,16C)
-        text = self.text_encoder.pooled(self.text_encoder(token_ids), token_ids)
-        return F.normalize(self.picture_projection(picture), dim=1), F.normalize(self.text_projection(text), dim=1)
+        return self.picture_projection(picture)
+
+    def encode_text(self, token_ids: Tensor) -> Tensor:
+        """token_ids (B,77) -> (B,E), not normalised."""
+        return self.text_projection(self.text_encoder.pooled(self.text_encoder(token_ids), token_ids))
+
+    def forward(self, image: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of pictures and their captions, as unit vectors."""
+        return F.normalize(self.encode_image(image), dim=1), F.normalize(self.encode_text(token_ids), dim=1)
 
 
 def clip_loss(picture_vectors: Tensor, text_vectors: Tensor, log_temperature: Tensor, groups: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ ORDER = """
     captions ycb source_frame depth_normals dexycb_files dexycb ho3d official_csv sources frame_converter
     text vae unet diffusion samplers model
     layouts padding diffusers_config weight_kinds weight_pieces public_weights weight_exports
-    batches caching pictures clip clip_frames flicker stages pretraining prompts planning
+    batches caching pictures clip clip_frames flicker stages pretraining toy_clip prompts planning
     verifier verifier_training verification verification_report selection witnesses verify
     export_folder bop nocs coco csv_export export
     inception features bootstrap distances reference_file measurement umeyama keypoint_metrics pose_metrics pose_files
