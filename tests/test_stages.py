@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from training_world import SIDE, hoi_args, make_world, small_model
+from training_world import SIDE, assert_same, hoi_args, make_world, small_model
 
 import train
 from hoi import caching, checkpoint, stages
@@ -131,6 +131,28 @@ def test_accumulated_gradients_are_those_of_the_large_batch(world, reg):
     assert added.keys() == expected.keys() and len(expected) > 50
     for name, gradient in expected.items():
         torch.testing.assert_close(added[name], gradient, rtol=1e-4, atol=1e-7, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def saved_bytes_and_gradients(stage: stages.HoiStage) -> tuple[int, dict[str, torch.Tensor]]:
+    """What one step keeps for its backward pass, weights left out, and the gradients."""
+    weights, kept = {p.data_ptr() for p in stage.parameters()}, []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(0 if tensor.data_ptr() in weights else tensor.numel() * tensor.element_size())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss, _ = stage(stage.batch(3))
+    loss.backward()
+    return sum(kept), {name: p.grad for name, p in stage.named_parameters() if p.grad is not None}
+
+
+def test_gradient_checkpointing_keeps_less_and_gives_the_same_gradients(world):
+    plain, saving = make_stage(world, Share(2), {}), make_stage(world, Share(2), {})
+    saving.unet.gradient_checkpointing = True
+    (usual, expected), (less, found) = saved_bytes_and_gradients(plain), saved_bytes_and_gradients(saving)
+    assert less < 0.7 * usual
+    assert_same(found, expected)
 
 
 def test_an_accumulating_run_makes_the_steps_of_the_large_batch(world, tmp_path):
