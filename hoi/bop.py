@@ -1,6 +1,7 @@
 """BOP's scene-wise layout, for 6D pose estimation.  Records -> scenes, masks, models in millimetres.
 
     models/obj_000001.ply, models_info.json     z up, origin at the centre of the box, with normals
+    models/names.json                           the object's name in the dataset folder, by number
     train/000000/rgb, depth, mask, mask_visib   a thousand pictures a scene
     train/000000/scene_camera.json, scene_gt.json, scene_gt_info.json
     train/000000/scene_hand.json                the hand, which BOP has no place for: metres, camera frame
@@ -132,13 +133,15 @@ def _box(mask: np.ndarray, left: int = 0, top: int = 0) -> list[int]:
 
 
 def write_models(folder: Path, meshes: dict[str, Mesh]) -> None:
-    """Write obj_000001.ply ... in the order of `meshes` (path in the dataset folder -> mesh), and models_info.json."""
+    """Write obj_000001.ply ... in the order of `meshes` (path in the dataset folder -> mesh), and what they are."""
     folder.mkdir()
     infos = []
     for number, (path, (vertices, faces)) in enumerate(meshes.items(), start=1):
         write_ascii_ply(folder / f"obj_{number:06d}.ply", 1000 * vertices, faces)
         infos.append((str(number), model_info(1000 * vertices) | symmetries(Path(path).stem, vertices)))
     (folder / "models_info.json").write_text(lines_of_json(infos))
+    names = {str(number): Path(path).stem for number, path in enumerate(meshes, start=1)}
+    (folder / "names.json").write_text(json.dumps(names, indent=2) + "\n")
 
 
 def write_ascii_ply(path: Path, vertices: np.ndarray, faces: np.ndarray) -> None:

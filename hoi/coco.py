@@ -19,11 +19,11 @@ from hoi.dataset import load_depth
 from hoi.export_folder import bounds, copy_picture, hand_annotation, load_labels
 from hoi.hand import FINGER_NAMES
 from hoi.render import HAND, OBJECT
+from hoi.verification import joints_shown
 
 KEYPOINT_NAMES = ("wrist", *(f"{name}_{part}" for name in FINGER_NAMES for part in ("mcp", "pip", "dip", "tip")))
 HAND_CATEGORY = 1
 MISSING, HIDDEN, VISIBLE = 0, 1, 2
-INSIDE_HAND = 0.02  # metres: no joint of a hand lies deeper below its skin
 
 
 def lacks(record: dict[str, Any]) -> str:
@@ -121,26 +121,19 @@ def _keypoints(folder: Path, record: dict[str, Any], labels: np.ndarray) -> dict
     keypoints_2d, keypoints_3d = np.reshape(record["keypoints_2d"], (21, 2)), record.get("keypoints_3d")
     depth = load_depth(folder, record) if record.get("depth_file_name") else None
     z = None if keypoints_3d is None else np.reshape(keypoints_3d, (21, 3))[:, 2]
-    states = keypoint_states(keypoints_2d, z, labels, depth)
+    states = keypoint_states(keypoints_2d, labels, depth, z)
     rows = np.column_stack([keypoints_2d, states])
     rows[states == MISSING] = 0
     return {"keypoints": rows.ravel().round(3).tolist(), "num_keypoints": int((states > MISSING).sum())}
 
 
 def keypoint_states(
-    keypoints_2d: np.ndarray, z: np.ndarray | None, labels: np.ndarray, depth: np.ndarray | None
+    keypoints_2d: np.ndarray, labels: np.ndarray, depth: np.ndarray | None = None, z: np.ndarray | None = None
 ) -> np.ndarray:
     """COCO's v of each keypoint: 0 outside the picture, 1 hidden by the object or by the hand itself, 2 visible.
 
-    keypoints_2d  (21, 2) pixels; z (21,) their depth, metres; labels (H, W) 0/1/2; depth (H, W) metres
-    Visible is a joint whose pixel shows the hand, at most 2 cm in front of the joint: its own skin, not another finger.
-    Without z or depth the label alone decides.
+    keypoints_2d (21, 2) pixels; labels (H, W) 0/1/2; depth (H, W) metres; z (21,) metres, depth of the joints
     """
     height, width = labels.shape
-    column, row = np.rint(keypoints_2d).astype(int).T
-    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    row, column = row.clip(0, height - 1), column.clip(0, width - 1)
-    shown = labels[row, column] == HAND
-    if z is not None and depth is not None:
-        shown &= z - depth[row, column] <= INSIDE_HAND
-    return np.where(inside, np.where(shown, VISIBLE, HIDDEN), MISSING)
+    inside = ((keypoints_2d > -0.5) & (keypoints_2d < np.array([width, height]) - 0.5)).all(axis=1)
+    return np.where(inside, np.where(joints_shown(keypoints_2d, labels, depth, z), VISIBLE, HIDDEN), MISSING)

@@ -10,6 +10,7 @@ Paths are relative to the folder, so the release's scripts must be started there
 """
 
 import csv
+import shutil
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
@@ -57,8 +58,8 @@ def export(folder: Path, records: list[dict[str, Any]], out: Path) -> Counter[st
                 tables["test"].writerow(row | _write_label(folder, record, out))
                 meshes.add(record["object_path"])
     for path in meshes:
-        (out / path).parent.mkdir(exist_ok=True)
-        (out / path).write_bytes((folder / path).read_bytes())
+        (out / "objects").mkdir(exist_ok=True)
+        shutil.copyfile(folder / path, out / "objects" / Path(path).name)
     return Counter()
 
 
@@ -84,7 +85,11 @@ def _write_label(folder: Path, record: dict[str, Any], out: Path) -> dict[str, A
     copy_picture(folder, record, "depth_file_name", out / "depth" / f"{stem}.png")
     (out / "label").mkdir(exist_ok=True)
     np.savez(out / "label" / f"{stem}.npz", **label_arrays(record))
-    return {"depth": f"depth/{stem}.png", "label": f"label/{stem}.npz", "objpath": record["object_path"]}
+    return {
+        "depth": f"depth/{stem}.png",
+        "label": f"label/{stem}.npz",
+        "objpath": f"objects/{Path(record['object_path']).name}",
+    }
 
 
 def label_arrays(record: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -82,6 +82,8 @@ def test_info_counts_pixels_as_the_specification_says_also_beyond_the_picture(ex
 def test_models_are_millimetres_with_outward_normals_and_true_sizes(exported, export_source):
     infos = json.loads((exported / "models" / "models_info.json").read_text())
     paths = sorted({record["object_path"] for record in read_records(export_source) if record["object_path"]})
+    names = json.loads((exported / "models" / "names.json").read_text())
+    assert [f"objects/{name}.ply" for name in names.values()] == paths and list(names) == list(infos)
     assert list(infos) == ["1", "2", "3", "4"]
     for (number, info), path in zip(infos.items(), paths, strict=True):
         text = (exported / "models" / f"obj_{int(number):06d}.ply").read_text()
