@@ -103,7 +103,7 @@ def _read(name: str, path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(
             f"no CLIP weights at {path}. {name} in open_clip's format (such as open_clip_model.safetensors) is needed "
-            "for CLIP scores and too large to ship; the built-in judge, python -m hoi.verify, needs no file"
+            "for CLIP scores and too large to ship; the built-in verifier, python -m hoi.verify, needs no file"
         )
     try:
         state = load_model_file(path)[0]

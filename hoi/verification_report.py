@@ -61,7 +61,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         lines += ["- ... the others are in report.json"] if len(problems) > SHOWN_PROBLEMS else []
     lines += [
         "",
-        f"Best and worst are by the mean of {', '.join(RANKED_BY)}. None is counted where nothing is to compare.",
+        f"Best and worst are by the mean of {', '.join(RANKED_BY)}. A score counts the records that have it.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -43,6 +43,16 @@ def label_map_of(segmentation: np.ndarray) -> np.ndarray:
     return distance.argmin(axis=2).astype(np.uint8)
 
 
+def load_rgb(folder: Path, record: dict[str, Any]) -> np.ndarray:
+    """(H, W, 3) uint8.  Raises FileNotFoundError or ValueError naming a picture that is missing, damaged or not RGB."""
+    image = dataset.load_image(folder, record)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(
+            f"{record['file_name']} is {image.shape} {image.dtype}, expected (H, W, 3) uint8: an RGB picture"
+        )
+    return image
+
+
 def true_label_map(folder: Path, record: dict[str, Any]) -> np.ndarray | None:
     """(H, W) 0/1/2 of the record's segmentation; all 0 for scenery, which has no conditions at all; None if unsaid."""
     if record.get("segmentation_file_name") is not None:
@@ -93,7 +103,7 @@ class Lessons:
         if index in self._kept:
             return self._kept[index]
         folder, record = self.entries[index]
-        image, label_map = dataset.load_image(folder, record), true_label_map(folder, record)
+        image, label_map = load_rgb(folder, record), true_label_map(folder, record)
         label_map = np.full(image.shape[:2], UNKNOWN, np.uint8) if label_map is None else label_map
         points = true_keypoints(record)
         points = np.full((JOINTS, 2), np.nan) if points is None else points

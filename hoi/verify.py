@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hoi import dataset
+from hoi import dataset, estimators
 from hoi.command import told_problems
 from hoi.dataset_writer import refresh_card, write_records
 from hoi.hardware import keep_freed_memory
@@ -94,44 +94,50 @@ def as_table(rows: dict[str, dict[str, float | None]]) -> str:
     return "\n".join(lines)
 
 
-def parse_args(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m hoi.verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    add = commands.add_parser("score", help="score the pictures of DIR (the word `score` may be left out)").add_argument
+def add_score_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("folder", metavar="DIR", type=Path)
     add("--verifier", metavar="FILE", type=Path, help="made by `train` (default: the built-in one)")
     add("--network", action=argparse.BooleanOptionalAction, default=True,
         help="--no-network leaves the verifier out: scores of --keypoints and --contacts alone")  # fmt: skip
-    add(
-        "--keypoints", metavar="FILE", type=Path, help="hand keypoints of another program (JSON, see hoi/estimators.py)"
-    )
-    add("--contacts", metavar="FILE", type=Path, help="states of the 100DOH detector (JSON, see hoi/estimators.py)")
+    add("--keypoints", metavar="FILE", type=Path, help="hand keypoints of another program (JSON as below)")
+    add("--contacts", metavar="FILE", type=Path, help="states of the 100DOH detector (JSON as below)")
     add("--pck-threshold", metavar="SHARE", type=float,
         help=f"of the longer side of the box around the true joints (default {PCK_THRESHOLD})")  # fmt: skip
-    add("--keep", metavar="CONDITIONS", help='choose pictures, such as "iou_hand>0.8,pck>0.9", and print'
-        " the yield; takes the stored scores if all records have some and nothing above is given")  # fmt: skip
+    add("--keep", metavar="CONDITIONS", help='choose pictures, such as "iou_hand>0.8,pck>0.9", and print the yield;'
+        " takes the stored scores if all records have some and nothing above is given")  # fmt: skip
     add("--list", metavar="FILE", type=Path, help="with --keep: write the names of what passes")
     add("--out", metavar="DIR2", type=Path, help="with --keep: copy what passes to a dataset folder")
-    add = commands.add_parser("train", help="train a verifier on shaded or real pictures").add_argument
+
+
+def add_train_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--data", metavar="DIR", nargs="+", type=Path, required=True, help="dataset folders, none of them generated")
     add("--out", metavar="FILE", type=Path, required=True, help="the verifier's file (.safetensors)")
     add("--minutes", type=float, default=6.0, help="training time (minutes, default %(default)s)")
-    add(
-        "--side",
-        type=int,
-        default=SIDE,
-        help="pixels that pictures are resized to (multiple of 32, default %(default)s)",
-    )
+    add("--side", type=int, default=SIDE,
+        help="pixels that pictures are resized to (multiple of 32, default %(default)s)")  # fmt: skip
     add("--seed", type=int, default=0)
-    add = commands.add_parser(
-        "measure", help="score generated pictures beside shaded ones of the same records"
-    ).add_argument
+
+
+def add_measure_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--verifier", metavar="FILE", type=Path, default=BUILT_IN, help="made by `train` (default: the built-in one)")
     add("--shaded", metavar="DIR", type=Path, required=True, help="folder of shaded pictures, not trained on")
     add("--generated", metavar="DIR", type=Path, required=True, help="sample.py --data SHADED --out GENERATED")
-    known = bool(words) and (words[0] in COMMANDS or words[0] in ("-h", "--help"))
+
+
+def parse_args(words: list[str]) -> argparse.Namespace:
+    raw = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = argparse.ArgumentParser(prog="python -m hoi.verify", description=__doc__, **raw)
+    commands = parser.add_subparsers(dest="command", required=True)
+    score = "score the pictures of DIR (the word `score` may be left out); its help has the formats of --keypoints, ..."
+    add_score_flags(commands.add_parser("score", help=score, epilog=estimators.__doc__, **raw))
+    add_train_flags(commands.add_parser("train", help="train a verifier on shaded or real pictures"))
+    add_measure_flags(
+        commands.add_parser("measure", help="score generated pictures beside shaded ones of the same records")
+    )
+    known = bool(words) and words[0] in (*COMMANDS, "-h", "--help")
     args = parser.parse_args(words if known else ["score", *words])
     if args.command == "score" and bool(args.keep) != bool(args.list or args.out):
         parser.error("--keep needs --list FILE or --out DIR2 to say what to do with what passes, and these need --keep")
@@ -148,6 +154,8 @@ def score_command(args: argparse.Namespace) -> None:
         verifier, threshold = (args.verifier or BUILT_IN) if args.network else None, args.pck_threshold or PCK_THRESHOLD
         records, report = verify_folder(args.folder, verifier, args.keypoints, args.contacts, threshold)
         print(as_markdown(report))
+    else:
+        print(f"stored scores, verifier {records[0]['verification']['verifier']}")
     if conditions:
         chosen = choose(records, conditions)
         print(describe_yield(records, conditions))

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from hoi import dataset
 from hoi.checkpoint import sha256_of
 from hoi.estimators import (
     PORTABLE_OBJECT,
@@ -23,7 +22,7 @@ from hoi.estimators import (
 )
 from hoi.verification import SCORES, Truth, load_truth, score_picture
 from hoi.verifier import Seen, Verifier, load_verifier, look_at
-from hoi.verifier_training import true_keypoints
+from hoi.verifier_training import load_rgb, true_keypoints
 
 BATCH = 16
 
@@ -81,7 +80,7 @@ def load_witnesses(
 def read_picture(folder: Path, record: dict[str, Any]) -> tuple[np.ndarray, Truth] | str:
     """Picture and truth, or what is wrong with them."""
     try:
-        return dataset.load_image(folder, record), load_truth(folder, record)
+        return load_rgb(folder, record), load_truth(folder, record)
     except (ValueError, OSError) as error:
         return str(error)
 

@@ -185,12 +185,18 @@ def test_damaged_pictures_are_named_and_counted_and_the_others_scored(folder, ve
     (folder / "images/000003.png").write_bytes(b"no picture")
     (folder / "segmentation/000007.png").unlink()
     Image.new("RGB", (16, 16)).save(folder / "images/000009.png")
+    Image.new("RGBA", (SIDE, SIDE)).save(folder / "images/000011.png")
     records, report = verify.verify_folder(folder, verifier_file)
-    assert report["scored"] == 17 and len(report["problems"]) == 3
-    for index, message in ((3, "000003.png is damaged"), (7, "segmentation/000007.png is missing"), (9, "(16, 16)")):
+    assert report["scored"] == 16 and len(report["problems"]) == 4
+    for index, message in (
+        (3, "000003.png is damaged"),
+        (7, "segmentation/000007.png is missing"),
+        (9, "(16, 16)"),
+        (11, "RGB"),
+    ):
         verification = records[index]["verification"]
         assert message in verification["problem"] and {verification[name] for name in SCORES} == {None}
-    assert "3 records without scores" in (folder / "verification/report.md").read_text()
+    assert "4 records without scores" in (folder / "verification/report.md").read_text()
 
 
 def test_folders_without_pictures_are_refused(tmp_path, verifier_file):
