@@ -21,7 +21,7 @@ from hoi.distances import (
 )
 from hoi.features import Extractor, PictureSet, extract, find_pictures, shorten
 from hoi.inception import Inception
-from hoi.measurement import Sheet
+from hoi.measurement import SHARE, Sheet
 from hoi.reference_file import Statistics, load_statistics
 
 # Of Inception's features: where a Frechet distance looks, and what stands behind it.
@@ -124,10 +124,10 @@ def add_inception_numbers(
     real = run.features(reference.pictures, extractor)
     distance = kid(features, real)
     sheet.add(f"KID x 1000 {where}", lambda draws: 1000 * distance(draws), n, "lower",
-              "unbiased squared MMD, kernel (x.y / 2048 + 1)^3, all pictures at once")  # fmt: skip
+              "unbiased squared MMD, kernel (x.y / 2048 + 1)^3, all pictures at once", (-np.inf, np.inf))  # fmt: skip
     for number, share in (("precision", precision), ("recall", recall)):
         sheet.add(f"{number} {where}", share(features, real, neighbours), n, "higher",
-                  f"share within the manifold of the other set, {neighbours} nearest neighbours")  # fmt: skip
+                  f"share within the manifold of the other set, {neighbours} nearest neighbours", SHARE)  # fmt: skip
 
 
 def add_clip_numbers(

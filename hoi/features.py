@@ -97,6 +97,9 @@ def find_pictures(folder: str | Path, workers: int, skip_damaged: bool = False) 
         records = [record for record in read_records(folder) if record["file_name"] is not None]
         paths = [folder / record["file_name"] for record in records]
     else:
+        inner = next(folder.rglob("metadata*.jsonl"), None)
+        if inner is not None:  # its condition images would count as pictures
+            raise ValueError(f"{folder} holds dataset folders; name one of them, such as {inner.parent}")
         found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
         paths = sorted(path for path in found if not any(p.startswith(".") for p in path.relative_to(folder).parts))
     if not paths:

@@ -22,7 +22,7 @@ from hoi.estimators import (
     closest_hand,
     contact_state,
 )
-from hoi.measurement import Sheet
+from hoi.measurement import PERCENT, SHARE, Sheet
 from hoi.umeyama import umeyama
 
 JOINTS, WRIST = 21, 0
@@ -96,11 +96,11 @@ def add_keypoint_numbers(
     for threshold in thresholds:
         sheet.add(f"PCK@{threshold:g}", mean_of((relative <= threshold).mean(axis=1)), n, "higher",
                   f"share of 21 joints within {threshold:g} of the longer side of the target joints' box; undetected "
-                  "hands have all joints wrong")  # fmt: skip
+                  "hands have all joints wrong", SHARE)  # fmt: skip
     sheet.add(f"PCK AUC 0..{widest:g}", mean_of((1 - relative / widest).clip(min=0).mean(axis=1)), n, "higher",
-              f"mean of PCK over all thresholds from 0 to {widest:g}, exact")  # fmt: skip
+              f"mean of PCK over all thresholds from 0 to {widest:g}, exact", SHARE)  # fmt: skip
     found = np.isfinite(errors.pixels[:, 0])
-    sheet.add("hand detection rate", mean_of(found), n, "higher", "share of pictures in which a hand was found")
+    sheet.add("hand detection rate", mean_of(found), n, "higher", "share of pictures in which a hand was found", SHARE)
     total = np.where(found, np.where(found[:, None], errors.pixels, 0).mean(axis=1), 0)
     sheet.add("keypoint error, px", ratio_of(total, found), n, "lower", "mean distance over detected hands")
     measured = np.isfinite(errors.root_mm)
@@ -125,7 +125,8 @@ def add_contact_numbers(
     known = [record for record in records if record.get("contact") is not None]
     if known:
         sheet.add("contact by geometry, %", mean_of(np.array([100.0 * record["contact"] for record in known])),
-                  len(known), "higher", "share of records whose annotated hand and object meshes touch")  # fmt: skip
+                  len(known), "higher", "share of records whose annotated meshes of hand and object touch",
+                  PERCENT)  # fmt: skip
     if predictions is None:
         return
     touching = [record for record in records if record.get("contact") is not False]
@@ -136,13 +137,14 @@ def add_contact_numbers(
     states = np.array([contact_state(predictions[record["file_name"]]) for record in touching])
     n, portable = len(states), 100.0 * (states == PORTABLE_OBJECT)
     sheet.add("contact recall, %", mean_of(portable), n, "higher",
-              "share of pictures whose most certain hand is in state 3, portable object; no hand is none")  # fmt: skip
+              "share of pictures whose most certain hand is in state 3, portable object; no hand is none",
+              PERCENT)  # fmt: skip
     sheet.add("contact recall with stationary, %", mean_of(100.0 * (states >= PORTABLE_OBJECT)), n, "higher",
-              "the same for states 3 and 4, stationary object")  # fmt: skip
+              "the same for states 3 and 4, stationary object", PERCENT)  # fmt: skip
     categories = np.array([str(record.get("category")) for record in touching])
     if len(set(categories)) > 1:
         sheet.add("contact recall, mean of categories, %", _mean_of_groups(portable, categories), n, "higher",
-                  f"unweighted mean over {', '.join(sorted(set(categories)))}, as the paper's table")  # fmt: skip
+                  f"unweighted mean over {', '.join(sorted(set(categories)))}, as in the paper", PERCENT)  # fmt: skip
     histogram = Counter("no hand" if state == NO_HAND else CONTACT_STATES[state] for state in states.tolist())
     sheet.note("contact states: " + ", ".join(f"{name} {count}" for name, count in histogram.most_common()))
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from hoi.bootstrap import CONFIDENCE, EXPLANATION, Estimate, Statistic, estimate
+
+SHARE, PERCENT = (0.0, 1.0), (0.0, 100.0)  # bounds
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,22 @@ class Sheet:
     measurements: list[Measurement] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def add(self, name: str, statistic: Statistic, n: int, better: Literal["lower", "higher"], definition: str) -> None:
-        """Evaluate a statistic of n pictures."""
+    def add(
+        self,
+        name: str,
+        statistic: Statistic,
+        n: int,
+        better: Literal["lower", "higher"],
+        definition: str,
+        bounds: tuple[float, float] = (0.0, math.inf),
+    ) -> None:
+        """Evaluate a statistic of n pictures.
+
+        bounds  values that the number can have; the interval ends there
+        """
         measured = estimate(statistic, n, self.resamples, self.seed)
+        if measured.low is not None:
+            measured = replace(measured, low=max(measured.low, bounds[0]), high=min(measured.high, bounds[1]))
         self.measurements.append(Measurement(name, measured, better, definition))
 
     def note(self, text: str) -> None:

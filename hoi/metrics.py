@@ -180,6 +180,11 @@ def as_markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def usable_cpus() -> int:
+    """Cores that this process may use, where the system says so."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m hoi.metrics", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -222,7 +227,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the draws")
     add("--skip-damaged", action="store_true", help="measure without damaged pictures, counted in the report")
     add("--batch-size", type=positive, default=32)
-    add("--workers", type=int, default=min(os.cpu_count() or 1, 8), help="processes that read pictures (%(default)s)")
+    add("--workers", type=int, default=min(usable_cpus(), 8), help="processes that read pictures (%(default)s)")
     add("--device", default="cpu", help="cpu or cuda")
     args = parser.parse_args(arguments)
     _check_flags(parser, args)

@@ -13,7 +13,7 @@ from itertools import product
 import numpy as np
 
 from hoi.bootstrap import Statistic
-from hoi.measurement import Sheet
+from hoi.measurement import PERCENT, Sheet
 
 CLASSES = ("background", "bottle", "bowl", "camera", "can", "laptop", "mug")
 SYMMETRIC = (1, 2, 4)  # about y; so is a mug whose handle is hidden
@@ -235,6 +235,6 @@ def add_pose_numbers(
     for column, statistics in table.items():
         kind = "3D IoU" if column.startswith("IoU") else f"poses of objects that overlap by more than {POSE_IOU}"
         sheet.add(f"{column} mAP, % ({boxes})", mean_over(list(statistics.values())), len(true), "higher",
-                  f"{kind}, mean over {', '.join(classes.values())}; {BOXES[boxes]}")  # fmt: skip
+                  f"{kind}, mean over {', '.join(classes.values())}; {BOXES[boxes]}", PERCENT)  # fmt: skip
     once = np.ones((1, len(true)))
     return {column: {classes[c]: 100 * float(ap(once)[0]) for c, ap in of.items()} for column, of in table.items()}

@@ -283,6 +283,9 @@ def test_empty_folders_and_features_that_are_not_finite_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no folder .*none"):
         find_pictures(tmp_path / "none", 1)
     found = find_pictures(picture_folder(tmp_path / "a", 3), 1)
+    (tmp_path / "a" / "metadata.jsonl").write_text("")
+    with pytest.raises(ValueError, match=f"{tmp_path.name} holds dataset folders; name one of them, such as .*/a"):
+        find_pictures(tmp_path, 1)
 
     def breaks(images):
         return {"pool": torch.tensor([[1.0], [float("nan")], [2.0]])}

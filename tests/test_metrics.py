@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from hoi import metrics
+from hoi.flicker import Flicker
 from hoi.verifier import Verifier, save_verifier
 
 TINY_CLIP = {
@@ -154,7 +155,8 @@ def test_predictions_by_file_give_pck_contact_and_intervals_and_the_report_says_
                  tmp_path / "contact.json", "--pck-thresholds", 0.1, 0.2, "--bootstrap", 500)  # fmt: skip
     numbers = by_name(report)
     assert numbers["PCK@0.1"]["value"] == pytest.approx(2 / 3)
-    assert numbers["PCK@0.2"]["value"] == 1 and numbers["PCK@0.2"]["low"] == 1
+    assert [numbers["PCK@0.2"][key] for key in ("value", "low", "high")] == [1, 1, 1]
+    assert numbers["contact by geometry, %"]["high"] < 100
     half = 1.96 * np.sqrt(2 / 9 / 30)
     assert numbers["PCK@0.1"]["low"] == pytest.approx(2 / 3 - half, abs=0.05)
     assert numbers["contact recall, %"]["n"] == 24  # records 0, 5, 10 ... do not touch
@@ -166,6 +168,28 @@ def test_predictions_by_file_give_pck_contact_and_intervals_and_the_report_says_
     table = (tmp_path / "out" / "metrics.md").read_text()
     assert table in printed and "| PCK@0.1 " in table and "drawn anew with replacement" in table
     assert f"features are in {tmp_path / 'out' / '.features'}" in printed
+
+
+def test_flicker_is_the_mean_over_clips_and_poses_come_with_the_ap_of_each_class(tmp_path, monkeypatch):
+    flickers = {"a": Flicker(4.0, 2.0, 1.0), "b": Flicker(6.0, 3.0, float("nan"))}  # the camera of clip b moves
+    monkeypatch.setattr(metrics, "clip_flicker", lambda folder, hand: flickers[folder.name])
+    pose = np.diag([0.2, 0.2, 0.2, 1.0])
+    pose[2, 3] = 1
+    entry = {"class_ids": [6], "RTs": [pose.tolist()], "scales": [[0.5, 0.7, 0.5]]}
+    content = {f"{kind}_{key}": value for kind in ("gt", "pred") for key, value in entry.items()}
+    (tmp_path / "poses.json").write_text(json.dumps([content | {"gt_handle_visibility": [1], "pred_scores": [0.7]}]))
+    report = run(tmp_path / "out", "--clips", tmp_path / "a", tmp_path / "b", "--poses", tmp_path / "poses.json",
+                 "--boxes", "aabb")  # fmt: skip
+    numbers = by_name(report)
+    assert [numbers[f"flicker of the {part}, levels"]["value"] for part in ("hand", "object", "background")] == [
+        5,
+        2.5,
+        1,
+    ]
+    assert [numbers[f"flicker of the {part}, levels"]["n"] for part in ("hand", "background")] == [2, 1]
+    assert numbers["5deg2cm mAP, % (aabb)"]["value"] == 100
+    assert report["average_precision_by_class"]["IoU75"] == {"mug": 100}
+    assert report["measured"] is None and len(report["files"]["poses"]["sha256"]) == 64
 
 
 def test_a_second_run_reads_the_cache_that_the_first_one_wrote(clip_file, fake, tmp_path, monkeypatch):
