@@ -25,13 +25,13 @@ from tqdm import tqdm
 
 from hoi.camera import Camera, project, transform_points
 from hoi.dataset import load_mesh, load_object_mask
-from hoi.export_folder import bounds, copy_picture, hand_annotation, lines_of_json, load_labels, save_mask
-from hoi.objects import make_object
+from hoi.export_folder import bounds, copy_picture, hand_annotation, lacking, lines_of_json, load_labels, save_mask
+from hoi.objects import ALREADY_CENTRED, make_object
 from hoi.render import OBJECT, Renderer
 
 IMAGES_PER_SCENE = 1000
 NEEDED = (
-    "file_name", "depth_file_name", "object_mask_file_name", "segmentation_file_name", "object_path",
+    "depth_file_name", "object_mask_file_name", "segmentation_file_name", "object_path",
     "object_to_camera", "intrinsics",
 )  # fmt: skip
 SCENE_FILES = ("scene_camera", "scene_gt", "scene_gt_info", "scene_hand")
@@ -41,8 +41,7 @@ Mesh = tuple[np.ndarray, np.ndarray]  # vertices (V, 3) metres, faces (F, 3)
 
 def lacks(record: dict[str, Any]) -> str:
     """Why a record cannot be exported; empty when it can."""
-    absent = [key for key in NEEDED if record.get(key) is None]
-    return f"they have no {', '.join(absent)}" if absent else ""
+    return lacking(record, NEEDED)
 
 
 def export(folder: Path, records: list[dict[str, Any]], out: Path) -> Counter[str]:
@@ -62,7 +61,7 @@ def export(folder: Path, records: list[dict[str, Any]], out: Path) -> Counter[st
             lines: dict[str, list[tuple[str, Any]]] = {name: [] for name in SCENE_FILES}
             for image_id, record in enumerate(records[start : start + IMAGES_PER_SCENE]):
                 entries = _write_image(folder, record, scene, image_id, meshes[record["object_path"]], renderer)
-                entries["scene_gt"][0]["obj_id"] = ids[record["object_path"]]
+                entries["scene_gt"] = [scene_gt(record, ids[record["object_path"]], meshes[record["object_path"]][0])]
                 for name in SCENE_FILES:
                     lines[name].append((str(image_id), entries[name]))
                 bar.update()
@@ -74,7 +73,7 @@ def export(folder: Path, records: list[dict[str, Any]], out: Path) -> Counter[st
 def _write_image(
     folder: Path, record: dict[str, Any], scene: Path, image_id: int, mesh: Mesh, renderer: Renderer
 ) -> dict[str, Any]:
-    """Write one picture with its masks; returns its entry in each of SCENE_FILES."""
+    """Write one picture with its masks; returns its entry in each of SCENE_FILES but scene_gt."""
     name = f"{image_id:06d}"
     copy_picture(folder, record, "file_name", scene / "rgb" / f"{name}.png")
     depth = copy_picture(folder, record, "depth_file_name", scene / "depth" / f"{name}.png")  # millimetres already
@@ -85,12 +84,8 @@ def _write_image(
         save_mask(scene / kind / f"{name}_000000.png", pixels)
     silhouette, left, top = whole_silhouette(record, mask, *mesh, renderer)
     count, seen = int(silhouette.sum()), int(visible.sum())
-    pose = np.reshape(record["object_to_camera"], (4, 4))
     return {
         "scene_camera": {"cam_K": record["intrinsics"], "depth_scale": 1.0},
-        "scene_gt": [
-            {"cam_R_m2c": pose[:3, :3].ravel().tolist(), "cam_t_m2c": (1000 * pose[:3, 3]).tolist(), "obj_id": 0}
-        ],
         "scene_gt_info": [
             {
                 "bbox_obj": _box(silhouette, left, top),
@@ -103,6 +98,19 @@ def _write_image(
         ],
         "scene_hand": {"record": record["index"], "text": record.get("text"), "hand": hand_annotation(record)},
     }
+
+
+def scene_gt(record: dict[str, Any], obj_id: int, vertices: np.ndarray) -> dict[str, Any]:
+    """The pose of the model, whose origin is the centre of the mesh's box; vertices (V, 3) metres."""
+    pose = np.reshape(record["object_to_camera"], (4, 4))
+    translation = 1000 * (pose[:3, :3] @ box_centre(vertices) + pose[:3, 3])
+    return {"cam_R_m2c": pose[:3, :3].ravel().tolist(), "cam_t_m2c": translation.tolist(), "obj_id": obj_id}
+
+
+def box_centre(vertices: np.ndarray) -> np.ndarray:
+    """(3,) metres; exactly zero for meshes that are centred but for rounding."""
+    centre = (vertices.min(axis=0) + vertices.max(axis=0)) / 2
+    return centre if np.abs(centre).max() > ALREADY_CENTRED else np.zeros(3)
 
 
 def whole_silhouette(
@@ -137,8 +145,9 @@ def write_models(folder: Path, meshes: dict[str, Mesh]) -> None:
     folder.mkdir()
     infos = []
     for number, (path, (vertices, faces)) in enumerate(meshes.items(), start=1):
-        write_ascii_ply(folder / f"obj_{number:06d}.ply", 1000 * vertices, faces)
-        infos.append((str(number), model_info(1000 * vertices) | symmetries(Path(path).stem, vertices)))
+        points = 1000 * (vertices - box_centre(vertices))
+        write_ascii_ply(folder / f"obj_{number:06d}.ply", points, faces)
+        infos.append((str(number), model_info(points) | symmetries(Path(path).stem, vertices)))
     (folder / "models_info.json").write_text(lines_of_json(infos))
     names = {str(number): Path(path).stem for number, path in enumerate(meshes, start=1)}
     (folder / "names.json").write_text(json.dumps(names, indent=2) + "\n")

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from hoi.conditions import BONES
 from hoi.dataset import load_depth
-from hoi.export_folder import bounds, copy_picture, hand_annotation, load_labels
+from hoi.export_folder import bounds, copy_picture, hand_annotation, lacking, load_labels
 from hoi.hand import FINGER_NAMES
 from hoi.render import HAND, OBJECT
 from hoi.verification import joints_shown
@@ -28,7 +28,7 @@ MISSING, HIDDEN, VISIBLE = 0, 1, 2
 
 def lacks(record: dict[str, Any]) -> str:
     """Why a record cannot be exported; empty when it can.  Pictures of scenery are pictures without annotation."""
-    return "they have no file_name" if record.get("file_name") is None else ""
+    return lacking(record, ())
 
 
 def export(folder: Path, records: list[dict[str, Any]], out: Path) -> Counter[str]:

@@ -22,7 +22,7 @@ from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from hoi.dataset import CONDITION_KEYS
-from hoi.export_folder import copy_picture, load_labels
+from hoi.export_folder import copy_picture, lacking, load_labels
 from hoi.hand import MANO_TO_OPENPOSE
 
 TRAIN = ("image", "skeleton", "top", "bottom", "left", "right", "sentence", "seg", "mask")
@@ -33,10 +33,8 @@ OPENCV_TO_OPENGL = np.diag([1.0, -1.0, -1.0])
 
 def lacks(record: dict[str, Any]) -> str:
     """Why a record cannot be exported; empty when it can."""
-    if record.get("file_name") is None:
-        return "they have no file_name"
-    absent = [key for key in CONDITION_KEYS[:2] if record.get(key) is None]
-    return f"they have {'no ' + absent[0]}" if len(absent) == 1 else ""
+    is_scenery = all(record.get(key) is None for key in CONDITION_KEYS)
+    return lacking(record, () if is_scenery else CONDITION_KEYS[:2])
 
 
 def export(folder: Path, records: list[dict[str, Any]], out: Path) -> Counter[str]:

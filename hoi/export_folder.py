@@ -56,6 +56,14 @@ def _umask() -> int:
     return mask
 
 
+def lacking(record: dict[str, Any], keys: Iterable[str]) -> str:
+    """Which of the keys a record leaves open, as a reason; empty when none."""
+    if record.get("file_name") is None:
+        return "they have no picture: make_dataset.py --shade draws them, sample.py generates them"
+    absent = [key for key in keys if record.get(key) is None]
+    return f"they have no {', '.join(absent)}" if absent else ""
+
+
 def copy_picture(folder: Path, record: dict[str, Any], key: str, target: Path) -> np.ndarray:
     """Copy a picture of a record as it is and return its pixels.
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from hoi.camera import CAMERA_FOV_DEG, Camera, make_intrinsics
 from hoi.dataset import load_depth, load_image, load_mesh
-from hoi.export_folder import bounds, hand_annotation, lines_of_json, load_labels
+from hoi.export_folder import bounds, hand_annotation, lacking, lines_of_json, load_labels
 from hoi.render import OBJECT, Renderer
 
 HEIGHT, WIDTH, LEFT = 480, 640, 80  # of a frame; first column of the middle square
@@ -34,7 +34,7 @@ FRAMES_PER_FOLDER = 10
 MIN_PIXELS, MAX_WIDTH, MAX_HEIGHT = 64, 600, 440  # of the visible object: readers drop what is smaller or larger
 CLASSES = {"bottle": (1, "02876657"), "bowl": (2, "02880940"), "can": (4, "02946921"), "mug": (6, "03797390")}
 NEEDED = (
-    "file_name", "depth_file_name", "segmentation_file_name", "object_path", "object_to_camera", "intrinsics",
+    "depth_file_name", "segmentation_file_name", "object_path", "object_to_camera", "intrinsics",
 )  # fmt: skip
 Z_UP_TO_Y_UP = np.array([[1.0, 0, 0], [0, 0, 1.0], [0, -1.0, 0]])
 READERS_SIGNS = np.array([1.0, 1.0, -1.0])
@@ -69,16 +69,15 @@ class Normalization:
 
 def lacks(record: dict[str, Any]) -> str:
     """Why a record cannot be exported; empty when it can."""
-    absent = [key for key in NEEDED if record.get(key) is None]
-    if absent:
-        return f"they have no {', '.join(absent)}"
+    if absent := lacking(record, NEEDED):
+        return absent
     height, width = record["height"], record["width"]
     wanted = make_intrinsics(height, height, CAMERA_FOV_DEG["nocs"])
     given = np.reshape(record["intrinsics"], (3, 3))
     if height != width or not np.allclose(given, wanted, atol=1e-3):
         return (
-            f"their camera is not that of NOCS (focal length {given[0, 0]:.1f} px, expected {wanted[0, 0]:.1f} at "
-            f"{height} px): make them with make_dataset.py --camera nocs"
+            f"their camera is not that of NOCS (focal length {wanted[0, 0]:.1f} px at a height of {height}): "
+            "make them with make_dataset.py --camera nocs"
         )
     if record.get("category") not in CLASSES:
         return f"their category is none of NOCS's that are known here ({', '.join(CLASSES)})"

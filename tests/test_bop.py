@@ -1,6 +1,7 @@
 """BOP export, read back by a plain reader that follows the format's specification, and projected again."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from silhouettes import depth_of, iou
 
 from hoi.bop import symmetries
 from hoi.dataset import load_object_mask, read_records
+from hoi.dataset_writer import write_records
 from hoi.export import export
 from hoi.objects import make_object
 
@@ -99,6 +101,22 @@ def test_models_are_millimetres_with_outward_normals_and_true_sizes(exported, ex
         outside = trimesh.Trimesh(rows[:, :3], model.faces, process=False)
         assert (np.einsum("ij,ij->i", rows[:, 3:], outside.vertex_normals) > 0.99).mean() > 0.99
         assert outside.volume > 0
+
+
+def test_models_have_their_origin_in_the_middle_also_when_the_stored_mesh_has_not(export_source, tmp_path):
+    copy = shutil.copytree(export_source, tmp_path / "copy")
+    record = next(record for record in read_records(copy) if record["category"] == "mug")
+    mesh = trimesh.load(copy / record["object_path"], process=False)
+    mesh.vertices += [0.02, -0.01, 0.03]
+    mesh.export(copy / record["object_path"])
+    pose = np.reshape(record["object_to_camera"], (4, 4))
+    pose[:3, 3] -= pose[:3, :3] @ [0.02, -0.01, 0.03]
+    write_records(copy, [record | {"object_to_camera": pose.ravel().tolist()}])
+    export(copy, "bop", tmp_path / "out")
+    (image,) = read_scene(tmp_path / "out" / "train" / "000000")
+    np.testing.assert_allclose(image["model"].bounds.mean(axis=0), 0, atol=1e-3)
+    drawn = depth_of(image["points"], image["model"].faces, image["K"], 160, 160)
+    assert iou(np.isfinite(drawn), image["mask"] > 0) >= 0.99
 
 
 def test_the_hand_stands_beside_the_scene_and_its_keypoints_project_where_they_are(exported):

@@ -55,7 +55,7 @@ def test_an_interruption_leaves_nothing_behind(export_source, tmp_path, monkeypa
         ("--format coco --labels SOURCE OUT", "--labels is for --format nocs"),
         ("--format kitti SOURCE OUT", "invalid choice"),
         ("--format nocs WIDE OUT", "no record for nocs\n.* camera is not that of NOCS .*make_dataset.py --camera nocs"),
-        ("--format coco BLANK OUT", "no record for coco\n  6 left out: they have no file_name"),
+        ("--format coco BLANK OUT", "no record for coco\n  6 left out: they have no picture: make_dataset.py --shade"),
         ("--format csv EMPTY OUT", "no record for csv"),
     ],
 )

@@ -15,7 +15,7 @@ import pytest
 import trimesh
 
 import make_dataset
-from hoi import dataset_writer
+from hoi import dataset_writer, nocs
 from hoi.dataset import load_conditions, load_image, read_records
 from hoi.objects import collect_objects
 from hoi.scene_maker import SceneMaker
@@ -112,6 +112,14 @@ def test_official_view_looks_from_in_front_and_default_views_from_all_around(six
     front = azimuths(make("--num 5 --official-view", tmp_path, cache))
     assert front.min() >= 0 and front.max() <= 0.1
     assert np.ptp(azimuths(read_records(sixty))) > 300
+
+
+def test_the_camera_of_nocs_is_what_its_exporter_takes_and_older_folders_do_not_know_of_it(sixty, tmp_path, cache):
+    records = make("--num 2 --shade --camera nocs", tmp_path, cache)
+    assert len(records) == 2 and not any(nocs.lacks(record) for record in records)
+    assert records[0]["intrinsics"][0] == pytest.approx(577.5 * 64 / 480)
+    jobs = [json.loads((folder / "dataset.json").read_text())["job"] for folder in (tmp_path, sixty)]
+    assert jobs[0]["camera"] == "nocs" and "camera" not in jobs[1]
 
 
 def test_trajectories_end_in_the_grasp_and_frames_that_leave_the_picture_are_left_out(tmp_path, cache):
