@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from hoi.bootstrap import Statistic
 
@@ -96,8 +97,9 @@ def frechet(features: np.ndarray, reference: Gaussian) -> Statistic:
         sums = sum(draws[:, k * BLOCK : (k + 1) * BLOCK] @ block for k, block in enumerate(blocks(features)))
         means = sums / n[:, None] - reference.mean  # (R, D)
         traces = (draws @ squares - n * (means**2).sum(axis=1)) / (n - 1) + (reference.root**2).sum()
-        distance = (means**2).sum(axis=1) + traces - 2 * np.array([singular_sum(weights) for weights in draws])
-        return distance.clip(min=0)
+        bar = tqdm(draws, desc="Frechet distance of draws", disable=len(draws) == 1, leave=False)
+        cross_traces = np.array([singular_sum(weights) for weights in bar])
+        return ((means**2).sum(axis=1) + traces - 2 * cross_traces).clip(min=0)
 
     return statistic
 

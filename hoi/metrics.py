@@ -4,7 +4,7 @@
     python -m hoi.metrics --real DIR --save-statistics real.npz --inception FILE    the reference once, for later
     python -m hoi.metrics --real real.npz --fake DIR --inception FILE
     python -m hoi.metrics --fake DIR --clip ViT-B-32-quickgelu FILE       CLIPScore; with --real a Frechet distance, too
-    python -m hoi.metrics --real DIR --fake DIR --verifier FILE           a Frechet distance for the toy world
+    python -m hoi.metrics --real DIR --fake DIR --verifier                a Frechet distance for the toy world
     python -m hoi.metrics --fake DIR --keypoints FILE --contact FILE      PCK, MPJPE, contact recall
     python -m hoi.metrics --fake DIR --poses FILE                         3D IoU and degree-centimetre mAP
     python -m hoi.metrics --clips DIR DIR ...                             flicker
@@ -45,7 +45,7 @@ from hoi.measurement import Sheet, as_table
 from hoi.pose_files import read_poses
 from hoi.pose_metrics import BOXES, add_pose_numbers
 from hoi.reference_file import save_statistics
-from hoi.verifier import load_verifier
+from hoi.verifier import BUILT_IN, load_verifier
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "open_clip_torch", "timm")  # that decide numbers
 WEIGHTS = ("inception", "clip", "timm", "verifier")  # flags
@@ -212,7 +212,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--clip-prefix", default=SCORE_PREFIX, help="put before each caption (%(default)r)")
     add("--clip-weight", type=float, default=SCORE_WEIGHT, help="w of CLIPScore (%(default)s)")
     add("--timm", nargs=2, metavar=("MODEL", "FILE"), help="timm model and weights: Frechet distance")
-    add("--verifier", type=Path, metavar="FILE", help="of python -m hoi.verify train: Frechet distance")
+    add("--verifier", type=Path, nargs="?", const=BUILT_IN, metavar="FILE",
+        help="of python -m hoi.verify train; without FILE the built-in one: Frechet distance")  # fmt: skip
     add = parser.add_argument_group("predictions and clips").add_argument
     add("--keypoints", type=Path, metavar="FILE", help="predicted hand keypoints of --fake: PCK, MPJPE")
     add("--pck-thresholds", type=float, nargs="+", default=[0.05, 0.1, 0.2], metavar="T",
