@@ -9,6 +9,8 @@ Frames are 640x480 with one camera for all.  A square picture made with that cam
 middle 480 columns; the sides are a blurred copy, without depth.  Object pixels are rendered at the frame's own
 resolution; hand pixels, which hide them, are those of the record.
 
+Meshes of the user are taken as they stand, z up; a mug's handle must point along +x, as NOCS defines its mugs.
+
 Readers turn z of models and coordinates around, so files hold (x, y, -z) of a right-handed model: with q its point,
 the camera sees scale * rotation @ q + translation.
 """
