@@ -25,7 +25,7 @@ ORDER = """
     verifier verifier_training verification verification_report selection witnesses verify
     export_folder bop nocs coco csv_export export
     inception features bootstrap distances reference_file measurement umeyama keypoint_metrics pose_metrics pose_files
-    extractors feature_metrics metrics
+    extractors feature_metrics metrics replica
 """.split()
 GEOMETRY = set(ORDER[ORDER.index("camera") : ORDER.index("text")]) - {"conditions", "dataset"}
 NETWORK = {"text", "vae", "unet", "model", "diffusion", "samplers"}

@@ -1,0 +1,195 @@
+"""Tables 4, 5 and 2 of the paper beside toy results: measures what tools/replicate_tables.sh made and prints Markdown.
+
+    python tools/replica_table.py --tables 4 5 2 --shaded runs/evaluation/shaded --reference runs/replica/reference \\
+                                  --clip runs/toy/text/clip.safetensors --out runs/replica
+
+For each fine-tuned model it reads OUT/NAME/pictures and writes OUT/NAME/numbers.json; every table goes to the terminal
+and to OUT/table_N.md.  No paper number compares with the toy number beside it: the order of the rows may.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from hoi import replica  # noqa: E402
+from hoi.checkpoint import sha256_of  # noqa: E402
+from hoi.command import project_commit, told_problems  # noqa: E402
+from hoi.dataset_writer import write_atomically  # noqa: E402
+from hoi.measurement import Sheet, shown  # noqa: E402
+from hoi.verifier import BUILT_IN  # noqa: E402
+from hoi.weight_files import WeightFile  # noqa: E402
+
+RESAMPLES, SEED = 200, 0
+CEILING = "shaded"  # the pictures that the records were shaded with: what the judges say of perfect ones
+Report = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A toy number, its short name, and what the paper has in its place: values by row, in the order of the rows."""
+
+    number: str
+    title: str
+    paper_title: str = ""
+    paper: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """rows  name of the fine-tuned model -> the paper's name of it"""
+
+    title: str
+    rows: dict[str, str]
+    columns: tuple[Column, ...]
+
+
+TABLES = {
+    "4": Table(
+        "Table 4, ablation of the structural conditions",
+        {"none": "LDM (finetuned)", "no-normal": "w/o estimated normal maps",
+         "no-skeleton": "w/o hand keypoint projection", "no-segmentation": "w/o hand-object segmentation",
+         "all": "HOIDiffusion"},
+        (Column(replica.FRECHET, "Frechet distance", "FID (1k)", (86.12, 82.40, 81.93, 78.57, 77.64)),
+         Column(replica.HAND_IOU, "hand IoU"), Column(replica.OBJECT_IOU, "object IoU"), Column(replica.PCK, "PCK")),
+    ),
+    "5": Table(
+        "Table 5, appearance regularisation",
+        {"no-regularization": "w/o regularization", "all": "HOIDiffusion"},
+        (Column(replica.TOY_CLIP, "CLIPScore stand-in", "CLIPScore", (0.66, 0.79)),
+         Column(replica.COLOR, "colour word, %"), Column(replica.BACKGROUND, "background word, %")),
+    ),
+    "2": Table(
+        "Table 2, hand contact and keypoints",
+        {"none": "LDM", "all": "HOIDiffusion"},
+        (Column(replica.contact_of("mug"), "mug, %", "mug, %", (79.12, 92.31)),
+         Column(replica.contact_of("bowl"), "bowl, %", "bowl, %", (78.89, 97.78)),
+         Column(replica.contact_of("bottle"), "bottle, %", "bottle, %", (73.00, 94.00)),
+         Column(replica.contact_of("can"), "can, %", "can, %", (60.64, 97.87)),
+         Column(replica.CONTACT, "contact, mean, %", "contact recall, mean, %", (72.91, 95.49)),
+         Column(replica.PCK, "PCK", "PCK", (0.15, 0.85))),
+    ),
+}  # fmt: skip
+
+
+def measured(name: str, args: argparse.Namespace, judges: replica.Judges) -> Report:
+    """All numbers of one model's pictures, or of the shaded ones; written to OUT/NAME/numbers.json."""
+    sheet, folder = Sheet(RESAMPLES, SEED), args.out / name
+    pictures, files, steps = folder / "pictures", {"verifier": args.verifier, "clip": args.clip}, None
+    if name == CEILING:
+        pictures = args.shaded
+        folder.mkdir(exist_ok=True)
+    else:
+        files["model"] = folder / "model.safetensors"
+        steps = int(WeightFile(files["model"]).metadata["step"])
+    replica.measure_pictures(sheet, pictures, args.shaded, judges)
+    report = {
+        "pictures": str(pictures),
+        "reference": {"folder": str(args.reference), "n": len(judges.reference.pictures)},
+        "steps": steps,
+        "sha256": {kind: sha256_of(path) for kind, path in files.items()},
+        "commit": project_commit(),
+        "date": date.today().isoformat(),
+        "interval": sheet.interval(),
+        "numbers": [item.as_json() for item in sheet.measurements],
+        "notes": sheet.notes,
+    }
+    write_atomically(folder / "numbers.json", (json.dumps(report, indent=1) + "\n").encode())
+    return report
+
+
+def number_of(report: Report, name: str) -> dict[str, Any] | None:
+    return next((number for number in report["numbers"] if number["name"] == name), None)
+
+
+def cell(number: dict[str, Any] | None) -> str:
+    if number is None or number["value"] is None:
+        return "-"
+    interval = "" if number["low"] is None else f" ({shown(number['low'])} .. {shown(number['high'])})"
+    return shown(number["value"]) + interval
+
+
+def as_markdown(table: Table, reports: Mapping[str, Report]) -> str:
+    """The table in the paper's shape, then how to read it and where its order differs from the paper's."""
+    heads, rows = ["method"], {name: [label] for name, label in (table.rows | {CEILING: "(shaded pictures)"}).items()}
+    for column in table.columns:
+        arrow = "↓" if column.number == replica.FRECHET else "↑"
+        if column.paper:
+            heads.append(f"paper: {column.paper_title} {arrow}")
+            for row, value in itertools.zip_longest(rows.values(), column.paper):
+                row.append("-" if value is None else f"{value:.2f}")
+        heads.append(f"toy: {column.title} {arrow}")
+        for name, row in rows.items():
+            row.append(cell(number_of(reports[name], column.number)))
+    lines = [f"**{table.title}: toy results**", "", *("| " + " | ".join(row) + " |" for row in [heads, *rows.values()])]
+    lines.insert(3, "|---|" + "---:|" * (len(heads) - 1))
+    return "\n".join([*lines, "", *explained(table, reports)]) + "\n"
+
+
+def explained(table: Table, reports: Mapping[str, Report]) -> list[str]:
+    """What stands in for what, of how many pictures and steps, and where the order differs from the paper's."""
+    ceiling, steps = reports[CEILING], sorted({reports[name]["steps"] for name in table.rows})
+    lines = []
+    for column in table.columns:
+        if number := number_of(ceiling, column.number):
+            to = f", to {ceiling['reference']['n']} shaded pictures" if column.number == replica.FRECHET else ""
+            lines.append(f"- toy: {column.title}: {number['definition']}{to}; n = {number['n']}")
+    lines.append(
+        f"- {ceiling['date']}; fine-tunes of {' and '.join(map(str, steps))} steps; in brackets 95 % bootstrap "
+        f"intervals of {ceiling['interval']['resamples']} draws"
+    )
+    lines.append("- judges: " + ", ".join(f"{name} {digest[:12]}" for name, digest in ceiling["sha256"].items()))
+    if len(steps) > 1:
+        lines.append("- **the fine-tunes are not equally long: do not compare them**")
+    for column in table.columns:
+        if column.paper:
+            differing = other_order(table, column, reports) or ["as in the paper"]
+            lines += [f"- order of {column.title}: {each}" for each in differing]
+    return lines
+
+
+def other_order(table: Table, column: Column, reports: Mapping[str, Report]) -> list[str]:
+    """Pairs of rows that the toy numbers put the other way round, and whether their intervals overlap."""
+    found = []
+    paper = dict(zip(table.rows, column.paper, strict=True))
+    for one, other in itertools.combinations(table.rows, 2):
+        a, b = (number_of(reports[name], column.number) for name in (one, other))
+        if a and b and (paper[one] - paper[other]) * (a["value"] - b["value"]) < 0:
+            apart = None not in (a["low"], b["low"]) and (a["low"] > b["high"] or b["low"] > a["high"])
+            how = "intervals apart" if apart else "intervals overlap"
+            found.append(f"not the paper's for {table.rows[one]} and {table.rows[other]} ({how})")
+    return found
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--tables", nargs="+", choices=TABLES, default=list(TABLES))
+    add("--shaded", type=Path, required=True, metavar="DIR", help="held-out records that the pictures were made from")
+    add("--reference", type=Path, required=True, metavar="DIR", help="shaded pictures for the Frechet distance")
+    add("--clip", type=Path, required=True, metavar="FILE", help="clip.safetensors of train.py --stage text")
+    add("--verifier", type=Path, default=BUILT_IN, metavar="FILE", help="judge (default: the built-in one)")
+    add("--out", type=Path, required=True, metavar="DIR", help="holds NAME/pictures of each fine-tuned model")
+    return parser.parse_args(arguments)
+
+
+def main(args: argparse.Namespace) -> None:
+    judges = replica.load_judges(args.verifier, args.clip, args.reference, args.out / "features")
+    names = dict.fromkeys(name for key in args.tables for name in TABLES[key].rows)
+    reports = {name: measured(name, args, judges) for name in [*names, CEILING]}
+    for key in args.tables:
+        text = as_markdown(TABLES[key], reports)
+        write_atomically(args.out / f"table_{key}.md", text.encode())
+        print(text)
+
+
+if __name__ == "__main__":
+    with told_problems("tools/replica_table.py", "interrupted; the same command begins again"):
+        main(parse_args())
