@@ -243,6 +243,8 @@ def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
     for flag in needing:
         if getattr(args, flag) and args.fake is None:
             parser.error(f"--{flag} needs the pictures to measure: --fake DIR")
+    if args.save_statistics and args.save_statistics.suffix != ".npz":
+        parser.error(f"--save-statistics {args.save_statistics}: the name must end in .npz, as --real tells it by that")
     if args.save_statistics and not (args.inception and args.real and args.real.suffix != ".npz"):
         parser.error("--save-statistics needs --inception FILE and --real DIR")
     if args.real and not any(getattr(args, flag) for flag in WEIGHTS):

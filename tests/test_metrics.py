@@ -245,7 +245,8 @@ def test_predictions_of_other_pictures_or_too_few_are_refused(fake, tmp_path):
     (["--clip", "ViT-B-32", "f"], "nothing to measure"),
     (["--fake", "a", "--real", "b"], "--real needs a network to compare by"),
     (["--fake", "a", "--verifier", "f"], "needs pictures as the reference: --real DIR"),
-    (["--fake", "a", "--save-statistics", "f"], "--save-statistics needs --inception FILE and --real DIR"),
+    (["--fake", "a", "--save-statistics", "f.npz"], "--save-statistics needs --inception FILE and --real DIR"),
+    (["--real", "a", "--inception", "f", "--save-statistics", "f"], "the name must end in .npz"),
     (["--clips", "a", "--keypoints", "f"], "--keypoints needs the pictures to measure: --fake DIR"),
 ])  # fmt: skip
 def test_flags_that_would_go_unread_are_refused(arguments, message, capsys):
