@@ -10,8 +10,8 @@ cd "$(dirname "$0")/.."
 recipe=${1:-full}
 out=runs/toy
 case $recipe in
-    full) pictures=24000 lab=8000 instances=20 vae=4500 text=1000 base=12000 buffer=1000 hoi=8000 ;;
-    hour) pictures=4800 lab=1600 instances=6 vae=900 text=300 base=1200 buffer=200 hoi=800 out=runs/toy-hour ;;
+    full) pictures=24000 lab=8000 instances=20 vae=4500 text=1000 base=12000 buffer=1000 hoi=8000 verifier=40 ;;
+    hour) pictures=4800 lab=1600 instances=6 vae=900 text=300 base=1200 buffer=200 hoi=800 verifier=5 out=runs/toy-hour ;;
     *) echo "unknown recipe '$recipe'; expected full or hour" >&2; exit 1 ;;
 esac
 # Shapes from 100 on: sample.py shows shape 0, evaluate_tiny.sh judges by shapes from 500 on.
@@ -25,10 +25,12 @@ python train.py --stage vae --data $out/any --out $out/vae --steps $vae --learni
     --ema-decay 0.995
 python train.py --stage text --data $out/any --out $out/text --steps $text
 python train.py --stage base --data $out/any --base $out/vae/model.safetensors \
-    --text-encoder-from $out/text/model.safetensors --out $out/base --steps $base --learning-rate 1.5e-3 --ema-decay 0.998
+    --text-encoder-from $out/text/model.safetensors --out $out/base --steps $base --no-cosine --clip-gradient 0.3 --ema-decay 0.998
 python sample.py --no-conditions --checkpoint $out/base/model.safetensors --num $buffer --out $out/buffer
 python train.py --stage hoi --data $out/lab --reg-data $out/buffer --base $out/base/model.safetensors --out $out/hoi \
-    --steps $hoi --batch-size 24 --reg-batch-size 8 --learning-rate 1e-3 --warmup-steps 100 --cosine \
-    --caption-dropout 0.1 --ema-decay 0.998
+    --steps $hoi --batch-size 24 --reg-batch-size 8 --learning-rate 1e-3 --clip-gradient 0.3 --warmup-steps 100 \
+    --cosine --caption-dropout 0.1 --ema-decay 0.998
+# The network that judges the pictures; it sees drawn ones only.  Minutes, not steps.
+[ -f $out/verifier.safetensors ] || python -m hoi.verify train --data $out/any $out/lab --out $out/verifier.safetensors --minutes $verifier
 [ "$recipe" = hour ] || python tools/export_tiny.py $out/hoi/model.safetensors hoi/assets/tiny.safetensors
 echo "done: look at $out/hoi/preview_*.png, then python sample.py --checkpoint $out/hoi/model.safetensors"
