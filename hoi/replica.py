@@ -25,20 +25,16 @@ from hoi.witnesses import Witnesses
 
 NEIGHBOURS = np.ones((3, 3), bool)  # pixels side by side or corner to corner
 BATCH, WORKERS = 32, 2
-# Names of the numbers; what hoi/verification.py calls them.
+# Names of the numbers, and which scores of hoi/verification.py some of them are, times what.
 FRECHET, TOY_CLIP, CONTACT = "Frechet distance (verifier)", "toy CLIPScore", "toy contact, %"
 HAND_IOU, OBJECT_IOU, PCK = "hand IoU", "object IoU", f"PCK@{PCK_THRESHOLD:g}"
 COLOR, BACKGROUND = "colour word, %", "background word, %"
 SCORED = {
-    HAND_IOU: ("iou_hand", 1, "of the verifier's label map with the conditions'"),
-    OBJECT_IOU: ("iou_object", 1, "of the verifier's label map with the conditions'"),
-    PCK: (
-        "pck",
-        1,
-        f"share of joints that the verifier sees within {PCK_THRESHOLD:g} of the true joints' box of theirs",
-    ),
-    COLOR: ("color_right", 100, "share of captions with a colour whose mean object colour is nearest to that one"),
-    BACKGROUND: ("background_right", 100, "share of captions whose background is what the verifier sees"),
+    HAND_IOU: ("iou_hand", 1, "the verifier's label map against the conditions'"),
+    OBJECT_IOU: ("iou_object", 1, "the verifier's label map against the conditions'"),
+    PCK: ("pck", 1, f"joints of the verifier within {PCK_THRESHOLD:g} of the longer side of the true joints' box"),
+    COLOR: ("color_right", 100, "captions whose colour is the nearest to the mean colour in the object's true mask"),
+    BACKGROUND: ("background_right", 100, "captions whose background is the one that the verifier sees"),
 }
 
 

@@ -129,7 +129,7 @@ def made_up(value: float, spread: float, steps: int | None = 600) -> dict:
 
 
 def test_tables_stand_beside_the_papers_numbers_and_name_pairs_in_another_order():
-    distances = {"none": 9.0, "no-normal": 4.0, "no-skeleton": 8.0, "no-segmentation": 3.0, "all": 3.5}
+    distances = {"none": 9.0, "no-normal": 4.0, "no-skeleton": 8.0, "no-segmentation": 3.5, "all": 3.5}
     reports = {name: made_up(value, 0.4) for name, value in distances.items()} | {"shaded": made_up(1.0, 0.1, None)}
     lines = replica_table.as_markdown(replica_table.TABLES["4"], reports).splitlines()
     assert lines[2].startswith("| method | paper: FID (1k) ↓ | toy: Frechet distance ↓ | toy: hand IoU ↑ |")
@@ -156,8 +156,10 @@ def commands(tmp_path_factory) -> list[list[str]]:
     (root / "bin").mkdir()
     (root / "bin" / "python").write_text(f'#!/bin/bash\nprintf " %q" "$@" >> {root}/log; echo >> {root}/log\n')
     (root / "bin" / "python").chmod(0o755)
-    folders = {"TOY": root / "toy", "OUT": root / "out", "EVALUATION": root / "evaluation", "STEPS": "5"}
-    environment = os.environ | {name: str(value) for name, value in folders.items()}
+    (root / "verifier").touch()
+    settings = {"TOY": root / "toy", "OUT": root / "out", "EVALUATION": root / "evaluation", "STEPS": "5"}
+    settings["VERIFIER"] = root / "verifier"
+    environment = os.environ | {name: str(value) for name, value in settings.items()}
     environment["PATH"] = f"{root / 'bin'}:{os.environ['PATH']}"
     subprocess.run(["bash", ROOT / "tools" / "replicate_tables.sh", "all"], env=environment, check=True)
     return [shlex.split(line) for line in (root / "log").read_text().splitlines() if "$'" not in line]
@@ -191,4 +193,5 @@ def test_every_fine_tune_is_sampled_on_the_same_captions_and_measured(commands):
     assert words[0] == "tools/replica_table.py"
     args = replica_table.parse_args(words[1:])
     rows = {name for key in args.tables for name in replica_table.TABLES[key].rows}
-    assert rows == {Path(out).parent.name for out in sampled} and args.shaded.name == "shaded"
+    assert rows == {Path(out).parent.name for out in sampled}
+    assert (args.shaded.name, args.verifier.name) == ("shaded", "verifier")

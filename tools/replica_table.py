@@ -136,11 +136,12 @@ def as_markdown(table: Table, reports: Mapping[str, Report]) -> str:
 def explained(table: Table, reports: Mapping[str, Report]) -> list[str]:
     """What stands in for what, of how many pictures and steps, and where the order differs from the paper's."""
     ceiling, steps = reports[CEILING], sorted({reports[name]["steps"] for name in table.rows})
-    lines = []
+    meant: dict[str, list[str]] = {}  # what the columns are, those of one definition together
     for column in table.columns:
         if number := number_of(ceiling, column.number):
-            to = f", to {ceiling['reference']['n']} shaded pictures" if column.number == replica.FRECHET else ""
-            lines.append(f"- toy: {column.title}: {number['definition']}{to}; n = {number['n']}")
+            to = f" to {ceiling['reference']['n']} shaded pictures" if column.number == replica.FRECHET else ""
+            meant.setdefault(number["definition"] + to, []).append(f"{column.title} (n = {number['n']})")
+    lines = [f"- toy {', '.join(titles)}: {definition}" for definition, titles in meant.items()]
     lines.append(
         f"- {ceiling['date']}; fine-tunes of {' and '.join(map(str, steps))} steps; in brackets 95 % bootstrap "
         f"intervals of {ceiling['interval']['resamples']} draws"
@@ -156,12 +157,12 @@ def explained(table: Table, reports: Mapping[str, Report]) -> list[str]:
 
 
 def other_order(table: Table, column: Column, reports: Mapping[str, Report]) -> list[str]:
-    """Pairs of rows that the toy numbers put the other way round, and whether their intervals overlap."""
+    """Pairs of rows that the toy numbers put the other way round or find equal; whether their intervals overlap."""
     found = []
     paper = dict(zip(table.rows, column.paper, strict=True))
     for one, other in itertools.combinations(table.rows, 2):
         a, b = (number_of(reports[name], column.number) for name in (one, other))
-        if a and b and (paper[one] - paper[other]) * (a["value"] - b["value"]) < 0:
+        if a and b and (paper[one] - paper[other]) * (a["value"] - b["value"]) <= 0:
             apart = None not in (a["low"], b["low"]) and (a["low"] > b["high"] or b["low"] > a["high"])
             how = "intervals apart" if apart else "intervals overlap"
             found.append(f"not the paper's for {table.rows[one]} and {table.rows[other]} ({how})")
