@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from hoi.text import tokenize
 ROWS = 256  # of one file: of 512 px pictures 34 MB, of Stable Diffusion's text 61 MB
 PIXELS = 2**19  # encoded at once: 32 pictures of 128 px, 2 of 512 px
 CAPTIONS = 64  # encoded at once
+OPEN = 256  # files kept open; a process may often have 1024, and half a million pictures are in twice as many
 
 
 class RowsOnDisk:
@@ -39,17 +41,19 @@ class RowsOnDisk:
         paths = [file_of(folder, k) for k in range(-(-count // ROWS))]
         if missing := [path for path in paths if not path.exists()]:
             raise FileNotFoundError(f"{missing[0]} is missing; with several machines --out must be on a shared disk")
-        self.files = [np.load(path, mmap_mode="r") for path in paths]
-        if (found := sum(map(len, self.files))) != count:
+        self.paths, self.count = paths, count
+        self._open = lru_cache(OPEN)(partial(np.load, mmap_mode="r"))
+        if (found := sum(len(self._open(path)) for path in paths)) != count:
             raise ValueError(f"{folder} holds {found} rows, expected {count}: delete the folder, it is made again")
-        self.count, self.shape = count, self.files[0].shape[1:]
+        self.shape = self._open(paths[0]).shape[1:]
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, indices: Sequence[int]) -> np.ndarray:
         """(B,) row numbers -> (B, *shape)."""
-        return np.stack([self.files[i // ROWS][i % ROWS] for i in indices])
+        # Copies: a view would keep its file open.
+        return np.stack([self._open(self.paths[i // ROWS])[i % ROWS].copy() for i in indices])
 
 
 def file_of(folder: Path, number: int) -> Path:
@@ -175,8 +179,8 @@ def cached(
 def measured_scaling_factor(latents: LatentCache) -> float:
     """1 / standard deviation of all cached posterior means: the VAE's `scaling_factor` once it is trained."""
     sums = np.zeros(3)
-    for file in latents.values.files:
-        means = file[:, 0].astype(np.float64)
+    for path in latents.values.paths:
+        means = np.load(path, mmap_mode="r")[:, 0].astype(np.float64)
         sums += means.size, means.sum(), np.square(means).sum()
     count, total, squares = sums
     return float(1 / np.sqrt(squares / count - (total / count) ** 2))

@@ -1,5 +1,7 @@
 """train.py and hoi/stages.py: resuming, sharing work between processes, what trains, and messages."""
 
+import os
+import resource
 import shutil
 import socket
 from pathlib import Path
@@ -159,6 +161,19 @@ def test_an_interrupted_encoding_makes_only_what_is_missing(world, tmp_path, mon
     np.testing.assert_array_equal(caching.cached(model, pictures, tmp_path).latents.values[range(10)], whole)
     assert [path.stat().st_mtime_ns for path in (first, third)] == kept
     assert sorted(second.parent.iterdir()) == [first, second, third]
+
+
+def test_more_files_than_a_process_may_open_are_read_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(caching, "ROWS", 1)
+    monkeypatch.setattr(caching, "OPEN", 4)
+    rows = torch.arange(60.0)[:, None]
+    limits, here = resource.getrlimit(resource.RLIMIT_NOFILE), len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (here + 20, limits[1]))
+    try:
+        written = caching.write_rows(tmp_path, 60, lambda start, end: rows[start:end], 1, "rows")
+        assert written[range(59, -1, -1)].ravel().tolist() == list(range(59, -1, -1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_latents_are_encoded_anew_for_another_autoencoder_and_for_nothing_else(world, tmp_path):
