@@ -31,7 +31,6 @@ STROKES = ("crop", "source")
 MARGIN = 50  # pixels of the whole picture, the authors' number
 MIN_AREA = 200  # pixels of the whole picture that hand and object must each have
 FAR = 65.0  # metres; sensors write the largest number for no answer, and the folder's depth ends at 65.5
-BLOCK = 1024  # frames handed to the pool at once: half a million waiting calls would cost a gigabyte
 SKIN_JOINTS = [k for k in range(21) if k not in (4, 8, 12, 16, 20)]  # keypoints that are joints, not fingertips
 
 
@@ -220,10 +219,9 @@ def convert_frames(run: Any, writer: DatasetWriter, log: RejectionLog, todo: lis
     todo  numbers of the records
     """
     with tqdm(total=len(todo), unit="frame") as progress:
-        for start in range(0, len(todo), BLOCK):
-            for result in run("convert", todo[start : start + BLOCK]):
-                (log.add if "rejected" in result else writer.append)(result)
-                progress.update()
+        for result in run("convert", todo):
+            (log.add if "rejected" in result else writer.append)(result)
+            progress.update()
 
 
 def nearest_of(pieces: list[GBuffer]) -> GBuffer:

@@ -1,13 +1,15 @@
 """Work shared between processes.  A maker and numbers -> the maker's results, in order, for any number of processes."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any
 
 import torch
+
+BLOCK = 1024  # calls handed to the pool at once: half a million waiting ones would cost a gigabyte
 
 _maker: Any = None  # one in each worker process
 
@@ -35,13 +37,17 @@ def mapper(workers: int, build: Callable[[], Any]) -> Iterator[Any]:
     # Spawn: a forked process would share the parent's GL context and thread pools.
     pool = ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (build,))
 
-    def run(method: str, numbers: Any) -> Iterator[Any]:
+    def submit(method: str, numbers: Sequence[int]) -> Iterator[Any]:
         # Processes that start here inherit the deaf ear: Ctrl-C reaches the whole group, the parent ends the workers.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             return pool.map(call_worker, [method] * len(numbers), numbers)
         finally:
             signal.signal(signal.SIGINT, before)
+
+    def run(method: str, numbers: Sequence[int]) -> Iterator[Any]:
+        for start in range(0, len(numbers), BLOCK):
+            yield from submit(method, numbers[start : start + BLOCK])
 
     try:
         yield run
