@@ -33,7 +33,7 @@ from tqdm import tqdm
 from hoi.camera import CAMERA_FOV_DEG
 from hoi.check import check_folder
 from hoi.command import how_made, positive, told_problems
-from hoi.dataset_writer import DatasetWriter
+from hoi.dataset_writer import DatasetWriter, open_folder, refuse_other_job
 from hoi.framing import FRAMINGS
 from hoi.grabnet import load_grabnet
 from hoi.hand import load_hand
@@ -165,6 +165,8 @@ def contradiction(args: argparse.Namespace) -> str | None:
         return "--content scenery has neither hand nor object: it makes sense only with --shade"
     if args.looks > 1 and not args.shade:
         return "--looks needs --shade: without pictures the looks of a geometry would be equal"
+    if args.start_distance is not None and not 0 <= args.start_distance < float("inf"):
+        return f"--start-distance is {args.start_distance:g}, expected metres, 0 or more, e.g. 0.15"
     if args.seed < 0 or args.object_seed < 0:
         return "--seed and --object-seed must not be negative"
     if args.grasp == "grabnet" and not (args.grabnet and args.mano):
@@ -255,12 +257,14 @@ def main(args: argparse.Namespace) -> None:
     for mesh in meshes:
         print("\n".join(f"{mesh.object_id}: {note}" for note in mesh.notes), end="\n" if mesh.notes else "")
     settings = scene_settings(args)
+    # Before minutes of search; objects without grasps drop out, so the list of objects is compared after it.
+    refuse_other_job(args.out, describe(args, settings, []), ignoring=("objects",))
     per_scene = settings.records_per_scene
     scenes = -(-args.num // per_scene)
     build = partial(SceneMaker, settings, meshes, args.out, args.cache, args.mano, args.grabnet)
     with mapper(args.workers, build) as run:
         print(f"renderer: {next(iter(run('renderer_used', [0])))}")
-        writer = DatasetWriter(args.out, describe(args, settings, find_all_grasps(settings, meshes, run)))
+        writer = open_folder(args.out, describe(args, settings, find_all_grasps(settings, meshes, run)))
         todo = [k for k in range(scenes) if not all(writer.done(i) for i in range(k * per_scene, (k + 1) * per_scene))]
         print(f"{scenes} scenes x {per_scene} records -> {args.out}, {len(writer)} records are there already")
         before = len(writer)

@@ -20,7 +20,7 @@ import torch
 from hoi.captions import CAPTION_FILE, Captioner, apply_captions, caption_folder, read_captions
 from hoi.command import how_made, positive
 from hoi.dataset import read_records
-from hoi.dataset_writer import DatasetWriter
+from hoi.dataset_writer import open_folder
 from hoi.depth_normals import DPT_HYBRID
 from hoi.dexycb import DexYCB
 from hoi.frame_converter import MARGIN, MIN_AREA, STROKES, FrameConverter, convert_frames
@@ -152,7 +152,7 @@ def convert_pictures(args: argparse.Namespace) -> None:
         raise ValueError(f"no frame of {source.name} fits the selection")
     order = np.random.default_rng(args.seed).permutation(len(source)) if args.shuffle else np.arange(len(source))
     order = order[: args.num]
-    writer, log = DatasetWriter(args.out, describe_pictures(args, source)), RejectionLog(args.out)
+    writer, log = open_folder(args.out, describe_pictures(args, source)), RejectionLog(args.out)
     todo = [k for k in range(len(order)) if not writer.done(k) and k not in log.reasons]
     print(f"{len(order)} frames of {source.name} -> {args.out}, {len(order) - len(todo)} were seen already")
     build = partial(

@@ -28,8 +28,8 @@ from tqdm import tqdm
 from hoi import public_weights
 from hoi.command import how_made, positive, told_problems
 from hoi.conditions import stack_conditions
-from hoi.dataset import RECORD_KEYS
-from hoi.dataset_writer import DatasetWriter, complete_record, write_pictures
+from hoi.dataset import RECORD_KEYS, read_description
+from hoi.dataset_writer import DatasetWriter, complete_record, open_folder, write_pictures
 from hoi.framing import FRAMINGS
 from hoi.geometry import FolderGeometries, SceneGeometries
 from hoi.hand import load_hand
@@ -241,8 +241,7 @@ def describe(args, settings, checkpoint, dtype, geometries, prompts) -> dict[str
     if isinstance(geometries, FolderGeometries):
         rows = [[record["index"], record["text"], record["keypoints_2d"]] for record in geometries.records]
         job["data"] = digest(rows)
-        source = args.data / "dataset.json"
-        licences["data"] = json.loads(source.read_text()).get("licences") if source.is_file() else None
+        licences["data"] = read_description(args.data).get("licences")
     elif geometries is not None:
         meshes = geometries.meshes
         job["objects"] = [f"{m.object_id} {hashlib.sha256(m.vertices.tobytes()).hexdigest()[:8]}" for m in meshes]
@@ -278,13 +277,6 @@ def prepare_grasps(geometries, requests: list[Request], rank: int) -> None:
 def barrier() -> None:
     if dist.is_initialized():
         dist.barrier()
-
-
-def open_folder(args: argparse.Namespace, description: dict[str, Any], rank: int, world_size: int) -> DatasetWriter:
-    try:
-        return DatasetWriter(args.out, description, rank, world_size)
-    except OSError as error:
-        raise OSError(f"cannot write to {args.out} ({error}); choose another folder with --out") from error
 
 
 def make_pictures(
@@ -340,7 +332,8 @@ def main(args: argparse.Namespace) -> None:
     requests = plan(geometries, prompts, args.num)
     if world_size > 1:
         dist.init_process_group("gloo", timeout=timedelta(days=7))
-    writer = open_folder(args, describe(args, settings, checkpoint, dtype, geometries, prompts), rank, world_size)
+    description = describe(args, settings, checkpoint, dtype, geometries, prompts)
+    writer = open_folder(args.out, description, rank, world_size)
     barrier()  # every rank has seen the same finished records
     todo = [request for request in requests if not writer.done(request.index)]
     if not todo:

@@ -72,6 +72,20 @@ def read_records(folder: str | Path) -> list[dict[str, Any]]:
     return [by_index[index] for index in sorted(by_index)]
 
 
+def read_description(folder: str | Path) -> dict[str, Any]:
+    """dataset.json, {} where there is none.  Raises ValueError naming a damaged one."""
+    path = Path(folder) / "dataset.json"
+    if not path.is_file():
+        return {}
+    try:
+        description = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); delete it: the command that made it writes it anew") from error
+    if not isinstance(description, dict):
+        raise ValueError(f"{path} holds a {type(description).__name__}, expected a JSON object; delete it")
+    return description
+
+
 def missing_files(folder: Path, record: dict[str, Any]) -> list[str]:
     """Relative paths that a record names and the folder does not have."""
     paths = [record.get(key) for key in (*PICTURE_FOLDERS, "object_path")]

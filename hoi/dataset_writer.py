@@ -20,12 +20,14 @@ from hoi.dataset import (
     load_picture,
     missing_files,
     parse_lines,
+    read_description,
     read_records,
 )
 from hoi.objects import ObjectMesh, save_object
 from hoi.sheets import contact_sheet
 
 FORMAT_VERSION = 1
+SHOWN_DIFFERENCES, SHOWN_LENGTH = 4, 40  # of two jobs: how many, and characters of a value
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -150,8 +152,7 @@ def write_records(folder: str | Path, records: list[dict[str, Any]]) -> None:
 
 def read_card(folder: str | Path, records: list[dict[str, Any]]) -> dict[str, Any]:
     """dataset.json with the entries of hoi/data_card.py as they are now: folders grow, and are verified later."""
-    path = Path(folder) / "dataset.json"
-    description = json.loads(path.read_text()) if path.is_file() else {}
+    description = read_description(folder)
     return description | data_card(folder, records, description)
 
 
@@ -181,6 +182,41 @@ def overview(folder: str | Path, records: list[dict[str, Any]], count: int = 24,
     return contact_sheet([strips[pair] for pair in pairs], [texts[pair] for pair in pairs])
 
 
+def refuse_other_job(folder: str | Path, description: dict[str, Any], ignoring: tuple[str, ...] = ()) -> None:
+    """Raise ValueError when the folder was begun by a job that `description` does not continue.
+
+    ignoring  entries of "job" that are not compared: not known yet
+    """
+    there = read_description(folder)
+    before, job = there.get("job"), json.loads(json.dumps(description.get("job")))  # tuples become lists, as on disk
+    if before is None or job is None:
+        return
+    keys = sorted(key for key in before | job if key not in ignoring and before.get(key) != job.get(key))
+    if not keys:
+        return
+    if there.get("made_by") != description.get("made_by"):
+        difference = f"{there.get('made_by')} made it, this is {description.get('made_by')}"
+    else:
+        told = [f"{key}: {_shortly(before.get(key))} there, {_shortly(job.get(key))} now" for key in keys]
+        difference = "; ".join(told[:SHOWN_DIFFERENCES])
+        difference += f"; and {len(told) - SHOWN_DIFFERENCES} more" if len(told) > SHOWN_DIFFERENCES else ""
+    again = f", or continue it with its own command: {there['command']}" if there.get("command") else ""
+    raise ValueError(f"{folder} holds records of another job ({difference}); choose another folder with --out{again}")
+
+
+def _shortly(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN_LENGTH else f"{text[: SHOWN_LENGTH - 3]}..."
+
+
+def open_folder(folder: Path, description: dict[str, Any], rank: int = 0, world_size: int = 1) -> "DatasetWriter":
+    """DatasetWriter(...), and what is wrong with a folder that cannot be written to is told with a way out."""
+    try:
+        return DatasetWriter(folder, description, rank, world_size)
+    except OSError as error:
+        raise OSError(f"cannot write to {folder} ({error}); choose another folder with --out") from error
+
+
 class DatasetWriter:
     """Appends records to a folder; opening an existing folder continues it.
 
@@ -194,7 +230,7 @@ class DatasetWriter:
     def __init__(self, folder: str | Path, description: dict[str, Any], rank: int = 0, world_size: int = 1) -> None:
         self.folder, self.description, self.rank, self.world_size = Path(folder), description, rank, world_size
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._refuse_other_job()
+        refuse_other_job(self.folder, description)
         self.lines_path = self.folder / ("metadata.jsonl" if world_size == 1 else f"metadata-{rank:05d}.jsonl")
         if self.lines_path.exists():
             self._cut_last_line()
@@ -203,18 +239,6 @@ class DatasetWriter:
         self._done = {record["index"] for record in known if not missing_files(self.folder, record)}
         if rank == 0:
             self._write_description()
-
-    def _refuse_other_job(self) -> None:
-        path = self.folder / "dataset.json"
-        if not path.exists():
-            return
-        before = json.loads(path.read_text()).get("job")
-        job = json.loads(json.dumps(self.description.get("job")))  # tuples become lists, as on disk
-        if before is None or job is None or before == job:
-            return
-        differ = [f"{key}: {before.get(key)!r} there, {job.get(key)!r} now"
-                  for key in sorted(before | job) if before.get(key) != job.get(key)]  # fmt: skip
-        raise ValueError(f"{self.folder} holds records of another job ({'; '.join(differ)}); choose another folder")
 
     def _cut_last_line(self) -> None:
         """Remove what an interruption left of a line, or the next record would be glued to it."""

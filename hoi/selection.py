@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from hoi.dataset import PICTURE_FOLDERS
+from hoi.dataset import PICTURE_FOLDERS, read_description
 from hoi.dataset_writer import DatasetWriter, write_atomically
 from hoi.verification import SCORES
 
@@ -84,13 +84,12 @@ def copy_records(folder: Path, out: Path, records: list[dict[str, Any]], conditi
     chosen, keep = choose(records, conditions), ", ".join(map(str, conditions))
     if not chosen:
         raise ValueError(f"nothing passes {keep}, so there is nothing to copy to {out}")
-    description = json.loads((folder / "dataset.json").read_text()) if (folder / "dataset.json").is_file() else {}
+    description = read_description(folder)
     rejected = (description.get("rejected") or {}) | {f"does not pass {keep}": len(records) - len(chosen)}
     digest = hashlib.sha256(json.dumps(chosen).encode()).hexdigest()
     job = {"selected_from": str(folder.resolve()), "keep": keep, "records": digest}
     if out.is_dir() and any(out.iterdir()):
-        there = json.loads((out / "dataset.json").read_text()) if (out / "dataset.json").is_file() else {}
-        if there.get("job") != job:
+        if read_description(out).get("job") != job:
             raise ValueError(f"{out} holds something else than this selection; choose another folder")
     writer = DatasetWriter(
         out, description | {"rejected": rejected, "selected_job": description.get("job"), "job": job}

@@ -24,7 +24,7 @@ from hoi.dataset import (
     load_object_mask,
     read_records,
 )
-from hoi.dataset_writer import DatasetWriter, write_object, write_pictures, write_records
+from hoi.dataset_writer import DatasetWriter, refuse_other_job, write_object, write_pictures, write_records
 from hoi.grasp import Grasp
 from hoi.hand import HandPose
 from hoi.objects import make_object
@@ -191,6 +191,32 @@ def test_another_job_in_the_same_folder_is_refused(tmp_path):
     DatasetWriter(tmp_path, {"job": {"seed": 1, "size": (2, 3)}})
     with pytest.raises(ValueError, match="another job .*seed: 1 there, 2 now"):
         DatasetWriter(tmp_path, {"job": {"seed": 2, "size": (2, 3)}})
+    refuse_other_job(tmp_path, {"job": {"seed": 2, "size": (2, 3)}}, ignoring=("seed",))
+
+
+def test_the_refusal_is_short_and_says_how_to_go_on(tmp_path):
+    made = {"made_by": "sample.py", "command": "python sample.py --num 8"}
+    DatasetWriter(tmp_path, made | {"job": {name: "x" * 500 for name in "abcdef"}})
+    with pytest.raises(ValueError) as refusal:
+        DatasetWriter(tmp_path, made | {"job": {}})
+    said = str(refusal.value)
+    assert "a: 'xxx" in said and "d: 'xxx" in said and "e: " not in said and "and 2 more" in said and len(said) < 600
+    assert said.endswith(
+        "choose another folder with --out, or continue it with its own command: python sample.py --num 8"
+    )
+    with pytest.raises(
+        ValueError, match="sample.py made it, this is make_dataset.py.*python sample.py --num 8"
+    ) as refusal:
+        DatasetWriter(tmp_path, {"made_by": "make_dataset.py", "job": {"seed": 0}})
+    assert "xxx" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(("content", "message"), [('{"job": {"se', "is not JSON"), ("[1]", "holds a list, expected")])
+def test_a_damaged_description_is_named(tmp_path, content, message):
+    DatasetWriter(tmp_path, {"job": {"seed": 1}})
+    (tmp_path / "dataset.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"{re.escape(str(tmp_path))}/dataset.json {message}.*delete it"):
+        DatasetWriter(tmp_path, {"job": {"seed": 1}})
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,19 @@ def test_another_seed_gives_other_records_and_is_refused_in_the_same_folder(sixt
         make("--num 2 --seed 2", tmp_path / "out", cache)
 
 
+def test_another_job_is_refused_before_any_grasp_is_searched(tmp_path, cache, monkeypatch):
+    make("--num 1", tmp_path / "out", cache)
+    monkeypatch.setattr(SceneMaker, "grasps_of", lambda *_: pytest.fail("searched"))
+    with pytest.raises(ValueError, match="size: 64 there, 48 now"):
+        make("--num 1 --size 48", tmp_path / "out", cache)
+
+
+def test_a_folder_that_cannot_be_written_is_told_with_a_way_out(tmp_path, cache):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(OSError, match="cannot write to .*file/out .*choose another folder with --out"):
+        make("--num 1", tmp_path / "file" / "out", cache)
+
+
 def test_check_accepts_what_was_made_and_refuses_a_changed_number(sixty, tmp_path, cache, capsys):
     make("--num 3 --hand-side random", tmp_path / "out", cache)
     check = ["--check", str(tmp_path / "out")]
@@ -193,6 +206,7 @@ def test_files_of_one_name_are_kept_apart(tmp_path):
         ("--content object=-1", "share of object is '-1', expected a positive number"),
         ("--num 0", "'0' is not a positive whole number"),
         ("--looks 2", "--looks needs --shade"),
+        ("--frames 3 --start-distance -0.1", "--start-distance is -0.1, expected metres, 0 or more"),
         ("--seed -1", "--seed and --object-seed must not be negative"),
         ("--camera nocs --framing tight", "--camera nocs fixes the intrinsics of all pictures"),
     ],
