@@ -37,6 +37,7 @@ from tqdm import tqdm
 from hoi import caching, checkpoint, stages
 from hoi.averaging import WeightAverage
 from hoi.batches import Share, TrainingSet, read_ahead
+from hoi.command import told_problems
 from hoi.hardware import has_fast_bf16, keep_freed_memory
 from hoi.interruption import StopSignals, agreed, check_same_run, gradient_norm, unusable_step
 from hoi.model import CONDITION_NAMES, PRESETS, HOIDiffusion
@@ -353,8 +354,9 @@ def leave(received: int | None, out: Path, done: int, main_process: bool) -> Non
 
 def main() -> None:
     try:
-        train(parse_args())
-    except (ValueError, OSError, FloatingPointError) as error:
+        with told_problems("train.py", "\ninterrupted before the first step; the same command starts again"):
+            train(parse_args())
+    except FloatingPointError as error:
         raise SystemExit(f"train.py: {error}") from error
     finally:
         if dist.is_initialized():

@@ -7,6 +7,7 @@ whether the run was interrupted.  Each process draws the numbers of the whole ba
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -53,7 +54,8 @@ class TrainingSet:
 
     folders       dataset folders; every record must have a picture
     height, width expected size in pixels
-    Raises ValueError when a folder holds no pictures or one of another size.
+    Raises ValueError when a folder holds no records, one without a picture or one of another size, FileNotFoundError
+    when a picture or condition image is missing: before anything is trained, not in the middle of the night.
     """
 
     def __init__(self, folders: Sequence[str | Path], height: int, width: int):
@@ -63,14 +65,33 @@ class TrainingSet:
             records = dataset.read_records(folder)
             if not records:
                 raise ValueError(f"{folder} holds no records; make them with make_dataset.py or sample.py")
+            listed: dict[str, set[str]] = {}
+            for record in records:
+                self._check(folder, record, listed)
             self.entries += [(folder, record) for record in records]
-            first = dataset.load_image(folder, records[0])
-            if first.shape != (height, width, 3):
-                raise ValueError(
-                    f"{folder}: pictures are {first.shape[1]}x{first.shape[0]} px, the model takes {width}x{height}; "
-                    f"make the folder with --size {width}"
-                )
         self._readers = ThreadPoolExecutor(max_workers=2)
+
+    def _check(self, folder: Path, record: dict, listed: dict[str, set[str]]) -> None:
+        """listed: names in each folder looked into so far, since asking for every file of half a million is slow."""
+        if record["file_name"] is None:
+            raise ValueError(
+                f"{folder} record {record['index']} has no picture, and training needs one: make the folder with "
+                "make_dataset.py --shade, from real pictures, or with sample.py"
+            )
+        size = (record.get("height"), record.get("width"))
+        if size != (self.height, self.width):
+            raise ValueError(
+                f"{folder} record {record['index']}: the picture is {size[1]}x{size[0]} px, the model takes "
+                f"{self.width}x{self.height}; make the folder with --size {self.width}"
+            )
+        for path in filter(None, (record.get(key) for key in ("file_name", *dataset.CONDITION_KEYS))):
+            parent, name = os.path.split(path)
+            if parent not in listed:
+                listed[parent] = set(os.listdir(folder / parent)) if (folder / parent).is_dir() else set()
+            if name not in listed[parent]:
+                raise FileNotFoundError(
+                    f"{folder / path} is missing (record {record['index']}); run the command that made {folder} again"
+                )
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -80,8 +101,16 @@ class TrainingSet:
 
     def images(self, indices: Sequence[int]) -> Tensor:
         """(B, 3, H, W) in [-1, 1]."""
-        pictures = np.stack(list(self._readers.map(lambda i: dataset.load_image(*self.entries[i]), indices)))
+        pictures = np.stack(list(self._readers.map(self._image, indices)))
         return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+    def _image(self, index: int) -> np.ndarray:
+        folder, record = self.entries[index]
+        image = dataset.load_image(folder, record)
+        if image.shape != (self.height, self.width, 3):
+            expected = (self.height, self.width, 3)
+            raise ValueError(f"{folder / record['file_name']} has shape {image.shape}, its record says {expected}")
+        return image
 
     def conditions(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """skeleton, normal, segmentation: each (B, 3, H, W) in [0, 1]; zeros for scenery (paper section 4.1)."""
