@@ -153,8 +153,11 @@ def save_object(mesh: ObjectMesh, path: str | Path) -> None:
     rows["count"], rows["indices"] = 3, mesh.faces
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_bytes(header.encode() + mesh.vertices.astype("<f4").tobytes() + rows.tobytes())
-    os.replace(unfinished, path)
+    try:
+        unfinished.write_bytes(header.encode() + mesh.vertices.astype("<f4").tobytes() + rows.tobytes())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def describe_size(vertices: np.ndarray) -> str:
@@ -172,7 +175,8 @@ def read_mesh(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     try:
         scene = trimesh.load(path, force="scene", process=False, skip_materials=True)
     except Exception as error:  # the readers behind trimesh raise whatever their format's parser meets
-        raise ValueError(f"{path} cannot be read as a {path.suffix or 'mesh'} file: {error}") from error
+        known = "" if path.suffix.lower() in MESH_SUFFIXES else f"; convert it to one of {', '.join(MESH_SUFFIXES)}"
+        raise ValueError(f"{path} cannot be read as a {path.suffix or 'mesh'} file: {error}{known}") from error
     parts, skipped, count = [], 0, 0
     for node in scene.graph.nodes_geometry:
         transform, name = scene.graph[node]

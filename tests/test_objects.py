@@ -1,5 +1,6 @@
 """Built-in families and mesh loading against trimesh, and the messages for meshes that cannot be used."""
 
+import errno
 import time
 from pathlib import Path
 
@@ -229,7 +230,8 @@ OBJ_TETRAHEDRON = "v 0 0 {z}\nv 0 {s} 0\nv {s} 0 0\nv {s} {s} {s}\nf 1 2 3\nf 1 
 @pytest.mark.parametrize(("name", "content", "message"), [
     ("empty.obj", "", "has no triangles"), ("empty.stl", "", "has no triangles"),
     ("words.ply", "not a mesh", "cannot be read as a .ply"), ("words.glb", "not a mesh", "cannot be read as a .glb"),
-    ("text.docx", "a", "cannot be read as a .docx"), ("points.obj", "v 0 0 0\nv 1 0 0\nv 0 1 0\n", "has no triangles"),
+    ("text.docx", "a", "cannot be read as a .docx.*; convert it to one of .obj, .ply"),
+    ("points.obj", "v 0 0 0\nv 1 0 0\nv 0 1 0\n", "has no triangles"),
     ("nan.obj", OBJ_TETRAHEDRON.format(s=0.1, z="nan"), "1 of 4 vertices have NaN or infinite coordinates"),
     ("inf.obj", OBJ_TETRAHEDRON.format(s=0.1, z="inf"), "1 of 4 vertices have NaN or infinite coordinates"),
     ("flat.obj", "v 0 0 0\nv 0 .1 0\nv .1 0 0\nv .1 .1 0\nf 1 2 3\nf 2 4 3\n", "flat: its box is 0.1 x 0.1 x 0 units"),
@@ -268,6 +270,18 @@ def test_a_truncated_file_is_refused(cup, tmp_path):
         path.write_bytes(path.read_bytes()[:700])
         with pytest.raises(ValueError, match=f"cup.{suffix}"):
             load_object(path)
+
+
+def test_a_full_disk_leaves_no_part_of_a_saved_mesh(families, tmp_path, monkeypatch):
+    def full(path, content):
+        with open(path, "wb") as stream:
+            stream.write(content[:1000])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_object(families["can"][0], tmp_path / "can.ply")
+    assert not list(tmp_path.iterdir())
 
 
 def test_folders_are_searched_in_order_of_path(cup, tmp_path):
