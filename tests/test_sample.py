@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,37 @@ def failure(capsys, arguments: list[str]) -> str:
         sample.run(arguments)
     assert exit_.value.code not in (0, None)
     return f"{exit_.value.code} {capsys.readouterr().err}"
+
+
+# --- what a stranger types first ---
+
+
+def test_without_arguments_the_built_in_model_shows_every_object_in_several_looks(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    defaults = sample.parse_args([])
+    settings = sample.sampling_settings
+    monkeypatch.setattr(sample, "CACHE", tmp_path / "cache")
+    # Two steps instead of the preset's 20: the pictures are the training's business, not this test's.
+    monkeypatch.setattr(sample, "sampling_settings", lambda *a: replace(settings(*a), num_inference_steps=2))
+    sample.run([])
+    said, records = capsys.readouterr().out, read_records(tmp_path / "out")
+    assert defaults.out == Path("out") and len(records) >= 8
+    assert [line for line in said.splitlines() if line.startswith("tiny.safetensors (tiny, stage hoi")]
+    assert f"{len(records)} new pictures" in said and "look at out/grid.png" in said and "hint" not in said
+    assert {record["category"] for record in records} == {"mug", "bowl", "bottle", "can"}
+    assert len({record["text"].replace(record["category"], "") for record in records}) >= 4
+    assert (images(tmp_path / "out").std(axis=(1, 2, 3)) > 10).all()  # none is blank
+    with Image.open(tmp_path / "out" / "grid.png") as grid:
+        assert min(grid.size) > 128
+    report = check_folder(tmp_path / "out")
+    assert report.ok and report.rendered == 4, str(report)
+    sample.run([])
+    assert f"all {len(records)} pictures are in out already: nothing to do" in capsys.readouterr().out
+
+
+def test_words_that_the_miniature_never_learned_are_told(tmp_path, capsys):
+    sample.run(["--no-conditions", "--prompt", "A dragon on the beach", "--steps", "1", "--out", str(tmp_path)])
+    assert "hint: the tiny model was never taught the words dragon\n" in capsys.readouterr().out
 
 
 # --- the same pictures ---
@@ -282,12 +314,12 @@ def test_what_was_finished_before_a_fault_survives_and_the_same_command_continue
     tmp_path, checkpoint, scenes, monkeypatch, capsys, fault
 ):
     words = command(checkpoint, tmp_path / "out", "--data", str(scenes), "--batch-size", "1")
-    replace = os.replace
+    os_replace = os.replace
 
     def failing(source, target):
         if str(target).endswith("images/000002.png"):
             raise OSError(errno.ENOSPC, "No space left on device") if fault == "disk full" else KeyboardInterrupt
-        return replace(source, target)
+        return os_replace(source, target)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", failing)
@@ -360,6 +392,12 @@ def test_the_full_size_scenery_is_long_and_without_repeats():
 def test_words_outside_the_toy_world_are_found():
     prompts = ["A hand is grasping a pink {object} on the beach", "a grey mug with a Dragon, in bamboo forest"]
     assert untaught_words(prompts) == ["dragon"]
+
+
+def test_a_misspelt_placeholder_is_named_before_anything_is_made(tmp_path, checkpoint, capsys):
+    words = ["--prompt", "a pink {objct}", "--object", "can", "--cache", str(tmp_path / "cache")]
+    message = failure(capsys, command(checkpoint, tmp_path / "out", *words))
+    assert "{objct}; the only placeholder is {object}" in message and not (tmp_path / "out").exists()
 
 
 def test_prompt_files_skip_comments_and_empty_lines(tmp_path):
