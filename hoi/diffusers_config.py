@@ -146,6 +146,9 @@ def _vae_from(settings: Mapping[str, Any], folder: Path) -> VAEConfig:
     path = folder / "vae" / "config.json"
     _check_fixed(settings, _VAE_FIXED, path)
     channels, mult = _widths(settings)
+    widths = settings["block_out_channels"]
+    if any(width % channels for width in widths):
+        raise ValueError(f"{path}: block_out_channels are {widths}, expected multiples of the first")
     return VAEConfig(
         channels=channels,
         channel_mult=mult,

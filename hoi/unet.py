@@ -39,7 +39,8 @@ class UNetConfig:
         # Lists come back from JSON; tuples keep the configuration hashable and comparable.
         object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
         object.__setattr__(self, "attention_levels", tuple(self.attention_levels))
-        if any(self.model_channels * mult % 1 for mult in self.channel_mult):
+        if any(abs(self.model_channels * mult - width) > 1e-6
+               for mult, width in zip(self.channel_mult, self.level_widths, strict=True)):  # fmt: skip
             raise ValueError(f"U-Net: {self.model_channels} channels times {self.channel_mult} must be whole numbers")
         for width in self.level_widths:
             if width % self.norm_groups or width % self.num_heads:
@@ -51,7 +52,7 @@ class UNetConfig:
     @property
     def level_widths(self) -> tuple[int, ...]:
         """Channels of every level, finest first; also the widths of the condition features."""
-        return tuple(int(self.model_channels * mult) for mult in self.channel_mult)
+        return tuple(round(self.model_channels * mult) for mult in self.channel_mult)  # 352 * (480 / 352) is 479.99...
 
     @property
     def embedding_width(self) -> int:

@@ -378,6 +378,11 @@ def test_other_families_are_refused_by_name(tmp_path, state, folder):
         (copy / "unet" / "config.json").write_text(json.dumps(settings | changes))
         with pytest.raises(ValueError, match=message):
             load_model(copy)
+    settings = json.loads((folder / "vae" / "config.json").read_text())
+    (copy / "unet" / "config.json").write_text((folder / "unet" / "config.json").read_text())
+    (copy / "vae" / "config.json").write_text(json.dumps(settings | {"block_out_channels": [32, 48, 64, 64]}))
+    with pytest.raises(ValueError, match=r"vae.config.json: block_out_channels are .* multiples of the first"):
+        load_model(copy)
     (copy / "text_encoder_2").mkdir()
     with pytest.raises(ValueError, match="is a Stable Diffusion XL folder"):
         load_model(copy)

@@ -310,6 +310,11 @@ def test_wrong_shapes_are_refused_with_what_was_expected():
         UNetConfig(model_channels=64, channel_mult=(1, 1.3))
 
 
+def test_widths_that_are_no_multiples_of_the_first_survive_the_rounding_of_their_ratio():
+    assert 352 * (480 / 352) != 480
+    assert UNetConfig(model_channels=352, channel_mult=(1, 480 / 352)).level_widths == (352, 480)
+
+
 def anchored_reference(
     attention: torch.nn.Module, tokens: torch.Tensor, anchors: tuple[int, ...], frames: int
 ) -> torch.Tensor:
