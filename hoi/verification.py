@@ -124,10 +124,15 @@ def word_scores(image: np.ndarray, background: str, backgrounds: Sequence[str], 
 def keypoint_scores(
     points: np.ndarray | None, confidence: np.ndarray | None, truth: Truth, pck_threshold: float
 ) -> dict[str, float | None]:
-    """points (21, 2) or None when no hand was found; confidence (21,) or None.  Empty without true keypoints."""
+    """points (21, 2) or None when no hand was found; confidence (21,) or None.  Empty without true keypoints.
+
+    Raises ValueError when these lie in one point.
+    """
     if truth.keypoints_2d is None:
         return {}
     box = np.ptp(truth.keypoints_2d, axis=0).max()
+    if not box > 0:
+        raise ValueError("its keypoints_2d lie in one point, so no error is relative to the hand")
     visible, inside = truth.visible, truth.inside
     scores = {"joints_visible": int(visible.sum()), "joints_hidden": int((inside & ~visible).sum())}
     scores["detected"] = float(points is not None)
@@ -158,7 +163,7 @@ def score_picture(
     image   (H, W, 3) uint8
     seen    what the verifier sees, backgrounds the words that it knows; or None
     hands   what another program sees; its keypoints are scored in place of the verifier's, the closest hand of several
-    Raises ValueError when the conditions have another size than the picture.
+    Raises ValueError when the conditions have another size than the picture, or the true keypoints no extent.
     """
     if truth.label_map is not None and truth.label_map.shape != image.shape[:2]:
         raise ValueError(f"the picture is {image.shape[:2]}, its segmentation {truth.label_map.shape} (height, width)")

@@ -80,6 +80,8 @@ def test_keypoint_errors_worked_out_by_hand():
     assert scores["keypoint_error_relative_hidden"] == 0.3
     assert (scores["pck_visible"], scores["pck_hidden"]) == (1, 0)  # 6 pixels are a fifth of the box
     assert scores["pck"] == pytest.approx(14 / 21, abs=1e-6)
+    with pytest.raises(ValueError, match="keypoints_2d lie in one point"):  # an error over 0 would be no number
+        score_picture(np.zeros((64, 64, 3), np.uint8), truth_of(None, np.ones((21, 2))), seen_as(None, guess))
 
 
 def test_another_programs_closest_hand_counts_and_a_hand_that_it_misses_is_all_wrong():
