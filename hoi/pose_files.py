@@ -35,15 +35,23 @@ def objects_of(class_ids: Any, poses: Any, sizes: Any, handle_visible: Any, scor
 
     Raises ValueError for an unknown class, other shapes, numbers that are not finite and matrices without a rotation.
     """
-    count = len(class_ids)
+    ids = _column(class_ids, f"{place} class_ids")
+    count = len(ids)
     poses = numbers(poses, (count, 4, 4), f"{place} poses") if count else np.zeros((0, 4, 4))
     sizes = numbers(sizes, (count, 3), f"{place} sizes") if count else np.zeros((0, 3))
-    if not set(class_ids) <= set(range(len(CLASSES))):
-        raise ValueError(f"{place} has classes {sorted(set(class_ids))}, expected 0 to {len(CLASSES) - 1}")
+    if not set(ids.tolist()) <= set(range(len(CLASSES))):
+        raise ValueError(f"{place} has classes {class_ids}, expected whole numbers from 0 to {len(CLASSES) - 1}")
     if count and np.abs(np.linalg.det(poses[:, :3, :3])).min() < 1e-12:
         raise ValueError(f"{place}: a pose has no rotation, its determinant is 0")
-    return Objects(np.array(class_ids, dtype=int), poses, sizes, np.array(handle_visible, dtype=bool),
-                   numbers(scores, (count,), f"{place} scores"))  # fmt: skip
+    handles = numbers(handle_visible, (count,), f"{place} handle_visibility") > 0
+    return Objects(ids.astype(int), poses, sizes, handles, numbers(scores, (count,), f"{place} scores"))
+
+
+def _column(values: Any, place: str) -> np.ndarray:
+    """A list of numbers, of any length."""
+    if not isinstance(values, list):
+        raise ValueError(f"{place} is {values!r}, expected a list")
+    return numbers(values, (len(values),), place)
 
 
 def read_nocs_list(path: str | Path, content: Sequence[dict[str, Any]]) -> tuple[list[Objects], list[Objects]]:
@@ -58,8 +66,9 @@ def read_nocs_list(path: str | Path, content: Sequence[dict[str, Any]]) -> tuple
             raise ValueError(
                 f"{place} has no {error}; python -m hoi.metrics --help says where the format is"
             ) from error
-        true.append(objects_of(*gt, np.ones(len(gt[0])), f"{place} gt"))
-        predicted.append(objects_of(*guess[:3], np.ones(len(guess[0])), guess[3], f"{place} pred"))
+        ones = [np.ones(np.size(class_ids)) for class_ids in (gt[0], guess[0])]
+        true.append(objects_of(*gt, ones[0], f"{place} gt"))
+        predicted.append(objects_of(*guess[:3], ones[1], guess[3], f"{place} pred"))
     return true, predicted
 
 
@@ -83,8 +92,10 @@ def read_folder_poses(
             continue
         true.append(_truth(folder, record, sizes))
         place, entries = f"{path}: {record['file_name']}", predictions[record["file_name"]]
+        if not isinstance(entries, list):
+            raise ValueError(f"{place} is a {type(entries).__name__}, expected a list with one entry an object")
         for entry in entries:
-            if set(entry) != PREDICTION_KEYS or entry["category"] not in CLASSES[1:]:
+            if not isinstance(entry, dict) or set(entry) != PREDICTION_KEYS or entry["category"] not in CLASSES[1:]:
                 raise ValueError(f"{place}: got {entry}, expected {sorted(PREDICTION_KEYS)}, category of {CLASSES[1:]}")
         class_ids = [CLASSES.index(entry["category"]) for entry in entries]
         columns = ([entry[key] for entry in entries] for key in ("model_to_camera", "size"))

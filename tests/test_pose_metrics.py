@@ -198,7 +198,11 @@ def test_a_list_in_the_names_of_nocs_is_read_and_its_faults_are_named(tmp_path):
         ({"gt_RTs": [np.eye(3).tolist()]}, r"picture 0 gt poses is \(1, 3, 3\), expected \(1, 4, 4\)"),
         ({"pred_RTs": [np.zeros((4, 4)).tolist()]}, "picture 0 pred: a pose has no rotation"),
         ({"pred_scores": [float("nan")]}, "picture 0 pred scores holds 1 numbers that are not finite"),
-        ({"gt_class_ids": [7]}, r"picture 0 gt has classes \[7\], expected 0 to 6"),
+        ({"gt_class_ids": [7]}, r"picture 0 gt has classes \[7\], expected whole numbers from 0 to 6"),
+        ({"pred_class_ids": [1.5]}, r"picture 0 pred has classes \[1.5\]"),
+        ({"pred_class_ids": 6}, "picture 0 pred class_ids is 6, expected a list"),
+        ({"gt_class_ids": [[6]]}, r"picture 0 gt class_ids is \(1, 1\), expected \(1,\)"),
+        ({"gt_handle_visibility": []}, r"picture 0 gt handle_visibility is \(0,\), expected \(1,\)"),
     ):
         path.write_text(json.dumps([nocs_entry() | change]))
         with pytest.raises(ValueError, match=f"poses.json {message}"):
@@ -240,6 +244,10 @@ def test_a_dataset_folders_truth_is_the_box_of_its_mesh_in_nocs_axes(tmp_path):
     path.write_text(json.dumps({"predictions": {"images/000000.png": [{**entry, "category": "plate"}]}}))
     with pytest.raises(ValueError, match="poses.json: images/000000.png: got .*expected .*model_to_camera"):
         read_poses(path, tmp_path, [record])
+    for false, message in ((None, "is a NoneType, expected a list"), ([3], "got 3, expected")):
+        path.write_text(json.dumps({"predictions": {"images/000000.png": false}}))
+        with pytest.raises(ValueError, match=f"poses.json: images/000000.png:? {message}"):
+            read_poses(path, tmp_path, [record])
     with pytest.raises(ValueError, match="no record of a category that NOCS has"):
         path.write_text(json.dumps({"predictions": {"images/000000.png": []}}))
         read_poses(path, tmp_path, [record | {"category": "plate"}])
