@@ -143,6 +143,7 @@ def _mediapipe_hands(found: Any, height: int, width: int) -> Iterator[dict[str, 
 def write_predictions(path: Path, predictions: dict[str, list[dict[str, Any]]]) -> None:
     """Write what hoi.estimators.read_keypoint_predictions reads."""
     text = json.dumps({"predictions": predictions}, default=lambda array: array.tolist())
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (text + "\n").encode())
 
 

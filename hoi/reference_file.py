@@ -8,6 +8,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from hoi.checkpoint import write_atomically
 from hoi.distances import Gaussian, square_root
 
 
@@ -18,8 +19,13 @@ def save_statistics(path: str | Path, gaussians: dict[str, Gaussian], preprocess
     preprocessing  resize mode        weights  SHA-256 of the Inception file
     """
     pool, spatial = gaussians["pool"], gaussians["spatial"]
-    np.savez(path, mu=pool.mean, sigma=pool.covariance, mu_s=spatial.mean, sigma_s=spatial.covariance,
-             n=pool.n, resize=preprocessing, inception_sha256=weights)  # fmt: skip
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as stream:  # given a name, numpy would append .npz to it
+            np.savez(stream, mu=pool.mean, sigma=pool.covariance, mu_s=spatial.mean, sigma_s=spatial.covariance,
+                     n=pool.n, resize=preprocessing, inception_sha256=weights)  # fmt: skip
+
+    write_atomically(path, write)
 
 
 @dataclass(frozen=True)

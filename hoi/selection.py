@@ -72,6 +72,7 @@ def describe_yield(records: list[dict[str, Any]], conditions: list[Condition]) -
 
 def write_list(path: Path, records: list[dict[str, Any]]) -> None:
     """One file_name a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, "".join(f"{record['file_name']}\n" for record in records).encode())
 
 

@@ -167,12 +167,14 @@ def test_statistics_files_are_those_of_pytorch_fid_and_adm(tmp_path):
         once(frechet(fake, fit_gaussian(real)), 300)
     )
     spatial = fit_gaussian(fake)
-    save_statistics(tmp_path / "ours.npz", {"pool": fit_gaussian(real), "spatial": spatial}, "tf1", "abc")
-    with np.load(tmp_path / "ours.npz") as arrays:
+    ours = tmp_path / "new" / "ours.npz"
+    save_statistics(ours, {"pool": fit_gaussian(real), "spatial": spatial}, "tf1", "abc")
+    assert list(ours.parent.iterdir()) == [ours]
+    with np.load(ours) as arrays:
         np.testing.assert_allclose(arrays["mu"], mu, atol=1e-5)
         np.testing.assert_allclose(arrays["sigma"], sigma, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(arrays["sigma_s"], np.cov(fake, rowvar=False), rtol=1e-4, atol=1e-4)
-    back = load_statistics(tmp_path / "ours.npz")
+    back = load_statistics(ours)
     assert (back.n, back.made_with) == (260, {"resize": "tf1", "inception_sha256": "abc"})
     assert once(frechet(real, back.gaussian("spatial")), 260) == pytest.approx(once(frechet(real, spatial), 260))
 

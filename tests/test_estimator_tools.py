@@ -143,7 +143,8 @@ def test_without_mediapipe_the_message_says_what_to_install(tmp_path, monkeypatc
 def test_the_command_writes_what_the_reader_reads(tmp_path, monkeypatch, capsys):
     hand = {"pred_keypoints_2d": POINTS.tolist(), "box_center": [100, 50], "box_size": 200, "right": 1}
     (tmp_path / "dump.json").write_text(json.dumps({NAME: [hand], "images/000001.png": []}))
-    monkeypatch.setattr(sys, "argv", ["x", "hamer", str(tmp_path / "dump.json"), "--out", str(tmp_path / "out.json")])
+    out = tmp_path / "new" / "out.json"
+    monkeypatch.setattr(sys, "argv", ["x", "hamer", str(tmp_path / "dump.json"), "--out", str(out)])
     tools.main(tools.parse_args())
     assert "1 hands in 2 pictures" in capsys.readouterr().out
-    assert len(read_keypoint_predictions(tmp_path / "out.json")[NAME]) == 1
+    assert len(read_keypoint_predictions(out)[NAME]) == 1

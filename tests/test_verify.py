@@ -226,11 +226,11 @@ def test_predictions_by_file_stand_in_for_the_network(folder, tmp_path, capsys):
     for name, content in (("k.json", points), ("c.json", states)):
         (tmp_path / name).write_text(json.dumps({"predictions": content}))
     words = ["--no-network", "--keypoints", str(tmp_path / "k.json"), "--contacts", str(tmp_path / "c.json")]
-    chosen = [str(folder), *words, "--keep", "pck>0.9,contact_seen>0", "--list", str(tmp_path / "keep.txt")]
+    chosen = [str(folder), *words, "--keep", "pck>0.9,contact_seen>0", "--list", str(tmp_path / "new/keep.txt")]
     verify.main(verify.parse_args(chosen))
     printed = capsys.readouterr().out
     assert "pass pck>0.9, contact_seen>0: 9 of 20 (45.0 %)" in printed and "pck>0.9 alone: 19 of 20" in printed
-    assert (tmp_path / "keep.txt").read_text().split() == [f"images/{k:06d}.png" for k in range(2, 20, 2)]
+    assert (tmp_path / "new/keep.txt").read_text().split() == [f"images/{k:06d}.png" for k in range(2, 20, 2)]
     assert read_records(folder)[1]["verification"]["iou_hand"] is None
     del points["images/000004.png"]
     (tmp_path / "k.json").write_text(json.dumps({"predictions": points}))
