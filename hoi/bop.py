@@ -24,8 +24,8 @@ from scipy.spatial.distance import cdist
 from tqdm import tqdm
 
 from hoi.camera import Camera, project, transform_points
-from hoi.dataset import load_mesh, load_object_mask
-from hoi.export_folder import bounds, copy_picture, hand_annotation, lacking, lines_of_json, load_labels, save_mask
+from hoi.dataset import load_label_map, load_mesh, load_object_mask
+from hoi.export_folder import bounds, copy_picture, hand_annotation, lacking, lines_of_json, save_mask
 from hoi.objects import ALREADY_CENTRED, make_object
 from hoi.render import OBJECT, Renderer
 
@@ -78,7 +78,7 @@ def _write_image(
     copy_picture(folder, record, "file_name", scene / "rgb" / f"{name}.png")
     depth = copy_picture(folder, record, "depth_file_name", scene / "depth" / f"{name}.png")  # millimetres already
     mask = load_object_mask(folder, record)
-    visible = mask & (load_labels(folder, record) == OBJECT)
+    visible = mask & (load_label_map(folder, record) == OBJECT)
     for kind, pixels in (("mask", mask), ("mask_visib", visible)):
         (scene / kind).mkdir(exist_ok=True)
         save_mask(scene / kind / f"{name}_000000.png", pixels)

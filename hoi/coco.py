@@ -15,8 +15,8 @@ import numpy as np
 from tqdm import tqdm
 
 from hoi.conditions import BONES
-from hoi.dataset import load_depth
-from hoi.export_folder import bounds, copy_picture, hand_annotation, lacking, load_labels
+from hoi.dataset import load_depth, load_label_map
+from hoi.export_folder import bounds, copy_picture, hand_annotation, lacking
 from hoi.hand import FINGER_NAMES
 from hoi.render import HAND, OBJECT
 from hoi.verification import joints_shown
@@ -66,7 +66,7 @@ def annotations_of(folder: Path, record: dict[str, Any], category_ids: dict[str,
     """The hand's annotation, then the object's, without ids; what cannot be seen at all has none."""
     if record.get("segmentation_file_name") is None:
         return
-    labels = load_labels(folder, record)
+    labels = load_label_map(folder, record)
     hand, hand_mask, object_mask = hand_annotation(record), labels == HAND, labels == OBJECT
     if hand_mask.any():
         yield {"category_id": HAND_CATEGORY, **region(hand_mask), **_keypoints(folder, record, labels), **(hand or {})}

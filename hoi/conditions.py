@@ -168,6 +168,14 @@ def draw_segmentation(label_map: np.ndarray) -> np.ndarray:
     return SEGMENTATION_COLORS.take(label_map, axis=0)
 
 
+def read_segmentation(segmentation: np.ndarray) -> np.ndarray:
+    """Back: (H, W, 3) uint8 -> labels (H, W) uint8, those of the nearest colours, as JPEG moves colours a little."""
+    pixels = np.asarray(segmentation).astype(np.int16)
+    if pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ValueError(f"the segmentation picture is {pixels.shape}, expected (H, W, 3)")
+    return np.argmin([np.abs(pixels - color).sum(axis=2) for color in SEGMENTATION_COLORS], axis=0).astype(np.uint8)
+
+
 def draw_normal(surface_normals: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Picture (1 - n) / 2 of outward camera-frame normals: what faces left is red, up green, the camera blue.
 

@@ -21,8 +21,8 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
-from hoi.dataset import CONDITION_KEYS
-from hoi.export_folder import copy_picture, lacking, load_labels
+from hoi.dataset import CONDITION_KEYS, load_label_map
+from hoi.export_folder import copy_picture, lacking
 from hoi.hand import MANO_TO_OPENPOSE
 
 TRAIN = ("image", "skeleton", "top", "bottom", "left", "right", "sentence", "seg", "mask")
@@ -71,7 +71,7 @@ def _write_pictures(folder: Path, record: dict[str, Any], out: Path) -> dict[str
     copy_picture(folder, record, "skeleton_file_name", out / "skeleton" / name)
     copy_picture(folder, record, "segmentation_file_name", out / "mask" / name)
     (out / "seg").mkdir(exist_ok=True)
-    seg = (load_labels(folder, record) > 0).astype(np.uint8) * 255
+    seg = (load_label_map(folder, record) > 0).astype(np.uint8) * 255
     Image.fromarray(seg).save(out / "seg" / name, compress_level=1)
     row |= {key: f"{key}/{name}" for key in ("skeleton", "seg", "mask")}
     return row | {"top": 0, "bottom": record["height"], "left": 0, "right": record["width"]}

@@ -20,7 +20,7 @@ import numpy as np
 import trimesh
 from PIL import Image
 
-from hoi.conditions import Conditions, blank_conditions
+from hoi.conditions import Conditions, blank_conditions, read_segmentation
 
 # Numbers in a record, with how many of them: matrices row-major, points one after the other.
 NUMBER_KEYS = {
@@ -125,6 +125,11 @@ def load_image(folder: str | Path, record: dict[str, Any]) -> np.ndarray:
 def load_depth(folder: str | Path, record: dict[str, Any]) -> np.ndarray:
     """(H, W) float32 metres, 0 = nothing."""
     return load_picture(folder, record, "depth_file_name").astype(np.float32) / 1000
+
+
+def load_label_map(folder: str | Path, record: dict[str, Any]) -> np.ndarray:
+    """(H, W) uint8: 0 background, 1 hand, 2 object, from the segmentation picture."""
+    return read_segmentation(load_picture(folder, record, "segmentation_file_name"))
 
 
 def load_object_mask(folder: str | Path, record: dict[str, Any]) -> np.ndarray:

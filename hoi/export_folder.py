@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hoi.conditions import SEGMENTATION_COLORS
 from hoi.dataset import load_picture
 
 # Annotation that formats without hands have no place for, in the units and frames of hoi/dataset.py.
@@ -76,12 +75,6 @@ def copy_picture(folder: Path, record: dict[str, Any], key: str, target: Path) -
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(folder / record[key], target)
     return pixels
-
-
-def load_labels(folder: Path, record: dict[str, Any]) -> np.ndarray:
-    """(H, W) uint8: 0 background, 1 hand, 2 object, from the segmentation picture."""
-    segmentation = load_picture(folder, record, "segmentation_file_name")
-    return (segmentation[:, :, None] == SEGMENTATION_COLORS).all(axis=3).argmax(axis=2).astype(np.uint8)
 
 
 def save_mask(path: Path, mask: np.ndarray) -> None:

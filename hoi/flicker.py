@@ -17,9 +17,8 @@ import numpy as np
 from scipy.ndimage import map_coordinates, maximum_filter, minimum_filter
 
 from hoi.camera import project, transform_points
-from hoi.conditions import SEGMENTATION_COLORS
 from hoi.contact import sample_faces
-from hoi.dataset import load_depth, load_image, load_mesh, load_picture, read_records
+from hoi.dataset import load_depth, load_image, load_label_map, load_mesh, read_records
 from hoi.hand import HandModel, HandPose, load_hand
 
 SPACING = 0.004  # metres between points of the object
@@ -94,12 +93,6 @@ def clip_flicker(folder: str | Path, hand: HandModel, pictures: Sequence[np.ndar
     return Flicker(**{name: float(values.mean()) if len(values) else float("nan") for name, values in joined.items()})
 
 
-def stored_label_map(folder: str | Path, record: dict[str, Any]) -> np.ndarray:
-    """(H, W) 0/1/2 background/hand/object of a record's segmentation: the label of the nearest colour."""
-    segmentation = load_picture(folder, record, "segmentation_file_name")[:, :, None].astype(int)
-    return np.abs(segmentation - SEGMENTATION_COLORS).sum(axis=3).argmin(axis=2)
-
-
 def _object_points(folder: str | Path, record: dict[str, Any]) -> np.ndarray:
     vertices, faces = load_mesh(folder, record)
     return sample_faces(vertices[faces], SPACING)[0]
@@ -114,7 +107,7 @@ def _points_of(folder: str | Path, record: dict[str, Any], hand: HandModel, on_o
     skin = np.concatenate([mesh.vertices, mesh.vertices[mesh.faces].mean(axis=1)])  # denser: the faces' centres too
     surface = transform_points(np.reshape(record["object_to_camera"], (4, 4)), on_object)
     depth, intrinsics = load_depth(folder, record), np.reshape(record["intrinsics"], (3, 3))
-    label_map = stored_label_map(folder, record)
+    label_map = load_label_map(folder, record)
     return {
         "hand": seen(skin, intrinsics, depth, label_map == HAND),
         "object": seen(surface, intrinsics, depth, label_map == OBJECT),

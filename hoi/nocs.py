@@ -26,8 +26,8 @@ from PIL import Image, ImageFilter
 from tqdm import tqdm
 
 from hoi.camera import CAMERA_FOV_DEG, Camera, make_intrinsics
-from hoi.dataset import load_depth, load_image, load_mesh
-from hoi.export_folder import bounds, hand_annotation, lacking, lines_of_json, load_labels
+from hoi.dataset import load_depth, load_image, load_label_map, load_mesh
+from hoi.export_folder import bounds, hand_annotation, lacking, lines_of_json
 from hoi.render import OBJECT, Renderer
 
 HEIGHT, WIDTH, LEFT = 480, 640, 80  # of a frame; first column of the middle square
@@ -129,7 +129,7 @@ def draw_frame(
     """The pictures of a record's frame, or why readers would drop it."""
     pose = np.reshape(record["object_to_camera"], (4, 4))
     seen = renderer.render(None, None, *mesh, Camera(INTRINSICS, pose, HEIGHT, WIDTH))
-    visible = seen.object_mask & (_in_frame(load_labels(folder, record)) == OBJECT)
+    visible = seen.object_mask & (_in_frame(load_label_map(folder, record)) == OBJECT)
     found = bounds(visible)
     if found is None or visible.sum() < MIN_PIXELS:
         return f"less than {MIN_PIXELS} pixels of the object are visible"

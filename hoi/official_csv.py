@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hoi.conditions import SEGMENTATION_COLORS
+from hoi.conditions import read_segmentation
 from hoi.source_frame import Rejected, SourceFrame, read_picture
 
 COLUMNS = ("image", "skeleton", "top", "bottom", "left", "right", "sentence", "seg", "mask")
@@ -132,9 +132,8 @@ def is_left_out_of_oakink(image: str) -> bool:
 
 
 def label_map_of(mask: np.ndarray, seg: np.ndarray) -> np.ndarray:
-    """Labels from the coloured mask, whose colours JPEG has moved a little, cut by the binary seg.
+    """Labels from the coloured mask, cut by the binary seg.
 
     mask (H, W, 3) uint8, seg (H, W) uint8, 255 inside -> (H, W) uint8, 0 background, 1 hand, 2 object
     """
-    distances = [np.abs(mask.astype(np.int16) - color.astype(np.int16)).sum(axis=-1) for color in SEGMENTATION_COLORS]
-    return np.where(seg > 127, np.argmin(distances, axis=0), 0).astype(np.uint8)
+    return np.where(seg > 127, read_segmentation(mask), 0).astype(np.uint8)

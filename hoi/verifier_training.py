@@ -21,7 +21,6 @@ from tqdm import tqdm
 from hoi import dataset
 from hoi.backgrounds import BACKGROUNDS
 from hoi.batches import read_ahead, step_generator
-from hoi.conditions import SEGMENTATION_COLORS
 from hoi.hardware import has_fast_bf16
 from hoi.verifier import JOINTS, Outputs, Verifier, pixels_to_cells, resized, resized_points, to_input
 from hoi.words import words_in
@@ -37,12 +36,6 @@ MAX_SHIFT, MAX_ZOOM = 0.08, 0.15  # of the picture's side
 CACHE_BYTES = 2 << 30  # pictures kept in memory; beyond that they are read again
 
 
-def label_map_of(segmentation: np.ndarray) -> np.ndarray:
-    """The label map (H, W) 0/1/2 of a segmentation picture (H, W, 3): the label of the nearest colour."""
-    distance = np.abs(segmentation[:, :, None].astype(np.int16) - SEGMENTATION_COLORS).sum(axis=3)
-    return distance.argmin(axis=2).astype(np.uint8)
-
-
 def load_rgb(folder: Path, record: dict[str, Any]) -> np.ndarray:
     """(H, W, 3) uint8.  Raises FileNotFoundError or ValueError naming a picture that is missing, damaged or not RGB."""
     image = dataset.load_image(folder, record)
@@ -56,7 +49,7 @@ def load_rgb(folder: Path, record: dict[str, Any]) -> np.ndarray:
 def true_label_map(folder: Path, record: dict[str, Any]) -> np.ndarray | None:
     """(H, W) 0/1/2 of the record's segmentation; all 0 for scenery, which has no conditions at all; None if unsaid."""
     if record.get("segmentation_file_name") is not None:
-        return label_map_of(dataset.load_picture(folder, record, "segmentation_file_name"))
+        return dataset.load_label_map(folder, record)
     if all(record.get(key) is None for key in dataset.CONDITION_KEYS):
         return np.zeros((record["height"], record["width"]), np.uint8)
     return None

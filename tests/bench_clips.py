@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import video
 from hoi.appearance import sample_look
 from hoi.clip import encode_animation
-from hoi.dataset import load_image, read_records
-from hoi.flicker import clip_flicker, stored_label_map
+from hoi.dataset import load_image, load_label_map, read_records
+from hoi.flicker import clip_flicker
 from hoi.hand import HandModel, load_hand
 from hoi.objects import CATEGORIES
 from hoi.scene import render_scene, shade_scene
@@ -86,7 +86,7 @@ def measure(
     pictures = [load_image(folder, record) for record in records] if pictures is None else pictures
     found = dataclasses.asdict(clip_flicker(folder, hand, pictures))
     seen = np.stack([look.label_map for look in look_at(verifier, pictures)])
-    return found | overlaps(seen, np.stack([stored_label_map(folder, record) for record in records]))
+    return found | overlaps(seen, np.stack([load_label_map(folder, record) for record in records]))
 
 
 def shaded_pictures(frames: video.ApproachFrames, seed: int) -> list[np.ndarray]:

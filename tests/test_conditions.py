@@ -24,6 +24,7 @@ from hoi.conditions import (
     draw_segmentation,
     draw_skeleton,
     normals_from_inverse_depth,
+    read_segmentation,
     scale_inverse_depth,
     stack_conditions,
 )
@@ -175,6 +176,14 @@ def test_a_joint_of_a_small_picture_is_centred_on_its_keypoint() -> None:
 def test_the_segmentation_has_the_published_colours() -> None:
     picture = draw_segmentation(np.array([[0, 1, 2]], dtype=np.uint8))
     assert picture.tolist() == [[[0, 0, 0], [128, 128, 128], [153, 51, 51]]]
+
+
+def test_a_segmentation_is_read_back_also_when_its_colours_moved() -> None:
+    labels = np.random.default_rng(0).integers(0, 3, (12, 9))
+    moved = draw_segmentation(labels).astype(int) + np.random.default_rng(1).integers(-12, 13, (12, 9, 3))
+    np.testing.assert_array_equal(read_segmentation(moved.clip(0, 255).astype(np.uint8)), labels)
+    with pytest.raises(ValueError, match=r"segmentation picture is \(12, 9\), expected \(H, W, 3\)"):
+        read_segmentation(moved[..., 0])
 
 
 def test_left_is_red_up_is_green_and_the_camera_is_blue() -> None:
