@@ -74,7 +74,8 @@ def add_object_flags(parser: argparse.ArgumentParser) -> None:
                       help="first shape; families use shapes N to N+K-1, so train and held-out sets need not overlap")
     what.add_argument("--grasps-per-object", type=positive, default=8, metavar="G",
                       help="grasps searched for each object; found ones are cached")
-    what.add_argument("--hand-side", choices=("right", "left", "random"), default="right")
+    what.add_argument("--hand-side", choices=("right", "left", "random"), default="right",
+                      help="left hands are mirrored right ones; random: each scene draws one (default: %(default)s)")
     what.add_argument("--mano", metavar="FILE", help="official MANO_RIGHT.pkl or MANO_LEFT.pkl, each gives both hands "
                       "(default: the built-in hand)")
     what.add_argument("--grasp", choices=("builtin", "grabnet"), default="builtin",
@@ -129,7 +130,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--num", type=positive, metavar="N",
         help="records, rounded up to whole scenes of --frames x --looks records (default: 100); of real pictures the "
         "first N frames (default: all)")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="of grasps, views and looks (default: %(default)s)")
     add("--workers", type=positive, default=1, metavar="W", help="processes; the result is the same for any number")
     add("--cache", type=Path, default=CACHE, metavar="DIR", help="where found grasps are kept (default: %(default)s)")
     add("--out", type=Path, default=Path("data"), metavar="DIR", help="the dataset folder (default: %(default)s)")

@@ -70,7 +70,7 @@ def parse_weight(word: str) -> tuple[str, float]:
 
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("sampling (defaults: of the checkpoint's preset)")
-    how.add_argument("--sampler", choices=SAMPLERS)
+    how.add_argument("--sampler", choices=SAMPLERS, help="dpm++: second-order multistep; ddim; ddpm: eq. 2")
     how.add_argument("--steps", type=positive, metavar="N", help="tiny and sd1: 20 with dpm++; the paper: 50 with ddim")
     how.add_argument("--guidance-scale", type=float, metavar="W",
                      help="0 ignores the text, 1 means no guidance (sd1: 7.5)")
@@ -131,7 +131,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     text.add_argument("--prompts-file", type=Path, metavar="FILE", help="one prompt a line, # begins a comment line")
     add_sampling_flags(parser)
     add("--num", type=positive, metavar="N", help="pictures (default: each combination of geometry and prompt once)")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="of noise, views and grasps (default: %(default)s)")
     add("--out", type=Path, default=Path("out"), metavar="DIR", help="the dataset folder (default: %(default)s)")
     add("--batch-size", type=positive, metavar="B", help="pictures at once (default: 8; 2 for 512 px on a CPU or GPU)")
     add_model_flags(parser)

@@ -1,0 +1,95 @@
+"""Commands that README, docstrings and recipes show: the scripts accept every one, and every flag explains itself."""
+
+import argparse
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import make_dataset
+import sample
+import train
+import video
+from hoi import export, metrics, verify
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = {"sample.py": sample, "make_dataset.py": make_dataset, "train.py": train, "video.py": video}
+MODULES = SCRIPTS | {"hoi.verify": verify, "hoi.metrics": metrics, "hoi.export": export}
+COMMAND = re.compile(rf"\b(?:python|torchrun)\b.*?\b({'|'.join(map(re.escape, MODULES))})(?= |$)(.*)")
+
+
+def commands_in(lines: list[str]) -> list[tuple[str, str]]:
+    """(script, its flags) of every complete command; one with "..." in it is an outline."""
+    found = [match.groups() for line in lines for part in line.split("&&") if (match := COMMAND.search(part))]
+    return [(script, flags) for script, flags in found if "..." not in flags.partition("#")[0].split()]
+
+
+def accepted(script: str, flags: str) -> None:
+    """pytest shows the parser's message when the command is refused; --help ends with 0."""
+    try:
+        MODULES[script].parse_args(shlex.split(flags, comments=True))
+    except SystemExit as end:
+        assert end.code == 0, f"{script} refuses {flags}"
+
+
+def readme_commands() -> list[tuple[str, str]]:
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```\n(.*?)```", text, re.DOTALL)
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"```\n.*?```", "", text, flags=re.DOTALL))
+    mentioned = [command for command in commands_in(spans) if command[0] in SCRIPTS]  # of modules only the name
+    return commands_in([line for block in blocks for line in block.splitlines()]) + mentioned
+
+
+def docstring_commands() -> list[tuple[str, str]]:
+    texts = [re.sub(r"\\\n\s*", "", module.__doc__) for module in SCRIPTS.values()]  # lines that end in \ go on
+    return commands_in([line for text in texts for line in text.splitlines()])
+
+
+def test_the_readme_shows_commands_that_the_scripts_accept():
+    commands = readme_commands()
+    assert len(commands) >= 25 and {script for script, _ in commands} == set(MODULES)
+    for command in commands:
+        accepted(*command)
+
+
+def test_docstrings_show_commands_that_the_scripts_accept():
+    commands = docstring_commands()
+    assert len(commands) >= 20 and set(SCRIPTS) <= {script for script, _ in commands}
+    for command in commands:
+        accepted(*command)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        ("train_tiny.sh full", 8),
+        ("train_tiny.sh hour", 8),
+        ("evaluate_tiny.sh", 3),
+        ("evaluate_tiny.sh {0} guidance", 11),
+    ],
+)
+def test_recipes_run_commands_that_the_scripts_accept(tmp_path, recipe, expected):
+    """python stands for a note of its arguments here."""
+    (tmp_path / "python").write_text(f'#!/bin/bash\nprintf " %q" "$@" >> {tmp_path}/log; echo >> {tmp_path}/log\n')
+    (tmp_path / "python").chmod(0o755)
+    words = recipe.format(sample.BUILT_IN).split()
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    subprocess.run(["bash", ROOT / "tools" / words[0], *words[1:]], env=environment, check=True, capture_output=True)
+    noted = [f"python{line}" for line in (tmp_path / "log").read_text().splitlines()]
+    commands = commands_in(noted)
+    assert len(commands) == expected, "\n".join(noted)
+    for command in commands:
+        accepted(*command)
+
+
+@pytest.mark.parametrize("script", ["sample.py", "make_dataset.py", "train.py"])
+def test_every_flag_has_a_help_text(script, monkeypatch):
+    parsers = []
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", lambda self, *_: parsers.append(self) or sys.exit())
+    with pytest.raises(SystemExit):
+        SCRIPTS[script].parse_args([])
+    silent = [action.option_strings[-1] for action in parsers[0]._actions if not action.help]
+    assert len(parsers[0]._actions) > 15 and silent == []
