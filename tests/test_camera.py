@@ -82,8 +82,12 @@ def test_sampled_views_keep_the_official_ranges_and_go_all_around():
     centre = np.array([transform_points(camera.world_to_camera, np.zeros(3)) for camera in cameras])
     off_axis = np.linalg.norm(centre[:, :2], axis=1)  # the axis meets a sphere of 5 cm about the origin
     assert 0.04 < off_axis.max() <= 0.05 + 1e-12
-    official = [sample_camera(generator, 64, 64, official=True).position for _ in range(50)]
-    assert all(0.0 <= np.degrees(np.arctan2(p[1], p[0])) <= 0.1 for p in official)
+    official = np.array([sample_camera(generator, 64, 64, official=True).position for _ in range(400)])
+    azimuth, distance = np.degrees(np.arctan2(official[:, 1], official[:, 0])), np.linalg.norm(official, axis=1)
+    elevation = np.degrees(np.arcsin(official[:, 2] / distance))
+    assert 0.0 <= azimuth.min() < 0.005 and 0.095 < azimuth.max() <= 0.1
+    assert 0.35 <= distance.min() < 0.355 and 0.445 < distance.max() <= 0.45
+    assert 5.0 <= elevation.min() < 6.0 and 59.0 < elevation.max() <= 60.0
 
 
 def test_the_same_generator_state_gives_the_same_view():

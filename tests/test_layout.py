@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from real_pictures import PICTURE_JOB_FLAGS
+
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ("train.py", "sample.py", "video.py", "make_dataset.py", "real_pictures.py")
 # A module imports only from modules before it.  Rooms in one string are one room, split for length.
@@ -63,9 +65,20 @@ def test_every_flag_of_a_script_is_read(script):
     text = (ROOT / script).read_text()
     flags = re.findall(r"""(?:add|add_argument)\(\s*["']--([a-z0-9-]+)["']""", text)
     assert len(flags) > 10
-    names = [flag.replace("-", "_") for flag in flags]
-    unread = [name for name in names if not re.search(rf"\bargs\.{name}\b|[\"']{name}[\"']", text)]
-    assert not unread
+    read = {node.attr for name in SCRIPTS for node in ast.walk(ast.parse((ROOT / name).read_text()))
+            if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "args"}  # fmt: skip
+    read |= set(PICTURE_JOB_FLAGS)  # by getattr
+    assert not {flag.replace("-", "_") for flag in flags} - read
+
+
+def test_every_asset_is_named_with_its_licence():
+    assets = ROOT / "hoi" / "assets"
+    files = [path.relative_to(assets).as_posix() for path in assets.rglob("*") if path.is_file()]
+    table = (assets / "README.md").read_text()
+    rows = dict(re.findall(r"^\| `([^`]+)` \|.*\| ([^|]+) \|$", table, re.MULTILINE))
+    unnamed = [name for name in files if name not in rows and Path(name).name not in ("README.md", "LICENSE.md")]
+    assert not unnamed, f"add a row (file, what, origin, licence) to hoi/assets/README.md: {unnamed}"
+    assert set(rows) <= set(files) and all("MIT" in licence for licence in rows.values())
 
 
 def test_hoi_never_sees_args():

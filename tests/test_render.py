@@ -10,6 +10,8 @@ import trimesh
 
 from hoi.camera import Camera, look_at, make_intrinsics
 from hoi.gl import start_pyrender
+from hoi.hand import HandPose
+from hoi.objects import make_object
 from hoi.render import HAND, OBJECT, Renderer, crease_normals
 from hoi.zbuffer import FAR, NEAR
 
@@ -88,7 +90,16 @@ SCENES = {
 }
 
 
-@pytest.mark.parametrize("name", SCENES)
+@pytest.fixture(scope="module", autouse=True)
+def real_hand(hand) -> None:
+    """The built-in hand around a mug of the built-in family joins the scenes: what the project renders all day."""
+    pose = HandPose(np.array([0.2, 0.4, -0.3]), np.full(45, 0.12), np.array([0.12, 0.03, 0.05]), np.zeros(10))
+    skin, mug = hand(pose), make_object("mug", 3)
+    SCENES["a hand and a mug"] = (trimesh.Trimesh(skin.vertices, skin.faces, process=False),
+                                  trimesh.Trimesh(mug.vertices, mug.faces, process=False), [0.3, 0.1, 0.2])  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*SCENES, "a hand and a mug"])
 @pytest.mark.parametrize("size", [256, 512])
 def test_pyrender_and_numpy_agree_to_one_pixel_and_a_hundredth_of_a_millimetre(name: str, size: int) -> None:
     gl, numpy = pyrender_or_skip(), Renderer("numpy")

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 import sample
-from hoi import pictures
+from hoi import grasp, pictures
 from hoi.check import check_folder
 from hoi.checkpoint import load_model_file, save_model, sha256_of
 from hoi.dataset import load_conditions, load_image, read_records
@@ -512,10 +512,7 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path, checkpoint, capsy
 
 
 def test_an_object_without_a_grasp_is_named(tmp_path, checkpoint, capsys, monkeypatch):
-    monkeypatch.setattr(sample.SceneGeometries, "prepare", lambda self, k: no_grasp(self.meshes[k].object_id))
-    message = failure(capsys, command(checkpoint, tmp_path / "out", "--object", "can"))
-    assert "no grasp was found for can_0000" in message
-
-
-def no_grasp(object_id: str) -> int:
-    raise ValueError(f"no grasp was found for {object_id}")
+    monkeypatch.setattr(grasp, "find_grasps", lambda *_: [])
+    words = command(checkpoint, tmp_path / "out", "--object", "can", "--cache", str(tmp_path / "cache"))
+    assert "no grasp was found for can_0000: is it 1 to 20 cm in size?" in failure(capsys, words)
+    assert not (tmp_path / "out" / "images").exists()
