@@ -27,7 +27,10 @@ from hoi.hand import MANO_TO_OPENPOSE
 
 TRAIN = ("image", "skeleton", "top", "bottom", "left", "right", "sentence", "seg", "mask")
 COLUMNS = {"train": TRAIN, "test": (*TRAIN, "depth", "label", "objpath"), "reg": ("image", "sentence")}
-FOR_LABELS = ("transl", "keypoints_3d", "object_to_camera", "object_path", "depth_file_name", "intrinsics")
+FOR_LABELS = (
+    "hand_side", "hand_model", "global_orient", "hand_pose", "transl", "keypoints_3d", "object_to_camera",
+    "object_path", "depth_file_name", "intrinsics",
+)  # fmt: skip
 OPENCV_TO_OPENGL = np.diag([1.0, -1.0, -1.0])
 
 
@@ -97,9 +100,9 @@ def label_arrays(record: dict[str, Any]) -> dict[str, np.ndarray]:
     and t_obj is added to both.  joint3d is in MANO's order followed by the five tips, before t_obj is added.
     """
     flip = OPENCV_TO_OPENGL
-    pose = np.reshape(record["object_to_camera"], (4, 4))
+    object_to_camera = np.reshape(record["object_to_camera"], (4, 4))
     keypoints_3d, transl = np.reshape(record["keypoints_3d"], (21, 3)), np.array(record["transl"])
-    obj_trans = flip @ pose[:3, 3]
+    obj_trans = flip @ object_to_camera[:3, 3]
     # The model turns about its wrist, which at rest lies at w0: v = R (v0 - w0) + w0 + transl, and w0 + transl is
     # keypoint 0.  Turned and moved as a whole, R becomes flip R and the wrist moves with the frame.
     wrist, wrist_at_rest = keypoints_3d[0], keypoints_3d[0] - transl
@@ -110,7 +113,7 @@ def label_arrays(record: dict[str, Any]) -> dict[str, np.ndarray]:
         "joint3d": joint3d,
         "handparam": np.concatenate([orient.as_rotvec(), record["hand_pose"]])[None],
         "trans": (flip @ wrist - obj_trans - wrist_at_rest)[None],
-        "obj_pose": flip @ pose[:3, :3],
+        "obj_pose": flip @ object_to_camera[:3, :3],
         "obj_trans": obj_trans,
         "intrinsics": np.reshape(record["intrinsics"], (3, 3)),
         "extrinsics": np.diag([1.0, -1.0, -1.0, 1.0]),

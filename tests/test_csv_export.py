@@ -1,6 +1,7 @@
 """The authors' CSVs, read back by column name as their code reads them, and projected again."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from silhouettes import depth_of, iou
 
 from hoi.dataset import load_object_mask, load_picture, read_records
+from hoi.dataset_writer import write_records
 from hoi.export import export
 from hoi.hand import HandPose
 from hoi.official_csv import OfficialCSV
@@ -71,6 +73,19 @@ def test_labels_put_hand_and_object_where_the_pictures_show_them(exported, expor
         assert iou(np.isfinite(drawn), load_object_mask(export_source, record)) >= 0.99
         depth = np.array(Image.open(exported / row["depth"]))
         np.testing.assert_array_equal(depth, load_picture(export_source, record, "depth_file_name"))
+
+
+def test_a_hand_without_a_side_gets_no_label_that_only_a_pickle_could_hold(export_source, tmp_path):
+    folder = shutil.copytree(export_source, tmp_path / "copy")
+    first, *others = read_records(folder)
+    write_records(folder, [first | {"hand_side": None}, *others])
+    export(folder, "csv", tmp_path / "out")
+    assert len(rows(tmp_path / "out" / "train.csv")) == 5
+    labels = [row["label"] for row in rows(tmp_path / "out" / "test.csv")]
+    assert len(labels) == 2
+    for label in labels:
+        with np.load(tmp_path / "out" / label, allow_pickle=False) as arrays:
+            assert all(arrays[name] is not None for name in arrays.files)
 
 
 def test_our_own_reader_of_the_release_takes_it(exported, export_source):
