@@ -102,9 +102,9 @@ def _write_image(
 
 def scene_gt(record: dict[str, Any], obj_id: int, vertices: np.ndarray) -> dict[str, Any]:
     """The pose of the model, whose origin is the centre of the mesh's box; vertices (V, 3) metres."""
-    pose = np.reshape(record["object_to_camera"], (4, 4))
-    translation = 1000 * (pose[:3, :3] @ box_centre(vertices) + pose[:3, 3])
-    return {"cam_R_m2c": pose[:3, :3].ravel().tolist(), "cam_t_m2c": translation.tolist(), "obj_id": obj_id}
+    object_to_camera = np.reshape(record["object_to_camera"], (4, 4))
+    translation = 1000 * (object_to_camera[:3, :3] @ box_centre(vertices) + object_to_camera[:3, 3])
+    return {"cam_R_m2c": object_to_camera[:3, :3].ravel().tolist(), "cam_t_m2c": translation.tolist(), "obj_id": obj_id}
 
 
 def box_centre(vertices: np.ndarray) -> np.ndarray:
@@ -123,19 +123,19 @@ def whole_silhouette(
              when the object does not leave the picture: most do not, and rendering takes most of the time.
     """
     height, width = mask.shape
-    pose = np.reshape(record["object_to_camera"], (4, 4))
+    object_to_camera = np.reshape(record["object_to_camera"], (4, 4))
     intrinsics = np.reshape(record["intrinsics"], (3, 3))
-    pixels = project(transform_points(pose, vertices), intrinsics)
+    pixels = project(transform_points(object_to_camera, vertices), intrinsics)
     if ((pixels >= -0.5) & (pixels <= np.array([width, height]) - 0.5)).all():  # false for NaN, behind the camera
         return mask, 0, 0
     shifted = intrinsics.copy()
     shifted[:2, 2] += (width, height)
-    camera = Camera(shifted, pose, 3 * height, 3 * width)
+    camera = Camera(shifted, object_to_camera, 3 * height, 3 * width)
     return renderer.render(None, None, vertices, faces, camera).object_mask, -width, -height
 
 
 def _box(mask: np.ndarray, left: int = 0, top: int = 0) -> list[int]:
-    """[x, y, last x - first x, last y - first y], without BOP's missing pixel; all -1 for an empty mask."""
+    """[x, y, last x - first x, last y - first y], a pixel less than the true size, as in BOP; -1 for an empty mask."""
     found = bounds(mask)
     return [-1] * 4 if found is None else [found[0] + left, found[1] + top, found[2] - found[0], found[3] - found[1]]
 

@@ -71,8 +71,8 @@ def annotations_of(folder: Path, record: dict[str, Any], category_ids: dict[str,
     if hand_mask.any():
         yield {"category_id": HAND_CATEGORY, **region(hand_mask), **_keypoints(folder, record, labels), **(hand or {})}
     if object_mask.any():
-        pose = {key: record.get(key) for key in ("object_path", "object_to_camera")}
-        yield {"category_id": category_ids[_noun(record)], **region(object_mask), **pose}
+        annotation = {key: record.get(key) for key in ("object_path", "object_to_camera")}
+        yield {"category_id": category_ids[_noun(record)], **region(object_mask), **annotation}
 
 
 def _noun(record: dict[str, Any]) -> str:

@@ -127,8 +127,8 @@ def draw_frame(
     folder: Path, record: dict[str, Any], mesh: Mesh, normalization: Normalization, renderer: Renderer
 ) -> Frame | str:
     """The pictures of a record's frame, or why readers would drop it."""
-    pose = np.reshape(record["object_to_camera"], (4, 4))
-    seen = renderer.render(None, None, *mesh, Camera(INTRINSICS, pose, HEIGHT, WIDTH))
+    object_to_camera = np.reshape(record["object_to_camera"], (4, 4))
+    seen = renderer.render(None, None, *mesh, Camera(INTRINSICS, object_to_camera, HEIGHT, WIDTH))
     visible = seen.object_mask & (_in_frame(load_label_map(folder, record)) == OBJECT)
     found = bounds(visible)
     if found is None or visible.sum() < MIN_PIXELS:
@@ -136,7 +136,7 @@ def draw_frame(
     if found[2] - found[0] >= MAX_WIDTH or found[3] - found[1] >= MAX_HEIGHT:
         return f"the object is larger than {MAX_WIDTH} x {MAX_HEIGHT} pixels"
     depth = np.where(visible, seen.depth, _in_frame(load_depth(folder, record)))
-    rotation, translation = normalization.pose(pose)
+    rotation, translation = normalization.pose(object_to_camera)
     rows, columns = np.nonzero(visible)
     rays = np.stack([columns, rows, np.ones_like(rows)], axis=1) @ np.linalg.inv(INTRINSICS).T
     points = (rays * depth[visible][:, None] - translation) @ rotation / normalization.diagonal

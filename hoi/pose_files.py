@@ -113,10 +113,10 @@ def _truth(folder: Path, record: dict[str, Any], known: dict[str, tuple[Normaliz
         known[path] = normalization, np.ptp(normalization.model(vertices), axis=0)
     normalization, size = known[path]
     rotation, translation = normalization.pose(np.reshape(record["object_to_camera"], (4, 4)))
-    pose = np.eye(4)
-    pose[:3, :3], pose[:3, 3] = normalization.diagonal * rotation, translation
+    model_to_camera = np.eye(4)
+    model_to_camera[:3, :3], model_to_camera[:3, 3] = normalization.diagonal * rotation, translation
     class_id = CLASSES.index(record["category"])
-    return objects_of([class_id], [pose], [size], [True], [1.0], f"{folder} record {record['index']}")
+    return objects_of([class_id], [model_to_camera], [size], [True], [1.0], f"{folder} record {record['index']}")
 
 
 def read_poses(

@@ -56,10 +56,10 @@ class Objects:
         return Objects(*(values[chosen] for values in vars(self).values()))
 
 
-def corners(pose: np.ndarray, size: np.ndarray) -> np.ndarray:
+def corners(model_to_camera: np.ndarray, size: np.ndarray) -> np.ndarray:
     """(8, 3) of a box in the camera frame."""
     signs = np.array(list(product((1, -1), repeat=3)))
-    return signs * size / 2 @ pose[:3, :3].T + pose[:3, 3]
+    return signs * size / 2 @ model_to_camera[:3, :3].T + model_to_camera[:3, 3]
 
 
 def box_overlap(first: np.ndarray, second: np.ndarray, boxes: str) -> float:
