@@ -128,7 +128,11 @@ def run_mediapipe(folder: Path, model: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def _mediapipe_hands(found: Any, height: int, width: int) -> Iterator[dict[str, Any]]:
-    """Landmarks are shares of width and height from the picture's edge; pixel centres are at integers here."""
+    """Landmarks are shares of width and height from the picture's edge; pixel centres are at integers here.
+
+    hand_side is what MediaPipe says: versions before 0.10.15 took every picture for a mirror image and swapped left and
+    right (mediapipe-samples issue 450).  No score reads it.
+    """
     for landmarks, world, handedness in zip(
         found.hand_landmarks, found.hand_world_landmarks, found.handedness, strict=True
     ):
