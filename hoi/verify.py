@@ -178,5 +178,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    with told_problems("python -m hoi.verify", "stopped; no record of the folder was changed"):
+    with told_problems("python -m hoi.verify", "stopped; records change all at once, when every picture is scored"):
         main(parse_args(sys.argv[1:]))
