@@ -37,7 +37,7 @@ from hoi.dataset_writer import DatasetWriter, open_folder, refuse_other_job
 from hoi.framing import FRAMINGS
 from hoi.grabnet import load_grabnet
 from hoi.hand import load_hand
-from hoi.objects import CATEGORIES, ObjectMesh, collect_objects
+from hoi.objects import CATEGORIES, ObjectMesh, collect_objects, object_card
 from hoi.scene import CONTENTS, GraspedObject
 from hoi.scene_maker import SceneMaker, SceneSettings
 from hoi.workers import mapper
@@ -206,12 +206,7 @@ def describe(args: argparse.Namespace, settings: SceneSettings, objects: list[Gr
         | {"hand": hand, "objects": [f"{m.object_id} {d}" for m, d in zip(meshes, digest, strict=True)]}
         | ({"grasp": args.grasp} if args.grasp != "builtin" else {}),  # folders from before this flag go on
         "objects": [
-            {"object_id": item.object_mesh.object_id, "category": item.object_mesh.category,
-             "source": item.object_mesh.source,
-             "file_to_canonical": item.object_mesh.file_to_canonical.ravel().tolist(),
-             "watertight": item.object_mesh.watertight, "notes": list(item.object_mesh.notes),
-             "grasps": len(item.right) + len(item.left)}
-            for item in objects
+            object_card(item.object_mesh) | {"grasps": len(item.right) + len(item.left)} for item in objects
         ],
     }  # fmt: skip
 

@@ -35,7 +35,7 @@ from hoi.geometry import FolderGeometries, SceneGeometries
 from hoi.hand import load_hand
 from hoi.hardware import has_fast_bf16, keep_freed_memory
 from hoi.model import CONDITION_NAMES, HOIDiffusion
-from hoi.objects import CATEGORIES, collect_objects
+from hoi.objects import CATEGORIES, collect_objects, object_card
 from hoi.packing import pack
 from hoi.pictures import PictureMaker, SamplingSettings, join_features, set_precision
 from hoi.planning import Request, plan
@@ -238,22 +238,26 @@ def describe(args, settings, checkpoint, dtype, geometries, prompts) -> dict[str
     job |= {"adapter": checkpoint["adapter_sha256"]} if "adapter" in checkpoint else {}
     job |= {"prompts": None if prompts is None else digest(prompts), "conditions": args.conditions}
     licences: dict[str, Any] = {"weights": f"those of {checkpoint['name']}"}
+    objects: list[dict[str, Any]] = []
     if isinstance(geometries, FolderGeometries):
         rows = [[record["index"], record["text"], record["keypoints_2d"]] for record in geometries.records]
         job["data"] = digest(rows)
-        licences["data"] = read_description(args.data).get("licences")
+        source = read_description(args.data)
+        licences["data"], objects = source.get("licences"), source.get("objects") or []
     elif geometries is not None:
         meshes = geometries.meshes
         job["objects"] = [f"{m.object_id} {hashlib.sha256(m.vertices.tobytes()).hexdigest()[:8]}" for m in meshes]
         job |= {"hand_side": geometries.hand_side, "framing": geometries.framing, "hand": geometries.hand.name,
                 "grasps_per_object": geometries.grasps_per_object}  # fmt: skip
         licences["objects"] = sorted({mesh.source for mesh in meshes})
+        objects = [object_card(mesh) for mesh in meshes]
     return {
         **how_made("sample.py"),
         "seed": args.seed,
         "checkpoint": checkpoint,
         "licences": licences,
         "job": job,
+        "objects": objects,
     }
 
 

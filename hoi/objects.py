@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import trimesh
@@ -158,6 +159,17 @@ def save_object(mesh: ObjectMesh, path: str | Path) -> None:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def object_card(mesh: ObjectMesh) -> dict[str, Any]:
+    """Entry of dataset.json: what the mesh is, what was found in its file, and how that file's coordinates were turned
+    into the stored ones (file_to_canonical, 16 numbers, row-major).
+    """
+    return {
+        "object_id": mesh.object_id, "category": mesh.category, "source": mesh.source,
+        "file_to_canonical": mesh.file_to_canonical.ravel().tolist(), "watertight": mesh.watertight,
+        "notes": list(mesh.notes),
+    }  # fmt: skip
 
 
 def describe_size(vertices: np.ndarray) -> str:

@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import trimesh
 from PIL import Image
 
 import sample
 from hoi import grasp, pictures
 from hoi.check import check_folder
 from hoi.checkpoint import load_model_file, save_model, sha256_of
-from hoi.dataset import load_conditions, load_image, read_records
+from hoi.dataset import load_conditions, load_image, load_mesh, read_records
 from hoi.model import ConditionEncoders, HOIDiffusion, ModelConfig
 from hoi.png_text import webui_parameters
 from hoi.prompts import (
@@ -229,6 +230,22 @@ def test_a_folder_gives_its_own_texts_and_annotation(tmp_path, checkpoint, scene
         for name in ("skeleton", "normal", "segmentation"):
             old, new = (getattr(load_conditions(f, r), name) for f, r in ((scenes, before), (tmp_path, after)))
             assert (old == new).all()
+
+
+def test_the_folder_says_how_the_users_mesh_became_the_stored_one(tmp_path, checkpoint):
+    jar = trimesh.creation.cylinder(30, 90)  # millimetres, off centre
+    jar.apply_translation([200, 0, 45])
+    jar.export(tmp_path / "jar.stl")
+    words = ["--object", str(tmp_path / "jar.stl"), "--num", "1", "--grasps-per-object", "1"]
+    (record,) = generated(checkpoint, tmp_path / "first", *words, "--cache", str(tmp_path / "cache"))
+    generated(checkpoint, tmp_path / "second", "--data", str(tmp_path / "first"))
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        (card,) = json.loads((folder / "dataset.json").read_text())["objects"]
+        found = trimesh.transform_points(jar.vertices, np.reshape(card["file_to_canonical"], (4, 4)))
+        stored, _ = load_mesh(folder, record)
+        found, stored = (points[np.lexsort(points.round(6).T)] for points in (found, stored))
+        np.testing.assert_allclose(found, stored, atol=1e-6)
+        assert card["object_id"] == "jar" and any("taken as millimetres" in note for note in card["notes"])
 
 
 def test_the_annotation_of_generated_folders_agrees_with_a_re_render(tmp_path, checkpoint, scenes):
