@@ -266,6 +266,18 @@ def test_force_closure_of_contacts_known_by_hand():
     assert closure_effort(0.04 * corners, corners) == pytest.approx(closure_effort(40 * corners, corners), rel=1e-4)
 
 
+def test_a_mug_of_half_a_million_faces_is_grasped_like_any_other(hand):
+    coarse = make_object("mug", 0)
+    fine = trimesh.Trimesh(coarse.vertices, coarse.faces, process=False)
+    while len(fine.faces) < 400_000:
+        fine = fine.subdivide()
+    (found,) = find_grasps(object_from(fine, "mug"), hand, 1, np.random.default_rng(0))
+    vertices = hand(found.hand_pose).vertices
+    # The coarse mug is the same surface, small enough for an independent look.
+    assert found.accepted and depth_by_trimesh(coarse, vertices) <= 0.002
+    assert edges_through_by_trimesh(coarse, vertices, mesh_edges(hand.faces())) == 0
+
+
 def test_what_no_hand_can_hold_gives_no_grasp(hand):
     globe = trimesh.creation.icosphere(subdivisions=3, radius=0.5)
     assert find_grasps(object_from(globe), hand, 2, np.random.default_rng(0), max_tries=128) == []
