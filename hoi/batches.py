@@ -22,6 +22,9 @@ from hoi.conditions import Conditions, blank_conditions, stack_conditions
 
 Batch = dict[str, Tensor]
 
+# Of a record all that training asks for: its geometry would take ten times as much memory, in every process.
+KEYS = ("index", "file_name", "text", "height", "width", "normal_source", *dataset.CONDITION_KEYS)
+
 
 @dataclass(frozen=True)
 class Share:
@@ -62,7 +65,7 @@ class TrainingSet:
         self.height, self.width = height, width
         self.entries: list[tuple[Path, dict]] = []
         for folder in map(Path, folders):
-            records = dataset.read_records(folder)
+            records = dataset.read_records(folder, KEYS)
             if not records:
                 raise ValueError(f"{folder} holds no records; make them with make_dataset.py or sample.py")
             listed: dict[str, set[str]] = {}

@@ -13,6 +13,7 @@ A record is complete or absent: its pictures are renamed into place first, its l
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,25 +43,31 @@ RECORD_KEYS = (
 )  # fmt: skip
 
 
-def parse_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Records of one metadata file and the length in bytes of its whole lines (a last line cut short is left out)."""
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    records = []
-    for number, line in enumerate(content[:whole].splitlines(), start=1):
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path} line {number} is not JSON ({error}); delete the line to drop it") from error
-        if not isinstance(record, dict) or not isinstance(record.get("index"), int) or "file_name" not in record:
-            raise ValueError(f"{path} line {number}: expected an object with file_name and an integer index")
-        records.append(record)
+def parse_lines(path: Path, keys: Sequence[str] | None = None) -> tuple[list[dict[str, Any]], int]:
+    """Records of one metadata file and the length in bytes of its whole lines (a last line cut short is left out).
+
+    keys  as of read_records
+    """
+    records, whole = [], 0
+    with open(path, "rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.endswith(b"\n"):
+                break
+            whole += len(line)
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path} line {number} is not JSON ({error}); delete the line to drop it") from error
+            if not isinstance(record, dict) or not isinstance(record.get("index"), int) or "file_name" not in record:
+                raise ValueError(f"{path} line {number}: expected an object with file_name and an integer index")
+            records.append(record if keys is None else {key: record.get(key) for key in keys})
     return records, whole
 
 
-def read_records(folder: str | Path) -> list[dict[str, Any]]:
+def read_records(folder: str | Path, keys: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """All complete records of a folder in order of `index`; lines of ranks that were not merged yet are included.
 
+    keys  keep these alone, `index` among them; None: all.  Half a million whole records take gigabytes
     Raises FileNotFoundError without any metadata file, ValueError naming file and line for a broken line.  A last line
     cut short by an interruption counts as absent.  When an index appears twice the later line holds.
     """
@@ -68,7 +75,7 @@ def read_records(folder: str | Path) -> list[dict[str, Any]]:
     paths = sorted(folder.glob("metadata*.jsonl"), key=lambda path: (path.name != "metadata.jsonl", path.name))
     if not paths:
         raise FileNotFoundError(f"{folder} has no metadata.jsonl: it is no dataset folder (make_dataset.py makes one)")
-    by_index = {record["index"]: record for path in paths for record in parse_lines(path)[0]}
+    by_index = {record["index"]: record for path in paths for record in parse_lines(path, keys)[0]}
     return [by_index[index] for index in sorted(by_index)]
 
 

@@ -234,7 +234,8 @@ class DatasetWriter:
         self.lines_path = self.folder / ("metadata.jsonl" if world_size == 1 else f"metadata-{rank:05d}.jsonl")
         if self.lines_path.exists():
             self._cut_last_line()
-        known = read_records(self.folder) if any(self.folder.glob("metadata*.jsonl")) else []
+        names = ("index", *PICTURE_FOLDERS, "object_path")
+        known = read_records(self.folder, names) if any(self.folder.glob("metadata*.jsonl")) else []
         # A record that lost a file is made again; its new line replaces the old one.
         self._done = {record["index"] for record in known if not missing_files(self.folder, record)}
         if rank == 0:
@@ -242,7 +243,7 @@ class DatasetWriter:
 
     def _cut_last_line(self) -> None:
         """Remove what an interruption left of a line, or the next record would be glued to it."""
-        _, whole = parse_lines(self.lines_path)
+        _, whole = parse_lines(self.lines_path, ())
         if whole < self.lines_path.stat().st_size:
             os.truncate(self.lines_path, whole)
 

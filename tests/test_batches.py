@@ -50,6 +50,14 @@ def test_a_folder_that_cannot_be_trained_on_is_refused_at_once(folder, fault, er
         TrainingSet([folder], SIDE, SIDE)
 
 
+def test_a_training_set_keeps_nothing_of_the_geometry(folder):
+    """Of half a million records it would take gigabytes, in every process."""
+    change(folder, keypoints_3d=[0.5] * 63, normal_source="geometry")
+    (_, other), (_, record) = TrainingSet([folder], SIDE, SIDE).entries[1:3]
+    assert "keypoints_3d" in read_records(folder)[2] and "keypoints_3d" not in record
+    assert record["normal_source"] == "geometry" and (record["index"], other["index"]) == (2, 1)
+
+
 def test_a_damaged_picture_or_one_that_its_record_belies_is_named_when_it_is_read(folder):
     path = folder / "images" / "000002.png"
     path.write_bytes(path.read_bytes()[:300])
