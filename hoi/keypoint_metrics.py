@@ -94,9 +94,9 @@ def add_keypoint_numbers(
     errors, n = hand_errors(marked, predictions), len(marked)
     relative, widest = errors.relative, max(thresholds)
     for threshold in thresholds:
-        sheet.add(f"PCK@{threshold:g}", mean_of((relative <= threshold).mean(axis=1)), n, "higher",
-                  f"share of 21 joints within {threshold:g} of the longer side of the target joints' box; undetected "
-                  "hands have all joints wrong", SHARE)  # fmt: skip
+        sheet.add(f"PCK@{threshold:g}", mean_of((relative < threshold).mean(axis=1)), n, "higher",
+                  f"share of 21 joints closer than {threshold:g} of the longer side of the target joints' box; "
+                  "undetected hands have all joints wrong", SHARE)  # fmt: skip
     sheet.add(f"PCK AUC 0..{widest:g}", mean_of((1 - relative / widest).clip(min=0).mean(axis=1)), n, "higher",
               f"mean of PCK over all thresholds from 0 to {widest:g}, exact", SHARE)  # fmt: skip
     found = np.isfinite(errors.pixels[:, 0])

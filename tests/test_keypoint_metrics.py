@@ -49,6 +49,13 @@ def test_pck_counts_joints_within_a_share_of_the_longer_side_and_a_missed_hand_i
     assert "MPJPE, mm" not in found
 
 
+def test_a_joint_at_the_threshold_is_wrong_as_in_mmpose_and_in_the_verifier():
+    one = record(0)
+    sheet = Sheet(0, 0)
+    add_keypoint_numbers(sheet, [one], {one["file_name"]: [HandPrediction(target(one) + [0, 25])]}, [0.25, 0.26])
+    assert [numbers(sheet)[f"PCK@{threshold}"] for threshold in (0.25, 0.26)] == [0, 1]
+
+
 def test_of_several_hands_the_nearest_counts():
     one = record(0)
     hands = [HandPrediction(target(one) + 300, hand_side="left"), HandPrediction(target(one) + [3, 4])]
