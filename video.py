@@ -27,7 +27,14 @@ from hoi.clip_frames import MAX_PENETRATION_MM, ApproachFrames, TrajectoryFrames
 from hoi.command import how_made, positive, told_problems
 from hoi.conditions import stack_conditions
 from hoi.dataset import RECORD_KEYS, load_conditions, load_image, read_records
-from hoi.dataset_writer import DatasetWriter, complete_record, encode_png, write_atomically, write_pictures
+from hoi.dataset_writer import (
+    DatasetWriter,
+    complete_record,
+    encode_png,
+    open_folder,
+    write_atomically,
+    write_pictures,
+)
 from hoi.framing import FRAMINGS
 from hoi.hand import load_hand
 from hoi.hardware import keep_freed_memory
@@ -233,10 +240,7 @@ def main(args: argparse.Namespace) -> None:
     frames = choose_frames(args, model)
     anchors = choose_anchors(args, len(frames))
     prompt = choose_prompt(args, frames, anchors)
-    try:
-        writer = DatasetWriter(args.out, describe(args, settings, checkpoint, dtype, frames, prompt, anchors))
-    except OSError as error:
-        raise OSError(f"cannot write to {args.out} ({error}); choose another folder with --out") from error
+    writer = open_folder(args.out, describe(args, settings, checkpoint, dtype, frames, prompt, anchors))
     print(f"{checkpoint['name']} ({config.name}), {dtype} on {device}; {settings.sampler}, "
           f"{settings.num_inference_steps} steps, guidance {settings.guidance_scale:g}",
           f'{len(frames)} frames of "{prompt}", anchor {", ".join(map(str, anchors)) or "off"}, '
