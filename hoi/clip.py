@@ -63,7 +63,7 @@ def clip_pictures(
 
     Anchors see only each other, so their latents are the same in every chunk, and a frame depends on itself and the
     anchors alone: neither on the chunk size nor on which other frames are made.  The price of keeping memory at
-    chunk + 1 frames is the anchor's evaluation in every chunk.
+    chunk and anchors is the anchors' evaluation in every chunk.
     """
     unet = maker.model.unet
     anchored = AnchoredUNet(unet, len(anchors), anchor_in).eval()
