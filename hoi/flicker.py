@@ -20,10 +20,10 @@ from hoi.camera import project, transform_points
 from hoi.contact import sample_faces
 from hoi.dataset import load_depth, load_image, load_label_map, load_mesh, read_records
 from hoi.hand import HandModel, HandPose, load_hand
+from hoi.render import HAND, OBJECT
 
 SPACING = 0.004  # metres between points of the object
 DEPTH_TOLERANCE = 0.004  # metres from the depth map to a point that is seen
-HAND, OBJECT = 1, 2
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,11 @@ import numpy as np
 from hoi import dataset
 from hoi.appearance import nearest_color
 from hoi.estimators import HandPrediction, closest_hand
+from hoi.render import HAND, OBJECT
 from hoi.verifier import Seen
 from hoi.verifier_training import true_keypoints, true_label_map
 from hoi.words import words_in
 
-HAND, OBJECT = 1, 2
 PCK_THRESHOLD = 0.2  # of the hand box, the usual choice for hands in pictures (MMPose)
 FLESH = 0.025  # metres: a joint lies at most so deep below the skin that hides it; deeper, something else is before it
 GROUPS = ("", "_visible", "_hidden")

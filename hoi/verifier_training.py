@@ -22,12 +22,12 @@ from hoi import dataset
 from hoi.backgrounds import BACKGROUNDS
 from hoi.batches import read_ahead, step_generator
 from hoi.hardware import has_fast_bf16
+from hoi.render import HAND
 from hoi.verifier import JOINTS, Outputs, Verifier, pixels_to_cells, resized, resized_points, to_input
 from hoi.words import words_in
 
 Batch = dict[str, Tensor]
 
-HAND = 1
 UNKNOWN = 255  # in a label map: nobody said
 SPREAD = 1.5  # cells, standard deviation of a heat map's target
 LEARNING_RATE = 2e-3
