@@ -143,6 +143,10 @@ def parse_args(words: list[str]) -> argparse.Namespace:
         parser.error("--keep needs --list FILE or --out DIR2 to say what to do with what passes, and these need --keep")
     if args.command == "score" and not (args.network or args.keypoints or args.contacts):
         parser.error("--no-network needs --keypoints FILE or --contacts FILE")
+    if args.command == "score" and args.pck_threshold is not None and not args.pck_threshold > 0:
+        parser.error(f"--pck-threshold is {args.pck_threshold:g}, expected a share above 0, e.g. {PCK_THRESHOLD}")
+    if args.command == "train" and not args.minutes > 0:
+        parser.error(f"--minutes is {args.minutes:g}, expected more than 0")
     return args
 
 

@@ -294,6 +294,20 @@ def test_keep_says_what_to_do_with_what_passes(capsys):
     assert "--keep needs --list FILE or --out DIR2" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("d --pck-threshold 0", "--pck-threshold is 0, expected a share above 0"),  # not the default, unseen
+        ("train --data d --out f --minutes 0", "--minutes is 0, expected more than 0"),  # not a file of random weights
+        ("train --data d --out f --minutes nan", "--minutes is nan"),
+    ],
+)
+def test_thresholds_and_minutes_are_more_than_nothing(words, message, capsys):
+    with pytest.raises(SystemExit):
+        verify.parse_args(words.split())
+    assert message in capsys.readouterr().err
+
+
 def test_generated_pictures_are_measured_between_ceiling_and_floor(tmp_path, verifier_file):
     shaded = make_folder(tmp_path / "shaded", 6, seed=1)
     generated = make_folder(tmp_path / "generated", 6, seed=1, checkpoint={"name": "x", "sha256": "0"})
