@@ -66,7 +66,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     what.add_argument("--object", metavar="PATH|NAME", help="a mesh file or a built-in object (default: mug)")
     what.add_argument("--category", help="what a mesh file shows (default: guessed from the file's name)")
     what.add_argument("--units", help="unit of a mesh file: m, dm, cm, mm, in (default: guessed, and said)")
-    what.add_argument("--hand-side", choices=("right", "left"), default="right")
+    what.add_argument("--hand-side", choices=("right", "left"), default="right", help="for --object")
     what.add_argument("--framing", choices=FRAMINGS, help="default: tight for tiny, official for sd1")
     what.add_argument("--mano", metavar="FILE", help="official MANO_RIGHT.pkl (default: the built-in hand)")
     what.add_argument("--cache", type=Path, default=CACHE, metavar="DIR", help="found grasps (default: %(default)s)")
@@ -93,7 +93,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
                       "from 512 px on)")
     add("--prompt", metavar="TEXT", help="{object} stands for the object's name (default: the first of sample.py, or "
         "the text of the folder's anchor frame)")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="of noise, view and grasp (default: %(default)s)")
     add("--out", type=Path, default=Path("clip"), metavar="DIR", help="the dataset folder (default: %(default)s)")
     add_sampling_flags(parser)
     add_model_flags(parser)

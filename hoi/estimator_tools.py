@@ -159,7 +159,8 @@ def parse_args() -> argparse.Namespace:
     for tool in (*CONVERTERS, "mediapipe"):
         runs = tool == "mediapipe"
         add = tools.add_parser(tool, help="run it on a dataset folder" if runs else "convert its output").add_argument
-        add("source", metavar="DIR" if runs else "FILE", type=Path)
+        what = "a dataset folder with pictures" if runs else "what the tool's Python call returned, as JSON"
+        add("source", metavar="DIR" if runs else "FILE", type=Path, help=what)
         add(
             "--out", metavar="FILE", type=Path, required=True, help="keypoints for python -m hoi.verify and hoi.metrics"
         )

@@ -59,7 +59,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m hoi.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--format", choices=tuple(FORMATS), required=True)
+    parser.add_argument("--format", choices=tuple(FORMATS), required=True, help="as listed above")
     parser.add_argument("--labels", action="store_true", help="NOCS: also write exact poses as pickles of SPD's form, "
                         "which its readers otherwise recover from coordinates and depth")  # fmt: skip
     parser.add_argument("folder", type=Path, metavar="DIR", help="a dataset folder with pictures")

@@ -39,6 +39,7 @@ from hoi.feature_metrics import Reference, Run, add_clip_numbers, add_frechet, a
 from hoi.features import Extractor, PictureSet, find_pictures, shorten
 from hoi.flicker import clip_flicker
 from hoi.hand import load_hand
+from hoi.hardware import check_device
 from hoi.inception import RESIZE_MODES, load_inception
 from hoi.keypoint_metrics import add_contact_numbers, add_keypoint_numbers
 from hoi.measurement import Sheet, as_table
@@ -54,6 +55,7 @@ PREDICTIONS = ("keypoints", "contact", "poses")
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Everything that was asked for, as one report."""
+    check_device(args.device)
     sheet = Sheet(args.bootstrap, args.seed)
     fake = None if args.fake is None else find_pictures(args.fake, args.workers, args.skip_damaged)
     reference = None if args.real is None else Reference.read(args.real, args.workers, args.skip_damaged)
@@ -227,7 +229,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--bootstrap", type=int, default=200, metavar="N", help="draws of each interval, 0 for none (%(default)s)")
     add("--seed", type=int, default=0, help="of the draws")
     add("--skip-damaged", action="store_true", help="measure without damaged pictures, counted in the report")
-    add("--batch-size", type=positive, default=32)
+    add("--batch-size", type=positive, default=32, metavar="B", help="pictures seen at once (%(default)s)")
     add("--workers", type=int, default=min(usable_cpus(), 8), help="processes that read pictures (%(default)s)")
     add("--device", default="cpu", help="cpu or cuda")
     args = parser.parse_args(arguments)
@@ -249,6 +251,8 @@ def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
         parser.error("--save-statistics needs --inception FILE and --real DIR")
     if args.real and not any(getattr(args, flag) for flag in WEIGHTS):
         parser.error("--real needs a network to compare by: --inception, --clip, --timm or --verifier")
+    if args.real and args.real.suffix == ".npz" and not args.inception:
+        parser.error("a statistics file is of Inception's features: --real FILE.npz needs --inception FILE")
     if (args.timm or args.verifier) and (args.real is None or args.real.suffix == ".npz"):
         parser.error("a Frechet distance of --timm or --verifier needs pictures as the reference: --real DIR")
     if args.bootstrap < 0 or args.workers < 0 or min(args.pck_thresholds) <= 0:

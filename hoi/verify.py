@@ -96,7 +96,7 @@ def as_table(rows: dict[str, dict[str, float | None]]) -> str:
 
 def add_score_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("folder", metavar="DIR", type=Path)
+    add("folder", metavar="DIR", type=Path, help="a dataset folder with pictures")
     add("--verifier", metavar="FILE", type=Path, help="made by `train` (default: the built-in one)")
     add("--network", action=argparse.BooleanOptionalAction, default=True,
         help="--no-network leaves the verifier out: scores of --keypoints and --contacts alone")  # fmt: skip
@@ -117,7 +117,7 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     add("--minutes", type=float, default=6.0, help="training time (minutes, default %(default)s)")
     add("--side", type=int, default=SIDE,
         help="pixels that pictures are resized to (multiple of 32, default %(default)s)")  # fmt: skip
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="of first weights and batches (default %(default)s)")
 
 
 def add_measure_flags(parser: argparse.ArgumentParser) -> None:

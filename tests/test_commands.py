@@ -13,11 +13,19 @@ import make_dataset
 import sample
 import train
 import video
-from hoi import export, metrics, verify
+from hoi import estimator_tools, export, flicker, metrics, public_weights, verify
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {"sample.py": sample, "make_dataset.py": make_dataset, "train.py": train, "video.py": video}
 MODULES = SCRIPTS | {"hoi.verify": verify, "hoi.metrics": metrics, "hoi.export": export}
+COMMAND_LINES = {script: module.parse_args for script, module in SCRIPTS.items()} | {
+    "hoi/estimator_tools.py": estimator_tools.parse_args,
+    "hoi/export.py": export.parse_args,
+    "hoi/flicker.py": flicker.main,
+    "hoi/metrics.py": metrics.parse_args,
+    "hoi/public_weights.py": public_weights.main,
+    "hoi/verify.py": lambda: verify.parse_args([]),
+}
 COMMAND = re.compile(rf"\b(?:python|torchrun)\b.*?\b({'|'.join(map(re.escape, MODULES))})(?= |$)(.*)")
 
 
@@ -85,11 +93,29 @@ def test_recipes_run_commands_that_the_scripts_accept(tmp_path, recipe, expected
         accepted(*command)
 
 
-@pytest.mark.parametrize("script", ["sample.py", "make_dataset.py", "train.py"])
-def test_every_flag_has_a_help_text(script, monkeypatch):
+def all_actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """Flags and positional arguments, those of subcommands too, and the subcommands."""
+    found = []
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found += [*action._choices_actions, *(a for sub in action.choices.values() for a in all_actions(sub))]
+        else:
+            found.append(action)
+    return found
+
+
+@pytest.mark.parametrize("command", COMMAND_LINES)
+def test_every_flag_has_a_help_text(command, monkeypatch):
     parsers = []
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", lambda self, *_: parsers.append(self) or sys.exit())
     with pytest.raises(SystemExit):
-        SCRIPTS[script].parse_args([])
-    silent = [action.option_strings[-1] for action in parsers[0]._actions if not action.help]
-    assert len(parsers[0]._actions) > 15 and silent == []
+        COMMAND_LINES[command]()
+    actions = all_actions(parsers[0])
+    assert len(actions) > (15 if command in SCRIPTS else 1)
+    assert [action.option_strings or action.dest for action in actions if not action.help] == []
+
+
+def test_every_command_line_is_looked_at():
+    paths = [*ROOT.glob("*.py"), *(ROOT / "hoi").glob("*.py")]
+    with_parser = {str(path.relative_to(ROOT)) for path in paths if "ArgumentParser(" in path.read_text()}
+    assert with_parser == set(COMMAND_LINES)
