@@ -33,7 +33,7 @@ from hoi.dataset_writer import DatasetWriter, complete_record, open_folder, writ
 from hoi.framing import FRAMINGS
 from hoi.geometry import FolderGeometries, SceneGeometries
 from hoi.hand import load_hand
-from hoi.hardware import has_fast_bf16, keep_freed_memory
+from hoi.hardware import check_device, has_fast_bf16, keep_freed_memory
 from hoi.model import CONDITION_NAMES, HOIDiffusion
 from hoi.objects import CATEGORIES, collect_objects, object_card
 from hoi.packing import pack
@@ -153,8 +153,7 @@ def picture_generator(seed: int, index: int) -> torch.Generator:
 
 def choose_device(args: argparse.Namespace, rank: int) -> str:
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device != "cpu" and not (device.split(":")[0] == "cuda" and torch.cuda.is_available()):
-        raise ValueError(f"device {device!r} is not there; expected cpu or, with a GPU, cuda or cuda:N")
+    check_device(device)
     return f"cuda:{rank % torch.cuda.device_count()}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
 
 

@@ -38,7 +38,7 @@ from hoi import caching, checkpoint, stages
 from hoi.averaging import WeightAverage
 from hoi.batches import Share, TrainingSet, read_ahead
 from hoi.command import told_problems
-from hoi.hardware import has_fast_bf16, keep_freed_memory
+from hoi.hardware import check_device, has_fast_bf16, keep_freed_memory
 from hoi.interruption import StopSignals, agreed, check_same_run, gradient_norm, unusable_step
 from hoi.model import CONDITION_NAMES, PRESETS, HOIDiffusion
 from hoi.pretraining import TEXT_SHRINK, TextStage, VaeStage
@@ -242,6 +242,7 @@ def train(args: argparse.Namespace) -> None:
     keep_freed_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
+    check_device(args.device)
     if args.device.startswith("cuda"):
         args.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         torch.cuda.set_device(args.device)

@@ -1,4 +1,4 @@
-"""Two facts about the machine that decide how fast training and sampling run."""
+"""The machine: which devices it has, and two facts that decide how fast training and sampling run."""
 
 import ctypes
 import sys
@@ -7,6 +7,12 @@ import torch
 
 # Parameters of glibc's mallopt, from malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+
+
+def check_device(device: str) -> None:
+    """Raise ValueError unless the machine has the device: cpu, or with a GPU cuda or cuda:N."""
+    if device != "cpu" and not (device.split(":")[0] == "cuda" and torch.cuda.is_available()):
+        raise ValueError(f"device {device!r} is not there; expected cpu or, with a GPU, cuda or cuda:N")
 
 
 def has_fast_bf16(device: str) -> bool:

@@ -205,6 +205,11 @@ def test_a_second_run_reads_the_cache_that_the_first_one_wrote(clip_file, fake, 
     assert first["measured"] == second["measured"]
 
 
+def test_a_device_that_is_not_there_is_told(real, fake, tmp_path):
+    with pytest.raises(SystemExit, match="hoi.metrics: device 'cuba' is not there; expected cpu or"):
+        run(tmp_path, "--fake", fake, "--real", real, "--verifier", "f", "--device", "cuba")
+
+
 def test_damage_is_refused_or_counted_and_plain_folders_have_no_texts(clip_file, real, tmp_path):
     for i in range(5):
         draw(tmp_path / "fake" / f"{i}.png", i)
@@ -244,6 +249,7 @@ def test_predictions_of_other_pictures_or_too_few_are_refused(fake, tmp_path):
     (["--real", "a"], "nothing to measure"),
     (["--clip", "ViT-B-32", "f"], "nothing to measure"),
     (["--fake", "a", "--real", "b"], "--real needs a network to compare by"),
+    (["--fake", "a", "--real", "b.npz", "--clip", "M", "f"], "statistics file is of Inception's features"),
     (["--fake", "a", "--verifier", "f"], "needs pictures as the reference: --real DIR"),
     (["--fake", "a", "--save-statistics", "f.npz"], "--save-statistics needs --inception FILE and --real DIR"),
     (["--real", "a", "--inception", "f", "--save-statistics", "f"], "the name must end in .npz"),
