@@ -1,6 +1,8 @@
 """Weights that others trained.  Stable Diffusion 1.x, official HOIDiffusion, T2I-Adapter -> our network.  Sec. 3.3.
 
     python -m hoi.public_weights FILE ...       # what each file is, whether it fits, what is missing
+
+Other families, damaged files and pickles that ask for code are refused by name.
 """
 
 from __future__ import annotations
