@@ -26,7 +26,7 @@ from hoi.clip import clip_pictures, strip, write_clip
 from hoi.clip_frames import MAX_PENETRATION_MM, ApproachFrames, TrajectoryFrames, approach_scene
 from hoi.command import how_made, positive, told_problems
 from hoi.conditions import stack_conditions
-from hoi.dataset import RECORD_KEYS, load_conditions, load_image, read_records
+from hoi.dataset import RECORD_KEYS, load_conditions, load_image, read_description, read_records
 from hoi.dataset_writer import (
     DatasetWriter,
     complete_record,
@@ -39,7 +39,7 @@ from hoi.framing import FRAMINGS
 from hoi.hand import load_hand
 from hoi.hardware import keep_freed_memory
 from hoi.model import HOIDiffusion
-from hoi.objects import collect_objects
+from hoi.objects import collect_objects, object_card
 from hoi.pictures import PictureMaker, SamplingSettings
 from hoi.png_text import png_text
 from hoi.prompts import DEFAULT_PROMPTS, fill
@@ -170,19 +170,25 @@ def describe(
     job |= {"adapter": checkpoint["adapter_sha256"]} if "adapter" in checkpoint else {}
     job |= {"frames": len(frames), "fps": args.fps, "anchors": anchors, "same_noise": args.same_noise}
     job |= {"anchor_in": args.anchor_in}
+    licences: dict[str, Any] = {"weights": f"those of {checkpoint['name']}"}
     if isinstance(frames, TrajectoryFrames):
         keypoints = [record["keypoints_2d"] for record in frames.records]
+        source = read_description(args.trajectory)
+        licences["data"], objects = source.get("licences"), source.get("objects") or []
     else:
         keypoints = [pose.transl.round(6).tolist() for pose in frames.scene.hand_poses]
-        job["object"] = frames.scene.object_mesh.object_id
+        mesh = frames.scene.object_mesh
+        licences["objects"], objects = [mesh.source], [object_card(mesh)]
+        job["object"] = mesh.object_id
         job["intrinsics"] = frames.scene.camera.intrinsics.round(6).tolist()
     job["motion"] = hashlib.sha256(repr(keypoints).encode()).hexdigest()[:16]
     return {
         **how_made("video.py"),
         "seed": args.seed,
         "checkpoint": checkpoint,
-        "licences": {"weights": f"those of {checkpoint['name']}"},
+        "licences": licences,
         "job": job,
+        "objects": objects,
     }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import trimesh
 from PIL import Image, features
 from test_sample import random_model
 
@@ -17,7 +18,7 @@ import sample
 import video
 from hoi import clip as clip_module
 from hoi.check import check_folder
-from hoi.dataset import load_image, read_records
+from hoi.dataset import load_image, load_mesh, read_records
 from hoi.pictures import PictureMaker
 
 FRAMES = 4
@@ -177,6 +178,24 @@ def test_every_frame_has_its_annotation_and_its_time(clip):
     assert records[-1]["contact"] and all(r["penetration_mm"] is not None for r in records)
     report = check_folder(clip)
     assert report.ok and report.rendered == FRAMES, str(report)
+
+
+def test_the_folder_says_how_the_users_mesh_became_the_stored_one(tmp_path, checkpoint):
+    jar = trimesh.creation.cylinder(30, 90)  # millimetres, off centre
+    jar.apply_translation([200, 0, 45])
+    jar.export(tmp_path / "jar.stl")
+    words = ["--object", str(tmp_path / "jar.stl"), "--framing", "tight", "--frames", "2", "--steps", "1"]
+    video.run(command(checkpoint, tmp_path / "first", *words, "--cache", str(tmp_path / "cache")))
+    again(tmp_path / "first", checkpoint, tmp_path / "second", "--steps", "1")
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        description = json.loads((folder / "dataset.json").read_text())
+        (card,) = description["objects"]
+        found = trimesh.transform_points(jar.vertices, np.reshape(card["file_to_canonical"], (4, 4)))
+        stored, _ = load_mesh(folder, read_records(folder)[0])
+        found, stored = (points[np.lexsort(points.round(6).T)] for points in (found, stored))
+        np.testing.assert_allclose(found, stored, atol=1e-6)
+        assert card["object_id"] == "jar" and any("taken as millimetres" in note for note in card["notes"])
+    assert str(tmp_path / "jar.stl") in description["licences"]["data"]["objects"]
 
 
 def test_held_frames_repeat_the_grasp(tmp_path, checkpoint, clip):
