@@ -38,6 +38,7 @@ from hoi.framing import FRAMINGS
 from hoi.grabnet import load_grabnet
 from hoi.hand import load_hand
 from hoi.objects import CATEGORIES, ObjectMesh, collect_objects, object_card
+from hoi.prompts import check_placeholders
 from hoi.scene import CONTENTS, GraspedObject
 from hoi.scene_maker import SceneMaker, SceneSettings
 from hoi.workers import mapper
@@ -241,6 +242,7 @@ def main(args: argparse.Namespace) -> None:
         report = check_folder(args.check, load_hand(args.mano) if args.mano else None)
         print(report)
         sys.exit(0 if report.ok else 1)
+    check_placeholders(args.text or "")
     if wants_real_pictures(args):
         return convert_pictures(args)
     if args.mano:  # read here too, so that a bad file is refused before any worker starts

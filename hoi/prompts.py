@@ -56,13 +56,18 @@ def default_scenery_prompts(preset: str) -> list[str]:
     return read_prompts(SCENERY_FILES.get(preset, ASSETS / "scenery_prompts.txt"))
 
 
+def check_placeholders(prompt: str) -> None:
+    """Raise ValueError when the prompt has another placeholder than {object}, a misspelt one for instance."""
+    if unknown := [word for word in re.findall(r"\{[^{}]*\}", prompt) if word != PLACEHOLDER]:
+        raise ValueError(f"the prompt {prompt!r} has {unknown[0]}; the only placeholder is {PLACEHOLDER}")
+
+
 def fill(prompt: str, noun: str | None) -> str:
     """Put the object's noun where the prompt says {object}.
 
     Raises ValueError when there is a placeholder and no object to name, or another one.
     """
-    if unknown := [word for word in re.findall(r"\{[^{}]*\}", prompt) if word != PLACEHOLDER]:
-        raise ValueError(f"the prompt {prompt!r} has {unknown[0]}; the only placeholder is {PLACEHOLDER}")
+    check_placeholders(prompt)
     if PLACEHOLDER in prompt and noun is None:
         raise ValueError(f"the prompt {prompt!r} asks for {PLACEHOLDER}, but without conditions there is no object")
     return prompt.replace(PLACEHOLDER, noun or "")

@@ -209,6 +209,8 @@ def test_files_of_one_name_are_kept_apart(tmp_path):
         ("--frames 3 --start-distance -0.1", "--start-distance is -0.1, expected metres, 0 or more"),
         ("--seed -1", "--seed and --object-seed must not be negative"),
         ("--camera nocs --framing tight", "--camera nocs fixes the intrinsics of all pictures"),
+        ("--text {objct}", "make_dataset.py: .*{objct}; the only placeholder is {object}"),
+        ("--csv train.csv --text {objct}", "make_dataset.py: .*{objct}; the only placeholder is {object}"),
     ],
 )
 def test_a_bad_request_gets_a_message_and_a_failing_exit_code(tmp_path, words, message, capsys):
