@@ -26,7 +26,12 @@ from hoi.dataset import (
 from hoi.objects import ObjectMesh, save_object
 from hoi.sheets import contact_sheet
 
-FORMAT_VERSION = 1
+FORMAT, FORMAT_VERSION = "hand-object dataset folder", 1
+# All that the scripts write to a folder; video.py adds strip.png and the clip.
+WRITTEN = (
+    "dataset.json", "grid.png", "rejected.jsonl", "strip.png", "clip.*", "objects/*",
+    *(f"{name}/*" for name in PICTURE_FOLDERS.values()),
+)  # fmt: skip
 SHOWN_DIFFERENCES, SHOWN_LENGTH = 4, 40  # of two jobs: how many, and characters of a value
 
 
@@ -182,11 +187,24 @@ def overview(folder: str | Path, records: list[dict[str, Any]], count: int = 24,
     return contact_sheet([strips[pair] for pair in pairs], [texts[pair] for pair in pairs])
 
 
+def refuse_foreign_folder(folder: Path) -> None:
+    """Raise ValueError when a folder that is no dataset folder holds files that would be overwritten."""
+    if read_description(folder).get("format") == FORMAT or any(folder.glob("metadata*.jsonl")):
+        return
+    found = next((path for pattern in WRITTEN for path in sorted(folder.glob(pattern))), None)
+    if found is not None:
+        raise ValueError(
+            f"{folder} is no dataset folder but has {found.relative_to(folder)}, which might be overwritten; nothing "
+            "was changed: choose another folder with --out"
+        )
+
+
 def refuse_other_job(folder: str | Path, description: dict[str, Any], ignoring: tuple[str, ...] = ()) -> None:
-    """Raise ValueError when the folder was begun by a job that `description` does not continue.
+    """Raise ValueError when the folder was begun by a job that `description` does not continue, or by another program.
 
     ignoring  entries of "job" that are not compared: not known yet
     """
+    refuse_foreign_folder(Path(folder))
     there = read_description(folder)
     before, job = there.get("job"), json.loads(json.dumps(description.get("job")))  # tuples become lists, as on disk
     if before is None or job is None:
@@ -222,7 +240,7 @@ class DatasetWriter:
 
     folder       made when absent
     description  goes to dataset.json as it is.  Its entry "job" (a dict) says what determines the pictures; a folder
-                 begun with another job is refused, so that two jobs never mix.
+                 begun with another job is refused, so that two jobs never mix; so is one with files of other origin.
     rank, world_size  with several processes each rank appends to its own metadata-RRRRR.jsonl; `finish` on rank 0,
                  after all ranks are done (a barrier), merges them.
     """
@@ -248,7 +266,7 @@ class DatasetWriter:
             os.truncate(self.lines_path, whole)
 
     def _write_description(self, **more: Any) -> None:
-        content = {"format": "hand-object dataset folder", "format_version": FORMAT_VERSION, **self.description, **more}
+        content = {"format": FORMAT, "format_version": FORMAT_VERSION, **self.description, **more}
         write_atomically(self.folder / "dataset.json", (json.dumps(content, indent=1) + "\n").encode())
 
     def __len__(self) -> int:

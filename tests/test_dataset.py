@@ -211,6 +211,23 @@ def test_the_refusal_is_short_and_says_how_to_go_on(tmp_path):
     assert "xxx" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("name", ["images/000000.png", "objects/can_0000.ply", "grid.png", "clip.mp4", "dataset.json"])
+def test_a_folder_of_other_origin_is_refused_and_keeps_its_files(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text('{"mine": 1}')
+    with pytest.raises(ValueError, match=f"{tmp_path} is no dataset folder but has {name}.*another folder with --out"):
+        DatasetWriter(tmp_path, {"job": {"seed": 1}})
+    assert files_of(tmp_path) == {name} and (tmp_path / name).read_text() == '{"mine": 1}'
+
+
+def test_a_folder_with_files_that_no_script_writes_is_taken(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "log.txt").write_text("2026-01-01 started")
+    write(DatasetWriter(tmp_path, {}), 0, {}, **pictures())
+    (tmp_path / "dataset.json").unlink()  # what the message about a damaged one says to do
+    assert DatasetWriter(tmp_path, {}).done(0)
+
+
 @pytest.mark.parametrize(("content", "message"), [('{"job": {"se', "is not JSON"), ("[1]", "holds a list, expected")])
 def test_a_damaged_description_is_named(tmp_path, content, message):
     DatasetWriter(tmp_path, {"job": {"seed": 1}})
