@@ -20,7 +20,7 @@ from hoi.closing import JOINT_ROWS, Closer, Hands, rotation_matrices
 from hoi.contact import DistanceField, closure_effort, crossing_edges, mesh_edges
 from hoi.hand import FINGER_JOINTS, HandModel, HandPose
 from hoi.objects import ObjectMesh
-from hoi.placing import START_DISTANCE, forearm_free, open_hands, place_hands, reachable
+from hoi.placing import START_DISTANCE, forearm_free, open_hands, place_hands, reachable, too_wide
 
 __all__ = ["DistanceField", "Grasp", "cached_grasps", "choose_grasps", "find_grasps", "measure_grasp", "reach_faults",
            "remembered"]
@@ -196,11 +196,15 @@ def find_grasps(object_mesh: ObjectMesh, hand: HandModel, count: int, generator:
     field      distance field of object_mesh, if there is one already
     returns    accepted grasps (see Grasp.accepted), best first, then for variety
     Raises ValueError for a count below 1.
+    What is too wide for any hand (placing.too_wide) is not searched.
     A hard object ends the search early: after a quarter of max_tries, count grasps are enough.
     """
     if count < 1:
         raise ValueError(f"count is {count}, expected at least 1 grasp")
-    closer = Closer(hand, field or DistanceField(object_mesh.vertices, object_mesh.faces))
+    field = field or DistanceField(object_mesh.vertices, object_mesh.faces)
+    if too_wide(field, CONTACT_DISTANCE):
+        return []
+    closer = Closer(hand, field)
     pinch_share = 0.9 if object_mesh.category == "bowl" else 0.25
     found: list[Grasp] = []
     for tries in range(TRIES_PER_ROUND, max(max_tries, TRIES_PER_ROUND) + 1, TRIES_PER_ROUND):

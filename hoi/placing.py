@@ -11,6 +11,10 @@ from hoi.contact import DistanceField
 from hoi.hand import HandModel
 
 START_DISTANCE = 0.25  # metres before the surface point aimed at: the open hand is clear of the object there
+HAND_SPAN = 0.235  # metres between two skin points of any hand that is drawn; the largest of 1536 has 0.223
+FACING_APART = -0.1029  # cosine of 95.9 degrees, see too_wide
+CELL, NORMAL_STEP = 0.01, 0.02  # metres and unit vectors: surface points that are alike up to these count once
+MOST_PLACES = 30_000  # whose pairs are looked at, a few seconds at most
 
 
 def open_hands(hand: HandModel, count: int, generator: np.random.Generator) -> Hands:
@@ -33,6 +37,40 @@ def open_hands(hand: HandModel, count: int, generator: np.random.Generator) -> H
         rotation=np.tile(np.eye(3), (count, 1, 1)), wrist=np.zeros((count, 3)), preshape=preshape, rates=rates,
         flexion=np.zeros((count, 5, 3)), hand_betas=hand_betas, rest_wrist=joints[:, 0],
     )
+
+
+def too_wide(field: DistanceField, contact_distance: float) -> bool:
+    """True when no hand can hold the object: nowhere within its span does the surface face two ways.
+
+    contact_distance  metres from the skin to what it touches
+    Friction of 0.6 allows forces 31 degrees off a normal, so contacts whose normals fit into a cone of 59 degrees all
+    push the same way.  If no two normals are 95.9 degrees apart, they do fit (Jung's theorem on the sphere).
+    Rims, handles, boards and corners that are sharp enough face two ways; so does, to be safe, a surface with too many
+    different places to compare.  Source: Nguyen 1988; Dekster 1995.
+    """
+    points, normals = field.samples, field.normals[field.sample_face]
+    some = slice(None, None, 1 + len(points) // 1000)
+    if _face_apart(points[some], normals[some], HAND_SPAN, FACING_APART):  # nearly everything: settled in milliseconds
+        return False
+    keys = np.concatenate([np.round(points / CELL), np.round(normals / NORMAL_STEP)], axis=1).astype(np.int16)
+    chosen = np.unique(keys, axis=0, return_index=True)[1]
+    if len(chosen) > MOST_PLACES:
+        return False
+    # Each chosen one stands for others that lie a cell away and are turned a little, so a little more is allowed.
+    reach = HAND_SPAN + 2 * (contact_distance + field.spacing + np.sqrt(3) * CELL)
+    turn = 2 * np.sqrt(3) * NORMAL_STEP
+    return not _face_apart(points[chosen], normals[chosen], reach, FACING_APART + turn)
+
+
+def _face_apart(points: np.ndarray, normals: np.ndarray, reach: float, cosine: float) -> bool:
+    """Whether any two points (N, 3) nearer than `reach` have normals (N, 3) with a product below `cosine`."""
+    points, normals = (points - points.mean(axis=0)).astype(np.float32), normals.astype(np.float32)
+    squared = (points**2).sum(axis=1)
+    for rows in np.array_split(np.arange(len(points)), 1 + len(points) // 500):
+        near = squared[rows, None] + squared - 2 * points[rows] @ points.T < reach**2
+        if (near & (normals[rows] @ normals.T < cosine)).any():
+            return True
+    return False
 
 
 def _frame(forward: np.ndarray, side: np.ndarray) -> np.ndarray:
