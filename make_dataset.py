@@ -270,7 +270,8 @@ def main(args: argparse.Namespace) -> None:
             make_all(run, writer, todo, per_scene)
         except KeyboardInterrupt:
             sys.exit(f"interrupted: {len(writer)} records are complete; the same command continues")
-    left_out = scenes * per_scene - len(writer)
+    tried = max(scenes, -(-writer.end // per_scene)) * per_scene  # an earlier run may have asked for more
+    left_out = tried - len(writer)
     writer.description["rejected"] = {LEFT_OUT: left_out} if left_out > 0 else {}
     writer.finish()
     print(f"{len(writer) - before} new records, {len(writer)} in all")

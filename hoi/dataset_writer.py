@@ -277,6 +277,11 @@ class DatasetWriter:
         """True when record `index` is complete on disk."""
         return index in self._done
 
+    @property
+    def end(self) -> int:
+        """The index after the last finished record."""
+        return max(self._done, default=-1) + 1
+
     def append(self, record: dict[str, Any]) -> None:
         """Append the line of a record whose pictures are in place (the result of `write_pictures`)."""
         line = (json.dumps(record, allow_nan=False) + "\n").encode()

@@ -140,6 +140,9 @@ def test_trajectories_end_in_the_grasp_and_frames_that_leave_the_picture_are_lef
     everything = make("--num 24 --frames 6 --start-distance 0.3 --keep-outside", tmp_path / "all", cache)
     outside = [record["index"] for record in everything if not record["hand_in_picture"]]
     assert outside and {record["index"] for record in kept} == {r["index"] for r in everything} - set(outside)
+    make("--num 6 --frames 6 --start-distance 0.3", tmp_path / "kept", cache)  # what is there counts on
+    card = json.loads((tmp_path / "kept" / "dataset.json").read_text())
+    assert card["yield"]["rejected"] == len(outside) and card["yield"]["accepted"] == len(kept)
     for record in everything:
         assert record["index"] == 6 * record["trajectory"] + record["frame"]
         xy = np.reshape(record["keypoints_2d"], (21, 2))
