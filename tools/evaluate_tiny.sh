@@ -11,7 +11,7 @@ out=runs/evaluation
 toy="--shade --size 128 --framing tight --grasps-per-object 4 --style any --no-paraphrase --workers 2"
 case $mode in
     report) shaded=$out/shaded shapes=900 num=208 scales=default ;;
-    guidance) shaded=$out/shaded_guidance shapes=800 num=104 scales="1.5 2 3 4.5 6" ;; # the scale is chosen on these
+    guidance) shaded=$out/shaded_guidance shapes=800 num=104 scales="2 3 4.5" ;; # the scale is chosen on these
     *) echo "unknown mode '$mode'; expected report or guidance" >&2; exit 1 ;;
 esac
 
