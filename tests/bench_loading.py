@@ -1,7 +1,7 @@
-"""Peak memory and time of loading a full-size Stable Diffusion file in half precision (random weights).
+"""Peak memory and time of loading a full-size Stable Diffusion in half precision (random weights).
 
-    python tests/bench_loading.py                          # .safetensors and .ckpt, kept in fp16 and cast to bf16
-    python tests/bench_loading.py --folder /scratch        # 2.1 GB are written there, and deleted
+    python tests/bench_loading.py                 # .safetensors, .ckpt, diffusers folder; kept in fp16, cast to bf16
+    python tests/bench_loading.py --folder /scratch        # 2.1 to 4.3 GB are written there, and deleted
 
 Each load runs in a process of its own, whose peak resident memory the system counts (mapped pages of the file too).
 """
@@ -57,9 +57,11 @@ def measure(path: str, dtype: str) -> None:
     model = load_model(path, dtype=getattr(torch, dtype))
     seconds = time.perf_counter() - begin
     peak = peak_memory()
-    size, count = Path(path).stat().st_size / 1e9, sum(parameter.numel() for parameter in model.parameters())
+    files = Path(path).rglob("*") if Path(path).is_dir() else [Path(path)]
+    size, count = sum(f.stat().st_size for f in files) / 1e9, sum(parameter.numel() for parameter in model.parameters())
+    kind = Path(path).suffix or "folder"
     print(
-        f"{Path(path).suffix} of {size:.2f} GB as {dtype}: {count / 1e6:.0f} M parameters in {seconds:.1f} s,"
+        f"{kind} of {size:.2f} GB as {dtype}: {count / 1e6:.0f} M parameters in {seconds:.1f} s,"
         f" peak {peak:.2f} GB, {before:.2f} GB of it before loading; file size + {peak - size:.2f} GB"
     )
 
@@ -69,14 +71,19 @@ def main(args: argparse.Namespace) -> None:
         measure(*args.load)
         return
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        for name in ("sd.safetensors", "sd.ckpt"):
+        for name in ("sd.ckpt", "sd.safetensors", "sd"):
             path = Path(folder) / name
-            state = full_size_state()
-            save_file(state, path) if path.suffix == ".safetensors" else torch.save({"state_dict": state}, path)
-            del state
+            if name == "sd":
+                export = [sys.executable, ROOT / "tools" / "export_weights.py", path.with_suffix(".safetensors")]
+                subprocess.run([*export, "--format", "diffusers", "--half", "--out", path], check=True)
+            else:
+                state = full_size_state()
+                save_file(state, path) if path.suffix == ".safetensors" else torch.save({"state_dict": state}, path)
+                del state
             for dtype in ("float16", "bfloat16"):
                 subprocess.run([sys.executable, __file__, "--load", str(path), dtype], check=True)
-            path.unlink()
+            if path.suffix == ".ckpt":
+                path.unlink()
 
 
 if __name__ == "__main__":
