@@ -18,6 +18,7 @@ from hoi.sheets import to_uint8
 from hoi.text import tokenize
 
 MAX_CONTEXTS = 512  # encoded prompts kept; 77 x 768 floats are 0.24 MB
+DECODED_PIXELS = 512 * 512
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,13 @@ class PictureMaker:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:
-        """(B, 4, h, w) -> (B, H, W, 3) uint8.  Raises ValueError when the pictures are not finite."""
-        images = self.model.vae.decode(latents).float()  # (B, 3, H, W) in [-1, 1]
+        """(B, 4, h, w) -> (B, H, W, 3) uint8.  Raises ValueError when the pictures are not finite.
+
+        In parts of at most DECODED_PIXELS: larger ones take more memory than the U-Net and are no faster.
+        """
+        at_once = max(1, DECODED_PIXELS // self.model.config.image_size**2)
+        # Each part (b, 3, H, W) in [-1, 1].
+        images = torch.cat([self.model.vae.decode(part).float() for part in latents.split(at_once)])
         if not torch.isfinite(images).all():
             raise ValueError("the model made pictures that are not finite; try --dtype float32, or other weights")
         return np.stack([to_uint8(image) for image in images.cpu().numpy()])
