@@ -231,10 +231,15 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
+def sampling_job(seed: int, checkpoint: dict[str, str], dtype: str, settings: SamplingSettings) -> dict[str, Any]:
+    """What decides a picture beside its geometry, here and in video.py: another job must not continue in a folder."""
+    job = {"seed": seed, "checkpoint": checkpoint["sha256"], "dtype": dtype, **vars(settings)}
+    return job | ({"adapter": checkpoint["adapter_sha256"]} if "adapter" in checkpoint else {})
+
+
 def describe(args, settings, checkpoint, dtype, geometries, prompts) -> dict[str, Any]:
     """What goes to dataset.json; "job" decides the pictures, and another job must not continue in the same folder."""
-    job = {"seed": args.seed, "checkpoint": checkpoint["sha256"], "dtype": dtype, **vars(settings)}
-    job |= {"adapter": checkpoint["adapter_sha256"]} if "adapter" in checkpoint else {}
+    job = sampling_job(args.seed, checkpoint, dtype, settings)
     job |= {"prompts": None if prompts is None else digest(prompts), "conditions": args.conditions}
     licences: dict[str, Any] = {"weights": f"those of {checkpoint['name']}"}
     objects: list[dict[str, Any]] = []

@@ -53,6 +53,7 @@ from sample import (
     choose_device,
     load_model,
     picture_generator,
+    sampling_job,
     sampling_settings,
 )
 
@@ -166,8 +167,7 @@ def describe(
     anchors: list[int],
 ) -> dict[str, Any]:
     """What goes to dataset.json; "job" decides the frames, and another job must not continue in the same folder."""
-    job = {"seed": args.seed, "checkpoint": checkpoint["sha256"], "dtype": dtype, **vars(settings), "prompt": prompt}
-    job |= {"adapter": checkpoint["adapter_sha256"]} if "adapter" in checkpoint else {}
+    job = sampling_job(args.seed, checkpoint, dtype, settings) | {"prompt": prompt}
     job |= {"frames": len(frames), "fps": args.fps, "anchors": anchors, "same_noise": args.same_noise}
     job |= {"anchor_in": args.anchor_in}
     licences: dict[str, Any] = {"weights": f"those of {checkpoint['name']}"}
