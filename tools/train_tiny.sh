@@ -2,7 +2,7 @@
 # From nothing to a trained miniature: data, autoencoder, text encoder, base model, background buffer, fine-tuning.
 #
 #     bash tools/train_tiny.sh                 # the full recipe: about three hours on two CPU cores; its result is the built-in model
-#     bash tools/train_tiny.sh hour            # about an hour: silhouettes and backgrounds are there, fingers are not
+#     bash tools/train_tiny.sh hour            # planned for an hour; not yet run to its end
 #
 # Everything lands in runs/toy.  Interrupt it whenever you like: the same command goes on where it stopped.
 set -euo pipefail
