@@ -34,7 +34,12 @@ class WeightFile(Mapping[str, Tensor]):
     def __init__(self, path: str | Path) -> None:
         self.path = readable_file(path)
         self.metadata: dict[str, str] = {}
-        self._read, self._bytes_read = self._open(), 0
+        self._read: Callable[[str], Tensor] | None = self._open()
+        self._bytes_read = 0
+
+    def unmap(self) -> None:
+        """Let go of the memory of what was read; the next tensor maps the file again."""
+        self._read, self._bytes_read = None, 0
 
     def _open(self) -> Callable[[str], Tensor]:
         """Map the file; the function gives a tensor by name."""
@@ -56,7 +61,9 @@ class WeightFile(Mapping[str, Tensor]):
         if name not in self.shapes:
             raise KeyError(name)
         if self._bytes_read > REMAP_BYTES:
-            self._read, self._bytes_read = self._open(), 0
+            self.unmap()
+        if self._read is None:
+            self._read = self._open()
         tensor = self._read(name)
         self._bytes_read += tensor.nbytes
         return tensor

@@ -179,4 +179,5 @@ def read_pieces(
             if not is_finite(state[ours]):
                 cause = f"as {wanted}" if is_finite(tensor) else "in the file"
                 raise ValueError(f"{piece.file.path}: {theirs[0]} holds NaN or infinite values ({cause})")
+        piece.file.unmap()
     return state

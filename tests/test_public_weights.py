@@ -190,6 +190,16 @@ def test_reading_maps_the_file_anew_so_that_its_pages_are_given_back(tmp_path, s
         monkeypatch.setattr(file, "_open", lambda f=file, o=opened: o.append(1) or WeightFile._open(f))
         assert all(torch.equal(file[key], tensor) for key, tensor in state.items())
         assert len(opened) > 4
+        file.unmap()
+        opened.clear()
+        assert torch.equal(file[key := next(iter(state))], state[key]) and opened
+
+
+def test_loading_leaves_no_part_of_a_folder_mapped(folder, monkeypatch):
+    files: list[WeightFile] = []
+    monkeypatch.setattr(WeightFile, "unmap", lambda self: files.append(self))
+    load_model(folder)
+    assert {"unet", "vae", "text_encoder"} <= {file.path.parent.name for file in files}
 
 
 # --- Stable Diffusion: a folder ---
@@ -304,7 +314,7 @@ def test_one_branch_starts_from_a_t2i_adapter_in_each_spelling_and_the_others_st
 def test_adapters_of_other_kinds_are_refused_by_name(tmp_path, folder, official):
     model = load_model(folder)
     model.add_condition_encoders()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before, metadata = {name: tensor.clone() for name, tensor in model.state_dict().items()}, dict(model.metadata)
     files = {
         "T2I-Adapter for sketch or canny": published_adapter_names(t2i_adapter(1, in_channels=1).state_dict()),
         "T2I-Adapter for colour": t2i_adapter(1, kind="light_adapter").state_dict(),
@@ -326,6 +336,7 @@ def test_adapters_of_other_kinds_are_refused_by_name(tmp_path, folder, official)
     with pytest.raises(ValueError, match=r"part\.pth does not fit: 108 .* 104 found; 4 missing: mask_ada\.body\.7"):
         load_adapter(model, tmp_path / "part.pth")
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model.metadata == metadata
 
 
 # --- what is refused ---
