@@ -94,7 +94,7 @@ def load_adapter(model: HOIDiffusion, path: str | Path) -> None:
     if not path.exists():
         what = "the official HOIDiffusion release's model_ad_N.pth"
         raise FileNotFoundError(f"no weight file at {path}. {WHERE.format(what=what, flag='--base and --adapter')}")
-    ours = list(expected_shapes(model.config, with_conditions=True))
+    ours, metadata = list(expected_shapes(model.config, with_conditions=True)), {"stage": "hoi"}
     if path.is_dir():
         pieces = adapter_folders(path, ours)
         if not pieces:
@@ -105,7 +105,7 @@ def load_adapter(model: HOIDiffusion, path: str | Path) -> None:
             hint = "; --init-branch takes it" if kind in (T2I_ADAPTER, DIFFUSERS_T2I_ADAPTER) else ""
             raise ValueError(f"{path} is {kind}, expected {OFFICIAL_ADAPTER}{hint}")
         pieces = [official_adapter(file, ours)]
-        model.metadata = model.metadata | {"normal_source": OFFICIAL_NORMAL_SOURCE}
+        metadata["normal_source"] = OFFICIAL_NORMAL_SOURCE
     like = model.unet.out[2].weight
     state = read_pieces(pieces, model.config, like.device, like.dtype)
     if model.condition_encoders is None:
@@ -113,7 +113,7 @@ def load_adapter(model: HOIDiffusion, path: str | Path) -> None:
     model.condition_encoders.load_state_dict(
         {name.removeprefix("condition_encoders."): tensor for name, tensor in state.items()}, strict=True, assign=True
     )
-    model.metadata = model.metadata | {"stage": "hoi"}
+    model.metadata = model.metadata | metadata
 
 
 def init_branch(model: HOIDiffusion, branch: str, path: str | Path) -> None:
