@@ -14,9 +14,9 @@ from torch import Tensor
 
 from hoi.packing import multiply_transposed
 
-# Numbers of scores a head (queries x keys), measured on CPUs at Stable Diffusion's sizes.
-MAX_PLAIN_SCORES = 2**20  # more, with their gradients, are too many to keep
-MIN_SLICED_SCORES = 2**18  # fewer are not worth a loop
+# Numbers of scores (queries x keys), measured on CPUs at Stable Diffusion's sizes.
+MAX_PLAIN_SCORES = 2**28  # of all heads and pictures: half a GB in bf16, kept until backward
+MIN_SLICED_SCORES = 2**18  # of a head: fewer are not worth a loop
 SLICE_SCORES = 2**21  # worked on together: 4 MB in bf16, about a core's share of the cache
 
 
@@ -51,13 +51,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """The same as plain_attention, by the fastest way.
 
     On a CPU torch's flash attention reaches a third of the speed of matrix products (over 4096 tokens, 8 heads of 40,
-    batch 2: 0.26 s against 0.10 in bf16 and 0.17 in fp32), and in bf16 backward is 2 to 10 times slower still; so
-    slices where no gradient is wanted, and in bf16 plain products as long as the scores are few.
+    batch 2: 0.26 s against 0.10 in bf16 and 0.17 in fp32), and with gradient in bf16 needs twice the time of plain
+    products (batch 1: 0.45 s against 0.22); so slices where no gradient is wanted, and in bf16 plain products as long
+    as the scores can be kept.
     """
     scores = query.shape[2] * key.shape[2]
     if query.device.type == "cpu":
         if scores >= MIN_SLICED_SCORES and not any(x.requires_grad for x in (query, key, value)):
             return sliced_attention(query, key, value)
-        if scores <= MAX_PLAIN_SCORES and query.dtype == torch.bfloat16:
+        if query.shape[:2].numel() * scores <= MAX_PLAIN_SCORES and query.dtype == torch.bfloat16:
             return plain_attention(query, key, value)
     return F.scaled_dot_product_attention(query, key, value)

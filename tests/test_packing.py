@@ -133,3 +133,16 @@ def test_slices_are_taken_only_where_no_gradient_is_wanted(monkeypatch):
     attend(query, key, value)
     assert calls
     assert packing.can_pack(torch.float16) is False
+
+
+def test_plain_products_are_taken_in_bf16_while_the_scores_of_all_heads_can_be_kept(monkeypatch):
+    calls: list[int] = []
+    monkeypatch.setattr("hoi.attention.plain_attention", lambda *args: calls.append(1) or plain_attention(*args))
+    query, key, value = (normal(2, 3, 5, 4, seed=seed).requires_grad_() for seed in range(3))
+    for most, expected in ((2 * 3 * 5 * 5, 1), (2 * 3 * 5 * 5 - 1, 0)):
+        monkeypatch.setattr("hoi.attention.MAX_PLAIN_SCORES", most)
+        calls.clear()
+        attend(query, key, value)
+        assert not calls
+        attend(query.bfloat16(), key.bfloat16(), value.bfloat16())
+        assert len(calls) == expected
