@@ -167,6 +167,10 @@ def contradiction(args: argparse.Namespace) -> str | None:
         return "--content scenery has neither hand nor object: it makes sense only with --shade"
     if args.looks > 1 and not args.shade:
         return "--looks needs --shade: without pictures the looks of a geometry would be equal"
+    if args.text is not None and args.shade:
+        return "--text is for records without --shade, whose pictures are described by the looks that are drawn"
+    if (args.style != "any" or not args.paraphrase) and not args.shade:
+        return "--style and --no-paraphrase need --shade: nothing is drawn without it"
     if args.start_distance is not None and not 0 <= args.start_distance < float("inf"):
         return f"--start-distance is {args.start_distance:g}, expected metres, 0 or more, e.g. 0.15"
     if args.seed < 0 or args.object_seed < 0:

@@ -51,6 +51,10 @@ from hoi.verifier import BUILT_IN, load_verifier
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "open_clip_torch", "timm")  # that decide numbers
 WEIGHTS = ("inception", "clip", "timm", "verifier")  # flags
 PREDICTIONS = ("keypoints", "contact", "poses")
+DETAILS = {  # flags that say how another one is meant
+    "inception": ("resize", "is_splits", "is_bias", "neighbours"),
+    "clip": ("clip_prefix", "clip_weight"), "keypoints": ("pck_thresholds",), "poses": ("boxes",), "clips": ("mano",),
+}  # fmt: skip
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -255,6 +259,10 @@ def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
         parser.error("a statistics file is of Inception's features: --real FILE.npz needs --inception FILE")
     if (args.timm or args.verifier) and (args.real is None or args.real.suffix == ".npz"):
         parser.error("a Frechet distance of --timm or --verifier needs pictures as the reference: --real DIR")
+    for flag, details in DETAILS.items():
+        for detail in details:
+            if getattr(args, detail) != parser.get_default(detail) and not getattr(args, flag):
+                parser.error(f"--{detail.replace('_', '-')} says how --{flag} is measured, which was not given")
     if args.bootstrap < 0 or args.workers < 0 or min(args.pck_thresholds) <= 0:
         parser.error("--bootstrap and --workers must not be negative, --pck-thresholds must be positive")
 

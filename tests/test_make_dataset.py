@@ -209,6 +209,8 @@ def test_files_of_one_name_are_kept_apart(tmp_path):
         ("--content object=-1", "share of object is '-1', expected a positive number"),
         ("--num 0", "'0' is not a positive whole number"),
         ("--looks 2", "--looks needs --shade"),
+        ("--style lab", "--style and --no-paraphrase need --shade"),
+        ("--shade --text mug", "--text is for records without --shade"),
         ("--frames 3 --start-distance -0.1", "--start-distance is -0.1, expected metres, 0 or more"),
         ("--seed -1", "--seed and --object-seed must not be negative"),
         ("--camera nocs --framing tight", "--camera nocs fixes the intrinsics of all pictures"),
