@@ -238,7 +238,6 @@ def export(args: argparse.Namespace, model: HOIDiffusion, stage: nn.Module, step
 def train(args: argparse.Namespace) -> None:
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     main_process, out = rank == 0, Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -252,6 +251,7 @@ def train(args: argparse.Namespace) -> None:
     autocast = functools.partial(torch.autocast, args.device.partition(":")[0], torch.bfloat16, bf16)
 
     model = starting_model(args).to(args.device)
+    out.mkdir(parents=True, exist_ok=True)
     stage = build_stage(args, model, Share(args.batch_size, rank, world_size, args.accumulate), bf16).to(args.device)
     trained = {name: parameter for name, parameter in stage.named_parameters() if parameter.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)

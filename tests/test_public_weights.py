@@ -560,6 +560,31 @@ def test_training_starts_branches_from_t2i_adapters_and_says_what_it_began_from(
             train.starting_model(args)
 
 
+def test_a_bad_weight_file_ends_every_script_with_its_message_and_leaves_nothing_behind(
+    tmp_path, state, data, monkeypatch, capsys
+):
+    save_file(state, tmp_path / "cut.safetensors")
+    os.truncate(tmp_path / "cut.safetensors", 100_000)
+    nine_channels = {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(32, 9, 3, 3)}
+    save_file(state | nine_channels, tmp_path / "nine.safetensors")
+    torch.save({"state_dict": Trap(tmp_path / "sprung")}, tmp_path / "trap.ckpt")
+    messages = {
+        "cut.safetensors": "is not a readable safetensors file",
+        "nine.safetensors": "an inpainting model: its U-Net takes 9 channels",
+        "trap.ckpt": "it names code that is not allowed to run",
+    }
+    before = set(tmp_path.iterdir())
+    for name, message in messages.items():
+        weights, out = tmp_path / name, tmp_path / "out"
+        with pytest.raises(SystemExit, match=f"^sample.py: .*{name}.*{message}"):
+            sampling(data, out, "--base", weights)
+        monkeypatch.setattr(sys, "argv", ["train.py", "--data", str(data), "--base", str(weights), "--out", str(out)])
+        with pytest.raises(SystemExit, match=f"^train.py: .*{name}.*{message}"):
+            train.main()
+        assert main([str(weights)]) == 1 and message in capsys.readouterr().err
+    assert set(tmp_path.iterdir()) == before
+
+
 # --- the checker ---
 
 
