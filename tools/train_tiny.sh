@@ -2,9 +2,9 @@
 # From nothing to a trained miniature: data, autoencoder, text encoder, base model, background buffer, fine-tuning.
 #
 #     bash tools/train_tiny.sh                 # the full recipe: about three hours on two CPU cores; its result is the built-in model
-#     bash tools/train_tiny.sh hour            # planned for an hour; not yet run to its end
+#     bash tools/train_tiny.sh hour            # about an hour; its model is in runs/toy-hour and replaces nothing
 #
-# Everything lands in runs/toy.  Interrupt it whenever you like: the same command goes on where it stopped.
+# Everything lands in runs/toy (runs/toy-hour).  Interrupt it whenever you like: the same command goes on where it stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 recipe=${1:-full}
