@@ -79,8 +79,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     what.add_argument("--trajectory", type=Path, metavar="DIR", help="instead: frames of a dataset folder")
     what.add_argument("--trajectory-number", type=int, metavar="N", help="which of the folder's (default: the first)")
     clip = parser.add_argument_group("clip")
-    clip.add_argument("--anchor", nargs="+", type=int, metavar="I",
-                      help="frame that all frames look at, or several (default: the middle, as in the paper)")
+    clip.add_argument("--anchor", type=int, metavar="I",
+                      help="frame that all frames look at (default: the middle, as in the paper)")
     clip.add_argument("--no-anchor", action="store_true", help="every frame on its own")
     clip.add_argument("--anchor-in", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART",
                       help="parts of the U-Net whose self-attentions do: encoder, middle, decoder (the paper: all)")
@@ -140,20 +140,19 @@ def choose_frames(args: argparse.Namespace, model: HOIDiffusion) -> ApproachFram
     return frames
 
 
-def choose_anchors(args: argparse.Namespace, count: int) -> list[int]:
+def choose_anchor(args: argparse.Namespace, count: int) -> int | None:
     if args.no_anchor:
-        return []
-    anchors = list(dict.fromkeys([count // 2] if args.anchor is None else args.anchor))
-    for anchor in anchors:
-        if not 0 <= anchor < count:
-            raise ValueError(f"--anchor {anchor} is not in the clip; it has frames 0 to {count - 1}")
-    return anchors
+        return None
+    anchor = count // 2 if args.anchor is None else args.anchor
+    if not 0 <= anchor < count:
+        raise ValueError(f"--anchor {anchor} is not in the clip; it has frames 0 to {count - 1}")
+    return anchor
 
 
-def choose_prompt(args: argparse.Namespace, frames: ApproachFrames | TrajectoryFrames, anchors: list[int]) -> str:
+def choose_prompt(args: argparse.Namespace, frames: ApproachFrames | TrajectoryFrames, anchor: int | None) -> str:
     text = args.prompt
     if text is None and isinstance(frames, TrajectoryFrames):
-        text = frames.records[anchors[0] if anchors else 0]["text"]
+        text = frames.records[anchor or 0]["text"]
     return fill(text or DEFAULT_PROMPTS[0], frames.noun)
 
 
@@ -164,11 +163,11 @@ def describe(
     dtype: str,
     frames: ApproachFrames | TrajectoryFrames,
     prompt: str,
-    anchors: list[int],
+    anchor: int | None,
 ) -> dict[str, Any]:
     """What goes to dataset.json; "job" decides the frames, and another job must not continue in the same folder."""
     job = sampling_job(args.seed, checkpoint, dtype, settings) | {"prompt": prompt}
-    job |= {"frames": len(frames), "fps": args.fps, "anchors": anchors, "same_noise": args.same_noise}
+    job |= {"frames": len(frames), "fps": args.fps, "anchor": anchor, "same_noise": args.same_noise}
     job |= {"anchor_in": args.anchor_in}
     licences: dict[str, Any] = {"weights": f"those of {checkpoint['name']}"}
     if isinstance(frames, TrajectoryFrames):
@@ -198,7 +197,7 @@ def make_frames(
     maker: PictureMaker,
     frames: ApproachFrames | TrajectoryFrames,
     prompt: str,
-    anchors: list[int],
+    anchor: int | None,
     common: dict[str, Any],
 ) -> None:
     """Make the missing frames chunk by chunk and write each as it is finished."""
@@ -213,7 +212,7 @@ def make_frames(
 
     with tqdm(total=len(todo), unit="frame") as bar:
         pictures = clip_pictures(
-            maker, prompt, frame_features, frame_generator, todo, anchors, args.chunk or (8 if size < 512 else 1),
+            maker, prompt, frame_features, frame_generator, todo, anchor, args.chunk or (8 if size < 512 else 1),
             args.anchor_in, lambda step, steps: bar.set_postfix_str(f"step {step} of {steps}"),
         )  # fmt: skip
         for frame, image in pictures:
@@ -244,12 +243,12 @@ def main(args: argparse.Namespace) -> None:
     model, checkpoint, dtype = load_model(args, device)
     config, settings = model.config, sampling_settings(args, model)
     frames = choose_frames(args, model)
-    anchors = choose_anchors(args, len(frames))
-    prompt = choose_prompt(args, frames, anchors)
-    writer = open_folder(args.out, describe(args, settings, checkpoint, dtype, frames, prompt, anchors))
+    anchor = choose_anchor(args, len(frames))
+    prompt = choose_prompt(args, frames, anchor)
+    writer = open_folder(args.out, describe(args, settings, checkpoint, dtype, frames, prompt, anchor))
     print(f"{checkpoint['name']} ({config.name}), {dtype} on {device}; {settings.sampler}, "
           f"{settings.num_inference_steps} steps, guidance {settings.guidance_scale:g}",
-          f'{len(frames)} frames of "{prompt}", anchor {", ".join(map(str, anchors)) or "off"}, '
+          f'{len(frames)} frames of "{prompt}", anchor {"off" if anchor is None else anchor}, '
           f"{'one' if args.same_noise else 'separate'} noise -> {args.out}, {len(writer)} are there already",
           sep="\n")  # fmt: skip
     if len(frames) == 1:
@@ -257,7 +256,7 @@ def main(args: argparse.Namespace) -> None:
     common = {key: value for key, value in vars(settings).items() if key in RECORD_KEYS}
     common |= {"seed": args.seed, "checkpoint": checkpoint, "height": config.image_size, "width": config.image_size}
     common |= {"text": prompt}
-    make_frames(args, writer, PictureMaker(model, settings), frames, prompt, anchors, common)
+    make_frames(args, writer, PictureMaker(model, settings), frames, prompt, anchor, common)
     finish(args, writer)
 
 

@@ -1,7 +1,6 @@
 """Clips.  Condition features of frames, a prompt, noise -> pictures of one look -> clip files.  Paper: Sec. 4.4.
 
 Every frame is denoised together with the anchor frame, whose keys and values its self-attentions see beside its own.
-Several anchors are allowed; the paper has one.
 """
 
 from __future__ import annotations
@@ -28,17 +27,17 @@ WEBP_HINT = "no clip.webp: this Pillow is built without WebP, so clip.gif is wri
 
 
 class AnchoredUNet(nn.Module):
-    """The U-Net for a batch whose first items are the anchors; for the rest as the U-Net itself."""
+    """The U-Net for a batch whose first item is the anchor; for the rest as the U-Net itself."""
 
-    def __init__(self, unet: UNet, anchors: int = 1, anchor_in: Collection[str] = PARTS) -> None:
+    def __init__(self, unet: UNet, anchor_in: Collection[str] = PARTS) -> None:
         super().__init__()
-        self.unet, self.anchors, self.anchor_in = unet, range(anchors), tuple(anchor_in)
+        self.unet, self.anchor_in = unet, tuple(anchor_in)
 
     def cache_context(self, context: Tensor) -> CachedContext:
         return self.unet.cache_context(context)
 
     def forward(self, latents: Tensor, timesteps: Tensor, context, cond_features: Sequence[Tensor] | None) -> Tensor:
-        return self.unet(latents, timesteps, context, cond_features, self.anchors, self.anchor_in)
+        return self.unet(latents, timesteps, context, cond_features, 0, self.anchor_in)
 
 
 def clip_pictures(
@@ -47,30 +46,32 @@ def clip_pictures(
     frame_features: Callable[[int], list[Tensor]],
     frame_generator: Callable[[int], torch.Generator],
     frames: Sequence[int],
-    anchors: Sequence[int],
+    anchor: int | None,
     chunk: int,
     anchor_in: Collection[str] = PARTS,
     progress: Progress | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Make frames of a clip, `chunk` of them at a time; each chunk is denoised with the anchors in lock step.
+    """Make frames of a clip, `chunk` of them at a time; each chunk is denoised with the anchor in lock step.
 
     frame_features   frame -> its condition features (batch 1)
     frame_generator  frame -> a new generator of its noise, of equal state for frames that share their noise
     frames           to make: all of the clip, or those still missing
-    anchors          the frames that all look at, the paper: one; (): every frame on its own
-    anchor_in        parts of the U-Net whose self-attentions see the anchors; the paper: all
+    anchor           the frame that all look at; None: every frame on its own
+    anchor_in        parts of the U-Net whose self-attentions see the anchor; the paper: all
     yields           (frame, (H, W, 3) uint8), chunk by chunk
 
-    Anchors see only each other, so their latents are the same in every chunk, and a frame depends on itself and the
-    anchors alone: neither on the chunk size nor on which other frames are made.  The price of keeping memory at
-    chunk and anchors is the anchors' evaluation in every chunk.
+    The anchor sees only itself, so its latents are the same in every chunk, and a frame depends on itself and the
+    anchor alone: neither on the chunk size nor on which other frames are made.  The price of keeping memory at
+    chunk and anchor is the anchor's evaluation in every chunk.
     """
     unet = maker.model.unet
-    anchored = AnchoredUNet(unet, len(anchors), anchor_in).eval()
-    anchor_features = {frame: frame_features(frame) for frame in anchors}
-    for group in _chunks(frames, anchors, chunk):
-        batch = [*anchors, *(frame for frame in group if frame not in anchors)]
-        each = [anchor_features[frame] if frame in anchors else frame_features(frame) for frame in batch]
+    anchored = unet if anchor is None else AnchoredUNet(unet, anchor_in).eval()
+    first = [] if anchor is None else [anchor]
+    anchor_features = [frame_features(frame) for frame in first]
+    for group in _chunks(frames, anchor, chunk):
+        others = [frame for frame in group if frame != anchor]
+        batch = first + others
+        each = anchor_features + [frame_features(frame) for frame in others]
         latents = maker.latents(
             anchored if len(batch) > 1 else unet,
             [prompt] * len(batch),
@@ -83,14 +84,14 @@ def clip_pictures(
         yield from zip([batch[position] for position in wanted], pictures, strict=True)
 
 
-def _chunks(frames: Sequence[int], anchors: Sequence[int], size: int) -> list[list[int]]:
-    """Frames in groups of `size`; anchors that are among them come on top of the first group."""
+def _chunks(frames: Sequence[int], anchor: int | None, size: int) -> list[list[int]]:
+    """Frames in groups of `size`; the anchor, when it is among them, comes on top of the first group."""
     if size < 1:
         raise ValueError(f"chunk is {size}, expected at least 1 frame at a time")
-    others = [frame for frame in frames if frame not in anchors]
+    others = [frame for frame in frames if frame != anchor]
     groups = [others[start : start + size] for start in range(0, len(others), size)]
-    if wanted := [frame for frame in anchors if frame in frames]:
-        groups = [[*wanted, *(groups[0] if groups else [])], *groups[1:]]
+    if anchor in frames:
+        groups = [[anchor, *(groups[0] if groups else [])], *groups[1:]]
     return groups
 
 

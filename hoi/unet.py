@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from hoi.attention import attend
 from hoi.packing import Upsample
 
-PARTS = ("encoder", "middle", "decoder")  # of the U-Net, where self-attention may look at anchor frames
+PARTS = ("encoder", "middle", "decoder")  # of the U-Net, where self-attention may look at an anchor frame
 
 
 @dataclass(frozen=True)
@@ -77,20 +77,20 @@ class CachedContext:
 
 @dataclass(frozen=True)
 class Anchor:
-    """The frame, or frames, that all frames of a batch look at beside themselves (Sec. 4.4: one frame).
+    """The frame that all frames of a batch look at beside themselves (Sec. 4.4).
 
-    indices  of the A anchors among the frames
-    frames   F: a batch is F frames, or under guidance twice F, each half with its own anchors
+    index   of the anchor among the frames
+    frames  F: a batch is F frames, or under guidance twice F, each half with its own anchor
     """
 
-    indices: tuple[int, ...]
+    index: int
     frames: int
 
     def joined(self, tokens: Tensor) -> Tensor:
-        """Keys or values of each frame followed by its anchors'.  (B, heads, N, d) -> (B, heads, (1 + A) N, d)."""
+        """Keys or values of each frame followed by its anchor's.  (B, heads, N, d) -> (B, heads, 2 N, d)."""
         halves = tokens.unflatten(0, (-1, self.frames))
-        anchors = [halves[:, index, None].expand_as(halves) for index in self.indices]
-        return torch.cat([halves, *anchors], dim=3).flatten(0, 1)
+        anchor = halves[:, self.index, None].expand_as(halves)
+        return torch.cat([halves, anchor], dim=3).flatten(0, 1)
 
 
 def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
@@ -325,7 +325,7 @@ class UNet(nn.Module):
         timesteps: Tensor,
         context: Tensor | CachedContext,
         cond_features: Sequence[Tensor] | None = None,
-        anchors: Sequence[int] = (),
+        anchor: int | None = None,
         anchor_in: Collection[str] = PARTS,
     ) -> Tensor:
         """Predict the noise in the latents.
@@ -336,14 +336,14 @@ class UNet(nn.Module):
                        two texts share their latents, what comes before the first text is computed once
         cond_features  maps (B'', C_k, h / 2^k, w / 2^k), one per level, B' a multiple of B''; feature k is added after
                        the last block of level k, so that main path and skip connection both carry it; None: none
-        anchors        0 to B' - 1: the latents are frames of a clip, and self-attention of each also sees the keys and
-                       values of these (Sec. 4.4: of one); for a single anchor itself that changes nothing; (): no clip
+        anchor         0 to B' - 1: the latents are frames of a clip, and self-attention of each also sees the keys and
+                       values of this one (Sec. 4.4); for the anchor itself that changes nothing; None: no clip
         anchor_in      which of PARTS do so; the paper: all
         returns eps    (B, 4, h, w)   in the dtype of latents
         Raises ValueError when a shape does not fit.
         """
         self._check(latents, timesteps, len(context), cond_features)
-        encoder, middle, decoder = self._anchors(tuple(anchors), len(latents), anchor_in)
+        encoder, middle, decoder = self._anchors(anchor, len(latents), anchor_in)
         dtype = self.out[2].weight.dtype
         embedding = self.time_embed(timestep_embedding(timesteps, self.config.model_channels).to(dtype))
         embedding = repeat(embedding, len(context))
@@ -365,14 +365,13 @@ class UNet(nn.Module):
             return checkpoint(block, h, embedding, context, anchor, use_reentrant=False)
         return block(h, embedding, context, anchor)
 
-    def _anchors(self, indices: tuple[int, ...], frames: int, anchor_in: Collection[str]) -> list[Anchor | None]:
+    def _anchors(self, index: int | None, frames: int, anchor_in: Collection[str]) -> list[Anchor | None]:
         """What encoder, middle block and decoder look at."""
-        for index in indices:
-            if not 0 <= index < frames:
-                raise ValueError(f"the anchor is frame {index} of {frames}, expected 0 to {frames - 1}")
+        if index is not None and not 0 <= index < frames:
+            raise ValueError(f"the anchor is frame {index} of {frames}, expected 0 to {frames - 1}")
         if unknown := set(anchor_in) - set(PARTS):
             raise ValueError(f"anchor_in names {', '.join(sorted(unknown))}, expected some of {', '.join(PARTS)}")
-        return [Anchor(indices, frames) if indices and part in anchor_in else None for part in PARTS]
+        return [Anchor(index, frames) if index is not None and part in anchor_in else None for part in PARTS]
 
     def _check(self, latents: Tensor, timesteps: Tensor, texts: int, cond_features: Sequence[Tensor] | None) -> None:
         levels, (batch, channels, height, width) = len(self.config.channel_mult), latents.shape

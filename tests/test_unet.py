@@ -315,14 +315,12 @@ def test_widths_that_are_no_multiples_of_the_first_survive_the_rounding_of_their
     assert UNetConfig(model_channels=352, channel_mult=(1, 480 / 352)).level_widths == (352, 480)
 
 
-def anchored_reference(
-    attention: torch.nn.Module, tokens: torch.Tensor, anchors: tuple[int, ...], frames: int
-) -> torch.Tensor:
+def anchored_reference(attention: torch.nn.Module, tokens: torch.Tensor, anchor: int, frames: int) -> torch.Tensor:
     """One frame and one head at a time, the softmax written out: Sec. 4.4 as the paper words it."""
     rows = []
     for item in range(len(tokens)):
         half = item // frames * frames
-        seen = torch.cat([tokens[item], *(tokens[half + anchor] for anchor in anchors)])  # own tokens, then theirs
+        seen = torch.cat([tokens[item], tokens[half + anchor]])  # own tokens, then the anchor's
         q, k, v = attention.to_q(tokens[item]), attention.to_k(seen), attention.to_v(seen)
         heads = []
         for part in range(attention.num_heads):
@@ -339,9 +337,9 @@ def test_self_attention_with_an_anchor_equals_the_plain_formula_in_both_halves(m
     monkeypatch.setattr("hoi.attention.MIN_SLICED_SCORES", min_sliced_scores)
     attention = fill(unet_module.Attention(32, 4), seed=1)
     tokens = torch.randn(6, 20, 32, generator=torch.Generator().manual_seed(2))  # two halves of three frames
-    for anchors in ((0,), (1,), (2,), (2, 0)):
-        got = attention(tokens, anchor=unet_module.Anchor(anchors, 3))
-        torch.testing.assert_close(got, anchored_reference(attention, tokens, anchors, 3), atol=1e-5, rtol=0)
+    for anchor in range(3):
+        got = attention(tokens, anchor=unet_module.Anchor(anchor, 3))
+        torch.testing.assert_close(got, anchored_reference(attention, tokens, anchor, 3), atol=1e-5, rtol=0)
     assert (got - attention(tokens)).abs().max() > 0.1
 
 
@@ -351,21 +349,16 @@ def test_an_anchor_is_what_it_would_be_alone_and_the_others_do_not_see_each_othe
     latents, timesteps, context, features = make_inputs(SMALL, batch=4)
     timesteps = timesteps[:1].expand(4)
 
-    def eps(items: list[int], anchors: tuple[int, ...] = ()) -> torch.Tensor:  # two texts a frame: (2, items, ...)
+    def eps(items: list[int], anchor: int | None = None) -> torch.Tensor:  # two texts a frame: (2, items, ...)
         texts = torch.cat([context[items].flip(1), context[items]])
-        eps = unet(latents[items], timesteps[items], texts, [f[items] for f in features], anchors)
+        eps = unet(latents[items], timesteps[items], texts, [f[items] for f in features], anchor)
         return eps.unflatten(0, (2, -1))
 
-    clip, plain = eps([0, 1, 2, 3], (2,)), eps([0, 1, 2, 3])
+    clip, plain = eps([0, 1, 2, 3], 2), eps([0, 1, 2, 3])
     torch.testing.assert_close(clip[:, 2:3], eps([2]), atol=1e-4, rtol=0)
     for frame in (0, 1, 3):
-        torch.testing.assert_close(clip[:, frame], eps([2, frame], (0,))[:, 1], atol=1e-4, rtol=0)
+        torch.testing.assert_close(clip[:, frame], eps([2, frame], 0)[:, 1], atol=1e-4, rtol=0)
         assert (clip[:, frame] - plain[:, frame]).abs().max() > 0.1
-    two = eps([0, 1, 2, 3], (2, 0))
-    torch.testing.assert_close(two[:, [2, 0]], eps([2, 0], (0, 1)), atol=1e-4, rtol=0)
-    for frame in (1, 3):
-        torch.testing.assert_close(two[:, frame], eps([2, 0, frame], (0, 1))[:, 2], atol=1e-4, rtol=0)
-        assert (two[:, frame] - clip[:, frame]).abs().max() > 0.1
 
 
 @torch.no_grad()
@@ -373,8 +366,8 @@ def test_shared_latents_with_an_anchor_equal_their_repetition_in_two_anchored_ha
     unet = fill(UNet(SMALL), seed=8)
     latents, timesteps, context, features = make_inputs(SMALL, batch=3)
     texts = torch.cat([context.flip(1), context])
-    shared = unet(latents, timesteps, unet.cache_context(texts), features, (1,))
-    apart = [unet(latents, timesteps, half, features, (1,)) for half in texts.chunk(2)]
+    shared = unet(latents, timesteps, unet.cache_context(texts), features, 1)
+    apart = [unet(latents, timesteps, half, features, 1) for half in texts.chunk(2)]
     torch.testing.assert_close(shared, torch.cat(apart), atol=1e-4, rtol=0)
 
 
@@ -389,10 +382,10 @@ def test_the_anchor_is_seen_in_the_named_part_only(part):
             module.register_forward_pre_hook(
                 lambda _, args, kwargs, name=name: seen.update({name: kwargs["anchor"] is not None}), with_kwargs=True
             )
-    unet(latents, timesteps, context, features, (0,), anchor_in=[part])
+    unet(latents, timesteps, context, features, 0, anchor_in=[part])
     blocks = {"encoder": "input_blocks", "middle": "middle_block", "decoder": "output_blocks"}[part]
     assert {name for name, value in seen.items() if value} == {name for name in seen if name.startswith(blocks)}
-    unet(latents, timesteps, context, features, (0,))
+    unet(latents, timesteps, context, features, 0)
     assert len(seen) == 16 and all(seen.values())
 
 
@@ -400,6 +393,6 @@ def test_an_anchor_that_is_not_in_the_batch_is_refused():
     unet = UNet(SMALL)
     latents, timesteps, context, _ = make_inputs(SMALL)
     with pytest.raises(ValueError, match="anchor is frame 2 of 2, expected 0 to 1"):
-        unet(latents, timesteps, context, anchors=[0, 2])
+        unet(latents, timesteps, context, anchor=2)
     with pytest.raises(ValueError, match="anchor_in names head, expected some of encoder, middle, decoder"):
-        unet(latents, timesteps, context, anchors=[0], anchor_in=["head"])
+        unet(latents, timesteps, context, anchor=0, anchor_in=["head"])
