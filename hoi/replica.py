@@ -17,7 +17,7 @@ from hoi.clip_score import Clip
 from hoi.extractors import verifier_extractor
 from hoi.feature_metrics import Reference, Run, add_frechet
 from hoi.features import Extractor, find_pictures
-from hoi.measurement import Sheet
+from hoi.measurement import PERCENT, SHARE, Sheet
 from hoi.toy_clip import load_toy_clip, toy_clip_scores
 from hoi.verification import HAND, OBJECT, PCK_THRESHOLD, load_truth, score_picture
 from hoi.verifier import Verifier, load_verifier
@@ -95,7 +95,8 @@ def measure_pictures(sheet: Sheet, folder: Path, shaded: Path, judges: Judges) -
     for name, (key, factor, definition) in SCORED.items():
         values = np.array([row[key] for row in found if row[key] is not None])
         if len(values):
-            sheet.add(name, mean_of(factor * values), len(values), "higher", definition)
+            bounds = SHARE if factor == 1 else PERCENT
+            sheet.add(name, mean_of(factor * values), len(values), "higher", definition, bounds)
     touching = np.array([regions_touch(each.label_map) for each in seen])
     add_contact(sheet, touching, np.array([str(record.get("category")) for record in records]))
 
@@ -107,9 +108,9 @@ def add_contact(sheet: Sheet, touching: np.ndarray, categories: np.ndarray) -> N
     for name in sorted(set(categories)):
         mine = categories == name
         parts[name] = ratio_of(100 * touching * mine, mine)
-        sheet.add(contact_of(name), mean_of(100 * touching[mine]), int(mine.sum()), "higher", definition)
+        sheet.add(contact_of(name), mean_of(100 * touching[mine]), int(mine.sum()), "higher", definition, PERCENT)
     mean = _mean_of_parts(list(parts.values()))
-    sheet.add(CONTACT, mean, len(touching), "higher", f"{definition}; mean of categories")
+    sheet.add(CONTACT, mean, len(touching), "higher", f"{definition}; mean of categories", PERCENT)
 
 
 def contact_of(category: str) -> str:

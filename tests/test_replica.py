@@ -54,6 +54,12 @@ def test_contact_counts_categories_alike():
     assert values == {"toy contact, can, %": (100, 3), "toy contact, mug, %": (50, 2), "toy contact, %": (75, 5)}
 
 
+def test_intervals_of_shares_end_at_100_percent():
+    sheet = Sheet(resamples=20, seed=5)  # 90 %, whose shifted percentiles end at 100.5
+    replica.add_contact(sheet, np.arange(10) > 0, np.array(["mug"] * 10))
+    assert [item.estimate.high for item in sheet.measurements] == [100, 100]
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
     """Shaded pictures, a model's pictures of the same records, a reference, and judges with random weights."""
