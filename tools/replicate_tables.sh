@@ -7,9 +7,9 @@
 #     bash tools/replicate_tables.sh 2      # all conditions against none: 2 fine-tunes
 #     bash tools/replicate_tables.sh all    # the three tables: 6 fine-tunes, since they share some
 #
-# On one CPU core a fine-tune takes about 11 minutes at 30 pictures a second and its 208 pictures about 3; before the
-# first one the data are prepared in about 6, and at the end every model is measured in half a minute: `all` about 100
-# minutes, 4 about 80, 5 and 2 about 35 each.  Interrupt it whenever you like: the same command goes on where it stopped.
+# On one CPU core, with other work on the second, a fine-tune took 12 to 20 minutes (17 to 20 pictures a second) and its
+# 208 pictures 3; data are prepared in 3 before the first one, and at the end every model is measured in some seconds:
+# `all` took two hours.  Interrupt it whenever you like: the same command goes on where it stopped.
 #
 # It needs what tools/train_tiny.sh leaves in runs/toy: base/model.safetensors, lab, buffer, text/clip.safetensors.
 # Outputs: runs/replica/NAME/model.safetensors, pictures, numbers.json of each; table_4.md, table_5.md, table_2.md.
