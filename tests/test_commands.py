@@ -3,6 +3,7 @@
 import argparse
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,12 +81,14 @@ def test_docstrings_show_commands_that_the_scripts_accept():
     ],
 )
 def test_recipes_run_commands_that_the_scripts_accept(tmp_path, recipe, expected):
-    """python stands for a note of its arguments here."""
+    """python stands for a note of its arguments here, and what earlier runs left behind is not there."""
+    shutil.copytree(ROOT / "tools", tmp_path / "tools")
+    (tmp_path / "hoi").symlink_to(ROOT / "hoi")
     (tmp_path / "python").write_text(f'#!/bin/bash\nprintf " %q" "$@" >> {tmp_path}/log; echo >> {tmp_path}/log\n')
     (tmp_path / "python").chmod(0o755)
-    words = recipe.format(sample.BUILT_IN).split()
+    script, *words = recipe.format(sample.BUILT_IN).split()
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
-    subprocess.run(["bash", ROOT / "tools" / words[0], *words[1:]], env=environment, check=True, capture_output=True)
+    subprocess.run(["bash", tmp_path / "tools" / script, *words], env=environment, check=True, capture_output=True)
     noted = [f"python{line}" for line in (tmp_path / "log").read_text().splitlines()]
     commands = commands_in(noted)
     assert len(commands) == expected, "\n".join(noted)
