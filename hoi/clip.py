@@ -79,9 +79,8 @@ def clip_pictures(
             [frame_generator(frame) for frame in batch],
             progress,
         )
-        wanted = [position for position, frame in enumerate(batch) if frame in group]
-        pictures = maker.decode(latents[wanted])
-        yield from zip([batch[position] for position in wanted], pictures, strict=True)
+        pictures = maker.decode(latents[len(batch) - len(group) :])  # the anchor's only when it is in the group
+        yield from zip(group, pictures, strict=True)
 
 
 def _chunks(frames: Sequence[int], anchor: int | None, size: int) -> list[list[int]]:
