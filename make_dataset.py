@@ -10,7 +10,7 @@
 
 It prints what it found in the meshes, a progress bar with the time left, and what to look at (grid.png).  Running the
 same command again continues where it stopped; record i depends on --seed and i alone, not on --workers or --num.
-The folder's format is described in hoi/dataset.py.  Paper: Sec. 3.2 (grasp, trajectory, rendering).
+The folder's format is described in hoi/data/dataset.py.  Paper: Sec. 3.2 (grasp, trajectory, rendering).
 """
 
 # ruff: noqa: E402
@@ -30,18 +30,18 @@ from typing import Any
 
 from tqdm import tqdm
 
-from hoi.camera import CAMERA_FOV_DEG
-from hoi.check import check_folder
-from hoi.command import how_made, positive, told_problems
-from hoi.dataset_writer import DatasetWriter, open_folder, refuse_other_job
-from hoi.framing import FRAMINGS
-from hoi.grabnet import load_grabnet
-from hoi.hand import load_hand
-from hoi.objects import CATEGORIES, ObjectMesh, collect_objects, object_card
-from hoi.prompts import check_placeholders
-from hoi.scene import CONTENTS, GraspedObject
-from hoi.scene_maker import SceneMaker, SceneSettings
-from hoi.workers import mapper
+from hoi.common.command import how_made, positive, told_problems
+from hoi.common.workers import mapper
+from hoi.data.check import check_folder
+from hoi.data.dataset_writer import DatasetWriter, open_folder, refuse_other_job
+from hoi.data.scene_maker import SceneMaker, SceneSettings
+from hoi.geometry.camera import CAMERA_FOV_DEG
+from hoi.geometry.framing import FRAMINGS
+from hoi.geometry.grabnet import load_grabnet
+from hoi.geometry.hand import load_hand
+from hoi.geometry.objects import CATEGORIES, ObjectMesh, collect_objects, object_card
+from hoi.geometry.scene import CONTENTS, GraspedObject
+from hoi.toyworld.prompts import check_placeholders
 from real_pictures import add_real_picture_flags, convert_pictures, wants_real_pictures
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "hoidiffusion" / "grasps"
@@ -112,7 +112,7 @@ def add_view_flags(parser: argparse.ArgumentParser) -> None:
 def add_look_flags(parser: argparse.ArgumentParser) -> None:
     look = parser.add_argument_group("texts and toy-world pictures")
     look.add_argument("--shade", action=argparse.BooleanOptionalAction, default=False,
-                      help="draw pictures in random looks with captions (hoi/appearance.py); otherwise conditions only")
+                      help="draw pictures in random looks with captions; otherwise conditions only")
     look.add_argument("--looks", type=positive, default=1, metavar="L",
                       help="pictures of each geometry in different looks; they share their condition images")
     look.add_argument("--style", choices=("any", "lab", "scenic"), default="any",

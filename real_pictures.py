@@ -5,7 +5,7 @@
     python make_dataset.py --csv train.csv --normals estimated --out data/hoi4d         # the authors' own format
 
 It prints a progress bar, how many frames were rejected and why, and how well the records fit their own annotation.
-What happens to a frame is in hoi/frame_converter.py.  Paper: Sec. 4 (training data).
+What happens to a frame is in hoi/sources/frame_converter.py.  Paper: Sec. 4 (training data).
 """
 
 import argparse
@@ -17,17 +17,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from hoi.captions import CAPTION_FILE, Captioner, apply_captions, caption_folder, read_captions
-from hoi.command import how_made, positive
-from hoi.dataset import read_records
-from hoi.dataset_writer import open_folder
-from hoi.depth_normals import DPT_HYBRID
-from hoi.dexycb import DexYCB
-from hoi.frame_converter import MARGIN, MIN_AREA, STROKES, FrameConverter, convert_frames
-from hoi.ho3d import HO3D
-from hoi.official_csv import OfficialCSV
-from hoi.sources import NORMALS, RejectionLog, Source, check_needs, fit_warning, summary
-from hoi.workers import mapper
+from hoi.common.command import how_made, positive
+from hoi.common.workers import mapper
+from hoi.data.dataset import read_records
+from hoi.data.dataset_writer import open_folder
+from hoi.sources.captions import CAPTION_FILE, Captioner, apply_captions, caption_folder, read_captions
+from hoi.sources.depth_normals import DPT_HYBRID
+from hoi.sources.dexycb import DexYCB
+from hoi.sources.frame_converter import MARGIN, MIN_AREA, STROKES, FrameConverter, convert_frames
+from hoi.sources.ho3d import HO3D
+from hoi.sources.official_csv import OfficialCSV
+from hoi.sources.sources import NORMALS, RejectionLog, Source, check_needs, fit_warning, summary
 
 # What decides the records; a folder begun with other values is refused instead of mixed.
 PICTURE_JOB_FLAGS = (

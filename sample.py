@@ -25,30 +25,30 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from hoi import public_weights
-from hoi.command import how_made, positive, told_problems
+from hoi.common.command import how_made, positive, told_problems
+from hoi.common.hardware import check_device, has_fast_bf16, keep_freed_memory
 from hoi.conditions import stack_conditions
-from hoi.dataset import RECORD_KEYS, read_description
-from hoi.dataset_writer import DatasetWriter, complete_record, open_folder, write_pictures
-from hoi.framing import FRAMINGS
-from hoi.geometry import FolderGeometries, SceneGeometries
-from hoi.hand import load_hand
-from hoi.hardware import check_device, has_fast_bf16, keep_freed_memory
-from hoi.model import CONDITION_NAMES, HOIDiffusion
-from hoi.objects import CATEGORIES, collect_objects, object_card
-from hoi.packing import pack
-from hoi.pictures import PictureMaker, SamplingSettings, join_features, set_precision
-from hoi.planning import Request, plan
-from hoi.png_text import png_text
-from hoi.prompts import (
+from hoi.data.dataset import RECORD_KEYS, read_description
+from hoi.data.dataset_writer import DatasetWriter, complete_record, open_folder, write_pictures
+from hoi.data.geometry import FolderGeometries, SceneGeometries
+from hoi.data.planning import Request, plan
+from hoi.data.png_text import png_text
+from hoi.geometry.framing import FRAMINGS
+from hoi.geometry.hand import load_hand
+from hoi.geometry.objects import CATEGORIES, collect_objects, object_card
+from hoi.network.model import CONDITION_NAMES, HOIDiffusion
+from hoi.network.packing import pack
+from hoi.network.pictures import PictureMaker, SamplingSettings, join_features, set_precision
+from hoi.network.samplers import SAMPLERS
+from hoi.toyworld.prompts import (
     DEFAULT_PROMPTS,
     default_negative_prompt,
     default_scenery_prompts,
     read_prompts,
     untaught_words,
 )
-from hoi.public_weights import normals_differ, source_hash
-from hoi.samplers import SAMPLERS
+from hoi.weights import public_weights
+from hoi.weights.public_weights import normals_differ, source_hash
 
 BUILT_IN = Path(__file__).parent / "hoi" / "assets" / "tiny.safetensors"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "hoidiffusion" / "grasps"

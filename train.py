@@ -34,19 +34,20 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from hoi import caching, checkpoint, stages
-from hoi.averaging import WeightAverage
-from hoi.batches import Share, TrainingSet, read_ahead
-from hoi.command import told_problems
-from hoi.hardware import check_device, has_fast_bf16, keep_freed_memory
-from hoi.interruption import StopSignals, agreed, check_same_run, gradient_norm, unusable_step
-from hoi.model import CONDITION_NAMES, PRESETS, HOIDiffusion
-from hoi.pretraining import TEXT_SHRINK, TextStage, VaeStage
-from hoi.processes import join_processes
-from hoi.public_weights import init_branch, load_adapter, load_model, source_hash
-from hoi.toy_clip import FILE_NAME, save_toy_clip
-from hoi.training_log import TrainingLog
-from hoi.words import words_in
+from hoi.common import checkpoint
+from hoi.common.command import told_problems
+from hoi.common.hardware import check_device, has_fast_bf16, keep_freed_memory
+from hoi.common.processes import join_processes
+from hoi.network.model import CONDITION_NAMES, PRESETS, HOIDiffusion
+from hoi.toyworld.words import words_in
+from hoi.training import caching, stages
+from hoi.training.averaging import WeightAverage
+from hoi.training.batches import Share, TrainingSet, read_ahead
+from hoi.training.interruption import StopSignals, agreed, check_same_run, gradient_norm, unusable_step
+from hoi.training.pretraining import TEXT_SHRINK, TextStage, VaeStage
+from hoi.training.toy_clip import FILE_NAME, save_toy_clip
+from hoi.training.training_log import TrainingLog
+from hoi.weights.public_weights import init_branch, load_adapter, load_model, source_hash
 
 LOG_EVERY = 10  # steps
 # `hoi` has the paper's values (Sec. 4.1); the others are for training small networks from scratch.

@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from hoi.clip import clip_pictures, strip, write_clip
-from hoi.clip_frames import MAX_PENETRATION_MM, ApproachFrames, TrajectoryFrames, approach_scene
-from hoi.command import how_made, positive, told_problems
+from hoi.common.command import how_made, positive, told_problems
+from hoi.common.hardware import keep_freed_memory
 from hoi.conditions import stack_conditions
-from hoi.dataset import RECORD_KEYS, load_conditions, load_image, read_description, read_records
-from hoi.dataset_writer import (
+from hoi.data.clip_frames import MAX_PENETRATION_MM, ApproachFrames, TrajectoryFrames, approach_scene
+from hoi.data.dataset import RECORD_KEYS, load_conditions, load_image, read_description, read_records
+from hoi.data.dataset_writer import (
     DatasetWriter,
     complete_record,
     encode_png,
@@ -35,16 +35,16 @@ from hoi.dataset_writer import (
     write_atomically,
     write_pictures,
 )
-from hoi.framing import FRAMINGS
-from hoi.hand import load_hand
-from hoi.hardware import keep_freed_memory
-from hoi.model import HOIDiffusion
-from hoi.objects import collect_objects, object_card
-from hoi.pictures import PictureMaker, SamplingSettings
-from hoi.png_text import png_text
-from hoi.prompts import DEFAULT_PROMPTS, fill
-from hoi.render import Renderer
-from hoi.unet import PARTS
+from hoi.data.png_text import png_text
+from hoi.geometry.framing import FRAMINGS
+from hoi.geometry.hand import load_hand
+from hoi.geometry.objects import collect_objects, object_card
+from hoi.geometry.render import Renderer
+from hoi.network.clip import clip_pictures, strip, write_clip
+from hoi.network.model import HOIDiffusion
+from hoi.network.pictures import PictureMaker, SamplingSettings
+from hoi.network.unet import PARTS
+from hoi.toyworld.prompts import DEFAULT_PROMPTS, fill
 from sample import (
     CACHE,
     add_model_flags,

@@ -4,9 +4,9 @@
     python tests/bench_clips.py --objects mug --seeds 0 --frames 4
     python tests/bench_clips.py --also "--anchor 0" "--anchor-in decoder"     # rows more: ideas beside the paper's
 
-Flicker in 8-bit levels (hoi/flicker.py), less is steadier; IoU of hand and object, as the verifier sees them in the
-pictures, with the label maps that the pictures were made from.  Frames without anchor that have noise of their own are
-the single pictures that sample.py makes of the same records (tests/test_video.py shows it); the shaded toy world is
+Flicker in 8-bit levels (hoi/metrics/flicker.py), less is steadier; IoU of hand and object, as the verifier sees them in
+the pictures, with the label maps that the pictures were made from.  Frames without anchor that have noise of their own
+are the single pictures that sample.py makes of the same records (tests/test_video.py shows it); the shaded toy world is
 what lighting alone causes, and what the verifier can see at best.  Clips are kept in --out; the same command continues.
 Each object and seed also gets side_by_side.webp: the anchor on, and single pictures.
 """
@@ -25,14 +25,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import video
-from hoi.appearance import sample_look
-from hoi.clip import encode_animation
-from hoi.dataset import load_image, load_label_map, read_records
-from hoi.flicker import clip_flicker
-from hoi.hand import HandModel, load_hand
-from hoi.objects import CATEGORIES
-from hoi.scene import render_scene, shade_scene
-from hoi.verifier import BUILT_IN, Verifier, load_verifier, look_at
+from hoi.data.dataset import load_image, load_label_map, read_records
+from hoi.geometry.hand import HandModel, load_hand
+from hoi.geometry.objects import CATEGORIES
+from hoi.geometry.scene import render_scene, shade_scene
+from hoi.metrics.flicker import clip_flicker
+from hoi.network.clip import encode_animation
+from hoi.toyworld.appearance import sample_look
+from hoi.verify.verifier import BUILT_IN, Verifier, load_verifier, look_at
 from sample import load_model
 
 ANCHORED, SINGLE, FLOOR = "anchor on, same noise", "anchor off, separate noise", "shaded toy world"

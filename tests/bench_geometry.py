@@ -22,10 +22,10 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from hoi.contact import DistanceField  # noqa: E402
-from hoi.grasp import find_grasps  # noqa: E402
-from hoi.hand import load_hand  # noqa: E402
-from hoi.objects import CATEGORIES, ObjectMesh, load_object, make_object  # noqa: E402
+from hoi.geometry.contact import DistanceField  # noqa: E402
+from hoi.geometry.grasp import find_grasps  # noqa: E402
+from hoi.geometry.hand import load_hand  # noqa: E402
+from hoi.geometry.objects import CATEGORIES, ObjectMesh, load_object, make_object  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:

@@ -35,14 +35,13 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 from bench_unet import peak_gigabytes, random_weights  # noqa: E402
 
-import hoi.unet  # noqa: E402
-from hoi.checkpoint import to_official_adapter_names  # noqa: E402
-from hoi.hardware import has_fast_bf16, keep_freed_memory  # noqa: E402
-from hoi.model import PRESETS, HOIDiffusion, ModelConfig  # noqa: E402
-from hoi.packing import PackedConv2d, PackedLinear, pack  # noqa: E402
-from hoi.unet import UNet  # noqa: E402
-from hoi.vae import VAE  # noqa: E402
-from hoi.weight_exports import export_single  # noqa: E402
+from hoi.common.checkpoint import to_official_adapter_names  # noqa: E402
+from hoi.common.hardware import has_fast_bf16, keep_freed_memory  # noqa: E402
+from hoi.network.model import PRESETS, HOIDiffusion, ModelConfig  # noqa: E402
+from hoi.network.packing import PackedConv2d, PackedLinear, pack  # noqa: E402
+from hoi.network.unet import UNet  # noqa: E402
+from hoi.network.vae import VAE  # noqa: E402
+from hoi.weights.weight_exports import export_single  # noqa: E402
 
 BASE, ADAPTER = "sd.safetensors", "model_ad_1.pth"
 WHOLE = "everything"
@@ -103,7 +102,7 @@ def attention_name(query: Tensor, key: Tensor, value: Tensor) -> str:
 
 def profiled(unet: UNet, attend: Callable, *inputs: Any) -> dict[str, float]:
     """Seconds by kind of layer; layers inside one another are none of these kinds."""
-    hoi.unet.attend = named(attend, attention_name)
+    unet.attend = named(attend, attention_name)
     for module in unet.modules():
         if (label := LABELS.get(type(module))) is not None:
             module.forward = named(module.forward, lambda *_, label=label: label)
@@ -130,7 +129,7 @@ def profile_unet(config: ModelConfig) -> dict[str, dict[str, float]]:
     widths = config.unet.level_widths
     features = [torch.randn(1, width, side >> k, side >> k, dtype=dtype) for k, width in enumerate(widths)]
     both = latents.repeat(2, 1, 1, 1), timesteps.repeat(2), context, features
-    ours = hoi.unet.attend
+    ours = unet.attend
     plain = profiled(unet, F.scaled_dot_product_attention, *both)
     for module in unet.modules():
         module.__dict__.pop("forward", None)  # the names

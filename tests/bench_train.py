@@ -33,10 +33,10 @@ sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
 from bench_unet import peak_gigabytes, random_weights  # noqa: E402
 
-from hoi.diffusion import NoiseSchedule, TrainingBatch, hoi_loss  # noqa: E402
-from hoi.hardware import keep_freed_memory  # noqa: E402
-from hoi.model import ConditionEncoders  # noqa: E402
-from hoi.unet import UNet, UNetConfig  # noqa: E402
+from hoi.common.hardware import keep_freed_memory  # noqa: E402
+from hoi.network.diffusion import NoiseSchedule, TrainingBatch, hoi_loss  # noqa: E402
+from hoi.network.model import ConditionEncoders  # noqa: E402
+from hoi.network.unet import UNet, UNetConfig  # noqa: E402
 
 SIZES = {
     "full": (UNetConfig(), 64),

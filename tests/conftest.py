@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hoi.dataset_writer import DatasetWriter, write_object, write_pictures
-from hoi.grasp import Grasp
-from hoi.hand import HandModel, HandPose, load_hand
-from hoi.objects import make_object
-from hoi.render import Renderer
-from hoi.scene import GraspedObject, annotate, compose_scene, render_scene, scene_conditions
+from hoi.data.dataset_writer import DatasetWriter, write_object, write_pictures
+from hoi.geometry.grasp import Grasp
+from hoi.geometry.hand import HandModel, HandPose, load_hand
+from hoi.geometry.objects import make_object
+from hoi.geometry.render import Renderer
+from hoi.geometry.scene import GraspedObject, annotate, compose_scene, render_scene, scene_conditions
 
 NOCS_FOV_DEG = float(np.degrees(2 * np.arctan(240 / 577.5)))  # of 480 rows at a focal length of 577.5 px
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from hoi.diffusion import NoiseSchedule
-from hoi.unet import UNet, UNetConfig
+from hoi.network.diffusion import NoiseSchedule
+from hoi.network.unet import UNet, UNetConfig
 
 SCHEDULE = NoiseSchedule.stable_diffusion()
 VELOCITY = NoiseSchedule.stable_diffusion(predicts="v", terminal_signal=0.01)  # of the built-in model

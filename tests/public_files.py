@@ -8,10 +8,10 @@ from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, con
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from hoi.model import ModelConfig
-from hoi.text import TextConfig
-from hoi.unet import UNet, UNetConfig
-from hoi.vae import VAE, VAEConfig
+from hoi.network.model import ModelConfig
+from hoi.network.text import TextConfig
+from hoi.network.unet import UNet, UNetConfig
+from hoi.network.vae import VAE, VAEConfig
 
 WIDTHS = (32, 64, 64, 64)
 CONFIG = ModelConfig(

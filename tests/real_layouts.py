@@ -13,9 +13,9 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 from test_hand import PARENTS, mano_in_numpy
 
-from hoi.camera import Camera
-from hoi.hand import HandPose
-from hoi.render import Renderer
+from hoi.geometry.camera import Camera
+from hoi.geometry.hand import HandPose
+from hoi.geometry.render import Renderer
 
 HEIGHT, WIDTH = 480, 640
 FOCAL, CENTRE_X, CENTRE_Y = 613.0762329, 313.0279846, 245.0086517

@@ -8,24 +8,29 @@ import subprocess
 import sys
 from pathlib import Path
 
+import convert_keypoints
 import pytest
 
 import make_dataset
 import sample
 import train
 import video
-from hoi import estimator_tools, export, flicker, metrics, public_weights, verify
+from hoi.export import __main__ as export
+from hoi.metrics import __main__ as metrics
+from hoi.metrics import flicker
+from hoi.verify import __main__ as verify
+from hoi.weights import public_weights
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {"sample.py": sample, "make_dataset.py": make_dataset, "train.py": train, "video.py": video}
 MODULES = SCRIPTS | {"hoi.verify": verify, "hoi.metrics": metrics, "hoi.export": export}
 COMMAND_LINES = {script: module.parse_args for script, module in SCRIPTS.items()} | {
-    "hoi/estimator_tools.py": estimator_tools.parse_args,
-    "hoi/export.py": export.parse_args,
-    "hoi/flicker.py": flicker.main,
-    "hoi/metrics.py": metrics.parse_args,
-    "hoi/public_weights.py": public_weights.main,
-    "hoi/verify.py": lambda: verify.parse_args([]),
+    "tools/convert_keypoints.py": convert_keypoints.parse_args,
+    "hoi/export/__main__.py": export.parse_args,
+    "hoi/metrics/flicker.py": flicker.main,
+    "hoi/metrics/__main__.py": metrics.parse_args,
+    "hoi/weights/public_weights.py": public_weights.main,
+    "hoi/verify/__main__.py": lambda: verify.parse_args([]),
 }
 COMMAND = re.compile(rf"\b(?:python|torchrun)\b.*?\b({'|'.join(map(re.escape, MODULES))})(?= |$)(.*)")
 

@@ -14,7 +14,6 @@ import scipy.ndimage
 import torch
 import trimesh
 
-from hoi.camera import Camera, look_at, make_intrinsics
 from hoi.conditions import (
     BONES,
     SKELETON_COLORS,
@@ -28,7 +27,8 @@ from hoi.conditions import (
     scale_inverse_depth,
     stack_conditions,
 )
-from hoi.render import Renderer
+from hoi.geometry.camera import Camera, look_at, make_intrinsics
+from hoi.geometry.render import Renderer
 
 GOLDEN_SKELETONS = "ae88dd9df75a8a27"
 GOLDEN_BONES = "2b02b5ecfc8b1f08"

@@ -1,4 +1,4 @@
-"""The house itself: imports go one way, every flag is read, and the README points at things that exist."""
+"""The house itself: every flag is read, and the README points at things that exist."""
 
 import ast
 import re
@@ -10,56 +10,14 @@ from real_pictures import PICTURE_JOB_FLAGS
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ("train.py", "sample.py", "video.py", "make_dataset.py", "real_pictures.py")
-# A module imports only from modules before it.  Rooms in one string are one room, split for length.
-ORDER = """
-    command workers weight_files checkpoint hardware clip_score packing attention sheets
-    processes interruption averaging training_log
-    camera mano_file hand
-    lathe families mesh_repair objects
-    contact closing placing grasp grabnet trajectory
-    zbuffer gl render conditions
-    brushes scenery backgrounds words materials shading appearance
-    framing scene png_text dataset data_card dataset_writer estimators estimator_tools check geometry scene_maker
-    captions ycb source_frame depth_normals dexycb_files dexycb ho3d official_csv sources frame_converter
-    text vae unet diffusion samplers model
-    layouts padding diffusers_config weight_kinds weight_pieces public_weights weight_exports
-    batches caching pictures clip clip_frames flicker stages pretraining toy_clip prompts planning
-    verifier verifier_training verification verification_report selection witnesses verify
-    export_folder bop nocs coco csv_export export
-    inception features bootstrap distances reference_file measurement umeyama keypoint_metrics pose_metrics pose_files
-    extractors feature_metrics metrics replica
-""".split()
-GEOMETRY = set(ORDER[ORDER.index("camera") : ORDER.index("text")]) - {"conditions", "dataset"}
+FILES = sorted(path for path in (ROOT / "hoi").rglob("*.py") if path.name != "__init__.py")
 COMMAND_LINE = ("main", "run", "parse_args", "_check_flags")
 PARTS_OF_MAIN = {"metrics": ("measure", "_measure_features", "_measure_predictions"), "verify": ("score_command",)}
-NETWORK = {"text", "vae", "unet", "model", "diffusion", "samplers"}
 
 
-def imported(path: Path) -> set[str]:
-    """Modules of hoi/ that a file imports, wherever in the file."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "hoi":
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hoi."):
-            found.add(node.module.split(".")[1])
-    return found
-
-
-def modules() -> list[str]:
-    return sorted(path.stem for path in (ROOT / "hoi").glob("*.py") if path.stem != "__init__")
-
-
-@pytest.mark.parametrize("module", modules())
-def test_a_module_imports_only_from_modules_above_it(module):
-    assert module in ORDER, f"hoi/{module}.py has no place in the order of rooms"
-    below = {name for name in imported(ROOT / "hoi" / f"{module}.py") if ORDER.index(name) >= ORDER.index(module)}
-    assert not below
-
-
-@pytest.mark.parametrize("module", sorted(NETWORK))
-def test_the_network_knows_nothing_of_the_geometry(module):
-    assert not imported(ROOT / "hoi" / f"{module}.py") & GEOMETRY
+def name_of(path: Path) -> str:
+    """hoi/geometry/camera.py -> geometry.camera"""
+    return ".".join(path.relative_to(ROOT / "hoi").with_suffix("").parts)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -93,10 +51,10 @@ def functions_with_args(tree: ast.Module) -> set[str]:
 
 def test_hoi_never_sees_args():
     """But for the command line of a `python -m hoi.X`, and what it is split into."""
-    for module in modules():
-        text = (ROOT / "hoi" / f"{module}.py").read_text()
-        allowed = {*COMMAND_LINE, *PARTS_OF_MAIN.get(module, ())} if "ArgumentParser(" in text else set()
-        assert functions_with_args(ast.parse(text)) <= allowed, module
+    for path in FILES:
+        text, room = path.read_text(), name_of(path).partition(".")[0]
+        allowed = {*COMMAND_LINE, *PARTS_OF_MAIN.get(room, ())} if "ArgumentParser(" in text else set()
+        assert functions_with_args(ast.parse(text)) <= allowed, path
 
 
 def table_rows() -> list[list[str]]:

@@ -15,10 +15,11 @@ import pytest
 import trimesh
 
 import make_dataset
-from hoi import dataset_writer, nocs
-from hoi.dataset import load_conditions, load_image, read_records
-from hoi.objects import collect_objects
-from hoi.scene_maker import SceneMaker
+from hoi.data import dataset_writer
+from hoi.data.dataset import load_conditions, load_image, read_records
+from hoi.data.scene_maker import SceneMaker
+from hoi.export import nocs
+from hoi.geometry.objects import collect_objects
 from make_dataset import main, parse_args
 
 ROOT = Path(__file__).parent.parent

@@ -18,22 +18,23 @@ import trimesh
 from PIL import Image
 
 import sample
-from hoi import grasp, pictures
-from hoi.check import check_folder
-from hoi.checkpoint import load_model_file, save_model, sha256_of
-from hoi.dataset import load_conditions, load_image, load_mesh, read_records
-from hoi.model import ConditionEncoders, HOIDiffusion, ModelConfig
-from hoi.png_text import webui_parameters
-from hoi.prompts import (
+from hoi.common.checkpoint import load_model_file, save_model, sha256_of
+from hoi.data.check import check_folder
+from hoi.data.dataset import load_conditions, load_image, load_mesh, read_records
+from hoi.data.png_text import webui_parameters
+from hoi.geometry import grasp
+from hoi.network import pictures
+from hoi.network.model import ConditionEncoders, HOIDiffusion, ModelConfig
+from hoi.network.text import TextConfig, TextEncoder, tokenize
+from hoi.network.unet import UNetConfig
+from hoi.network.vae import VAEConfig
+from hoi.toyworld.prompts import (
     STOCK_NEGATIVE_PROMPT,
     default_negative_prompt,
     default_scenery_prompts,
     read_prompts,
     untaught_words,
 )
-from hoi.text import TextConfig, TextEncoder, tokenize
-from hoi.unet import UNetConfig
-from hoi.vae import VAEConfig
 
 ROOT = Path(__file__).parent.parent
 SMALL = ModelConfig(
@@ -394,7 +395,7 @@ def test_a_model_name_with_commas_does_not_break_the_parameter_line():
 
 
 def test_the_toy_scenery_names_every_background_and_nothing_else():
-    from hoi.backgrounds import BACKGROUNDS
+    from hoi.toyworld.backgrounds import BACKGROUNDS
 
     prompts = default_scenery_prompts("tiny")
     assert set(prompts) == {sentence for background in BACKGROUNDS.values() for sentence in background.sentences}

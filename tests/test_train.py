@@ -1,4 +1,4 @@
-"""train.py and hoi/stages.py: resuming, sharing work between processes, what trains, and messages."""
+"""train.py and hoi/training/stages.py: resuming, sharing work between processes, what trains, and messages."""
 
 import os
 import resource
@@ -13,11 +13,12 @@ import torch.multiprocessing as mp
 from training_world import SIDE, assert_same, hoi_args, make_world, small_model
 
 import train
-from hoi import caching, checkpoint, stages
-from hoi.batches import Share, TrainingSet, draw_indices
+from hoi.common import checkpoint
 from hoi.conditions import stack_conditions
-from hoi.dataset import load_conditions, load_image, read_records
-from hoi.pictures import PictureMaker, SamplingSettings
+from hoi.data.dataset import load_conditions, load_image, read_records
+from hoi.network.pictures import PictureMaker, SamplingSettings
+from hoi.training import caching, stages
+from hoi.training.batches import Share, TrainingSet, draw_indices
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +117,8 @@ def gradients(world: Path, share: Share) -> dict[str, torch.Tensor]:
 
 def half_the_work(rank: int, world: Path, port: int) -> None:
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    caching.ROWS, written, write = 3, [], caching.write_atomically
-    caching.write_atomically = lambda path, save: (written.append(path.name), write(path, save))
+    caching.ROWS, written, write = 3, [], checkpoint.write_atomically
+    checkpoint.write_atomically = lambda path, save: (written.append(path.name), write(path, save))
     found = gradients(world, Share(2, rank, 2))
     (world / f"written{rank}").write_text(" ".join(written))
     if rank == 0:

@@ -16,10 +16,11 @@ from test_sample import random_model
 
 import sample
 import video
-from hoi import clip as clip_module
-from hoi.check import check_folder
-from hoi.dataset import load_image, load_mesh, read_records
-from hoi.pictures import PictureMaker
+from hoi.data.check import check_folder
+from hoi.data.dataset import load_image, load_mesh, read_records
+from hoi.network import clip as clip_module
+from hoi.network.clip import encode_mp4, write_clip
+from hoi.network.pictures import PictureMaker
 
 FRAMES = 4
 
@@ -222,7 +223,7 @@ def test_the_clip_files_show_the_frames_at_their_times(clip, name):
 def test_an_mp4_shows_the_frames():
     av = pytest.importorskip("av")
     frames = [np.full((64, 64, 3), level, dtype=np.uint8) for level in (40, 120, 200)]
-    with av.open(io.BytesIO(clip_module.encode_mp4(frames, 8))) as container:
+    with av.open(io.BytesIO(encode_mp4(frames, 8))) as container:
         decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
         assert container.streams.video[0].average_rate == 8
     assert [int(round(frame.mean(), -1)) for frame in decoded] == [40, 120, 200]
@@ -231,7 +232,7 @@ def test_an_mp4_shows_the_frames():
 def test_missing_encoders_are_told_and_a_gif_takes_the_place_of_webp(tmp_path, monkeypatch):
     monkeypatch.setattr(features, "check", lambda name: False)
     monkeypatch.setattr(clip_module.importlib.util, "find_spec", lambda name: None)
-    files, notes = clip_module.write_clip(tmp_path, [np.zeros((8, 8, 3), np.uint8), np.ones((8, 8, 3), np.uint8)], 8)
+    files, notes = write_clip(tmp_path, [np.zeros((8, 8, 3), np.uint8), np.ones((8, 8, 3), np.uint8)], 8)
     assert files == ["clip.gif"] and (tmp_path / "clip.gif").is_file()
     assert "pip install -U pillow" in notes[0] and "pip install av" in notes[1]
 

@@ -7,11 +7,11 @@ import torch
 
 import train
 from hoi.conditions import Conditions
-from hoi.dataset_writer import DatasetWriter, write_pictures
-from hoi.model import HOIDiffusion, ModelConfig
-from hoi.text import TextConfig
-from hoi.unet import UNetConfig
-from hoi.vae import VAEConfig
+from hoi.data.dataset_writer import DatasetWriter, write_pictures
+from hoi.network.model import HOIDiffusion, ModelConfig
+from hoi.network.text import TextConfig
+from hoi.network.unet import UNetConfig
+from hoi.network.vae import VAEConfig
 
 SIDE = 32
 COLORS = ("red", "green", "blue")

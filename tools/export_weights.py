@@ -14,15 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hoi.model import PRESETS  # noqa: E402
-from hoi.public_weights import load_model, source_hash  # noqa: E402
-from hoi.weight_exports import (  # noqa: E402
-    FORMATS,
-    export_diffusers,
-    export_official,
-    export_own,
-    export_single,
-)
+from hoi.network.model import PRESETS  # noqa: E402
+from hoi.weights.public_weights import load_model, source_hash  # noqa: E402
+from hoi.weights.weight_exports import FORMATS, export_diffusers, export_official, export_own, export_single  # noqa: E402
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -17,8 +17,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from hoi import dataset  # noqa: E402
-from hoi.sheets import contact_sheet  # noqa: E402
+from hoi.common.sheets import contact_sheet  # noqa: E402
+from hoi.data import dataset  # noqa: E402
 
 LOOKS = (
     "A hand is grasping a pink {object} on the beach",

@@ -19,13 +19,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hoi import replica  # noqa: E402
-from hoi.checkpoint import sha256_of  # noqa: E402
-from hoi.command import project_commit, told_problems  # noqa: E402
-from hoi.dataset_writer import write_atomically  # noqa: E402
-from hoi.measurement import Sheet, shown  # noqa: E402
-from hoi.verifier import BUILT_IN  # noqa: E402
-from hoi.weight_files import WeightFile  # noqa: E402
+from hoi.common.checkpoint import sha256_of  # noqa: E402
+from hoi.common.command import project_commit, told_problems  # noqa: E402
+from hoi.common.weight_files import WeightFile  # noqa: E402
+from hoi.data.dataset_writer import write_atomically  # noqa: E402
+from hoi.metrics import replica  # noqa: E402
+from hoi.metrics.measurement import Sheet, shown  # noqa: E402
+from hoi.verify.verifier import BUILT_IN  # noqa: E402
 
 RESAMPLES, SEED = 200, 0
 CEILING = "shaded"  # the pictures that the records were shaded with: what the judges say of perfect ones

@@ -1,0 +1,66 @@
+"""What the scripts share as commands: a type of argument, how a folder was made, problems told without a traceback."""
+
+import argparse
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def positive(word: str) -> int:
+    """An argument that is a whole number from 1 on; argparse says so otherwise."""
+    if not word.isdigit() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a positive whole number")
+    return int(word)
+
+
+def how_made(script: str) -> dict[str, Any]:
+    """Entries of dataset.json that say what made the folder: made_by, command, versions."""
+    return {
+        "made_by": script,
+        "command": shlex.join(["python", *sys.argv]),
+        "versions": {
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "torch": torch.__version__,
+            "commit": project_commit(),
+        },
+    }
+
+
+def project_commit() -> str | None:
+    """This project's git commit, "-dirty" behind it when files were changed since; None outside a checkout."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():  # an installed copy must not name the checkout that it happens to lie in
+        return None
+    words = ["git", "--no-optional-locks", "-C", root, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+@contextmanager
+def told_problems(script: str, interrupted: str) -> Iterator[None]:
+    """Within this block or function what users can cause becomes a message and exit code 1; bugs keep their traceback.
+
+    script       name that stands before the message of a ValueError or OSError
+    interrupted  the message after Ctrl-C; `kill` (SIGTERM) is as orderly a stop
+    """
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except (ValueError, OSError) as problem:
+        raise SystemExit(f"{script}: {problem}") from problem
+    except KeyboardInterrupt:
+        raise SystemExit(interrupted) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)

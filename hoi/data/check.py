@@ -1,0 +1,274 @@
+"""Validate a dataset folder: files, sizes, pictures against a re-render from the annotation.  Folder -> Report."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hoi.conditions import SEGMENTATION_COLORS, draw_conditions, draw_skeleton
+from hoi.data.dataset import (
+    NUMBER_KEYS,
+    PICTURE_FOLDERS,
+    RECORD_KEYS,
+    load_mesh,
+    load_picture,
+    missing_files,
+    read_records,
+)
+from hoi.geometry.camera import Camera, project, transform_points
+from hoi.geometry.hand import HandModel, HandPose, load_hand
+from hoi.geometry.render import GBuffer, Renderer
+
+KEYPOINT_TOLERANCE_PX = 0.01
+KEYPOINT_TOLERANCE = 1e-5  # metres; the hand model computes in float32
+# Keypoints of a dataset are its own: their pixels are rounded, and its fingertips are other vertices than ours.
+OUR_KEYPOINTS = "openpose21"
+SOURCE_TOLERANCE_PX, FIT_TOLERANCE_MM = 1.0, 0.1
+TIPS = [4, 8, 12, 16, 20]
+DEPTH_TOLERANCE_MM = 1.0  # half a millimetre is rounding
+NORMAL_TOLERANCE = 4  # grey levels
+SILHOUETTE_SHARE = 0.005  # of hand and object pixels may differ: a backend moves single silhouette pixels
+SHOWN_PROBLEMS = 20
+NOTHING = "there is no geometry"
+
+
+@dataclass
+class Report:
+    """What `check_folder` found.  problems make the folder invalid, notes do not."""
+
+    folder: Path
+    records: int = 0
+    pictures: int = 0
+    rendered: int = 0
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def __str__(self) -> str:
+        lines = [f"{self.folder}: {self.records} records, {self.pictures} with a picture, "
+                 f"{self.rendered} geometries rendered again from their annotation"]  # fmt: skip
+        lines += [f"  note: {note}" for note in self.notes]
+        lines += [f"  PROBLEM: {problem}" for problem in self.problems[:SHOWN_PROBLEMS]]
+        if len(self.problems) > SHOWN_PROBLEMS:
+            lines.append(f"  ... and {len(self.problems) - SHOWN_PROBLEMS} more problems")
+        lines.append("  everything agrees" if self.ok else f"  {len(self.problems)} problems")
+        return "\n".join(lines)
+
+
+def check_folder(folder: str | Path, hand: HandModel | None = None, renderer: Renderer | None = None) -> Report:
+    """Compare everything in a folder with everything else in it.
+
+    hand  the model for records made with MANO (the built-in hand is loaded when needed)
+    Every file is opened; keypoints_2d must be the projection of keypoints_3d, these the hand model's at the stored
+    parameters, and the skeleton drawn exactly there; where normal_source is "geometry" the scene is rendered again from
+    hand parameters, mesh and pose, and label map, depth, normals and object mask must agree.
+    """
+    folder = Path(folder)
+    report = Report(folder)
+    try:
+        records = read_records(folder)
+    except (ValueError, OSError) as error:
+        report.problems.append(str(error))
+        return report
+    report.records, report.pictures = len(records), sum(record["file_name"] is not None for record in records)
+    _check_description(report)
+    checker = _Checker(folder, hand, renderer)
+    first_of: dict[str, dict[str, Any]] = {}
+    unknown: Counter[str] = Counter()
+    for record in records:
+        problems = _file_problems(folder, record)
+        shared = first_of.setdefault(record.get("skeleton_file_name") or f"record {record['index']}", record)
+        if not problems and shared is record:
+            problems = checker.annotation_problems(record)
+            reason = checker.cannot_render(record) if not problems else ""
+            if reason:
+                unknown[reason] += 1
+            elif not problems:
+                problems = checker.render_problems(record)
+                report.rendered += 1
+        elif shared is not record:
+            problems += [f"{key} differs from record {shared['index']}, which has the same condition images"
+                         for key in NUMBER_KEYS if record.get(key) != shared.get(key)]  # fmt: skip
+        report.problems += [f"record {record['index']}: {problem}" for problem in problems]
+    unknown.pop(NOTHING, None)
+    report.notes += [f"{count} geometries were not rendered again: {reason}" for reason, count in unknown.items()]
+    leftovers = [path.name for path in folder.rglob(".*.tmp")]
+    if leftovers:
+        report.notes.append(f"{len(leftovers)} temporary files of an interrupted run, harmless: {leftovers[0]} ...")
+    return report
+
+
+def _check_description(report: Report) -> None:
+    path = report.folder / "dataset.json"
+    if not path.is_file():
+        report.problems.append(f"{path} is missing")
+        return
+    try:
+        counts = json.loads(path.read_text()).get("counts")
+    except (ValueError, AttributeError) as error:
+        report.problems.append(f"{path} is not a JSON object: {error}")
+        return
+    if counts is None:
+        report.notes.append("dataset.json has no counts: the run was not finished; the same command continues it")
+    elif counts.get("records") != report.records:
+        counted = counts.get("records")
+        report.problems.append(f"dataset.json counts {counted} records, the metadata holds {report.records}")
+
+
+def _file_problems(folder: Path, record: dict[str, Any]) -> list[str]:
+    """Keys, lengths, and every file: present, readable, of the right size and kind."""
+    absent = [key for key in RECORD_KEYS if key not in record]
+    problems = [f"keys are missing: {', '.join(absent)}"] if absent else []
+    for key, count in NUMBER_KEYS.items():
+        numbers = record.get(key)
+        if numbers is not None and (len(numbers) != count or not np.isfinite(np.array(numbers, dtype=float)).all()):
+            problems.append(f"{key} has {len(numbers)} numbers, expected {count}, all finite")
+    missing = missing_files(folder, record)
+    problems += [f"{path} is missing" for path in missing]
+    size = (record.get("height"), record.get("width"))
+    for key, name in PICTURE_FOLDERS.items():
+        if record.get(key) is None or record[key] in missing:
+            continue
+        try:
+            pixels = load_picture(folder, record, key)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        flat = key in ("depth_file_name", "object_mask_file_name")
+        expected = (*size,) if flat else (*size, 3)
+        kind = np.uint16 if key == "depth_file_name" else np.uint8
+        if pixels.shape != expected or pixels.dtype != kind:
+            problems.append(f"{name} is {pixels.shape} {pixels.dtype}, expected {expected} {np.dtype(kind)}")
+    return problems
+
+
+class _Checker:
+    """Models and meshes that are loaded once for all records."""
+
+    def __init__(self, folder: Path, hand: HandModel | None, renderer: Renderer | None) -> None:
+        self.folder, self.renderer = folder, renderer
+        self.hands = {} if hand is None else {hand.name: hand}
+        self.meshes: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def hand(self, name: str) -> HandModel | None:
+        if name == "builtin" and name not in self.hands:
+            self.hands[name] = load_hand()
+        return self.hands.get(name)
+
+    def annotation_problems(self, record: dict[str, Any]) -> list[str]:
+        """Keypoints against each other, against the hand model and against the drawn skeleton; colours."""
+        problems = []
+        segmentation = self._picture(record, "segmentation_file_name")
+        if segmentation is not None:
+            known = (segmentation[:, :, None] == np.asarray(SEGMENTATION_COLORS)).all(axis=-1).any(axis=-1)
+            if not known.all():
+                row, column = np.argwhere(~known)[0]
+                color = segmentation[row, column].tolist()
+                problems.append(
+                    f"segmentation has {(~known).sum()} pixels of a colour that is not one of its three, "
+                    f"the first is {color} at row {row}, column {column}"
+                )
+        if record["keypoints_2d"] is None:
+            return problems
+        keypoints_2d = np.reshape(record["keypoints_2d"], (21, 2))
+        skeleton = self._picture(record, "skeleton_file_name")
+        if skeleton is not None and record.get("skeleton_strokes") != "source":
+            wrong = (draw_skeleton(keypoints_2d, *skeleton.shape[:2]) != skeleton).any(axis=-1).sum()
+            if wrong:
+                problems.append(f"skeleton differs in {wrong} pixels from the one drawn at keypoints_2d")
+        if record["keypoints_3d"] is None or record["intrinsics"] is None:
+            return problems
+        keypoints_3d = np.reshape(record["keypoints_3d"], (21, 3))
+        off = np.abs(project(keypoints_3d, np.reshape(record["intrinsics"], (3, 3))) - keypoints_2d).max(axis=1)
+        ours = record["keypoint_convention"] in (OUR_KEYPOINTS, None)
+        if not off.max() <= (KEYPOINT_TOLERANCE_PX if ours else SOURCE_TOLERANCE_PX):
+            worst = int(np.nan_to_num(off, nan=np.inf).argmax())
+            problems.append(f"keypoints_2d is not the projection of keypoints_3d: {worst} is {off[worst]:.2f} px off")
+        hand = self.hand(record["hand_model"]) if record["hand_model"] else None
+        if hand is not None and record["transl"] is not None:
+            off = np.linalg.norm(hand(_hand_pose(record)).keypoints_3d - keypoints_3d, axis=1)
+            if not ours:
+                fit_mm = 1000 * np.delete(off, TIPS).max()
+                if abs(fit_mm - record.get("hand_fit_mm", 0.0)) > FIT_TOLERANCE_MM:
+                    problems.append(f"hand parameters put a joint {fit_mm:.2f} mm from keypoints_3d, the record says "
+                                    f"{record.get('hand_fit_mm')}")  # fmt: skip
+            elif off.max() > KEYPOINT_TOLERANCE:
+                far_mm = 1000 * off.max()
+                problems.append(f"hand parameters put keypoint {off.argmax()} {far_mm:.2f} mm from keypoints_3d")
+        return problems
+
+    def cannot_render(self, record: dict[str, Any]) -> str:
+        """Why a record is not rendered again, or an empty string; NOTHING for scenery, which has no geometry."""
+        if all(record[key] is None for key in list(PICTURE_FOLDERS)[1:]):
+            return NOTHING
+        if record["normal_source"] != "geometry":
+            return "their condition images do not come from meshes"
+        if record["transl"] is None and record["object_path"] is None:
+            return "they have neither hand parameters nor an object mesh"
+        if record["transl"] is not None and self.hand(record["hand_model"]) is None:
+            return f"give the hand model {record['hand_model']!r} (--mano FILE)"
+        return ""
+
+    def render_problems(self, record: dict[str, Any]) -> list[str]:
+        """Label map, depth, normals and object mask against a render from parameters, mesh and poses alone."""
+        try:
+            gbuffer = self._render(record)
+        except ValueError as error:
+            return [f"cannot be rendered again: {error}"]
+        conditions = draw_conditions(None, gbuffer.label_map, gbuffer.surface_normals)
+        foreground = max(int((gbuffer.label_map > 0).sum()), 1)
+        allowed = 4 + SILHOUETTE_SHARE * foreground
+        wrong = {}
+        segmentation = self._picture(record, "segmentation_file_name")
+        if segmentation is not None:
+            wrong["segmentation"] = (segmentation != conditions.segmentation).any(axis=-1)
+        normal = self._picture(record, "normal_file_name")
+        if normal is not None:
+            difference = np.abs(normal.astype(int) - conditions.normal.astype(int))
+            wrong["normal"] = (difference > NORMAL_TOLERANCE).any(axis=-1)
+        depth_mm = self._picture(record, "depth_file_name")
+        if depth_mm is not None:
+            wrong["depth"] = np.abs(depth_mm - 1000.0 * gbuffer.depth) > DEPTH_TOLERANCE_MM
+        object_mask = self._picture(record, "object_mask_file_name")
+        if object_mask is not None:
+            wrong["object_mask"] = (object_mask > 0) != gbuffer.object_mask
+        return [f"{name} differs from a re-render in {pixels.sum()} pixels ({allowed:.0f} allowed)"
+                for name, pixels in wrong.items() if pixels.sum() > allowed]  # fmt: skip
+
+    def _render(self, record: dict[str, Any]) -> GBuffer:
+        if self.renderer is None:
+            self.renderer = Renderer()
+        # The object's frame is the world, so its mesh (and the renderer's cache of it) stays as it is on disk.
+        pose = record["object_to_camera"]
+        world_to_camera = np.eye(4) if pose is None else np.reshape(pose, (4, 4))
+        camera = Camera(np.reshape(record["intrinsics"], (3, 3)), world_to_camera, record["height"], record["width"])
+        hand_mesh = self.hand(record["hand_model"])(_hand_pose(record)) if record["transl"] is not None else None
+        hand_vertices = None
+        if hand_mesh is not None:
+            hand_vertices = transform_points(np.linalg.inv(world_to_camera), hand_mesh.vertices)
+        mesh = None  # vertices and faces
+        if record["object_path"] is not None:
+            if record["object_path"] not in self.meshes:
+                self.meshes[record["object_path"]] = load_mesh(self.folder, record)
+            mesh = self.meshes[record["object_path"]]
+        return self.renderer.render(
+            hand_vertices, None if hand_mesh is None else hand_mesh.faces,
+            *((None, None) if mesh is None else mesh), camera,
+        )  # fmt: skip
+
+    def _picture(self, record: dict[str, Any], key: str) -> np.ndarray | None:
+        return None if record[key] is None else load_picture(self.folder, record, key)
+
+
+def _hand_pose(record: dict[str, Any]) -> HandPose:
+    """The hand in the camera frame."""
+    return HandPose(
+        np.array(record["global_orient"]), np.array(record["hand_pose"]), np.array(record["transl"]),
+        np.array(record["hand_betas"]), record["hand_side"],
+    )  # fmt: skip

@@ -1,0 +1,200 @@
+"""Scenes on disk, made in any order by any number of processes.  Settings, meshes -> records.  Paper: Sec. 3.2.
+
+Scene k and its records, numbered from k * records_per_scene on, depend on the settings, the meshes and k alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hoi.data.dataset import PICTURE_FOLDERS
+from hoi.data.dataset_writer import write_object, write_pictures
+from hoi.geometry.camera import CAMERA_FOV_DEG
+from hoi.geometry.contact import DistanceField
+from hoi.geometry.grabnet import find_grabnet_grasps, load_grabnet
+from hoi.geometry.grasp import remembered
+from hoi.geometry.hand import load_hand
+from hoi.geometry.objects import ObjectMesh
+from hoi.geometry.render import Renderer
+from hoi.geometry.scene import (
+    GraspedObject,
+    Scene,
+    annotate,
+    compose_scene,
+    grasp_object,
+    mirror_mesh,
+    plain_text,
+    render_scene,
+    scene_conditions,
+    shade_scene,
+)
+from hoi.toyworld.appearance import sample_look
+
+
+@dataclass(frozen=True)
+class SceneSettings:
+    """What decides the records beside the meshes: a folder begun with other values is refused instead of mixed.
+
+    seed               of everything random
+    content            share of scenes by kind, keys of hoi.geometry.scene.CONTENTS
+    hand_side          right, left or random
+    grasps_per_object  searched for each object
+    size               height and width, pixels
+    framing            official or tight (hoi/geometry/framing.py); official_view looks from in front, as the release
+    does frames             of the approach, the last is the grasp; 1 is the grasp alone
+    start_distance     metres from the start of the approach to the grasp; None: the trajectory's own
+    trajectory         paper or official (hoi/geometry/trajectory.py)
+    keep_outside       also frames whose hand leaves the picture
+    shade              draw pictures, `looks` of each geometry, in looks of `style`, some captions in other words
+    text               caption without pictures, with {object} for the noun; None: the paper's template
+    camera             official or nocs, its field of view (hoi/geometry/camera.py)
+    """
+
+    seed: int
+    content: dict[str, float]
+    hand_side: str
+    grasps_per_object: int
+    size: int
+    framing: str
+    official_view: bool
+    frames: int
+    start_distance: float | None
+    trajectory: str
+    keep_outside: bool
+    shade: bool
+    looks: int
+    style: str
+    paraphrase: bool
+    text: str | None
+    camera: str = "official"
+
+    @property
+    def records_per_scene(self) -> int:
+        return self.frames * self.looks
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """Hands for which grasps are needed."""
+        if {"hand_object", "hand"}.isdisjoint(self.content):
+            return ()
+        return ("right", "left") if self.hand_side == "random" else (self.hand_side,)
+
+    def graspable(self, objects: list[GraspedObject]) -> list[GraspedObject]:
+        """Those with a grasp for every wanted side."""
+        return [item for item in objects if all(item.grasps(side) for side in self.sides)]
+
+
+class SceneMaker:
+    """Everything one process needs to make scenes; built once per process, grasps read when first needed.
+
+    folder          the dataset folder that pictures are written to
+    cache           folder of grasps that were found before
+    mano_path       MANO file; None: the built-in hand
+    grabnet_folder  draw grasps with the GrabNet weights in this folder; None: search them without learned weights
+    """
+
+    def __init__(
+        self,
+        settings: SceneSettings,
+        meshes: Sequence[ObjectMesh],
+        folder: Path,
+        cache: Path,
+        mano_path: str | Path | None = None,
+        grabnet_folder: str | Path | None = None,
+    ) -> None:
+        torch.set_num_threads(1)
+        self.settings, self.meshes, self.folder, self.cache = settings, meshes, folder, cache
+        self.hand = load_hand(mano_path)
+        self.grabnet = load_grabnet(grabnet_folder) if grabnet_folder else None
+        self.renderer: Renderer | None = None
+        self.objects: list[GraspedObject] | None = None
+        self.fields: dict[str, DistanceField] = {}
+
+    def grasps_of(self, k: int) -> tuple[GraspedObject, list[str]]:
+        """Search object k's grasps or read them from the cache (same result); and what to tell about the search."""
+        job, mesh = self.settings, self.meshes[k]
+        if self.grabnet is None:
+            return grasp_object(mesh, self.hand, job.grasps_per_object, job.seed, self.cache, job.sides), []
+        found, notes = {}, []
+        for side in job.sides:
+            target = mesh if side == "right" else mirror_mesh(mesh)
+            grasps, note = remembered(
+                lambda generator, target=target: find_grabnet_grasps(
+                    target, self.hand, self.grabnet, job.grasps_per_object, generator),
+                target, self.hand, job.grasps_per_object, job.seed, self.cache, f"grabnet {self.grabnet.digest}",
+            )  # fmt: skip
+            found[side] = tuple(grasps)
+            notes.append(note if side == "right" else f"{note} (left hand)")
+        return GraspedObject(mesh, **found), notes
+
+    def renderer_used(self, _: int) -> str:
+        """What draws here, and why; the first task given to the pool."""
+        self.renderer = self.renderer or Renderer()
+        return str(self.renderer)
+
+    def make_scene(self, number: int) -> list[dict[str, Any]]:
+        """Write the pictures of one scene; returns its complete records."""
+        job = self.settings
+        if self.objects is None:
+            self.objects = job.graspable([self.grasps_of(k)[0] for k in range(len(self.meshes))])
+            self.renderer = self.renderer or Renderer()
+        generator = np.random.default_rng([job.seed, number])
+        shares = np.array(list(job.content.values()))
+        content = list(job.content)[generator.choice(len(shares), p=shares / shares.sum())]
+        scene = compose_scene(
+            self.objects, self.hand, self.renderer, generator, job.size, job.size, content, job.hand_side,
+            job.framing, job.official_view, job.frames, job.start_distance, job.trajectory, CAMERA_FOV_DEG[job.camera],
+        )  # fmt: skip
+        if scene is None:
+            return []
+        records: list[dict[str, Any]] = []
+        for frame in range(scene.frames):
+            records += self.make_frame(scene, number, frame)
+        return records
+
+    def make_frame(self, scene: Scene, number: int, frame: int) -> list[dict[str, Any]]:
+        """Write the pictures of one frame, in all its looks; returns its complete records."""
+        job = self.settings
+        record = annotate(scene, frame, self.hand, self.field(scene))
+        drawable = record.get("keypoints_2d") is None or np.isfinite(record["keypoints_2d"]).all()
+        if not drawable or (record.get("hand_in_picture") is False and not job.keep_outside):
+            return []
+        if job.frames > 1:
+            record |= {"trajectory": number, "frame": frame}
+        pictures: dict[str, Any] = {}
+        if scene.content != "scenery":
+            gbuffer = render_scene(scene, frame, self.hand, self.renderer)
+            pictures = {"conditions": scene_conditions(gbuffer, record), "depth": gbuffer.depth}
+            if scene.object_mesh is not None:
+                pictures["object_mask"] = gbuffer.object_mask
+                record["object_path"] = write_object(self.folder, scene.object_mesh)
+        large = render_scene(scene, frame, self.hand, self.renderer, factor=2) if pictures and job.shade else None
+        records = []
+        for look_number in range(job.looks):
+            image = None
+            if job.shade:
+                generator = np.random.default_rng([job.seed, number, frame, look_number])
+                look = sample_look(generator, style=job.style)
+                image, record["text"] = shade_scene(scene, large, look, generator, paraphrase=job.paraphrase)
+                record["look"] = {key: np.asarray(value).tolist() for key, value in asdict(look).items()}
+            else:
+                record["text"] = plain_text(scene, job.text)
+            index = (number * job.frames + frame) * job.looks + look_number
+            records.append(write_pictures(self.folder, index, record, image, **pictures))
+            # The other looks of this geometry point at the same condition files.
+            record |= {key: records[0][key] for key in PICTURE_FOLDERS if key != "file_name"}
+            pictures = {}
+        return records
+
+    def field(self, scene: Scene) -> DistanceField | None:
+        """Distance to the object, needed only for the contact of frames before the grasp; built once per object."""
+        if self.settings.frames == 1 or scene.object_mesh is None or scene.grasp is None:
+            return None
+        mesh = scene.object_mesh
+        if mesh.object_id not in self.fields:
+            self.fields[mesh.object_id] = DistanceField(mesh.vertices, mesh.faces)
+        return self.fields[mesh.object_id]

@@ -1,0 +1,1 @@
+"""Dataset folder -> the layouts that other tools read."""

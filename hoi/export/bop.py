@@ -1,0 +1,192 @@
+"""BOP's scene-wise layout, for 6D pose estimation.  Records -> scenes, masks, models in millimetres.
+
+    models/obj_000001.ply, models_info.json     z up, origin at the centre of the box, with normals
+    models/names.json                           the object's name in the dataset folder, by number
+    train/000000/rgb, depth, mask, mask_visib   a thousand pictures a scene
+    train/000000/scene_camera.json, scene_gt.json, scene_gt_info.json
+    train/000000/scene_hand.json                the hand, which BOP has no place for: metres, camera frame
+    camera.json
+
+Visible means labelled as object in the segmentation, which is exact.  BOP's own tool calls everything visible that lies
+less than 15 mm behind the depth map, and would count a finger on the object as object.
+"""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import trimesh
+from scipy.spatial import ConvexHull
+from scipy.spatial.distance import cdist
+from tqdm import tqdm
+
+from hoi.data.dataset import load_label_map, load_mesh, load_object_mask
+from hoi.export.export_folder import bounds, copy_picture, hand_annotation, lacking, lines_of_json, save_mask
+from hoi.geometry.camera import Camera, project, transform_points
+from hoi.geometry.objects import ALREADY_CENTRED, make_object
+from hoi.geometry.render import OBJECT, Renderer
+
+IMAGES_PER_SCENE = 1000
+NEEDED = (
+    "depth_file_name", "object_mask_file_name", "segmentation_file_name", "object_path",
+    "object_to_camera", "intrinsics",
+)  # fmt: skip
+SCENE_FILES = ("scene_camera", "scene_gt", "scene_gt_info", "scene_hand")
+BUILT_IN = re.compile(r"(bowl|bottle|can)_(\d{4,})")  # mugs have a handle
+Mesh = tuple[np.ndarray, np.ndarray]  # vertices (V, 3) metres, faces (F, 3)
+
+
+def lacks(record: dict[str, Any]) -> str:
+    """Why a record cannot be exported; empty when it can."""
+    return lacking(record, NEEDED)
+
+
+def export(folder: Path, records: list[dict[str, Any]], out: Path) -> Counter[str]:
+    """Write the records, all complete in the sense of `lacks`, into an empty folder; nothing else is left out."""
+    paths = sorted({record["object_path"] for record in records})
+    ids = {path: number for number, path in enumerate(paths, start=1)}
+    meshes = {path: load_mesh(folder, {"object_path": path}) for path in paths}
+    write_models(out / "models", meshes)
+    first = records[0]
+    k = first["intrinsics"]
+    camera = {"width": first["width"], "height": first["height"], "fx": k[0], "fy": k[4], "cx": k[2], "cy": k[5]}
+    (out / "camera.json").write_text(json.dumps(camera | {"depth_scale": 1.0}, indent=2) + "\n")
+    renderer = Renderer()
+    with tqdm(total=len(records), unit="picture") as bar:
+        for start in range(0, len(records), IMAGES_PER_SCENE):
+            scene = out / "train" / f"{start // IMAGES_PER_SCENE:06d}"
+            lines: dict[str, list[tuple[str, Any]]] = {name: [] for name in SCENE_FILES}
+            for image_id, record in enumerate(records[start : start + IMAGES_PER_SCENE]):
+                entries = _write_image(folder, record, scene, image_id, meshes[record["object_path"]], renderer)
+                entries["scene_gt"] = [scene_gt(record, ids[record["object_path"]], meshes[record["object_path"]][0])]
+                for name in SCENE_FILES:
+                    lines[name].append((str(image_id), entries[name]))
+                bar.update()
+            for name in SCENE_FILES:
+                (scene / f"{name}.json").write_text(lines_of_json(lines[name]))
+    return Counter()
+
+
+def _write_image(
+    folder: Path, record: dict[str, Any], scene: Path, image_id: int, mesh: Mesh, renderer: Renderer
+) -> dict[str, Any]:
+    """Write one picture with its masks; returns its entry in each of SCENE_FILES but scene_gt."""
+    name = f"{image_id:06d}"
+    copy_picture(folder, record, "file_name", scene / "rgb" / f"{name}.png")
+    depth = copy_picture(folder, record, "depth_file_name", scene / "depth" / f"{name}.png")  # millimetres already
+    mask = load_object_mask(folder, record)
+    visible = mask & (load_label_map(folder, record) == OBJECT)
+    for kind, pixels in (("mask", mask), ("mask_visib", visible)):
+        (scene / kind).mkdir(exist_ok=True)
+        save_mask(scene / kind / f"{name}_000000.png", pixels)
+    silhouette, left, top = whole_silhouette(record, mask, *mesh, renderer)
+    count, seen = int(silhouette.sum()), int(visible.sum())
+    return {
+        "scene_camera": {"cam_K": record["intrinsics"], "depth_scale": 1.0},
+        "scene_gt_info": [
+            {
+                "bbox_obj": _box(silhouette, left, top),
+                "bbox_visib": _box(visible),
+                "px_count_all": count,
+                "px_count_valid": int((mask & (depth > 0)).sum()),
+                "px_count_visib": seen,
+                "visib_fract": seen / count if count else 0.0,
+            }
+        ],
+        "scene_hand": {"record": record["index"], "text": record.get("text"), "hand": hand_annotation(record)},
+    }
+
+
+def scene_gt(record: dict[str, Any], obj_id: int, vertices: np.ndarray) -> dict[str, Any]:
+    """The pose of the model, whose origin is the centre of the mesh's box; vertices (V, 3) metres."""
+    object_to_camera = np.reshape(record["object_to_camera"], (4, 4))
+    translation = 1000 * (object_to_camera[:3, :3] @ box_centre(vertices) + object_to_camera[:3, 3])
+    return {"cam_R_m2c": object_to_camera[:3, :3].ravel().tolist(), "cam_t_m2c": translation.tolist(), "obj_id": obj_id}
+
+
+def box_centre(vertices: np.ndarray) -> np.ndarray:
+    """(3,) metres; exactly zero for meshes that are centred but for rounding."""
+    centre = (vertices.min(axis=0) + vertices.max(axis=0)) / 2
+    return centre if np.abs(centre).max() > ALREADY_CENTRED else np.zeros(3)
+
+
+def whole_silhouette(
+    record: dict[str, Any], mask: np.ndarray, vertices: np.ndarray, faces: np.ndarray, renderer: Renderer
+) -> tuple[np.ndarray, int, int]:
+    """The object's silhouette also beyond the picture, on a canvas of three times its height and width, as BOP counts.
+
+    mask     (H, W) bool, the silhouette inside the picture
+    returns  silhouette (h, w) bool, and column and row of the picture at which its first pixel lies.  The mask itself
+             when the object does not leave the picture: most do not, and rendering takes most of the time.
+    """
+    height, width = mask.shape
+    object_to_camera = np.reshape(record["object_to_camera"], (4, 4))
+    intrinsics = np.reshape(record["intrinsics"], (3, 3))
+    pixels = project(transform_points(object_to_camera, vertices), intrinsics)
+    if ((pixels >= -0.5) & (pixels <= np.array([width, height]) - 0.5)).all():  # false for NaN, behind the camera
+        return mask, 0, 0
+    shifted = intrinsics.copy()
+    shifted[:2, 2] += (width, height)
+    camera = Camera(shifted, object_to_camera, 3 * height, 3 * width)
+    return renderer.render(None, None, vertices, faces, camera).object_mask, -width, -height
+
+
+def _box(mask: np.ndarray, left: int = 0, top: int = 0) -> list[int]:
+    """[x, y, last x - first x, last y - first y], a pixel less than the true size, as in BOP; -1 for an empty mask."""
+    found = bounds(mask)
+    return [-1] * 4 if found is None else [found[0] + left, found[1] + top, found[2] - found[0], found[3] - found[1]]
+
+
+def write_models(folder: Path, meshes: dict[str, Mesh]) -> None:
+    """Write obj_000001.ply ... in the order of `meshes` (path in the dataset folder -> mesh), and what they are."""
+    folder.mkdir()
+    infos = []
+    for number, (path, (vertices, faces)) in enumerate(meshes.items(), start=1):
+        points = 1000 * (vertices - box_centre(vertices))
+        write_ascii_ply(folder / f"obj_{number:06d}.ply", points, faces)
+        infos.append((str(number), model_info(points) | symmetries(Path(path).stem, vertices)))
+    (folder / "models_info.json").write_text(lines_of_json(infos))
+    names = {str(number): Path(path).stem for number, path in enumerate(meshes, start=1)}
+    (folder / "names.json").write_text(json.dumps(names, indent=2) + "\n")
+
+
+def write_ascii_ply(path: Path, vertices: np.ndarray, faces: np.ndarray) -> None:
+    """vertices (V, 3) in the file's units, faces (F, 3); normals of the vertices go with them."""
+    normals = trimesh.Trimesh(vertices, faces, process=False).vertex_normals
+    names = "".join(f"property float {name}\n" for name in ("x", "y", "z", "nx", "ny", "nz"))
+    with open(path, "w") as stream:
+        stream.write(f"ply\nformat ascii 1.0\nelement vertex {len(vertices)}\n{names}element face {len(faces)}\n")
+        stream.write("property list uchar int vertex_indices\nend_header\n")
+        np.savetxt(stream, np.hstack([vertices, normals]), "%.6f")
+        np.savetxt(stream, np.hstack([np.full((len(faces), 1), 3), faces]), "%d")
+
+
+def model_info(vertices: np.ndarray) -> dict[str, float]:
+    """Box and diameter of a model, vertices (V, 3) in millimetres."""
+    low, size = vertices.min(axis=0), np.ptp(vertices, axis=0)
+    outer = vertices[ConvexHull(vertices).vertices]  # the two farthest points lie on the hull
+    parts = np.array_split(outer, -(-len(outer) // 1000))  # bounds memory
+    info = {"diameter": float(max(cdist(part, outer).max() for part in parts))}
+    for axis, least, extent in zip("xyz", low, size, strict=True):
+        info |= {f"min_{axis}": float(least), f"size_{axis}": float(extent)}
+    return info
+
+
+def symmetries(object_id: str, vertices: np.ndarray) -> dict[str, Any]:
+    """Symmetries of a built-in object under BOP's names; none is claimed for meshes of other origin.
+
+    object_id, vertices (V, 3) metres  as stored in the dataset folder
+    Bowls, cans (a ring pull, 2 mm high, does not count) and round bottles may be turned about z by any angle, oval
+    bottles by half a turn, mugs not at all.
+    """
+    name = BUILT_IN.fullmatch(object_id)
+    made = make_object(name[1], int(name[2])).vertices if name else None
+    if made is None or not np.array_equal(made, vertices):
+        return {}
+    size = np.ptp(vertices, axis=0)
+    if abs(size[0] - size[1]) < 0.001:
+        return {"symmetries_continuous": [{"axis": [0, 0, 1], "offset": [0, 0, 0]}]}
+    return {"symmetries_discrete": [np.diag([-1.0, -1.0, 1.0, 1.0]).ravel().tolist()]}

@@ -1,0 +1,139 @@
+"""COCO: hand keypoints, boxes and masks of hand and object.  Records -> images/ and annotations.json.
+
+Category 1 is the hand with 21 keypoints, the others are the nouns of the objects.  What COCO has no place for stands
+under extra keys, which its readers ignore: the hand's parameters and 3D keypoints at the hand's annotation, the pose at
+the object's, intrinsics at the picture; units and frames are those of hoi/data/dataset.py.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from hoi.conditions import BONES
+from hoi.data.dataset import load_depth, load_label_map
+from hoi.export.export_folder import bounds, copy_picture, hand_annotation, lacking
+from hoi.geometry.hand import FINGER_NAMES
+from hoi.geometry.render import HAND, OBJECT
+from hoi.verify.verification import joints_shown
+
+KEYPOINT_NAMES = ("wrist", *(f"{name}_{part}" for name in FINGER_NAMES for part in ("mcp", "pip", "dip", "tip")))
+HAND_CATEGORY = 1
+MISSING, HIDDEN, VISIBLE = 0, 1, 2
+
+
+def lacks(record: dict[str, Any]) -> str:
+    """Why a record cannot be exported; empty when it can.  Pictures of scenery are pictures without annotation."""
+    return lacking(record, ())
+
+
+def export(folder: Path, records: list[dict[str, Any]], out: Path) -> Counter[str]:
+    """Write all records, which need a picture, into an empty folder; nothing is left out."""
+    nouns = sorted({_noun(record) for record in records if record.get("segmentation_file_name") is not None})
+    category_ids = {noun: number for number, noun in enumerate(nouns, start=HAND_CATEGORY + 1)}
+    images, count = [], 0
+    # Annotations go straight to disk: of 50,000 pictures they would take half a gigabyte of memory.
+    with open(out / "annotations.json", "w") as stream:
+        stream.write('{"annotations": [')
+        for record in tqdm(records, unit="picture"):
+            name = f"images/{record['index']:06d}.png"
+            copy_picture(folder, record, "file_name", out / name)
+            image = {"id": record["index"], "file_name": name, "width": record["width"], "height": record["height"]}
+            images.append(image | {"text": record.get("text"), "intrinsics": record.get("intrinsics")})
+            for annotation in annotations_of(folder, record, category_ids):
+                count += 1
+                line = {"id": count, "image_id": record["index"], **annotation}
+                stream.write(("," if count > 1 else "") + "\n" + json.dumps(line))
+        rest = {"images": images, "categories": categories(category_ids), "licenses": []}
+        rest["info"] = {"description": "hands and objects; sources and licences: README.md"}
+        stream.write("\n], " + json.dumps(rest)[1:] + "\n")
+    return Counter()
+
+
+def categories(category_ids: dict[str, int]) -> list[dict[str, Any]]:
+    """The hand with its keypoints and bones (pairs that count from 1), then the objects' nouns."""
+    skeleton = [[start + 1, end + 1] for start, end in BONES]
+    hand = {"id": HAND_CATEGORY, "name": "hand", "supercategory": "person", "keypoints": list(KEYPOINT_NAMES)}
+    objects = [{"id": number, "name": noun, "supercategory": "object"} for noun, number in category_ids.items()]
+    return [hand | {"skeleton": skeleton}, *objects]
+
+
+def annotations_of(folder: Path, record: dict[str, Any], category_ids: dict[str, int]) -> Iterator[dict[str, Any]]:
+    """The hand's annotation, then the object's, without ids; what cannot be seen at all has none."""
+    if record.get("segmentation_file_name") is None:
+        return
+    labels = load_label_map(folder, record)
+    hand, hand_mask, object_mask = hand_annotation(record), labels == HAND, labels == OBJECT
+    if hand_mask.any():
+        yield {"category_id": HAND_CATEGORY, **region(hand_mask), **_keypoints(folder, record, labels), **(hand or {})}
+    if object_mask.any():
+        annotation = {key: record.get(key) for key in ("object_path", "object_to_camera")}
+        yield {"category_id": category_ids[_noun(record)], **region(object_mask), **annotation}
+
+
+def _noun(record: dict[str, Any]) -> str:
+    return record.get("category") or "object"
+
+
+def region(mask: np.ndarray) -> dict[str, Any]:
+    """Box, area and run lengths of a mask (H, W) bool that is not empty."""
+    left, top, right, bottom = bounds(mask)
+    return {
+        "bbox": [left, top, right - left + 1, bottom - top + 1],
+        "area": int(mask.sum()),
+        "iscrowd": 0,
+        "segmentation": {"size": list(mask.shape), "counts": run_lengths(mask)},
+    }
+
+
+def run_lengths(mask: np.ndarray) -> str:
+    """COCO's compressed run lengths of a mask (H, W) bool.
+
+    Runs of zeros and ones in turn, zeros first, down the columns; from the fourth on each is stored as its difference
+    to the last run of its kind but one.  Numbers are cut into groups of five bits, the lowest first, with a sixth bit
+    that says that more follow, plus 48 to be printable.  Source: the format's C library, maskApi.c.
+    """
+    pixels = mask.ravel(order="F")
+    changes = np.flatnonzero(np.diff(pixels)) + 1
+    runs = np.diff(np.concatenate([[0], changes, [pixels.size]]))
+    if pixels[0]:
+        runs = np.insert(runs, 0, 0)
+    numbers = runs.copy()
+    numbers[3:] -= runs[1:-2]
+    characters = []
+    for number in numbers.tolist():
+        while True:
+            group, number = number & 31, number >> 5
+            more = number != (-1 if group & 16 else 0)  # the highest bit of the last group is the sign
+            characters.append(chr(group + 32 * more + 48))
+            if not more:
+                break
+    return "".join(characters)
+
+
+def _keypoints(folder: Path, record: dict[str, Any], labels: np.ndarray) -> dict[str, Any]:
+    if record.get("keypoints_2d") is None:
+        return {"keypoints": [0] * 63, "num_keypoints": 0}
+    keypoints_2d, keypoints_3d = np.reshape(record["keypoints_2d"], (21, 2)), record.get("keypoints_3d")
+    depth = load_depth(folder, record) if record.get("depth_file_name") else None
+    z = None if keypoints_3d is None else np.reshape(keypoints_3d, (21, 3))[:, 2]
+    states = keypoint_states(keypoints_2d, labels, depth, z)
+    rows = np.column_stack([keypoints_2d, states])
+    rows[states == MISSING] = 0
+    return {"keypoints": rows.ravel().round(3).tolist(), "num_keypoints": int((states > MISSING).sum())}
+
+
+def keypoint_states(
+    keypoints_2d: np.ndarray, labels: np.ndarray, depth: np.ndarray | None = None, z: np.ndarray | None = None
+) -> np.ndarray:
+    """COCO's v of each keypoint: 0 outside the picture, 1 hidden by the object or by the hand itself, 2 visible.
+
+    keypoints_2d (21, 2) pixels; labels (H, W) 0/1/2; depth (H, W) metres; z (21,) metres, depth of the joints
+    """
+    height, width = labels.shape
+    inside = ((keypoints_2d > -0.5) & (keypoints_2d < np.array([width, height]) - 0.5)).all(axis=1)
+    return np.where(inside, np.where(joints_shown(keypoints_2d, labels, depth, z), VISIBLE, HIDDEN), MISSING)

@@ -1,0 +1,123 @@
+"""The CSVs of the authors' release.  Records -> pictures, label files, train.csv, test.csv, reg.csv.  (Back:
+hoi/sources/official_csv.py.)
+
+    train.csv   image,skeleton,top,bottom,left,right,sentence,seg,mask: every record with a hand or an object
+    test.csv    the same and depth,label,objpath: of these, the ones with hand parameters and a mesh
+    reg.csv     image,sentence: scenery, the pictures of the regularisation
+
+`mask` is our segmentation, `seg` the binary mask.  The box is the whole picture: it is cut to hand and object already.
+Paths are relative to the folder, so the release's scripts must be started there; its test script takes 512 px alone.
+"""
+
+import csv
+import shutil
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from scipy.spatial.transform import Rotation
+from tqdm import tqdm
+
+from hoi.data.dataset import CONDITION_KEYS, load_label_map
+from hoi.export.export_folder import copy_picture, lacking
+from hoi.geometry.hand import MANO_TO_OPENPOSE
+
+TRAIN = ("image", "skeleton", "top", "bottom", "left", "right", "sentence", "seg", "mask")
+COLUMNS = {"train": TRAIN, "test": (*TRAIN, "depth", "label", "objpath"), "reg": ("image", "sentence")}
+FOR_LABELS = (
+    "hand_side", "hand_model", "global_orient", "hand_pose", "transl", "keypoints_3d", "object_to_camera",
+    "object_path", "depth_file_name", "intrinsics",
+)  # fmt: skip
+OPENCV_TO_OPENGL = np.diag([1.0, -1.0, -1.0])
+
+
+def lacks(record: dict[str, Any]) -> str:
+    """Why a record cannot be exported; empty when it can."""
+    is_scenery = all(record.get(key) is None for key in CONDITION_KEYS)
+    return lacking(record, () if is_scenery else CONDITION_KEYS[:2])
+
+
+def export(folder: Path, records: list[dict[str, Any]], out: Path) -> Counter[str]:
+    """Write the records, all complete in the sense of `lacks`, into an empty folder; nothing is left out."""
+    with ExitStack() as files:
+        tables = {}
+        for name, columns in COLUMNS.items():
+            stream = files.enter_context(open(out / f"{name}.csv", "w", newline="", encoding="utf-8"))
+            tables[name] = csv.DictWriter(stream, columns, extrasaction="ignore")
+            tables[name].writeheader()
+        meshes = set()
+        for record in tqdm(records, unit="picture"):
+            row = _write_pictures(folder, record, out)
+            if "mask" not in row:
+                tables["reg"].writerow(row)
+                continue
+            tables["train"].writerow(row)
+            if all(record.get(key) is not None for key in FOR_LABELS):
+                tables["test"].writerow(row | _write_label(folder, record, out))
+                meshes.add(record["object_path"])
+    for path in meshes:
+        (out / "objects").mkdir(exist_ok=True)
+        shutil.copyfile(folder / path, out / "objects" / Path(path).name)
+    return Counter()
+
+
+def _write_pictures(folder: Path, record: dict[str, Any], out: Path) -> dict[str, Any]:
+    """The columns of train.csv, or of reg.csv for scenery."""
+    name = f"{record['index']:06d}.png"
+    copy_picture(folder, record, "file_name", out / "images" / name)
+    row = {"image": f"images/{name}", "sentence": record.get("text") or ""}
+    if record.get("segmentation_file_name") is None:
+        return row
+    copy_picture(folder, record, "skeleton_file_name", out / "skeleton" / name)
+    copy_picture(folder, record, "segmentation_file_name", out / "mask" / name)
+    (out / "seg").mkdir(exist_ok=True)
+    seg = (load_label_map(folder, record) > 0).astype(np.uint8) * 255
+    Image.fromarray(seg).save(out / "seg" / name, compress_level=1)
+    row |= {key: f"{key}/{name}" for key in ("skeleton", "seg", "mask")}
+    return row | {"top": 0, "bottom": record["height"], "left": 0, "right": record["width"]}
+
+
+def _write_label(folder: Path, record: dict[str, Any], out: Path) -> dict[str, Any]:
+    """The columns that test.csv has beside those of train.csv."""
+    stem = f"{record['index']:06d}"
+    copy_picture(folder, record, "depth_file_name", out / "depth" / f"{stem}.png")
+    (out / "label").mkdir(exist_ok=True)
+    np.savez(out / "label" / f"{stem}.npz", **label_arrays(record))
+    return {
+        "depth": f"depth/{stem}.png",
+        "label": f"label/{stem}.npz",
+        "objpath": f"objects/{Path(record['object_path']).name}",
+    }
+
+
+def label_arrays(record: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays of a label file of the release, and three that it lacks: hand_betas, hand_side, hand_model.
+
+    There the camera looks along -z and y is up; R_obj turns the object, the hand is given in the turned object's frame,
+    and t_obj is added to both.  joint3d is in MANO's order followed by the five tips, before t_obj is added.
+    """
+    flip = OPENCV_TO_OPENGL
+    object_to_camera = np.reshape(record["object_to_camera"], (4, 4))
+    keypoints_3d, transl = np.reshape(record["keypoints_3d"], (21, 3)), np.array(record["transl"])
+    obj_trans = flip @ object_to_camera[:3, 3]
+    # The model turns about its wrist, which at rest lies at w0: v = R (v0 - w0) + w0 + transl, and w0 + transl is
+    # keypoint 0.  Turned and moved as a whole, R becomes flip R and the wrist moves with the frame.
+    wrist, wrist_at_rest = keypoints_3d[0], keypoints_3d[0] - transl
+    orient = Rotation.from_matrix(flip) * Rotation.from_rotvec(record["global_orient"])
+    joint3d = np.empty((21, 3))
+    joint3d[list(MANO_TO_OPENPOSE)] = keypoints_3d @ flip - obj_trans
+    return {
+        "joint3d": joint3d,
+        "handparam": np.concatenate([orient.as_rotvec(), record["hand_pose"]])[None],
+        "trans": (flip @ wrist - obj_trans - wrist_at_rest)[None],
+        "obj_pose": flip @ object_to_camera[:3, :3],
+        "obj_trans": obj_trans,
+        "intrinsics": np.reshape(record["intrinsics"], (3, 3)),
+        "extrinsics": np.diag([1.0, -1.0, -1.0, 1.0]),
+        "hand_betas": np.array(record["hand_betas"] or [0.0] * 10)[None],
+        "hand_side": np.array(record["hand_side"]),
+        "hand_model": np.array(record["hand_model"]),
+    }

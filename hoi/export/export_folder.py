@@ -1,0 +1,98 @@
+"""What all exports share: an output folder that is whole or absent, whole pictures, the hand beside the format.
+
+Records of a dataset folder -> files of another layout.
+"""
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from hoi.data.dataset import load_picture
+
+# Annotation that formats without hands have no place for, in the units and frames of hoi/data/dataset.py.
+HAND_KEYS = (
+    "hand_side", "hand_model", "hand_betas", "global_orient", "hand_pose", "transl", "keypoints_3d", "keypoints_2d",
+    "keypoint_convention", "contact", "penetration_mm",
+)  # fmt: skip
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """An empty folder to fill; it becomes `path` at the end of the block and is removed when the block fails.
+
+    Raises FileExistsError when `path` is there already, OSError saying so when the disk is full.
+    """
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(f"{path} exists already; choose another folder, or remove it first")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".unfinished", dir=path.parent))
+    unfinished.chmod(0o777 & ~_umask())  # mkdtemp's folders are for their owner alone
+    try:
+        yield unfinished
+        os.rename(unfinished, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        message = "the disk is full; the unfinished export was removed: free some space and run the command again"
+        raise OSError(error.errno, message, str(path)) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def lacking(record: dict[str, Any], keys: Iterable[str]) -> str:
+    """Which of the keys a record leaves open, as a reason; empty when none."""
+    if record.get("file_name") is None:
+        return "they have no picture: make_dataset.py --shade draws them, sample.py generates them"
+    absent = [key for key in keys if record.get(key) is None]
+    return f"they have no {', '.join(absent)}" if absent else ""
+
+
+def copy_picture(folder: Path, record: dict[str, Any], key: str, target: Path) -> np.ndarray:
+    """Copy a picture of a record as it is and return its pixels.
+
+    Every picture is decoded on the way, so that a damaged one is named now, not by whoever reads the export.
+    """
+    pixels = load_picture(folder, record, key)
+    if pixels.shape[:2] != (record["height"], record["width"]):
+        expected = (record["height"], record["width"])
+        raise ValueError(f"{folder / record[key]} is {pixels.shape[:2]}, its record says {expected} (height, width)")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(folder / record[key], target)
+    return pixels
+
+
+def save_mask(path: Path, mask: np.ndarray) -> None:
+    """mask (H, W) bool -> 8-bit PNG, 0 or 255."""
+    Image.fromarray(mask.astype(np.uint8) * 255).save(path, compress_level=1)
+
+
+def bounds(mask: np.ndarray) -> tuple[int, int, int, int] | None:
+    """First column, first row, last column, last row of a mask; None where it is empty."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return (int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])) if len(rows) else None
+
+
+def hand_annotation(record: dict[str, Any]) -> dict[str, Any] | None:
+    """The hand of a record, None where it shows none."""
+    return {key: record.get(key) for key in HAND_KEYS} if record.get("keypoints_2d") is not None else None
+
+
+def lines_of_json(items: Iterable[tuple[str, Any]]) -> str:
+    """One JSON object, one entry a line, so that people and line tools can read large files."""
+    return "{\n" + ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in items) + "\n}\n"

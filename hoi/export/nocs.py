@@ -1,0 +1,204 @@
+"""The CAMERA part of NOCS, for category-level pose estimation, as SPD (object-deformnet) and DualPoseNet read it.
+
+    CAMERA/train/00000/0000_color.png, _coord.png, _depth.png, _mask.png, _meta.txt     ten pictures a folder
+    CAMERA/train/00000/0000_label.pkl, CAMERA/train_list.txt    exact poses in SPD's form, only when asked for
+    obj_models/train/<synset>/<model>/model.obj, bbox.txt       box diagonal 1, y up, a mug's handle along x
+    hands.json                                                  the hand, which NOCS has no place for
+
+Frames are 640x480 with one camera for all.  A square picture made with that camera's field of view is laid over the
+middle 480 columns; the sides are a blurred copy, without depth.  Object pixels are rendered at the frame's own
+resolution; hand pixels, which hide them, are those of the record.
+
+Meshes of the user are taken as they stand, z up; a mug's handle must point along +x, as NOCS defines its mugs.
+
+Readers turn z of models and coordinates around, so files hold (x, y, -z) of a right-handed model: with q its point,
+the camera sees scale * rotation @ q + translation.
+"""
+
+import pickle
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageFilter
+from tqdm import tqdm
+
+from hoi.data.dataset import load_depth, load_image, load_label_map, load_mesh
+from hoi.export.export_folder import bounds, hand_annotation, lacking, lines_of_json
+from hoi.geometry.camera import CAMERA_FOV_DEG, Camera, make_intrinsics
+from hoi.geometry.render import OBJECT, Renderer
+
+HEIGHT, WIDTH, LEFT = 480, 640, 80  # of a frame; first column of the middle square
+INTRINSICS = np.array([[577.5, 0.0, 319.5], [0.0, 577.5, 239.5], [0.0, 0.0, 1.0]])
+FRAMES_PER_FOLDER = 10
+MIN_PIXELS, MAX_WIDTH, MAX_HEIGHT = 64, 600, 440  # of the visible object: readers drop what is smaller or larger
+CLASSES = {"bottle": (1, "02876657"), "bowl": (2, "02880940"), "can": (4, "02946921"), "mug": (6, "03797390")}
+NEEDED = (
+    "depth_file_name", "segmentation_file_name", "object_path", "object_to_camera", "intrinsics",
+)  # fmt: skip
+Z_UP_TO_Y_UP = np.array([[1.0, 0, 0], [0, 0, 1.0], [0, -1.0, 0]])
+READERS_SIGNS = np.array([1.0, 1.0, -1.0])
+BLUR = 12  # pixels
+Mesh = tuple[np.ndarray, np.ndarray]  # vertices (V, 3), faces (F, 3)
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Between a mesh in metres, z up, and the NOCS model q: box centre at the origin, box diagonal 1, y up.
+
+    centre (3,) metres; diagonal metres
+    """
+
+    centre: np.ndarray
+    diagonal: float
+
+    @classmethod
+    def of(cls, vertices: np.ndarray) -> "Normalization":
+        low, high = vertices.min(axis=0), vertices.max(axis=0)
+        return cls((low + high) / 2, float(np.linalg.norm(high - low)))
+
+    def model(self, vertices: np.ndarray) -> np.ndarray:
+        """(V, 3) metres -> (V, 3) q."""
+        return (vertices - self.centre) @ Z_UP_TO_Y_UP.T / self.diagonal
+
+    def pose(self, object_to_camera: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rotation (3, 3) and translation (3,) metres that take diagonal * q to the camera frame."""
+        rotation = object_to_camera[:3, :3]
+        return rotation @ Z_UP_TO_Y_UP.T, rotation @ self.centre + object_to_camera[:3, 3]
+
+
+def lacks(record: dict[str, Any]) -> str:
+    """Why a record cannot be exported; empty when it can."""
+    if absent := lacking(record, NEEDED):
+        return absent
+    height, width = record["height"], record["width"]
+    wanted = make_intrinsics(height, height, CAMERA_FOV_DEG["nocs"])
+    given = np.reshape(record["intrinsics"], (3, 3))
+    if height != width or not np.allclose(given, wanted, atol=1e-3):
+        return (
+            f"their camera is not that of NOCS (focal length {wanted[0, 0]:.1f} px at a height of {height}): "
+            "make them with make_dataset.py --camera nocs"
+        )
+    if record.get("category") not in CLASSES:
+        return f"their category is none of NOCS's that are known here ({', '.join(CLASSES)})"
+    return ""
+
+
+def export(folder: Path, records: list[dict[str, Any]], out: Path, labels: bool = False) -> Counter[str]:
+    """Write the records, all complete in the sense of `lacks`; returns how many were left out, by reason.
+
+    labels  also write each frame's exact pose as a pickle in SPD's form
+    """
+    paths = sorted({(record["object_path"], record["category"]) for record in records})
+    meshes = {path: load_mesh(folder, {"object_path": path}) for path, _ in paths}
+    normalizations = {path: Normalization.of(vertices) for path, (vertices, _) in meshes.items()}
+    for path, category in paths:
+        write_model(out / "obj_models" / "train" / CLASSES[category][1] / Path(path).stem, *meshes[path])
+    renderer, left_out, hands = Renderer(), Counter(), []
+    for record in tqdm(records, unit="picture"):
+        path = record["object_path"]
+        frame = draw_frame(folder, record, meshes[path], normalizations[path], renderer)
+        if isinstance(frame, str):
+            left_out[frame] += 1
+            continue
+        # Readers count to the number of folders times ten: there may be no gaps.
+        name = f"train/{len(hands) // FRAMES_PER_FOLDER:05d}/{len(hands) % FRAMES_PER_FOLDER:04d}"
+        _write_frame(out / "CAMERA" / name, record, frame, normalizations[path] if labels else None)
+        hands.append((name, {"record": record["index"], "text": record.get("text"), "hand": hand_annotation(record)}))
+    (out / "hands.json").write_text(lines_of_json(hands))
+    if labels:
+        (out / "CAMERA" / "train_list.txt").write_text("".join(f"{name}\n" for name, _ in hands))
+    return left_out
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Pictures of one frame: color (480, 640, 3), visible (480, 640) bool, depth_mm uint16, coordinates in [0, 1]."""
+
+    color: np.ndarray
+    visible: np.ndarray
+    depth_mm: np.ndarray
+    coordinates: np.ndarray
+
+
+def draw_frame(
+    folder: Path, record: dict[str, Any], mesh: Mesh, normalization: Normalization, renderer: Renderer
+) -> Frame | str:
+    """The pictures of a record's frame, or why readers would drop it."""
+    object_to_camera = np.reshape(record["object_to_camera"], (4, 4))
+    seen = renderer.render(None, None, *mesh, Camera(INTRINSICS, object_to_camera, HEIGHT, WIDTH))
+    visible = seen.object_mask & (_in_frame(load_label_map(folder, record)) == OBJECT)
+    found = bounds(visible)
+    if found is None or visible.sum() < MIN_PIXELS:
+        return f"less than {MIN_PIXELS} pixels of the object are visible"
+    if found[2] - found[0] >= MAX_WIDTH or found[3] - found[1] >= MAX_HEIGHT:
+        return f"the object is larger than {MAX_WIDTH} x {MAX_HEIGHT} pixels"
+    depth = np.where(visible, seen.depth, _in_frame(load_depth(folder, record)))
+    rotation, translation = normalization.pose(object_to_camera)
+    rows, columns = np.nonzero(visible)
+    rays = np.stack([columns, rows, np.ones_like(rows)], axis=1) @ np.linalg.inv(INTRINSICS).T
+    points = (rays * depth[visible][:, None] - translation) @ rotation / normalization.diagonal
+    coordinates = np.zeros((HEIGHT, WIDTH, 3))
+    coordinates[visible] = points * READERS_SIGNS + 0.5
+    return Frame(color_frame(load_image(folder, record)), visible, np.rint(1000 * depth).astype(np.uint16), coordinates)
+
+
+def _in_frame(pixels: np.ndarray) -> np.ndarray:
+    """(N, N) values of a square picture -> (480, 640), those of the nearest pixels, 0 beside the square."""
+    nearest = (np.arange(HEIGHT) + 0.5) * len(pixels) / HEIGHT
+    chosen = nearest.astype(int)
+    frame = np.zeros((HEIGHT, WIDTH), dtype=pixels.dtype)
+    frame[:, LEFT : LEFT + HEIGHT] = pixels[chosen[:, None], chosen]
+    return frame
+
+
+def color_frame(image: np.ndarray) -> np.ndarray:
+    """(N, N, 3) uint8 -> (480, 640, 3): the picture in the middle of a wide, blurred copy of itself."""
+    square = Image.fromarray(image).resize((HEIGHT, HEIGHT), Image.Resampling.LANCZOS)
+    frame = square.resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR).filter(ImageFilter.GaussianBlur(BLUR))
+    frame.paste(square, (LEFT, 0))
+    return np.asarray(frame)
+
+
+def _write_frame(stem: Path, record: dict[str, Any], frame: Frame, normalization: Normalization | None) -> None:
+    """Write the five files of a frame, and with `normalization` its label."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    class_id, synset = CLASSES[record["category"]]
+    model = Path(record["object_path"]).stem
+    instance = np.where(frame.visible, 1, 255).astype(np.uint8)  # readers take red, and demand 255 as background
+    pictures = {
+        "color": frame.color,
+        "coord": np.rint(255 * frame.coordinates.clip(0, 1)).astype(np.uint8),
+        "depth": frame.depth_mm,
+        "mask": np.repeat(instance[:, :, None], 3, axis=2),
+    }
+    for kind, pixels in pictures.items():
+        Image.fromarray(pixels).save(f"{stem}_{kind}.png", compress_level=1)
+    Path(f"{stem}_meta.txt").write_text(f"1 {class_id} {synset} {model}\n")
+    if normalization is not None:
+        rotation, translation = normalization.pose(np.reshape(record["object_to_camera"], (4, 4)))
+        left, top, right, bottom = bounds(frame.visible)
+        label = {
+            "class_ids": [class_id],
+            "bboxes": np.array([[top, left, bottom + 1, right + 1]], dtype=np.int32),
+            "scales": np.array([normalization.diagonal]),
+            "rotations": rotation[None],
+            "translations": translation[None],
+            "instance_ids": [1],
+            "model_list": [model],
+        }
+        # numpy 2 moved its modules, the readers' numpy is older: protocol 2 names them in plain text.
+        content = pickle.dumps(label, protocol=2).replace(b"numpy._core", b"numpy.core")
+        Path(f"{stem}_label.pkl").write_bytes(content)
+
+
+def write_model(folder: Path, vertices: np.ndarray, faces: np.ndarray) -> None:
+    """Write model.obj and bbox.txt (largest corner, then smallest) of a mesh in metres, z up."""
+    folder.mkdir(parents=True)
+    points = Normalization.of(vertices).model(vertices) * READERS_SIGNS
+    with open(folder / "model.obj", "w") as stream:
+        np.savetxt(stream, points, "v %.8f %.8f %.8f")
+        np.savetxt(stream, faces[:, ::-1] + 1, "f %d %d %d")  # turning z around turned the faces inside out
+    np.savetxt(folder / "bbox.txt", [points.max(axis=0), points.min(axis=0)], "%.8f")

@@ -1,0 +1,161 @@
+"""Pinhole camera.  A place to stand and a point to look at -> Camera; 3D points -> pixels.  Paper: Sec. 3.2.
+
+OpenCV convention everywhere: x right, y down, z forward, pixel centres at integers.  "World" is the canonical object
+frame (metres, z up), so world_to_camera is also object_to_camera.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+OFFICIAL_FOV_DEG = 60.0  # vertical; gives focal length 443.405 px at 512
+# Vertical fields of view.  nocs: the middle square of the 640x480 pictures of NOCS-CAMERA, focal length 577.5 px there
+# and 616 at 512, so that pictures shrunk to 480 fit into its frames (hoi/export/nocs.py).
+CAMERA_FOV_DEG = {"official": OFFICIAL_FOV_DEG, "nocs": float(np.degrees(2 * np.arctan(240 / 577.5)))}
+DISTANCE_RANGE = (0.35, 0.45)  # metres from the object's centre
+ELEVATION_RANGE_DEG = (5.0, 60.0)
+AZIMUTH_RANGE_DEG = (0.0, 360.0)
+OFFICIAL_AZIMUTH_RANGE_DEG = (0.0, 0.1)  # the official release, in effect always in front
+LOOK_AT_RADIUS = 0.05  # metres
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A calibrated view.
+
+    intrinsics       (3, 3)  pixels; u = fx x/z + cx with pixel centres at integers
+    world_to_camera  (4, 4)  rigid; takes points of the canonical object frame to the OpenCV camera frame
+    height, width    pixels
+    """
+
+    intrinsics: np.ndarray
+    world_to_camera: np.ndarray
+    height: int
+    width: int
+
+    @property
+    def position(self) -> np.ndarray:
+        """Centre of projection in the world frame, (3,), metres."""
+        rotation, translation = self.world_to_camera[:3, :3], self.world_to_camera[:3, 3]
+        return -rotation.T @ translation
+
+
+def make_intrinsics(height: int, width: int, fov_deg: float = OFFICIAL_FOV_DEG) -> np.ndarray:
+    """Square pixels, principal point in the middle of the picture.
+
+    height, width  pixels
+    fov_deg        vertical field of view, degrees, between 0 and 180
+    returns        (3, 3) float64, pixels
+    Raises ValueError for a field of view or a size that no pinhole has.
+    """
+    if not 0.0 < fov_deg < 180.0:
+        raise ValueError(f"fov_deg is {fov_deg}; a pinhole's vertical field of view lies between 0 and 180 degrees")
+    if height < 1 or width < 1:
+        raise ValueError(f"picture is {height} x {width} (height x width); both must be at least 1 pixel")
+    focal = 0.5 * height / np.tan(np.radians(fov_deg) / 2.0)
+    # The borders of the picture lie half a pixel outside the first and last centre, hence (n - 1) / 2.
+    return np.array([[focal, 0.0, (width - 1) / 2.0], [0.0, focal, (height - 1) / 2.0], [0.0, 0.0, 1.0]])
+
+
+def look_at(position: np.ndarray, target: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """Camera at position whose optical axis passes through target and whose picture has up upwards.
+
+    position, target  (3,)  metres, world
+    up                (3,)  any length; need not be perpendicular to the view
+    returns           world_to_camera (4, 4) float64
+    Raises ValueError when position and target coincide or up is parallel to the view.
+    """
+    position, target, up = (np.asarray(v, dtype=np.float64) for v in (position, target, up))
+    forward = target - position
+    distance = np.linalg.norm(forward)
+    if not distance > 1e-9:
+        raise ValueError(f"camera position {position} and target {target} coincide: there is no viewing direction")
+    forward = forward / distance
+    right = np.cross(forward, up)
+    length = np.linalg.norm(right)
+    if not length > 1e-9 * max(np.linalg.norm(up), 1e-30):
+        raise ValueError(f"up {up} is parallel to the viewing direction {forward}: pass another up vector")
+    right = right / length
+    world_to_camera = np.eye(4)
+    world_to_camera[:3, :3] = np.stack([right, np.cross(forward, right), forward])
+    world_to_camera[:3, 3] = -world_to_camera[:3, :3] @ position
+    return world_to_camera
+
+
+def transform_points(a_to_b: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Express points of frame a in frame b.
+
+    a_to_b   (4, 4)    affine, last row 0 0 0 1
+    points   (..., 3)  metres, frame a
+    returns  (..., 3)  metres, frame b
+    """
+    a_to_b = np.asarray(a_to_b)
+    return np.asarray(points) @ a_to_b[:3, :3].T + a_to_b[:3, 3]
+
+
+def project(points_camera: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
+    """Perspective projection to pixels; (0, 0) is the centre of the top left pixel.
+
+    points_camera  (..., 3)  metres, camera frame, z > 0
+    intrinsics     (3, 3)    pixels
+    returns        (..., 2)  x right, y down; NaN for points with z <= 0, which have no picture
+    """
+    points_camera = np.asarray(points_camera, dtype=np.float64)
+    depth = points_camera[..., 2:3]
+    in_front = depth > 0.0
+    rays = points_camera[..., :2] / np.where(in_front, depth, np.nan)
+    return rays @ np.asarray(intrinsics)[:2, :2].T + np.asarray(intrinsics)[:2, 2]
+
+
+def crop_intrinsics(
+    intrinsics: np.ndarray, left: float, top: float, crop_height: float, crop_width: float, height: int, width: int
+) -> np.ndarray:
+    """Intrinsics after cutting out a box and resizing it.
+
+    left, top                first column and row of the box, pixels of the old picture
+    crop_height, crop_width  size of the box, pixels of the old picture
+    height, width            size of the new picture, pixels
+    returns                  (3, 3) float64
+    Raises ValueError for an empty box.
+    A pixel's area, not its centre, is what a resize maps: the half-pixel shift below keeps centres at integers.
+    """
+    if crop_height <= 0 or crop_width <= 0:
+        raise ValueError(f"crop box is {crop_height} x {crop_width} (height x width) pixels; both must be positive")
+    x_ratio, y_ratio = width / crop_width, height / crop_height
+    old_to_new = np.array([
+        [x_ratio, 0.0, (0.5 - left) * x_ratio - 0.5],
+        [0.0, y_ratio, (0.5 - top) * y_ratio - 0.5],
+        [0.0, 0.0, 1.0],
+    ])
+    return old_to_new @ np.asarray(intrinsics, dtype=np.float64)
+
+
+def sample_camera(
+    generator: np.random.Generator,
+    height: int,
+    width: int,
+    official: bool = False,
+    fov_deg: float = OFFICIAL_FOV_DEG,
+) -> Camera:
+    """A random view of an object at the origin, z up.
+
+    generator      source of all randomness
+    height, width  pixels
+    official       azimuth 0 to 0.1 degrees, as in the authors' test-data script, instead of all around
+    fov_deg        vertical field of view, degrees
+    returns        Camera 0.35 to 0.45 m away, 5 to 60 degrees above the horizon, aimed at a point on a sphere of
+                   radius 0.05 m around the origin (so the object is not always in the middle)
+    Source: the ranges of the authors' released test-data script (paper Sec. 3.2 renders along such views).
+    """
+    distance = generator.uniform(*DISTANCE_RANGE)
+    elevation = np.radians(generator.uniform(*ELEVATION_RANGE_DEG))
+    azimuth = np.radians(generator.uniform(*(OFFICIAL_AZIMUTH_RANGE_DEG if official else AZIMUTH_RANGE_DEG)))
+    direction = generator.normal(size=3)
+    target = LOOK_AT_RADIUS * direction / np.linalg.norm(direction)
+    position = distance * np.array([
+        np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation),
+    ])
+    world_to_camera = look_at(position, target, np.array([0.0, 0.0, 1.0]))
+    return Camera(make_intrinsics(height, width, fov_deg), world_to_camera, height, width)

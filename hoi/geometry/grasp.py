@@ -1,0 +1,307 @@
+"""Stable, natural grasps without learned weights.  Object mesh + hand -> list[Grasp].  Paper: Sec. 3.2 (for GrabNet).
+
+Many tries at once: draw a wrist pose that an arm could reach, move in until something touches, close the fingers, then
+measure on the complete hand model and keep what holds.  Among the accepted ones, good and different ones are chosen.
+"""
+
+import hashlib
+import json
+import os
+import re
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from hoi.geometry.closing import JOINT_ROWS, Closer, Hands, rotation_matrices
+from hoi.geometry.contact import DistanceField, closure_effort, crossing_edges, mesh_edges
+from hoi.geometry.hand import FINGER_JOINTS, HandModel, HandPose
+from hoi.geometry.objects import ObjectMesh
+from hoi.geometry.placing import START_DISTANCE, forearm_free, open_hands, place_hands, reachable, too_wide
+
+MAX_PENETRATION_MM = 2.0
+CONTACT_DISTANCE = 0.0025  # metres: skin nearer than this counts as touching (flesh gives way)
+MAX_EFFORT = 20.0  # of closure_effort; above it a grasp holds on paper only
+TRIES_PER_ROUND = 64
+POOL = 4  # accepted grasps to choose one from
+CACHE_VERSION = 1  # raise it when the search changes, so that old caches are not taken for new results
+
+
+@dataclass(frozen=True)
+class Grasp:
+    """A hand that holds an object, and how well.
+
+    hand_pose           right hand in the object's canonical frame
+    penetration_mm      depth of the deepest skin point inside the object, 0 if none is
+    crossing_edges      edges of the hand mesh that pass through the object's surface
+    fingers_in_contact  thumb, index, middle, ring, little: skin within CONTACT_DISTANCE of the surface
+    force_closure       the contacts resist any small push or twist (friction 0.6)
+    score               higher is better: comfortable, well-distributed contacts
+    """
+
+    hand_pose: HandPose
+    penetration_mm: float
+    crossing_edges: int
+    fingers_in_contact: tuple[bool, ...]
+    force_closure: bool
+    score: float
+
+    @property
+    def accepted(self) -> bool:
+        """Thumb and two fingers touch, it holds, and nothing goes into or through the object."""
+        return not self.faults
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Why it is not accepted, as ends of "the hand ..."; empty when it is."""
+        tests = {
+            f"goes more than {MAX_PENETRATION_MM:g} mm into the object": self.penetration_mm > MAX_PENETRATION_MM,
+            "passes through the surface": self.crossing_edges > 0,
+            "does not touch with the thumb": not self.fingers_in_contact[0],
+            "touches with fewer than two fingers": sum(self.fingers_in_contact[1:]) < 2,
+            "does not hold against every push": not self.force_closure,
+        }
+        return tuple(reason for reason, failed in tests.items() if failed)
+
+
+def measure_grasp(hand_pose: HandPose, hand: HandModel, field: DistanceField) -> Grasp:
+    """Measure a grasp on the complete hand model: penetration, crossings, contacts, force closure, score."""
+    mesh = hand(hand_pose)
+    near = np.flatnonzero(np.abs(field.signed_distance(mesh.vertices)) < 0.006)
+    if not len(near):
+        return Grasp(hand_pose, 0.0, 0, (False,) * 5, False, 0.0)
+    distance, normals = field.exact(mesh.vertices[near])
+    touching = distance < CONTACT_DISTANCE
+    points, fingers = mesh.vertices[near][touching], hand.finger_of_vertex[near][touching]
+    one_per_patch = _first_of_each(np.round(points / 0.008).astype(int), distance[touching])
+    effort = closure_effort(points[one_per_patch], normals[touching][one_per_patch])
+    contact = tuple(bool((fingers == f).any()) for f in range(5))
+    score = _score(hand_pose, hand, contact, len(one_per_patch), effort)
+    crossing = crossing_edges(mesh.vertices, mesh_edges(mesh.faces), field)
+    return Grasp(hand_pose, max(0.0, -1000 * float(distance.min())), crossing, contact, effort <= MAX_EFFORT, score)
+
+
+def reach_faults(hand_pose: HandPose, hand: HandModel, field: DistanceField, table: float) -> tuple[str, ...]:
+    """What an arm above the table could not do; what the built-in search never proposes.
+
+    table    metres, height of the surface that the object stands on
+    returns  reasons as in Grasp.faults, empty when there are none
+    """
+    mesh = hand(hand_pose)
+    rotation = Rotation.from_rotvec(hand_pose.global_orient).as_matrix()[None]
+    none = np.zeros((1, 5, 3))
+    at_grasp = Hands(mesh.vertices[None], mesh.joints[None], rotation, mesh.joints[:1], hand_pose.hand_pose.reshape(
+        1, 15, 3), none, none, hand_pose.hand_betas[None], mesh.joints[:1] - hand_pose.transl)
+    tests = {
+        "comes from where no arm can": not reachable(at_grasp, table)[0],
+        "goes below the table": mesh.vertices[:, 2].min() <= table,
+        "has its forearm in the object": not forearm_free(at_grasp, field)[0],
+        "has its thumb in another finger": _fingers_collide(mesh.joints[None])[0],
+    }
+    return tuple(reason for reason, failed in tests.items() if failed)
+
+
+def _first_of_each(keys: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Index of the smallest `order` for each distinct row of keys (N, K)."""
+    ranked = np.argsort(order, kind="stable")
+    return ranked[np.unique(keys[ranked], axis=0, return_index=True)[1]]
+
+
+def _score(hand_pose: HandPose, hand: HandModel, contact: tuple[bool, ...], patches: int, effort: float) -> float:
+    if not np.isfinite(effort):
+        return 0.0
+    flexion = np.einsum("fki,fki->fk", hand_pose.hand_pose.reshape(15, 3)[JOINT_ROWS], hand.flexion_axes[JOINT_ROWS])
+    uneven = np.abs(np.diff(flexion[1:].sum(axis=1))).mean()  # neighbouring fingers of a relaxed hand bend alike
+    rotation = Rotation.from_rotvec(hand_pose.global_orient).as_matrix()
+    return float(1.5 / effort ** 0.5 + 0.15 * sum(contact) + 0.02 * min(patches, 25) - 0.4 * uneven
+                 - 0.3 * max(0.0, -rotation[2, 2]) - 0.3 * max(0.0, -rotation[2, 0]))
+
+
+def _try_grasps(object_mesh: ObjectMesh, hand: HandModel, closer: Closer, generator: np.random.Generator,
+                pinch_share: float) -> list[Grasp]:
+    """One round: draw, filter, move in, close, measure.  Returns the accepted grasps."""
+    hands = open_hands(hand, 4 * TRIES_PER_ROUND, generator)
+    pinch = generator.random(4 * TRIES_PER_ROUND) < pinch_share
+    approach, limit = place_hands(hands, closer, pinch, generator)
+    table = object_mesh.vertices[:, 2].min()
+    at_target = hands.take(np.arange(len(pinch)))
+    at_target.wrist = at_target.wrist + START_DISTANCE * approach
+    keep = np.flatnonzero(reachable(at_target, table))[:TRIES_PER_ROUND]
+    hands, approach, limit = hands.take(keep), approach[keep], limit[keep]
+    if not len(keep):
+        return []
+    travelled = closer.advance(hands, approach, limit)
+    vertices, _ = closer.pose(hands)
+    free = (closer.field.signed_distance(vertices).min(axis=1) > 0) & reachable(hands, table)
+    free &= (vertices[..., 2].min(axis=1) > table) & forearm_free(hands, closer.field)
+    keep = np.flatnonzero(free & ((travelled < limit - 1e-6) | pinch[keep]))
+    hands = hands.take(keep)
+    if not len(keep):
+        return []
+    touched = closer.close(hands)
+    _relax_idle_fingers(hands, touched)
+    vertices, joints = closer.pose(hands)
+    good = touched[:, 0] & (touched[:, 1:].sum(axis=1) >= 2) & (vertices[..., 2].min(axis=1) > table)
+    good &= ~_fingers_collide(joints)
+    measured = [measure_grasp(hand_pose, hand, closer.field)
+                for hand_pose in _hand_poses(hands.take(np.flatnonzero(good)), closer)]
+    return [grasp for grasp in measured if grasp.accepted]
+
+
+def _relax_idle_fingers(hands: Hands, touched: np.ndarray) -> None:
+    """A finger that met nothing follows the mean of those that did, instead of making a fist beside the object.
+
+    It only opens again; should it touch something on the way, the measures that follow will tell.
+    """
+    bend = hands.flexion[:, 1:].sum(axis=2)
+    weight = touched[:, 1:].astype(float)
+    mean = (bend * weight).sum(axis=1) / np.maximum(weight.sum(axis=1), 1)
+    share = np.minimum(1, mean[:, None] / np.maximum(bend, 1e-6))
+    hands.flexion[:, 1:] *= np.where(touched[:, 1:], 1, share)[..., None]
+
+
+def _fingers_collide(joints: np.ndarray) -> np.ndarray:
+    """(B,) bool: the thumb is inside another finger.  joints (B, 16, 3)."""
+    def points(chain: Sequence[int]) -> np.ndarray:
+        ends = joints[:, list(chain)]
+        tip = ends[:, 2] + 0.5 * (ends[:, 2] - ends[:, 1])
+        ends = np.concatenate([ends, tip[:, None]], axis=1)
+        share = np.linspace(0, 1, 5)[:, None]
+        return np.concatenate([ends[:, k:k + 1] * (1 - share) + ends[:, k + 1:k + 2] * share for k in range(3)], axis=1)
+    thumb = points(FINGER_JOINTS[0])[:, 5:]
+    others = np.concatenate([points(chain) for chain in FINGER_JOINTS[1:]], axis=1)
+    gap = np.linalg.norm(thumb[:, :, None] - others[:, None], axis=3).min(axis=(1, 2))
+    return gap < 0.013
+
+
+def _hand_poses(hands: Hands, closer: Closer) -> list[HandPose]:
+    """The same in the hand model's parameters: its translation moves the hand from where the wrist is at rest."""
+    global_orient = Rotation.from_matrix(hands.rotation).as_rotvec() if len(hands.wrist) else []
+    return [HandPose(*row) for row in zip(global_orient, closer.hand_pose(hands).reshape(-1, 45),
+                                          hands.wrist - hands.rest_wrist, hands.hand_betas, strict=True)]
+
+
+def find_grasps(object_mesh: ObjectMesh, hand: HandModel, count: int, generator: np.random.Generator,
+                max_tries: int = 6400, field: DistanceField | None = None) -> list[Grasp]:
+    """Search until there is enough to choose from, then choose good and different grasps.
+
+    count      grasps wanted
+    max_tries  hands moved in at most; fewer grasps than count come back when they are used up
+    field      distance field of object_mesh, if there is one already
+    returns    accepted grasps (see Grasp.accepted), best first, then for variety
+    Raises ValueError for a count below 1.
+    What is too wide for any hand (placing.too_wide) is not searched.
+    A hard object ends the search early: after a quarter of max_tries, count grasps are enough.
+    """
+    if count < 1:
+        raise ValueError(f"count is {count}, expected at least 1 grasp")
+    field = field or DistanceField(object_mesh.vertices, object_mesh.faces)
+    if too_wide(field, CONTACT_DISTANCE):
+        return []
+    closer = Closer(hand, field)
+    pinch_share = 0.9 if object_mesh.category == "bowl" else 0.25
+    found: list[Grasp] = []
+    for tries in range(TRIES_PER_ROUND, max(max_tries, TRIES_PER_ROUND) + 1, TRIES_PER_ROUND):
+        found += _try_grasps(object_mesh, hand, closer, generator, pinch_share)
+        if len(found) >= (POOL * count if tries < max_tries / 4 else count):
+            break
+    return choose_grasps(found, hand, count)
+
+
+def choose_grasps(found: list[Grasp], hand: HandModel, count: int) -> list[Grasp]:
+    """Best grasp first, then always the one that is best after adding its distance from those chosen (0 to 1)."""
+    if len(found) <= 1:
+        return found[:count]
+    rotation = Rotation.from_rotvec([grasp.hand_pose.global_orient for grasp in found]).as_matrix()
+    place = _wrists(hand, found) / 0.1
+    # Half by where the hand is, half by how it would look if the object were turned until the hand is at azimuth 0.
+    turn = rotation_matrices(-np.arctan2(place[:, 1], place[:, 0])[:, None] * np.array([0.0, 0.0, 1.0]))
+    turned = turn @ np.concatenate([place[:, :, None], rotation[:, :, :2]], axis=2)
+    feature = 0.7 * np.concatenate([place, rotation[:, :, 0], rotation[:, :, 1], turned.reshape(-1, 9)], axis=1)
+    score = np.array([grasp.score for grasp in found])
+    chosen, far = [int(score.argmax())], np.full(len(found), np.inf)
+    while len(chosen) < min(count, len(found)):
+        far = np.minimum(far, np.linalg.norm(feature - feature[chosen[-1]], axis=1))
+        value = score + np.minimum(far, 2.0) / 2.0
+        value[chosen] = -np.inf
+        chosen.append(int(value.argmax()))
+    return [found[i] for i in chosen]
+
+
+def _wrists(hand: HandModel, found: list[Grasp]) -> np.ndarray:
+    """Wrist joints (N, 3) in the object frame."""
+    columns = [np.array([getattr(grasp.hand_pose, name) for grasp in found])
+               for name in ("global_orient", "hand_pose", "transl", "hand_betas")]
+    return hand.batch(*columns)[1][:, 0]
+
+
+def cached_grasps(object_mesh: ObjectMesh, hand: HandModel, count: int, seed: int, cache_dir: str | Path,
+                  ) -> list[Grasp]:
+    """find_grasps with a memory: the same mesh, hand, count and seed give the same grasps, searched once.
+
+    cache_dir  folder, made if missing; any number of processes may share it (files appear whole, by renaming)
+    A file that cannot be read is searched anew and replaced.
+    """
+    def search(generator: np.random.Generator) -> tuple[list[Grasp], str]:
+        return find_grasps(object_mesh, hand, count, generator), ""
+    return remembered(search, object_mesh, hand, count, seed, cache_dir)[0]
+
+
+def remembered(search: Callable[[np.random.Generator], tuple[list[Grasp], str]], object_mesh: ObjectMesh,
+               hand: HandModel, count: int, seed: int, cache_dir: str | Path, method: str = "",
+               ) -> tuple[list[Grasp], str]:
+    """The result of a search, from the cache folder if this search was made before.
+
+    search   generator seeded with `seed` -> grasps and a sentence on how it went
+    method   names the kind of search with everything else that it depends on (weight files); "" is find_grasps
+    """
+    digest = hashlib.sha256()
+    for part in (object_mesh.vertices, object_mesh.faces, hand.weights, hand.faces("right"), hand.flexion_axes):
+        digest.update(np.ascontiguousarray(part).tobytes())
+    rest = hand(HandPose(np.zeros(3), np.zeros(45), np.zeros(3), np.zeros(10))).vertices
+    digest.update(np.round(rest, 7).tobytes())
+    key = [CACHE_VERSION, hand.name, object_mesh.category, count, seed] + ([method] if method else [])
+    digest.update(json.dumps(key).encode())
+    name = re.sub(r"[^\w.-]", "_", object_mesh.object_id)
+    path = Path(cache_dir) / f"{name}_{digest.hexdigest()[:20]}.npz"
+    found = _read_cache(path)
+    if found is None:
+        found = search(np.random.default_rng(seed))
+        _write_cache(path, *found)
+    return found
+
+
+def _write_cache(path: Path, grasps: list[Grasp], note: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = {name: np.array([getattr(grasp.hand_pose, name) for grasp in grasps]).reshape(len(grasps), width)
+               for name, width in (("global_orient", 3), ("hand_pose", 45), ("transl", 3), ("hand_betas", 10))}
+    columns |= {name: np.array([getattr(grasp, name) for grasp in grasps])
+                for name in ("penetration_mm", "crossing_edges", "force_closure", "score")}
+    columns["fingers_in_contact"] = np.array([g.fingers_in_contact for g in grasps], dtype=bool).reshape(-1, 5)
+    columns["note"] = np.array(note)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            np.savez_compressed(file, **columns)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_cache(path: Path) -> tuple[list[Grasp], str] | None:
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            c = {name: stored[name] for name in stored.files}
+        poses = [HandPose(*row) for row in zip(c["global_orient"], c["hand_pose"], c["transl"], c["hand_betas"],
+                                               strict=True)]
+        grasps = [Grasp(pose, float(c["penetration_mm"][i]), int(c["crossing_edges"][i]),
+                        tuple(bool(x) for x in c["fingers_in_contact"][i]), bool(c["force_closure"][i]),
+                        float(c["score"][i])) for i, pose in enumerate(poses)]
+        return grasps, str(c.get("note", ""))
+    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile):
+        return None

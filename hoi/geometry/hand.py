@@ -1,0 +1,290 @@
+"""Hand model.  Pose and shape parameters -> skin mesh, 16 joints, 21 keypoints.  Paper: Sec. 3.1 (MANO, Romero 2017).
+
+The official MANO file is used when the user has one; otherwise a built-in hand of the same form (hoi/assets/hand).
+Both run through smplx.  The left hand is the right one mirrored in x = 0: one file serves both sides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import smplx
+import torch
+
+from hoi.geometry.mano_file import MIRROR, MIRROR_AXIS, read_mano
+
+# OpenPose's order is wrist, then thumb, index, middle, ring, little, each from base to tip.  Each entry says which of
+# MANO's 16 joints (wrist, index, middle, little, ring, thumb) plus five tips (thumb to little) stands there.
+MANO_TO_OPENPOSE = (0, 13, 14, 15, 16, 1, 2, 3, 17, 4, 5, 6, 18, 10, 11, 12, 19, 7, 8, 9, 20)
+FINGER_NAMES = ("thumb", "index", "middle", "ring", "little")
+FINGER_JOINTS = ((13, 14, 15), (1, 2, 3), (4, 5, 6), (10, 11, 12), (7, 8, 9))  # by FINGER_NAMES, base to tip
+MANO_TIP_VERTICES = (744, 320, 443, 554, 671)  # by FINGER_NAMES; smplx's table, other projects use other ones
+BUILTIN_HAND = Path(__file__).parents[1] / "assets" / "hand" / "builtin_hand.npz"
+# Axes in the frame (along the bone, towards the back of the hand, their cross product), see joint_axes.  A thumb bends
+# across the palm, not towards it; its two rows are measured on the built-in hand, whose rig states its axes.
+FINGER_FLEXION = np.array([0.0, 0.0, -1.0])
+THUMB_FLEXION = np.array([0.0, -0.98, -0.20])
+THUMB_ABDUCTION = np.array([0.0, 0.04, -1.0])
+CHUNK = 256  # hands per forward pass: bounds memory at about 50 MB
+
+
+@dataclass(frozen=True)
+class HandPose:
+    """One hand's parameters, float64, MANO's convention with flat mean: zeros are the flat hand.
+
+    global_orient  (3,)   axis-angle of the wrist, radians
+    hand_pose      (45,)  axis-angle of the 15 finger joints in MANO's order, radians
+    transl         (3,)   metres, added to the posed hand (not the wrist's position)
+    hand_betas     (10,)  shape; built-in hand: overall size, finger length, thickness, then unused
+    hand_side      "right" or "left"
+    Raises ValueError for a wrong shape, a NaN or another side.
+    """
+
+    global_orient: np.ndarray
+    hand_pose: np.ndarray
+    transl: np.ndarray
+    hand_betas: np.ndarray
+    hand_side: str = "right"
+
+    def __post_init__(self) -> None:
+        for name, size in (("global_orient", 3), ("hand_pose", 45), ("transl", 3), ("hand_betas", 10)):
+            value = np.array(getattr(self, name), dtype=np.float64)
+            if value.shape != (size,):
+                raise ValueError(f"HandPose.{name} has shape {value.shape}, expected ({size},)")
+            if not np.isfinite(value).all():
+                raise ValueError(f"HandPose.{name} contains NaN or infinity: {value}")
+            object.__setattr__(self, name, value)
+        _check_side(self.hand_side)
+
+
+@dataclass(frozen=True)
+class HandMesh:
+    """A posed hand, metres, float64.
+
+    vertices (V, 3); faces (F, 3) int64, outward; joints (16, 3) MANO order; keypoints_3d (21, 3) OpenPose order
+    """
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    joints: np.ndarray
+    keypoints_3d: np.ndarray
+
+
+class HandModel:
+    """A MANO-form hand: linear blend skinning with shape and pose blend shapes, run by smplx.
+
+    arrays        v_template, f, weights, shapedirs, J_regressor, posedirs, kintree_table as in the MANO file
+    name          "builtin" or "mano"
+    tip_vertices  five skin vertices that stand for the fingertips, by FINGER_NAMES
+    notes         sentences: what was changed on reading
+
+    weights              (V, 16)  skinning weights
+    finger_of_vertex     (V,)     int8, -1 palm and wrist, else index into FINGER_NAMES
+    parents              (16,)    parent joint, -1 for the wrist
+    flexion_axes         (15, 3)  unit; joint k + 1 bends towards the palm by a positive turn about row k.  In MANO's
+                                  zero-pose frame, so hand_pose[3k:3k+3] = angle * axis; right hand (left: x, -y, -z)
+    thumb_abduction_axis (3,)     the same for joint 13: a positive turn brings the thumb in front of the palm
+    """
+
+    def __init__(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        name: str,
+        tip_vertices: tuple[int, ...],
+        flexion_axes: np.ndarray | None = None,
+        thumb_abduction_axis: np.ndarray | None = None,
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        self.name = name
+        self.notes = notes
+        self.tip_vertices = np.asarray(tip_vertices, dtype=np.int64)
+        self.weights = np.asarray(arrays["weights"], dtype=np.float64)
+        self.parents = np.array([-1, *(int(parent) for parent in arrays["kintree_table"][0][1:])])
+        self._faces = np.asarray(arrays["f"]).astype(np.int64)
+        self.finger_of_vertex = finger_of_vertex(self.weights)
+        self._model = _smplx_model(arrays)
+        rest_joints = np.asarray(arrays["J_regressor"]) @ np.asarray(arrays["v_template"])
+        rest_tips = np.asarray(arrays["v_template"])[self.tip_vertices]
+        flexion, abduction = joint_axes(rest_joints, rest_tips)
+        self.flexion_axes = flexion if flexion_axes is None else np.asarray(flexion_axes, dtype=np.float64)
+        self.thumb_abduction_axis = (
+            abduction if thumb_abduction_axis is None else np.asarray(thumb_abduction_axis, dtype=np.float64)
+        )
+
+    def faces(self, hand_side: str = "right") -> np.ndarray:
+        """(F, 3) int64, counter-clockwise seen from outside for that side."""
+        _check_side(hand_side)
+        return self._faces if hand_side == "right" else self._faces[:, ::-1].copy()
+
+    def __call__(self, hand_pose: HandPose) -> HandMesh:
+        """Pose one hand."""
+        vertices, joints, keypoints_3d = self.batch(
+            hand_pose.global_orient[None], hand_pose.hand_pose[None], hand_pose.transl[None],
+            hand_pose.hand_betas, hand_pose.hand_side,
+        )
+        return HandMesh(vertices[0], self.faces(hand_pose.hand_side), joints[0], keypoints_3d[0])
+
+    @torch.no_grad()
+    def batch(
+        self,
+        global_orient: np.ndarray,
+        hand_pose: np.ndarray,
+        transl: np.ndarray,
+        hand_betas: np.ndarray,
+        hand_side: str = "right",
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pose B hands of one side.
+
+        global_orient (B, 3), hand_pose (B, 45), transl (B, 3), hand_betas (10,) or (B, 10): as in HandPose
+        returns  vertices (B, V, 3), joints (B, 16, 3), keypoints_3d (B, 21, 3), metres, float64 (computed in float32)
+        Raises ValueError when shapes disagree.
+        """
+        _check_side(hand_side)
+        global_orient, hand_pose, transl, hand_betas = (
+            np.asarray(value, dtype=np.float64) for value in (global_orient, hand_pose, transl, hand_betas)
+        )
+        count = len(global_orient)
+        if hand_betas.shape == (10,):  # smplx does not broadcast shapes over a batch
+            hand_betas = np.broadcast_to(hand_betas, (count, 10))
+        inputs = {"global_orient": global_orient, "hand_pose": hand_pose, "transl": transl, "hand_betas": hand_betas}
+        for (key, value), width in zip(inputs.items(), (3, 45, 3, 10), strict=True):
+            if value.shape != (count, width):
+                raise ValueError(f"{key} has shape {value.shape}, expected ({count}, {width})")
+        if hand_side == "left":
+            global_orient, transl = global_orient * MIRROR_AXIS, transl * MIRROR
+            hand_pose = _mirror_rotations(hand_pose)
+        vertices = np.empty((count, len(self.weights), 3))
+        joints = np.empty((count, 16, 3))
+        for start in range(0, count, CHUNK):
+            part = slice(start, start + CHUNK)
+            betas, orient, fingers = (
+                torch.tensor(value[part], dtype=torch.float32) for value in (hand_betas, global_orient, hand_pose)
+            )
+            output = self._model(betas=betas, global_orient=orient, hand_pose=fingers)
+            # The translation is added in float64: hands far from the origin keep their shape.
+            vertices[part], joints[part] = output.vertices.numpy(), output.joints.numpy()
+        vertices += transl[:, None]
+        joints += transl[:, None]
+        if hand_side == "left":
+            vertices, joints = vertices * MIRROR, joints * MIRROR
+        native = np.concatenate([joints, vertices[:, self.tip_vertices]], axis=1)
+        return vertices, joints, native[:, list(MANO_TO_OPENPOSE)]
+
+
+def load_hand(mano_path: str | Path | None = None) -> HandModel:
+    """The user's MANO hand, or the built-in one.
+
+    mano_path  MANO_RIGHT.pkl or MANO_LEFT.pkl, an .npz of the same arrays, or the folder that holds them; None:
+               built-in.  Either file gives both sides: a left one is mirrored (HandModel.notes says so).
+    Fingertips of the built-in hand are the skin vertices nearest to its tip joints; those of MANO are smplx's table.
+    Raises FileNotFoundError, or ValueError when the file is not a MANO hand (no code in it is ever executed).
+    """
+    if mano_path is not None:
+        arrays, notes = read_mano(mano_path)
+        return HandModel(arrays, "mano", MANO_TIP_VERTICES, notes=notes)
+    with np.load(BUILTIN_HAND, allow_pickle=False) as stored:
+        arrays = {key: stored[key] for key in stored.files}
+    arrays["posedirs"] = np.zeros((len(arrays["v_template"]), 3, 135))
+    unused = np.zeros((len(arrays["v_template"]), 3, 10 - arrays["shapedirs"].shape[2]))
+    arrays["shapedirs"] = np.concatenate([arrays["shapedirs"], unused], axis=2)
+    return HandModel(
+        arrays, "builtin", tuple(arrays["tip_vertices"]), arrays["flexion_axes"], arrays["thumb_abduction_axis"]
+    )
+
+
+def pca_to_hand_pose(
+    coefficients: np.ndarray, hands_components: np.ndarray, hands_mean: np.ndarray
+) -> np.ndarray:
+    """Finger poses given as PCA coefficients with a mean (DexYCB, MANO's own default) -> ours, with flat mean.
+
+    coefficients      (..., K)  of the first K axes, K at most 45
+    hands_components  (45, 45)  an axis in each row
+    hands_mean        (45,)     radians; both from hoi.geometry.mano_file.read_pca for the side that the coefficients
+    belong to returns           (..., 45) axis-angle, radians, HandPose.hand_pose of that side
+    Raises ValueError for wrong shapes.
+    Not to be left to smplx: with num_pca_comps=45, DexYCB's number, it takes the coefficients for angles.
+    Global orientation, translation and shape of such poses mean the same as in HandPose.
+    """
+    coefficients, hands_components, hands_mean = (
+        np.asarray(value, dtype=np.float64) for value in (coefficients, hands_components, hands_mean)
+    )
+    if hands_components.shape != (45, 45) or hands_mean.shape != (45,):
+        raise ValueError(
+            f"hands_components is {hands_components.shape} and hands_mean {hands_mean.shape}, expected (45, 45), (45,)"
+        )
+    count = coefficients.shape[-1] if coefficients.ndim else 0
+    if not 1 <= count <= 45:
+        raise ValueError(f"coefficients have shape {coefficients.shape}, expected (..., K) with K from 1 to 45")
+    return hands_mean + coefficients @ hands_components[:count]
+
+
+def mirror_hand_pose(hand_pose: HandPose) -> HandPose:
+    """The other hand doing the same, mirrored in the plane x = 0 of the frame that the pose is expressed in.
+
+    Applying it twice gives the pose back.  Shape coefficients do not change sides.
+    """
+    return replace(
+        hand_pose,
+        global_orient=hand_pose.global_orient * MIRROR_AXIS,
+        hand_pose=_mirror_rotations(hand_pose.hand_pose),
+        transl=hand_pose.transl * MIRROR,
+        hand_side="left" if hand_pose.hand_side == "right" else "right",
+    )
+
+
+def finger_of_vertex(weights: np.ndarray) -> np.ndarray:
+    """weights (V, 16) -> (V,) int8: the finger of the strongest joint, index into FINGER_NAMES, -1 for the wrist."""
+    finger_of_joint = np.full(16, -1, dtype=np.int8)
+    for finger, joints in enumerate(FINGER_JOINTS):
+        finger_of_joint[list(joints)] = finger
+    return finger_of_joint[weights.argmax(axis=1)]
+
+
+def joint_axes(joints: np.ndarray, tips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where a hand's rig does not state them: the axes about which the fingers bend, from geometry alone.
+
+    joints (16, 3), tips (5, 3)  right hand at rest, metres; tips by FINGER_NAMES
+    returns  flexion_axes (15, 3) and thumb_abduction_axis (3,), unit, as in HandModel
+    """
+    back = np.cross(joints[7] - joints[0], joints[1] - joints[0])  # little and index knuckle, from the wrist
+    flexion, abduction = np.zeros((15, 3)), np.zeros(3)
+    for chain, tip in zip(FINGER_JOINTS, tips, strict=True):
+        points = np.vstack([joints[list(chain)], tip])
+        for joint, bone in zip(chain, np.diff(points, axis=0), strict=True):
+            along = bone / np.linalg.norm(bone)
+            upward = back - along * (back @ along)
+            upward = upward / np.linalg.norm(upward)
+            frame = np.stack([along, upward, np.cross(along, upward)])
+            axis = (THUMB_FLEXION if chain == FINGER_JOINTS[0] else FINGER_FLEXION) @ frame
+            flexion[joint - 1] = axis / np.linalg.norm(axis)
+            if joint == 13:
+                abduction = THUMB_ABDUCTION @ frame / np.linalg.norm(THUMB_ABDUCTION)
+    return flexion, abduction
+
+
+def _mirror_rotations(hand_pose: np.ndarray) -> np.ndarray:
+    """(..., 45) rotation vectors under the reflection x -> -x."""
+    return hand_pose * np.tile(MIRROR_AXIS, 15)
+
+
+def _check_side(hand_side: str) -> None:
+    if hand_side not in ("right", "left"):
+        raise ValueError(f"hand_side is {hand_side!r}, expected 'right' or 'left'")
+
+
+def _smplx_model(arrays: Mapping[str, np.ndarray]) -> smplx.MANO:
+    """smplx reads exactly these nine fields; PCA is off and the mean pose zero."""
+    names = ("f", "v_template", "shapedirs", "J_regressor", "posedirs", "kintree_table", "weights")
+    fields = {name: np.asarray(arrays[name]) for name in names}
+    fields["f"], fields["kintree_table"] = fields["f"].astype(np.int64), fields["kintree_table"].astype(np.int64)
+    fields.update(hands_components=np.eye(45), hands_mean=np.zeros(45))
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints that ten shape coefficients are few
+        model = smplx.MANO(
+            model_path="", data_struct=smplx.utils.Struct(**fields), use_pca=False, flat_hand_mean=True, is_rhand=True
+        )
+    return model.requires_grad_(False).eval()

@@ -1,0 +1,233 @@
+"""Official MANO file -> plain arrays, without running anything that the file contains.  Paper: Sec. 3.1 (MANO).
+
+The file is a Python 2 pickle holding chumpy and SciPy objects.  Here an unpickler that knows seven names reads it; the
+objects of those libraries become inert holders of their state, from which the two arrays concerned are computed.
+
+What comes out is always a right hand, because the left one is made by mirroring (hoi/geometry/hand.py).  So either file
+will do: a left one is mirrored here.  The published MANO_LEFT.pkl has a known error, the x of its shape directions has
+the wrong sign; they are put right on the way.  Only the finger pose space is read for each side from its own file
+(read_pca).
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+# Shape of every array that the hand needs; V and F vary between files of this form, never within one.
+MANO_SHAPES = {
+    "v_template": ("V", 3), "f": ("F", 3), "shapedirs": ("V", 3, 10), "posedirs": ("V", 3, 135),
+    "J_regressor": (16, "V"), "weights": ("V", 16), "kintree_table": (2, 16),
+}
+PCA_SHAPES = {"hands_components": (45, 45), "hands_mean": (45,)}  # only for poses given as PCA coefficients
+MANO_VERTICES = 778  # the fingertips are named by vertex number
+OFFICIAL_NAMES = {"right": "MANO_RIGHT.pkl", "left": "MANO_LEFT.pkl"}
+WHERE = (
+    "The file is MANO_RIGHT.pkl or MANO_LEFT.pkl of mano_v1_2.zip, https://mano.is.tue.mpg.de (free registration; its "
+    "licence forbids shipping it here). Without a MANO file the built-in hand is used, which needs none."
+)
+FIXED_LEFT = (
+    "{name} is a left hand and was mirrored into the right hand that everything here starts from. The x of its shape "
+    "directions was turned round first: the published left file has the wrong sign there. If yours was already "
+    "corrected, give MANO_RIGHT.pkl instead."
+)
+MIRROR = np.array([-1.0, 1.0, 1.0])  # points
+MIRROR_AXIS = np.array([1.0, -1.0, -1.0])  # rotation vectors (pseudo-vectors) under the same reflection
+
+
+class _Holder:
+    """Stands for a chumpy or SciPy object: keeps the pickled state, does nothing."""
+
+    state: dict = {}
+
+    def __setstate__(self, state: dict) -> None:
+        self.state = state
+
+
+class _Ch(_Holder):
+    """A chumpy array."""
+
+
+class _Select(_Holder):
+    """A chumpy selection of another array's elements."""
+
+
+class _SparseColumns(_Holder):
+    """A SciPy matrix in compressed sparse column form."""
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """How Python 3 writes bytes at protocol 2; a codec of the file's choosing is not looked up."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it encodes bytes as {encoding!r}, expected 'latin1'")
+    return text.encode("latin1")
+
+
+def _allowed() -> dict[tuple[str, str], object]:
+    """Everything that a MANO file may name, with the spellings of both Pythons and of old and new numpy and SciPy."""
+    reconstruct = np.empty(0).__reduce__()[0]
+    return {
+        ("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype,
+        ("numpy.core.multiarray", "_reconstruct"): reconstruct, ("numpy._core.multiarray", "_reconstruct"): reconstruct,
+        ("__builtin__", "set"): set, ("builtins", "set"): set, ("_codecs", "encode"): _latin1,
+        ("chumpy.ch", "Ch"): _Ch, ("chumpy.reordering", "Select"): _Select,
+        ("scipy.sparse.csc", "csc_matrix"): _SparseColumns, ("scipy.sparse._csc", "csc_matrix"): _SparseColumns,
+    }
+
+
+class _RestrictedUnpickler(pickle.Unpickler):
+    """Refuses every global outside _allowed(): a pickle can run code only through a function that it names."""
+
+    def find_class(self, module: str, name: str) -> object:
+        allowed = _allowed()
+        if (module, name) not in allowed:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which a MANO file does not contain")
+        return allowed[module, name]
+
+
+def read_mano(path: str | Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Read MANO_RIGHT.pkl, MANO_LEFT.pkl, an .npz of the same arrays, or the folder that holds them (right preferred).
+
+    returns  the arrays of MANO_SHAPES and, where the file has them, of PCA_SHAPES, all of a right hand: floats as
+             float64, f and kintree_table as int64 with -1 for the wrist's parent; and sentences to tell the user
+    Raises FileNotFoundError, or ValueError when the file is damaged, names anything unexpected, lacks an array, or has
+    one of a wrong shape or with NaN.
+    """
+    arrays, hand_side, path = _read_file(path)
+    if hand_side == "right":
+        return arrays, ()
+    return _right_from_left(arrays), (FIXED_LEFT.format(name=path.name),)
+
+
+def read_pca(path: str | Path, hand_side: str) -> tuple[np.ndarray, np.ndarray]:
+    """The finger pose space of one hand: its axes (45, 45) in rows and its mean pose (45,).
+
+    path     as in read_mano.  Each side has a file of its own; the one not named by path is looked for beside it.
+             If it is not there, the mirror image of the other serves.
+    returns  radians, axis-angle of the 15 finger joints in MANO's order, in that side's own frame; see
+             hoi.geometry.hand.pca_to_hand_pose
+    Raises as read_mano, and ValueError when the file holds no pose space or hand_side is unknown.
+    """
+    if hand_side not in OFFICIAL_NAMES:
+        raise ValueError(f"hand_side is {hand_side!r}, expected 'right' or 'left'")
+    arrays, file_side, path = _read_file(path)
+    beside = path.with_name(OFFICIAL_NAMES[hand_side])
+    if file_side != hand_side and beside.is_file():
+        arrays, file_side, path = _read_file(beside)
+    absent = PCA_SHAPES.keys() - arrays.keys()
+    if absent:
+        raise ValueError(f"MANO file {path} has no {' and no '.join(sorted(absent))}: PCA coefficients need both")
+    signs = np.tile(MIRROR_AXIS, 15) if file_side != hand_side else 1.0
+    return arrays["hands_components"] * signs, arrays["hands_mean"] * signs
+
+
+def _read_file(path: str | Path) -> tuple[dict[str, np.ndarray], str, Path]:
+    """Arrays as they are in the file, checked; the side of that hand; the file (path may be a folder)."""
+    path = Path(path)
+    if path.is_dir():
+        files = [path / name for name in OFFICIAL_NAMES.values()]
+        path = next((file for file in files if file.is_file()), files[0])
+    if not path.is_file():
+        raise FileNotFoundError(f"MANO file {path} does not exist. {WHERE}")
+    fields = _read_npz(path) if path.suffix == ".npz" else _read_pickle(path)
+    arrays = {}
+    for name in (*MANO_SHAPES, *PCA_SHAPES):
+        if name in fields:
+            arrays[name] = _plain_array(fields[name], f"MANO file {path}: {name}")
+        elif name in MANO_SHAPES:
+            raise ValueError(f"MANO file {path} has no {name}; it has {sorted(map(str, fields))}. {WHERE}")
+    _check_shapes(arrays, path)
+    arrays["f"] = arrays["f"].astype(np.int64)
+    parents = arrays["kintree_table"].astype(np.int64)
+    parents[0, 0] = -1  # the file holds 2**32 - 1
+    arrays["kintree_table"] = parents
+    _check_content(arrays, path)
+    joints = arrays["J_regressor"] @ arrays["v_template"]
+    # Fingers point to -x on the right hand, to +x on the left.
+    return arrays, "left" if joints[4, 0] > joints[0, 0] else "right", path
+
+
+def _right_from_left(left: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The right hand whose mirror image in x = 0 is the left hand of the published file, its error mended."""
+    right = dict(left)
+    right["v_template"] = left["v_template"] * MIRROR
+    # The error is that these x stand as on the right hand already: mending and mirroring cancel each other.
+    right["shapedirs"] = left["shapedirs"].copy()
+    # Offsets mirror as points do; they answer to R - 1, whose element (a, b) changes sign when one of a, b is x.
+    turned = np.tile(np.outer(MIRROR, MIRROR).ravel(), 15)
+    right["posedirs"] = left["posedirs"] * MIRROR[:, None] * turned
+    right["f"] = left["f"][:, ::-1].copy()  # outward again
+    for name in PCA_SHAPES.keys() & left.keys():
+        right[name] = left[name] * np.tile(MIRROR_AXIS, 15)
+    return right
+
+
+def _read_pickle(path: Path) -> Mapping:
+    try:
+        with open(path, "rb") as file:
+            fields = _RestrictedUnpickler(file, encoding="latin1").load()
+    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as a MANO pickle: {error}. Nothing in it was run. {WHERE}") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} holds a {type(fields).__name__}, expected a dict of arrays. {WHERE}")
+    return fields
+
+
+def _read_npz(path: Path) -> Mapping:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files if name in {**MANO_SHAPES, **PCA_SHAPES}}
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read as an .npz of plain arrays: {error}") from error
+
+
+def _plain_array(value: object, where: str) -> np.ndarray:
+    """Evaluate what the holders hold; float64."""
+    if isinstance(value, _Holder) and not isinstance(value.state, dict):
+        raise ValueError(f"{where}: the state of {type(value).__name__[1:]} is no dict")
+    try:
+        if isinstance(value, _Ch):
+            value = value.state["x"]
+        elif isinstance(value, _Select):
+            source = _plain_array(value.state["a"], where)
+            value = source.ravel()[np.asarray(value.state["idxs"])].reshape(value.state["preferred_shape"])
+        elif isinstance(value, _SparseColumns):
+            value = _dense(value.state)
+        return np.array(value, dtype=np.float64)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(f"{where} cannot be evaluated ({type(error).__name__}: {error})") from error
+
+
+def _dense(state: Mapping) -> np.ndarray:
+    """Expand a compressed sparse column matrix: column k holds entries indptr[k] to indptr[k + 1]."""
+    columns = np.repeat(np.arange(len(state["indptr"]) - 1), np.diff(state["indptr"]))
+    dense = np.zeros(state["_shape"])
+    np.add.at(dense, (state["indices"], columns), state["data"])
+    return dense
+
+
+def _check_shapes(arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    sizes = {"V": arrays["v_template"].shape[0], "F": arrays["f"].shape[0]}
+    for name, expected in {**MANO_SHAPES, **PCA_SHAPES}.items():
+        if name not in arrays:
+            continue
+        expected = tuple(sizes.get(size, size) for size in expected)
+        if arrays[name].shape != expected:
+            raise ValueError(f"MANO file {path}: {name} has shape {arrays[name].shape}, expected {expected}")
+        if not np.isfinite(arrays[name]).all():
+            raise ValueError(f"MANO file {path}: {name} contains NaN or infinity")
+
+
+def _check_content(arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    vertex_count = len(arrays["v_template"])
+    if arrays["f"].min() < 0 or arrays["f"].max() >= vertex_count:
+        raise ValueError(f"MANO file {path}: a face names vertex {arrays['f'].max()}, there are {vertex_count}")
+    if vertex_count != MANO_VERTICES:
+        raise ValueError(f"MANO file {path} has {vertex_count} vertices, expected {MANO_VERTICES}")
+    parents = arrays["kintree_table"][0, 1:]
+    if (parents < 0).any() or (parents >= np.arange(1, 16)).any():
+        raise ValueError(f"MANO file {path}: joint parents are {parents.tolist()}; each must come before its child")

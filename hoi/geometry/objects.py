@@ -1,0 +1,328 @@
+"""Objects to grasp.  Mesh file, or family name and seed -> ObjectMesh in the canonical frame.  Paper: Sec. 4, data.
+
+Canonical frame: metres, z up, origin at the centre of the bounding box; mugs of the built-in family have their handle
+towards +x.  Whatever loading finds or changes is said in `notes`, and `file_to_canonical` undoes it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import trimesh
+
+from hoi.geometry.families import FAMILIES
+from hoi.geometry.mesh_repair import clean_mesh, drop_unused
+
+CATEGORIES = ("mug", "bowl", "bottle", "can")
+MESH_SUFFIXES = (".obj", ".ply", ".stl", ".glb", ".gltf", ".off")
+METRES_PER_UNIT = {"m": 1.0, "dm": 0.1, "cm": 0.01, "mm": 0.001, "in": 0.0254}
+UNIT_WORDS = {"m": "metres", "dm": "decimetres", "cm": "centimetres", "mm": "millimetres", "in": "inches"}
+SMALLEST, LARGEST = 0.01, 0.60  # metres: what one hand can be asked to grasp
+ALREADY_CENTRED = 1e-6  # metres; keeps a saved mesh bit-identical when it is read again
+Y_UP_TO_Z_UP = np.array([[1.0, 0, 0, 0], [0, 0, -1.0, 0], [0, 1.0, 0, 0], [0, 0, 0, 1.0]])
+# File and folder names that say how a mesh was made, not what it shows.
+EMPTY_WORDS = frozenset(
+    "mesh meshes model models object objects obj ply stl glb gltf off textured nontextured untextured texture scan "
+    "scanned scans raw clean cleaned final visual collision simplified decimated reduced lowpoly highpoly low high "
+    "poly poisson tsdf google export exported untitled scene canonical normalized normalised watertight repaired "
+    "copy new file data assets shape shapes mm cm tmp".split()
+)
+
+
+@dataclass(frozen=True)
+class ObjectMesh:
+    """One object in its canonical frame.
+
+    vertices           (V, 3) float64, metres, representable in float32 so that a saved file is exact
+    faces              (F, 3) int64, counter-clockwise seen from outside
+    object_id          name usable as a file name
+    category           noun for captions
+    source             "built-in family" or the file that it came from
+    file_to_canonical  (4, 4) takes the file's coordinates (the family's own for built-in ones) to `vertices`
+    watertight         every edge belongs to exactly two faces
+    notes              sentences: what was found, guessed or changed
+    """
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    object_id: str
+    category: str
+    source: str
+    file_to_canonical: np.ndarray
+    watertight: bool
+    notes: tuple[str, ...] = field(default=())
+
+
+def make_object(category: str, seed: int) -> ObjectMesh:
+    """A built-in object; the same category and seed give the same mesh.
+
+    category  one of CATEGORIES
+    seed      non-negative integer
+    Raises ValueError for another category or a negative seed.
+    """
+    if category not in FAMILIES:
+        raise ValueError(f"no built-in object is called {category!r}; there are {', '.join(CATEGORIES)}")
+    if seed < 0:
+        raise ValueError(f"seed of built-in object {category!r} is {seed}, expected 0 or more")
+    vertices, faces = FAMILIES[category](np.random.default_rng([CATEGORIES.index(category), seed]))
+    file_to_canonical = np.eye(4)
+    file_to_canonical[:3, 3] = -_box_centre(vertices)
+    vertices = (vertices + file_to_canonical[:3, 3]).astype(np.float32).astype(np.float64)
+    return ObjectMesh(
+        vertices, faces.astype(np.int64), f"{category}_{seed:04d}", category, "built-in family", file_to_canonical,
+        watertight=True, notes=(f"Built-in {category}, shape {seed}: {describe_size(vertices)}, closed.",),
+    )
+
+
+def load_object(
+    path: str | Path, category: str | None = None, units: str | float | None = None, up: str | None = None
+) -> ObjectMesh:
+    """Read any mesh that trimesh reads and bring it into the canonical frame.
+
+    path      obj, ply, stl, glb, gltf or off; all parts of a scene are taken, in their places
+    category  noun for captions; None: from the file's or its folder's name
+    units     "m", "dm", "cm", "mm", "in", or metres per unit as a number; None: guessed from the size
+    up        "z" or "y", the file's vertical axis; None: y for glTF, which defines it so, z for all others
+    Raises FileNotFoundError; ValueError for a file that is unreadable, empty, flat, has NaN or infinity, or is smaller
+    than 1 cm or larger than 0.6 m after conversion.  Open, badly wound or non-manifold meshes are noted, not refused.
+    """
+    path = Path(path)
+    if not path.is_file():
+        hint = " It is a folder: name a file in it." if path.is_dir() else ""
+        raise FileNotFoundError(f"mesh file {path} does not exist.{hint}")
+    vertices, faces, notes = read_mesh(path)
+    metres, unit_note = _unit_of(vertices, units, path)
+    upright, up_notes = _upright(up, path)
+    notes += [unit_note, *up_notes]
+    file_to_canonical = upright @ np.diag([metres, metres, metres, 1.0])
+    vertices, faces, repair_notes, watertight = clean_mesh(vertices @ file_to_canonical[:3, :3].T, faces, path)
+    size = np.ptp(vertices, axis=0).max()
+    if not 0.999 * SMALLEST <= size <= 1.001 * LARGEST:  # a size of exactly 0.6 must not fail by rounding
+        raise ValueError(_size_message(path, size, metres, units))
+    centre = _box_centre(vertices)
+    if np.abs(centre).max() > ALREADY_CENTRED:
+        file_to_canonical[:3, 3] = -centre
+        vertices = vertices - centre
+        place = ", ".join(f"{1e3 * coordinate:.1f}" for coordinate in centre)
+        notes.append(f"Moved the centre of its box from ({place}) mm to the origin.")
+    notes += [f"Size {describe_size(vertices)}; {len(vertices)} vertices, {len(faces)} faces.", *repair_notes]
+    if category is None:
+        category = guess_category(path)
+        notes.append(f"Called '{category}' after its name; pass category= for another noun.")
+    return ObjectMesh(
+        vertices.astype(np.float32).astype(np.float64), faces, _object_id(path), category, str(path),
+        file_to_canonical, watertight, tuple(notes),
+    )
+
+
+def find_objects(path: str | Path) -> list[Path]:
+    """Mesh files under a folder, sorted by path; a file stands for itself.
+
+    Raises FileNotFoundError when the path does not exist, ValueError when no mesh is there.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise FileNotFoundError(f"object path {path} does not exist")
+    found = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in MESH_SUFFIXES)
+    if not found:
+        raise ValueError(f"folder {path} holds no mesh; looked for {', '.join(MESH_SUFFIXES)}")
+    return found
+
+
+def save_object(mesh: ObjectMesh, path: str | Path) -> None:
+    """Write vertices and faces as a binary PLY in metres; load_object gives the same arrays back.
+
+    Raises ValueError for a path that does not end in .ply.  The file appears whole or not at all.
+    """
+    path = Path(path)
+    if path.suffix != ".ply":
+        raise ValueError(f"save_object writes .ply, got {path}")
+    header = (
+        f"ply\nformat binary_little_endian 1.0\ncomment metres, z up, {mesh.object_id}\n"
+        f"element vertex {len(mesh.vertices)}\nproperty float x\nproperty float y\nproperty float z\n"
+        f"element face {len(mesh.faces)}\nproperty list uchar int vertex_indices\nend_header\n"
+    )
+    rows = np.empty(len(mesh.faces), dtype=[("count", "u1"), ("indices", "<i4", 3)])
+    rows["count"], rows["indices"] = 3, mesh.faces
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_bytes(header.encode() + mesh.vertices.astype("<f4").tobytes() + rows.tobytes())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def object_card(mesh: ObjectMesh) -> dict[str, Any]:
+    """Entry of dataset.json: what the mesh is, what was found in its file, and how that file's coordinates were turned
+    into the stored ones (file_to_canonical, 16 numbers, row-major).
+    """
+    return {
+        "object_id": mesh.object_id, "category": mesh.category, "source": mesh.source,
+        "file_to_canonical": mesh.file_to_canonical.ravel().tolist(), "watertight": mesh.watertight,
+        "notes": list(mesh.notes),
+    }  # fmt: skip
+
+
+def describe_size(vertices: np.ndarray) -> str:
+    """vertices (V, 3) metres -> "83 x 117 x 91 mm"."""
+    return " x ".join(f"{1e3 * extent:.0f}" for extent in np.ptp(vertices, axis=0)) + " mm"
+
+
+def guess_category(path: str | Path) -> str:
+    """A noun from the file's name, or from its folders' where the name says nothing: 025_mug.stl -> "mug"."""
+    return " ".join(_meaningful_words(Path(path))[0]) or "object"
+
+
+def read_mesh(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """All triangles of a file, parts of a scene in their places, in the file's units: (V, 3), (F, 3), notes."""
+    try:
+        scene = trimesh.load(path, force="scene", process=False, skip_materials=True)
+    except Exception as error:  # the readers behind trimesh raise whatever their format's parser meets
+        known = "" if path.suffix.lower() in MESH_SUFFIXES else f"; convert it to one of {', '.join(MESH_SUFFIXES)}"
+        raise ValueError(f"{path} cannot be read as a {path.suffix or 'mesh'} file: {error}{known}") from error
+    parts, skipped, count = [], 0, 0
+    for node in scene.graph.nodes_geometry:
+        transform, name = scene.graph[node]
+        part = scene.geometry[name]
+        if not isinstance(part, trimesh.Trimesh) or len(part.faces) == 0:
+            skipped += 1
+            continue
+        vertices = trimesh.transform_points(part.vertices, transform)
+        faces = part.faces if np.linalg.det(transform[:3, :3]) > 0 else part.faces[:, ::-1]
+        parts.append((vertices, faces + count))
+        count += len(vertices)
+    if not parts:
+        raise ValueError(f"{path} has no triangles ({skipped} parts of other kinds); expected a surface mesh")
+    notes = [f"Joined {len(parts)} parts of the scene."] if len(parts) > 1 else []
+    if skipped:
+        notes.append(f"Left out {skipped} parts without triangles (points, lines or empty).")
+    vertices, faces = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    if faces.min() < 0 or faces.max() >= len(vertices):
+        raise ValueError(f"{path}: a face names vertex {faces.max()}, but there are {len(vertices)} vertices")
+    vertices, faces = drop_unused(vertices.astype(np.float64), faces.astype(np.int64))
+    _check_numbers(vertices, path)
+    return vertices, faces, notes
+
+
+def _check_numbers(vertices: np.ndarray, path: Path) -> None:
+    bad = ~np.isfinite(vertices).all(axis=1)
+    if bad.any():
+        raise ValueError(f"{path}: {bad.sum()} of {len(vertices)} vertices have NaN or infinite coordinates "
+                         f"(first: vertex {bad.argmax()}); expected finite numbers. Export the mesh again")
+    extent = np.ptp(vertices, axis=0)
+    if extent.min() <= 1e-6 * extent.max() or extent.max() == 0.0:
+        raise ValueError(f"{path} is flat: its box is {' x '.join(f'{e:g}' for e in extent)} units; "
+                         "a grasp needs an object with a volume")
+
+
+def _unit_of(vertices: np.ndarray, units: str | float | None, path: Path) -> tuple[float, str]:
+    """Metres per unit of the file, and a sentence about it."""
+    extent = np.ptp(vertices, axis=0).max()
+    if units is not None:
+        try:
+            metres = METRES_PER_UNIT.get(units) or float(units)
+        except ValueError:
+            metres = -1.0
+        if not 0.0 < metres < np.inf:
+            raise ValueError(f"{path}: units is {units!r}, expected one of {', '.join(METRES_PER_UNIT)} "
+                             "or metres per unit as a number")
+        return metres, f"Units as given: {UNIT_WORDS.get(units, f'{metres:g} m each')} ({extent:.4g} units long)."
+    if extent <= 3.0:
+        return 1.0, f"Taken as metres: {extent:.4g} units long."
+    name = "cm" if extent < 20.0 else "mm"
+    metres = METRES_PER_UNIT[name]
+    return metres, (f"The file does not state its units: {extent:.4g} units long cannot be metres, so it was taken as "
+                    f"{UNIT_WORDS[name]} ({1e3 * extent * metres:.0f} mm); pass units= if that is wrong.")
+
+
+def _upright(up: str | None, path: Path) -> tuple[np.ndarray, list[str]]:
+    """Rotation (4, 4) that turns the file's vertical axis to z, and a sentence when it is not the identity."""
+    up = up or ("y" if path.suffix.lower() in (".glb", ".gltf") else "z")
+    if up not in ("y", "z"):
+        raise ValueError(f"{path}: up is {up!r}, expected 'z' or 'y'")
+    if up == "z":
+        return np.eye(4), []
+    return Y_UP_TO_Z_UP, ["The file's y axis is up; turned to z up (pass up='z' if it already was)."]
+
+
+def _size_message(path: Path, size: float, metres: float, units: str | float | None) -> str:
+    extent = size / metres
+    how = f"units={units!r}" if units is not None else "units were guessed from the size"
+    fits = [name for name, factor in METRES_PER_UNIT.items() if SMALLEST <= extent * factor <= LARGEST]
+    advice = f"Pass units={' or '.join(map(repr, fits))}, or" if fits else "Pass"
+    return (f"{path} would be {size:.4g} m long ({extent:.4g} units, {how}); a hand grasps {SMALLEST} to {LARGEST} m. "
+            f"{advice} the metres per unit as a number, such as units={0.12 / extent:.3g} for a length of 0.12 m")
+
+
+def _box_centre(vertices: np.ndarray) -> np.ndarray:
+    return (vertices.min(axis=0) + vertices.max(axis=0)) / 2.0
+
+
+def _meaningful_words(path: Path) -> tuple[list[str], str]:
+    """Words of the first name, from the file upwards, that says something, and that name."""
+    names = [path.stem, *(folder.name for folder in path.absolute().parents)][:3]
+    for name in names:
+        spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+        tokens = [token for token in re.split(r"[^A-Za-z0-9]+", spaced) if token]
+        # A long token of letters and digits is a catalogue number, not a word.
+        tokens = [token for token in tokens if not (len(token) >= 8 and re.search(r"\d", token))]
+        words = [re.sub(r"\d+", "", token).lower() for token in tokens]
+        words = [word for word in words if len(word) > 1 and word not in EMPTY_WORDS]
+        if words:
+            return words, name
+    return [], path.stem
+
+
+def _object_id(path: Path) -> str:
+    """The name that says what the object is, in characters that every file system takes."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", _meaningful_words(path)[1]).strip("._") or "object"
+
+
+def collect_objects(
+    words: Iterable[str],
+    shapes: Iterable[int] = (0,),
+    category: str | None = None,
+    units: str | float | None = None,
+    up: str | None = None,
+) -> list[ObjectMesh]:
+    """Objects as a command line names them: mesh files, folders of meshes, built-in families.
+
+    shapes               seeds of the shapes made of each built-in family
+    category, units, up  of mesh files, see load_object
+    Files of one name get different object ids.  Raises ValueError that reports every object that cannot be used.
+    """
+    objects, problems, shapes = [], [], list(shapes)
+    for word in words:
+        if word in CATEGORIES:
+            objects += [make_object(word, shape) for shape in shapes]
+            continue
+        try:
+            if not Path(word).exists():
+                known = ", ".join(CATEGORIES)
+                raise FileNotFoundError(f"{word}: no such file or folder, and no built-in family ({known})")
+            paths = find_objects(word) if Path(word).is_dir() else [Path(word)]
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+            continue
+        for path in paths:
+            try:
+                objects.append(load_object(path, category, units, up))
+            except (ValueError, OSError) as error:
+                problems.append(str(error))
+    if problems:
+        raise ValueError("\n  ".join([f"{len(problems)} object(s) cannot be used, nothing was made:", *problems]))
+    seen: dict[str, int] = {}
+    for k, mesh in enumerate(objects):
+        seen[mesh.object_id] = seen.get(mesh.object_id, 0) + 1
+        if seen[mesh.object_id] > 1:
+            objects[k] = replace(mesh, object_id=f"{mesh.object_id}_{seen[mesh.object_id]}")
+    return objects

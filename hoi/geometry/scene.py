@@ -1,0 +1,282 @@
+"""Scenes: grasped object + camera -> G-buffer, Conditions, annotation, toy-world picture.  Paper: Sec. 3.2.
+
+make_dataset.py writes scenes to disk, sample.py makes them on the fly; both go through here.  Everything random comes
+from the generator passed in, so a scene depends on nothing but that generator and the list of objects.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from hoi.conditions import Conditions, draw_conditions
+from hoi.geometry.camera import OFFICIAL_FOV_DEG, Camera, project, sample_camera, transform_points
+from hoi.geometry.contact import DistanceField
+from hoi.geometry.framing import FRAMINGS, candidate_cameras, inside_picture, scale_camera
+from hoi.geometry.grasp import Grasp, cached_grasps
+from hoi.geometry.hand import HandModel, HandPose, mirror_hand_pose
+from hoi.geometry.objects import ObjectMesh
+from hoi.geometry.render import GBuffer, Renderer
+from hoi.geometry.trajectory import approach
+from hoi.toyworld.appearance import Look, caption, reduce_image, shade
+from hoi.toyworld.backgrounds import paint_background
+
+CONTENTS = ("hand_object", "object", "hand", "scenery")
+# Share of the picture's pixels that the hand and the object must each have, or the view is rejected.
+MIN_VISIBLE = {"official": 0.015, "tight": 0.05}
+CONTACT_DISTANCE = 0.0025  # metres from skin to surface
+GRASPS_PER_SCENE = 4  # tried one after the other until a camera sees hand and object
+PLAIN_TEXTS = {"hand_object": "A hand is grasping a {object}", "object": "A {object}", "hand": "A hand"}
+
+
+@dataclass(frozen=True)
+class GraspedObject:
+    """An object with the grasps found on it, each a right hand in the canonical frame.
+
+    left: right-hand grasps of the object mirrored in x = 0; mirrored back they are left hands on the object itself.
+    """
+
+    object_mesh: ObjectMesh
+    right: tuple[Grasp, ...] = ()
+    left: tuple[Grasp, ...] = ()
+
+    def grasps(self, hand_side: str) -> tuple[Grasp, ...]:
+        return self.right if hand_side == "right" else self.left
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Geometry of one or more frames seen by one camera.
+
+    content       one of CONTENTS
+    camera        world = canonical object frame
+    object_mesh   None without an object
+    grasp         the grasp that hand_poses end in; None without a hand
+    hand_poses    one for each frame, canonical object frame; empty without a hand
+    last_gbuffer  render of the last frame, made when the camera was chosen; None: not rendered yet
+    """
+
+    content: str
+    camera: Camera
+    object_mesh: ObjectMesh | None = None
+    grasp: Grasp | None = None
+    hand_poses: tuple[HandPose, ...] = ()
+    last_gbuffer: GBuffer | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def frames(self) -> int:
+        return max(1, len(self.hand_poses))
+
+
+def mirror_mesh(object_mesh: ObjectMesh) -> ObjectMesh:
+    """The object mirrored in x = 0, faces still outward."""
+    return replace(
+        object_mesh, vertices=object_mesh.vertices * np.array([-1.0, 1.0, 1.0]), faces=object_mesh.faces[:, ::-1].copy()
+    )
+
+
+def grasp_object(
+    object_mesh: ObjectMesh, hand: HandModel, count: int, seed: int, cache_dir: str | Path, hand_sides: Sequence[str]
+) -> GraspedObject:
+    """Find up to `count` grasps for each wanted side ("right", "left"), or read them from the cache folder."""
+    meshes = {"right": object_mesh, "left": mirror_mesh(object_mesh)}
+    found = {side: tuple(cached_grasps(meshes[side], hand, count, seed, cache_dir)) for side in hand_sides}
+    return GraspedObject(object_mesh, **found)
+
+
+def hand_pose_in_camera(hand_pose: HandPose, hand: HandModel, world_to_camera: np.ndarray) -> HandPose:
+    """The same hand with parameters that give camera coordinates directly.
+
+    world_to_camera  (4, 4) rigid
+    The model turns about its wrist joint w0, not about the origin: with joint 0 at w0 + transl, the new translation is
+    R (w0 + transl) + t - w0.
+    """
+    wrist = hand(hand_pose).joints[0]
+    rotation = Rotation.from_matrix(world_to_camera[:3, :3]) * Rotation.from_rotvec(hand_pose.global_orient)
+    wrist_at_rest = wrist - hand_pose.transl
+    return replace(
+        hand_pose,
+        global_orient=rotation.as_rotvec(),
+        transl=transform_points(world_to_camera, wrist) - wrist_at_rest,
+    )
+
+
+def _frame_poses(
+    grasp: Grasp, hand_side: str, frames: int, start_distance: float | None, variant: str
+) -> tuple[HandPose, ...]:
+    poses = approach(grasp, frames, start_distance, variant) if frames > 1 else [grasp.hand_pose]
+    return tuple(mirror_hand_pose(pose) if hand_side == "left" else pose for pose in poses)
+
+
+def compose_scene(
+    objects: Sequence[GraspedObject],
+    hand: HandModel,
+    renderer: Renderer,
+    generator: np.random.Generator,
+    height: int,
+    width: int,
+    content: str = "hand_object",
+    hand_side: str = "right",
+    framing: str = "official",
+    official_view: bool = False,
+    frames: int = 1,
+    start_distance: float | None = None,
+    variant: str = "paper",
+    fov_deg: float = OFFICIAL_FOV_DEG,
+) -> Scene | None:
+    """Choose object, grasp and a camera that sees both.
+
+    hand_side       "right", "left" or "random"
+    framing         "official": the whole field of view; "tight": zoomed in, the wrist near the border
+    official_view   azimuth as in the official release instead of all around
+    frames          1 is the grasp alone, more are the approach to it
+    start_distance, variant  of the approach, see hoi/geometry/trajectory.py
+    fov_deg         vertical field of view before a tight framing zooms in, degrees
+    returns         the Scene, its last frame rendered (but for scenery); None when no camera sees hand or object at all
+    Views that show less than MIN_VISIBLE of hand or object are passed over; if all do, the best of them is taken.
+    """
+    if content not in CONTENTS or framing not in FRAMINGS:
+        raise ValueError(f"content {content!r} / framing {framing!r}; expected one of {CONTENTS} / {FRAMINGS}")
+    if framing == "tight" and height != width:
+        raise ValueError(f"tight framing cuts square pictures, got {height} x {width} (height x width)")
+    if content == "scenery":
+        return Scene(content, sample_camera(generator, height, width, official_view))
+    side = ("right", "left")[generator.integers(2)] if hand_side == "random" else hand_side
+    usable = [item for item in objects if content == "object" or item.grasps(side)]
+    if not usable:
+        raise ValueError(f"none of the {len(objects)} objects has a grasp for the {side} hand")
+    item = usable[generator.integers(len(usable))]
+    best: tuple[float, Scene | None] = (0.0, None)
+    for _ in range(1 if content == "object" else GRASPS_PER_SCENE):
+        grasp, poses, keypoints = None, (), np.zeros((0, 21, 3))
+        if content != "object":
+            grasp = item.grasps(side)[generator.integers(len(item.grasps(side)))]
+            poses = _frame_poses(grasp, side, frames, start_distance, variant)
+            keypoints = np.stack([hand(pose).keypoints_3d for pose in poses])
+        object_mesh = None if content == "hand" else item.object_mesh
+        points = np.zeros((0, 3)) if object_mesh is None else object_mesh.vertices
+        cameras = candidate_cameras(generator, height, width, official_view, framing, points, keypoints, fov_deg)
+        for camera in cameras:
+            scene = Scene(content, camera, object_mesh, grasp, poses)
+            scene = replace(scene, last_gbuffer=render_scene(scene, scene.frames - 1, hand, renderer))
+            visible = _visible_fraction(scene)
+            if visible >= MIN_VISIBLE[framing]:
+                return scene
+            if visible > best[0]:
+                best = (visible, scene)
+    return best[1]
+
+
+def _visible_fraction(scene: Scene) -> float:
+    """The smaller of the hand's and the object's share of the picture in the last frame, which is rendered."""
+    label_map = scene.last_gbuffer.label_map
+    wanted = [label for label, present in ((1, scene.grasp), (2, scene.object_mesh)) if present is not None]
+    return min(float((label_map == label).mean()) for label in wanted)
+
+
+def render_scene(scene: Scene, frame: int, hand: HandModel, renderer: Renderer, factor: int = 1) -> GBuffer:
+    """G-buffer of one frame, `factor` times as large as the camera's picture; the scene's own where it has it."""
+    if scene.last_gbuffer is not None and frame == scene.frames - 1 and factor == 1:
+        return scene.last_gbuffer
+    camera = scene.camera if factor == 1 else scale_camera(scene.camera, factor)
+    hand_mesh = hand(scene.hand_poses[frame]) if scene.hand_poses else None
+    object_mesh = scene.object_mesh
+    return renderer.render(
+        None if hand_mesh is None else hand_mesh.vertices,
+        None if hand_mesh is None else hand_mesh.faces,
+        None if object_mesh is None else object_mesh.vertices,
+        None if object_mesh is None else object_mesh.faces,
+        camera,
+    )
+
+
+def noun(object_mesh: ObjectMesh) -> str:
+    """What a caption calls the object: its category, or its file's name as words."""
+    return (object_mesh.category or object_mesh.object_id).replace("_", " ").strip()
+
+
+def annotate(scene: Scene, frame: int, hand: HandModel, field: DistanceField | None = None) -> dict[str, Any]:
+    """Ground truth of one frame under the record keys of hoi/data/dataset.py; null where the scene does not have it.
+
+    field  distance to scene.object_mesh; measures contact in frames before the grasp (null without it)
+    Hand parameters and keypoints_3d are in the camera frame.  `contact` means skin within 2.5 mm of the surface.
+    """
+    camera, mesh = scene.camera, scene.object_mesh
+    record: dict[str, Any] = {"height": camera.height, "width": camera.width, "source": "rendered"}
+    if scene.content != "scenery":
+        record |= {"intrinsics": camera.intrinsics, "normal_source": "geometry"}
+    if mesh is not None:
+        record |= {"category": mesh.category or None, "object_to_camera": camera.world_to_camera}
+    if scene.grasp is None:
+        return record
+    pose = hand_pose_in_camera(scene.hand_poses[frame], hand, camera.world_to_camera)
+    keypoints_3d = hand(pose).keypoints_3d
+    keypoints_2d = project(keypoints_3d, camera.intrinsics)
+    record |= {
+        "hand_side": pose.hand_side, "hand_model": hand.name, "hand_betas": pose.hand_betas,
+        "global_orient": pose.global_orient, "hand_pose": pose.hand_pose, "transl": pose.transl,
+        "keypoints_3d": keypoints_3d, "keypoints_2d": keypoints_2d, "keypoint_convention": "openpose21",
+        "hand_in_picture": bool(inside_picture(keypoints_2d, camera.height, camera.width)),
+    }  # fmt: skip
+    if mesh is not None:
+        record |= _contact_of(scene, frame, hand, field)
+    return record
+
+
+def _contact_of(scene: Scene, frame: int, hand: HandModel, field: DistanceField | None) -> dict[str, Any]:
+    grasp = scene.grasp
+    if frame == scene.frames - 1:
+        quality = {
+            "crossing_edges": int(grasp.crossing_edges),
+            "fingers_in_contact": [bool(touches) for touches in grasp.fingers_in_contact],
+            "force_closure": bool(grasp.force_closure),
+            "score": round(float(grasp.score), 6),
+        }
+        return {"contact": True, "penetration_mm": round(float(grasp.penetration_mm), 4), "grasp": quality}
+    if field is None:
+        return {}
+    nearest = float(field.signed_distance(hand(scene.hand_poses[frame]).vertices).min())
+    return {"contact": nearest < CONTACT_DISTANCE, "penetration_mm": round(1000 * max(0.0, -nearest), 4)}
+
+
+def scene_conditions(gbuffer: GBuffer, record: dict[str, Any]) -> Conditions:
+    """Condition images of an annotated frame."""
+    keypoints_2d = record.get("keypoints_2d")
+    keypoints_2d = None if keypoints_2d is None else np.reshape(keypoints_2d, (21, 2))
+    return draw_conditions(keypoints_2d, gbuffer.label_map, gbuffer.surface_normals)
+
+
+def plain_text(scene: Scene, template: str | None = None) -> str:
+    """Caption without a look: the paper's "A hand is grasping a {object}", or the given template."""
+    text = template or PLAIN_TEXTS[scene.content]
+    return text.replace("{object}", noun(scene.object_mesh) if scene.object_mesh is not None else "object")
+
+
+def shade_scene(
+    scene: Scene,
+    gbuffer: GBuffer | None,
+    look: Look,
+    generator: np.random.Generator,
+    factor: int = 2,
+    paraphrase: bool = False,
+) -> tuple[np.ndarray, str]:
+    """Toy-world picture of a frame and its caption.
+
+    gbuffer     of `factor` times the picture's size (`render_scene(..., factor=factor)`); None for scenery
+    paraphrase  word some captions differently; otherwise all follow the paper's template
+    returns     (H, W, 3) uint8, averaged over factor x factor pixels, and the caption
+    """
+    camera = scale_camera(scene.camera, factor)
+    if scene.content == "scenery":
+        background = reduce_image(paint_background(look.background, generator, camera.height, camera.width), factor)
+        picture = (np.clip(background, 0, 1) * 255 + 0.5).astype(np.uint8)
+    else:
+        picture = shade(gbuffer, camera, look, generator, reduce=factor)
+    words = generator if paraphrase else None
+    if scene.content == "hand":  # the words of a look describe an object, which is not there
+        return picture, caption(look, "hand", False, words, with_adjectives=False)
+    category = None if scene.object_mesh is None else noun(scene.object_mesh)
+    return picture, caption(look, category, scene.grasp is not None, words)

@@ -1,0 +1,139 @@
+"""Approach trajectory: an open hand above the object comes down, closing.  Grasp -> list[HandPose].  Paper: 3.2."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from scipy.spatial.transform import Rotation, Slerp
+
+from hoi.geometry.contact import DistanceField
+from hoi.geometry.grasp import Grasp
+from hoi.geometry.hand import HandModel, HandPose
+
+VARIANTS = ("paper", "official")
+START_DISTANCE = {"paper": 0.15, "official": 0.3}  # metres
+# The official code makes 12 poses and keeps the last 8: fractions 4/11, 5/11, ... 1 of the way.
+OFFICIAL_FIRST_FRACTION = 4 / 11
+BENDS = (0.0, 0.02, 0.04, 0.06, 0.09)  # metres aside half way, tried in this order
+LATENESS = (1, 2, 4)  # fingers close with this power of the way
+
+
+def interpolate_rotations(start: np.ndarray, end: np.ndarray, fractions: np.ndarray) -> np.ndarray:
+    """Turn every joint along the shortest arc from start to end, at constant speed.
+
+    start, end  (J, 3)     axis-angle, radians
+    fractions   (F,)       0 gives start, 1 gives end
+    returns     (F, J, 3)  axis-angle, radians
+    Raises ValueError when the shapes differ or a fraction is outside [0, 1].
+    Source: paper Sec. 3.2; Shoemake 1985.
+    """
+    start, end, fractions = (np.asarray(x, dtype=np.float64) for x in (start, end, fractions))
+    if start.shape != end.shape or start.ndim != 2 or start.shape[1] != 3:
+        raise ValueError(f"start is {start.shape} but end is {end.shape}; both must be (J, 3) axis-angle")
+    if fractions.ndim != 1 or (fractions < 0).any() or (fractions > 1).any():
+        raise ValueError(f"fractions must be a list of numbers from 0 to 1, got {fractions}")
+    arcs = [Slerp([0, 1], Rotation.from_rotvec([a, b])) for a, b in zip(start, end, strict=True)]
+    return np.stack([arc(fractions).as_rotvec() for arc in arcs], axis=1)
+
+
+def start_pose(hand_pose: HandPose, start_distance: float, variant: str = "paper") -> HandPose:
+    """Where the approach begins: flat hand, root turned as in the grasp, off by start_distance (metres).
+
+    "paper": vertically above the grasp (canonical z).  "official": start_distance from the object's centre, on the line
+    through the grasp's translation, however far away that is.
+    """
+    if variant == "paper":
+        transl = hand_pose.transl + np.array([0.0, 0.0, start_distance])
+    else:
+        length = np.linalg.norm(hand_pose.transl)
+        if length < 1e-9:
+            raise ValueError("the grasp's transl is zero, so the official variant has no direction to start from; "
+                             'use variant "paper"')
+        transl = hand_pose.transl * (start_distance / length)
+    return replace(hand_pose, hand_pose=np.zeros(45), transl=transl)
+
+
+def approach(grasp: Grasp, frames: int, start_distance: float | None = None, variant: str = "paper") -> list[HandPose]:
+    """Poses of a hand that reaches for the object; the last one is the grasp.
+
+    frames          number of poses, at least 1
+    start_distance  metres; None: 0.15 for "paper", 0.3 for "official"
+    variant         "paper": from the start pose to the grasp in equal steps
+                    "official": as the published code, which drops the first third of the way (with frames=8 exactly its
+                    frames 4 to 11 of 11)
+    Translation is linear; the wrist and the 15 finger joints turn by spherical interpolation.
+    Raises ValueError for frames below 1, a negative distance or another variant.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"variant is {variant!r}, expected one of {VARIANTS}")
+    if frames < 1:
+        raise ValueError(f"frames is {frames}, expected at least 1")
+    distance = START_DISTANCE[variant] if start_distance is None else start_distance
+    if not distance >= 0:
+        raise ValueError(f"start_distance is {distance}, expected metres, at least 0")
+    end = grasp.hand_pose
+    start = start_pose(end, distance, variant)
+    first = OFFICIAL_FIRST_FRACTION if variant == "official" else 0.0
+    fractions = np.linspace(first, 1.0, frames) if frames > 1 else np.ones(1)
+    rotations = interpolate_rotations(_joints(start), _joints(end), fractions)
+    # The end is repeated exactly, not to the rounding of a quaternion.
+    return [replace(end, hand_pose=turn[1:].ravel(), transl=start.transl + f * (end.transl - start.transl))
+            for f, turn in zip(fractions[:-1], rotations[:-1], strict=True)] + [end]
+
+
+def deepest(hand_poses: Sequence[HandPose], hand: HandModel, field: DistanceField) -> float:
+    """How far the skin gets into the object in the worst of the poses, metres, 0 when it never does."""
+    first = hand_poses[0]
+    names = ("global_orient", "hand_pose", "transl")
+    fields = (np.stack([getattr(pose, name) for pose in hand_poses]) for name in names)
+    vertices, _, _ = hand.batch(*fields, first.hand_betas, first.hand_side)
+    return max(0.0, -float(field.signed_distance(vertices).min()))
+
+
+def bend_approach(
+    hand_poses: Sequence[HandPose], hand: HandModel, field: DistanceField, limit: float = 0.002
+) -> list[HandPose]:
+    """Where the straight approach cuts into the object, come from the side and close the fingers later.
+
+    hand_poses  an approach in equal steps, at least one pose; first and last stay as they are
+    field       distance to the object, in the poses' frame
+    limit       metres, how deep the skin may be
+    returns     the poses as they are if they keep the limit; else those of the smallest bend that does, or, if none
+                does, of the shallowest cut
+    A bend is a parabola: half way the hand is aside by the amount, in one direction, level or upward.
+    """
+    straight = list(hand_poses)
+    best, depth = straight, deepest(straight, hand, field)
+    if depth <= limit:
+        return straight
+    for aside, lateness, direction in itertools.product(BENDS, LATENESS, _directions(straight[-1], hand)):
+        bent = _bent(straight, aside * direction, lateness)
+        if (cut := deepest(bent, hand, field)) < depth:
+            best, depth = bent, cut
+        if depth <= limit:
+            break
+    return best
+
+
+def _directions(end: HandPose, hand: HandModel) -> list[np.ndarray]:
+    """Back along the hand (not downward), then around the object; unit vectors."""
+    mesh = hand(end)
+    back = mesh.joints[0] - mesh.keypoints_3d[[4, 8, 12, 16, 20]].mean(axis=0)
+    back[2] = max(back[2], 0.0)
+    angles = np.arctan2(back[1], back[0]) + np.pi / 4 * np.array([0, 1, -1, 2, -2, 3, -3, 4])
+    around = np.stack([np.cos(angles), np.sin(angles), np.zeros(8)], axis=1)
+    return [back / np.linalg.norm(back), *around] if np.linalg.norm(back) > 1e-9 else list(around)
+
+
+def _bent(straight: Sequence[HandPose], aside: np.ndarray, lateness: int) -> list[HandPose]:
+    fractions = np.linspace(0, 1, len(straight))[1:-1]
+    rotations = interpolate_rotations(_joints(straight[0]), _joints(straight[-1]), fractions**lateness)
+    middle = [replace(pose, hand_pose=turn[1:].ravel(), transl=pose.transl + 4 * f * (1 - f) * aside)
+              for pose, turn, f in zip(straight[1:-1], rotations, fractions, strict=True)]  # fmt: skip
+    return [straight[0], *middle, straight[-1]]
+
+
+def _joints(hand_pose: HandPose) -> np.ndarray:
+    """Wrist and finger rotations as (16, 3)."""
+    return np.concatenate([hand_pose.global_orient, hand_pose.hand_pose]).reshape(16, 3)

@@ -1,0 +1,1 @@
+"""The paper's numbers and others, each with its interval."""

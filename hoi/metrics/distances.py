@@ -1,0 +1,219 @@
+"""Distances between sets of features.  (N, D) features -> Frechet distance, KID, precision and recall, IS.
+
+Each function returns a statistic for hoi/metrics/bootstrap.py: the same formula with pictures that count several times.
+ The reference is fixed.  Everything is float64, in blocks where N x N numbers would not fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from hoi.metrics.bootstrap import Statistic
+
+BLOCK = 2048  # rows at a time
+NOT_PSD = 1e-6  # smallest eigenvalue over the largest that counts as rounding
+KID_DEGREE = 3
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """A normal distribution that stands for a set of features.
+
+    mean  (D,)
+    root  (r, D)  the covariance is root' root, divisor N - 1
+    n     features that it comes from; None: unknown
+    """
+
+    mean: np.ndarray
+    root: np.ndarray
+    n: int | None = None
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """(D, D)"""
+        return self.root.T @ self.root
+
+
+def blocks(features: np.ndarray) -> Iterator[np.ndarray]:
+    """Rows in float64, BLOCK at a time."""
+    for start in range(0, len(features), BLOCK):
+        yield features[start : start + BLOCK].astype(np.float64)
+
+
+def need_two(n: int, of: str) -> None:
+    """Raise ValueError for fewer pictures than a distance between sets can work with."""
+    if n < 2:
+        raise ValueError(f"{of} has {n} picture; a distance between sets needs at least 2, and thousands to mean much")
+
+
+def fit_gaussian(features: np.ndarray) -> Gaussian:
+    """Mean and covariance of (N, D) features.  Raises ValueError below two rows."""
+    n, dimensions = features.shape
+    need_two(n, "the reference")
+    mean = sum(block.sum(axis=0) for block in blocks(features)) / n
+    if n <= dimensions:  # the centred features are a root themselves, exact and of the covariance's rank
+        return Gaussian(mean, (features - mean) / np.sqrt(n - 1), n)
+    covariance = sum((block - mean).T @ (block - mean) for block in blocks(features)) / (n - 1)
+    return Gaussian(mean, square_root(covariance), n)
+
+
+def square_root(covariance: np.ndarray) -> np.ndarray:
+    """The symmetric root of a covariance of any rank.  Raises ValueError when it has clearly negative eigenvalues."""
+    values, vectors = np.linalg.eigh(covariance)
+    if values[0] < -NOT_PSD * max(values[-1], 1e-300):
+        raise ValueError(
+            f"a covariance has eigenvalues from {values[0]:.3g} to {values[-1]:.3g}, expected none below zero; was it "
+            "saved in low precision, or is the file damaged?"
+        )
+    return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+
+
+def frechet(features: np.ndarray, reference: Gaussian) -> Statistic:
+    """Squared Frechet distance |m1 - m2|^2 + tr(S1) + tr(S2) - 2 tr((S1 S2)^(1/2)) of features (N, D) to a Gaussian.
+
+    With S1 = A'A and S2 = B'B the last trace is the sum of the singular values of A B': exact for covariances of any
+    rank, where the matrix root of S1 S2 is ill-conditioned and other tools add 1e-6 to the diagonal.
+    Source: Dowson and Landau 1982; for FID Heusel et al. 2017.
+    """
+    need_two(len(features), "the measured set")
+    if features.shape[1] != len(reference.mean):
+        raise ValueError(f"{features.shape[1]} features a picture, but the reference has {len(reference.mean)}")
+    rooted = np.concatenate([(block - reference.mean) @ reference.root.T for block in blocks(features)])  # (N, r)
+    squares = np.concatenate([((block - reference.mean) ** 2).sum(axis=1) for block in blocks(features)])
+
+    def singular_sum(weights: np.ndarray) -> float:
+        n, seen = weights.sum(), np.flatnonzero(weights)
+        cross = np.sqrt(weights[seen] / (n - 1))[:, None] * (rooted[seen] - weights @ rooted / n)  # A B'
+        gram = cross @ cross.T if len(cross) <= cross.shape[1] else cross.T @ cross
+        return np.sqrt(np.linalg.eigvalsh(gram).clip(min=0)).sum()
+
+    def statistic(draws: np.ndarray) -> np.ndarray:
+        n = draws.sum(axis=1)
+        sums = sum(draws[:, k * BLOCK : (k + 1) * BLOCK] @ block for k, block in enumerate(blocks(features)))
+        means = sums / n[:, None] - reference.mean  # (R, D)
+        traces = (draws @ squares - n * (means**2).sum(axis=1)) / (n - 1) + (reference.root**2).sum()
+        bar = tqdm(draws, desc="Frechet distance of draws", disable=len(draws) == 1, leave=False)
+        cross_traces = np.array([singular_sum(weights) for weights in bar])
+        return ((means**2).sum(axis=1) + traces - 2 * cross_traces).clip(min=0)
+
+    return statistic
+
+
+def kid(features: np.ndarray, reference: np.ndarray) -> Statistic:
+    """Kernel Inception Distance: the unbiased squared MMD under (x.y / D + 1)^3, over all pictures at once.
+
+    features (N, D), reference (M, D).  Other tools average subsets of 1,000, which has the same expectation and more
+    noise.  Pairs of a picture with itself never count, so draws with repeated pictures stay unbiased.
+    Source: Binkowski et al. 2018.
+    """
+    need_two(len(features), "the measured set")
+    need_two(len(reference), "the reference")
+
+    def statistic(draws: np.ndarray) -> np.ndarray:
+        n, m = draws.sum(axis=1), len(reference)
+        within, alone = np.zeros(len(draws)), np.zeros(len(draws))
+        across = np.zeros(len(draws))
+        for start, rows in zip(range(0, len(features), BLOCK), blocks(features), strict=True):
+            of_rows = draws[:, start : start + BLOCK]
+            for other, columns in zip(range(0, len(features), BLOCK), blocks(features), strict=True):
+                kernel = _kernel(rows, columns)
+                if start == other:
+                    np.fill_diagonal(kernel, 0.0)
+                within += ((of_rows @ kernel) * draws[:, other : other + BLOCK]).sum(axis=1)
+            across += of_rows @ sum(_kernel(rows, columns).sum(axis=1) for columns in blocks(reference))
+            alone += (of_rows**2).sum(axis=1)
+        pairs = n**2 - alone  # none in a draw that repeats a single picture
+        within = np.divide(within, pairs, out=np.full(len(draws), np.nan), where=pairs > 0)
+        return within + reference_term - 2 * across / (n * m)
+
+    reference_term = 0.0
+    for i, rows in enumerate(blocks(reference)):
+        for k, columns in enumerate(blocks(reference)):
+            kernel = _kernel(rows, columns)
+            reference_term += kernel.sum() - (np.trace(kernel) if i == k else 0.0)
+    reference_term /= len(reference) * (len(reference) - 1)
+    return statistic
+
+
+def _kernel(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    return (rows @ columns.T / rows.shape[1] + 1) ** KID_DEGREE
+
+
+def distances(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Euclidean distances of (N, D) to (M, D): (N, M)."""
+    return torch.cdist(torch.from_numpy(rows), torch.from_numpy(columns)).numpy()
+
+
+def neighbour_radius(features: np.ndarray, k: int) -> np.ndarray:
+    """Distance of each row (N, D) to its k-th nearest other row.  Raises ValueError when there are too few rows."""
+    if len(features) <= k:
+        raise ValueError(f"of {len(features)} pictures none has a neighbour number {k}: precision and recall need more")
+    everything = features.astype(np.float64)
+    return np.concatenate([np.partition(distances(rows, everything), k, axis=1)[:, k] for rows in blocks(features)])
+
+
+def precision(features: np.ndarray, reference: np.ndarray, k: int) -> Statistic:
+    """Share of pictures within the distance of a reference picture to its k-th neighbour.  Kynkaanniemi et al. 2019."""
+    radius, centres = neighbour_radius(reference, k), reference.astype(np.float64)
+    inside = np.concatenate([(distances(rows, centres) <= radius).any(axis=1) for rows in blocks(features)])
+    return lambda draws: draws @ inside / draws.sum(axis=1)
+
+
+def recall(features: np.ndarray, reference: np.ndarray, k: int) -> Statistic:
+    """Share of reference pictures within the distance of a measured picture to its k-th neighbour.
+
+    In a draw the radii are those of all pictures: repeated ones would be their own neighbours.
+    """
+    radius, centres = neighbour_radius(features, k), features.astype(np.float64)
+
+    def statistic(draws: np.ndarray) -> np.ndarray:
+        present = (draws > 0).astype(np.float32).T  # (N, R)
+        covered = np.zeros(len(draws))
+        for rows in blocks(reference):
+            covers = (distances(rows, centres) <= radius).astype(np.float32)
+            covered += (covers @ present > 0).sum(axis=0)
+        return covered / len(reference)
+
+    return statistic
+
+
+def inception_score(log_probabilities: np.ndarray, splits: list[np.ndarray]) -> Statistic:
+    """exp of the mean KL divergence from p(class | picture) to the mean p(class), averaged over splits.
+
+    log_probabilities  (N, C)
+    splits             indices of the pictures of each split
+    Source: Salimans et al. 2016.
+    """
+    probabilities = np.exp(log_probabilities)
+    negative_entropy = (probabilities * log_probabilities).sum(axis=1)
+
+    def statistic(draws: np.ndarray) -> np.ndarray:
+        scores = []
+        for split in splits:
+            weights = draws[:, split] / np.maximum(draws[:, split].sum(axis=1, keepdims=True), 1)
+            mean = weights @ probabilities[split]
+            mean_log = np.log(np.where(mean > 0, mean, 1.0))
+            score = np.exp(weights @ negative_entropy[split] - (mean * mean_log).sum(axis=1))
+            scores.append(np.where(weights.any(axis=1), score, np.nan))
+        return np.nanmean(scores, axis=0)
+
+    return statistic
+
+
+def inception_splits(n: int, splits: int | None) -> list[np.ndarray]:
+    """Which pictures go into which split.
+
+    splits  None: ADM's consecutive chunks of 5,000, the last one shorter; else so many equal parts of a shuffled order
+            (the order of torch-fidelity: its generator and its seed)
+    """
+    if splits is None:
+        return [np.arange(start, min(start + 5000, n)) for start in range(0, n, 5000)]
+    if not 1 <= splits <= n:
+        raise ValueError(f"{n} pictures cannot be split into {splits} parts for the Inception Score")
+    order = np.random.RandomState(2020).permutation(n)
+    return [order[i * n // splits : (i + 1) * n // splits] for i in range(splits)]

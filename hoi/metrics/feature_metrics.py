@@ -1,0 +1,185 @@
+"""Numbers of features.  Two sets of pictures + a network -> FID, sFID, IS, KID, precision, recall, CLIPScore."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hoi.metrics.bootstrap import mean_of
+from hoi.metrics.clip_score import Clip, clip_scores
+from hoi.metrics.distances import (
+    Gaussian,
+    fit_gaussian,
+    frechet,
+    inception_score,
+    inception_splits,
+    kid,
+    precision,
+    recall,
+)
+from hoi.metrics.features import Extractor, PictureSet, extract, find_pictures, shorten
+from hoi.metrics.inception import Inception
+from hoi.metrics.measurement import SHARE, Sheet
+from hoi.metrics.reference_file import Statistics, load_statistics
+
+# Of Inception's features: where a Frechet distance looks, and what stands behind it.
+FRECHET_NUMBERS = {
+    "FID": ("pool", "the 2048 averaged features"),
+    "sFID": ("spatial", "7 channels x 17 x 17 of Mixed_6d.branch1x1"),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """How features are computed and where they are kept.
+
+    cache  folder; device "cpu" or "cuda", where the networks are
+    """
+
+    cache: Path
+    batch_size: int
+    workers: int
+    device: str
+
+    def features(self, pictures: PictureSet, extractor: Extractor, name: str = "pool") -> np.ndarray:
+        """(N, D) float32, one row a picture."""
+        store = extract(pictures, extractor, self.cache, self.batch_size, self.workers, self.device)
+        return store.read(pictures.hashes, name)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What pictures are compared with: pictures, or statistics of their Inception features; the other is None."""
+
+    pictures: PictureSet | None
+    statistics: Statistics | None
+
+    @classmethod
+    def read(cls, path: Path, workers: int, skip_damaged: bool) -> Reference:
+        """From a folder of pictures or a statistics file (.npz).  Raises as find_pictures and load_statistics."""
+        if path.suffix == ".npz":
+            return cls(None, load_statistics(path))
+        return cls(find_pictures(path, workers, skip_damaged), None)
+
+    def gaussian(self, run: Run, extractor: Extractor, name: str) -> Gaussian | None:
+        """Of Inception features; None where a statistics file lacks them."""
+        if self.statistics is not None:
+            return self.statistics.gaussian(name)
+        return fit_gaussian(run.features(self.pictures, extractor, name))
+
+    def check(self, resize: str, weights: str) -> str:
+        """Raise ValueError for statistics made in another way; return a note when they do not say how, else "".
+
+        weights  SHA-256 of the Inception file
+        """
+        if self.statistics is None:
+            return ""
+        path, made_with = self.statistics.path, self.statistics.made_with
+        for key, ours in (("resize", resize), ("inception_sha256", weights)):
+            theirs = made_with.get(key, ours)
+            if theirs != ours:
+                raise ValueError(f"{path} was made with {key} {theirs}, this run has {ours}: not comparable")
+        if not made_with:
+            return f"{path} does not say how it was made: the numbers hold only if its preprocessing was {resize}"
+        return ""
+
+
+def add_inception_numbers(
+    sheet: Sheet,
+    run: Run,
+    fake: PictureSet,
+    reference: Reference | None,
+    inception: Inception,
+    extractor: Extractor,
+    splits: int | None = None,
+    bias: bool = False,
+    neighbours: int = 3,
+) -> None:
+    """Inception Score; with a reference FID and sFID; with its pictures KID, precision and recall.
+
+    extractor   of `inception`; its name, with the resize mode, is put behind each number
+    splits      see inception_splits        bias  of the classifier, in the Inception Score
+    neighbours  of precision and recall
+    """
+    n, where, features = len(fake), f"({extractor.name})", run.features(fake, extractor)
+    parts = inception_splits(n, splits)
+    how = "ADM's chunks of 5,000 in order" if splits is None else f"{splits} shuffled splits"
+    sheet.add(f"IS {where}", inception_score(inception.log_probabilities(features, bias), parts), n, "higher",
+              f"exp of the mean KL divergence of the classes{', with bias' if bias else ''}; {how}")  # fmt: skip
+    for number, (name, what) in FRECHET_NUMBERS.items() if reference is not None else ():
+        gaussian = reference.gaussian(run, extractor, name)
+        if gaussian is None:
+            sheet.note(f"no {number}: {reference.statistics.path} lacks mu_s and sigma_s")
+            continue
+        _note_rank(sheet, n, gaussian)
+        sheet.add(f"{number} {where}", frechet(run.features(fake, extractor, name), gaussian), n, "lower",
+                  f"squared Frechet distance of {what}, covariance over N - 1, float64")  # fmt: skip
+    if reference is None:
+        return
+    if reference.pictures is None:
+        sheet.note("KID, precision and recall need the reference's pictures, not its statistics")
+        return
+    real = run.features(reference.pictures, extractor)
+    distance = kid(features, real)
+    sheet.add(f"KID x 1000 {where}", lambda draws: 1000 * distance(draws), n, "lower",
+              "unbiased squared MMD, kernel (x.y / 2048 + 1)^3, all pictures at once", (-np.inf, np.inf))  # fmt: skip
+    for number, share in (("precision", precision), ("recall", recall)):
+        sheet.add(f"{number} {where}", share(features, real, neighbours), n, "higher",
+                  f"share within the manifold of the other set, {neighbours} nearest neighbours", SHARE)  # fmt: skip
+
+
+def add_clip_numbers(
+    sheet: Sheet,
+    run: Run,
+    fake: PictureSet,
+    reference: Reference | None,
+    clip: Clip,
+    extractor: Extractor,
+    prefix: str,
+    weight: float,
+) -> None:
+    """CLIPScore, and with a reference's pictures the Frechet distance on CLIP's image features.
+
+    Raises ValueError for a plain folder or pictures without a text.
+    """
+    records = annotated(fake, "CLIPScore (--clip)")
+    without = [record["file_name"] for record in records if not record.get("text")]
+    if without:
+        raise ValueError(f"{fake.folder}: {len(without)} pictures have no text to score ({shorten(without)})")
+    texts = [record["text"] for record in records]
+    scores = clip_scores(clip, run.features(fake, extractor), texts, prefix, weight)
+    sheet.add(f"CLIPScore ({clip.name})", mean_of(scores), len(scores), "higher",
+              f"{weight:g} * max(cosine, 0) of picture and {prefix + '<caption>'!r}, mean over pictures")  # fmt: skip
+    if reference is not None and reference.pictures is not None:
+        add_frechet(sheet, run, fake, reference, extractor)
+
+
+def add_frechet(sheet: Sheet, run: Run, fake: PictureSet, reference: Reference | None, extractor: Extractor) -> None:
+    """Frechet distance on features of a network other than Inception.
+
+    Raises ValueError when the reference has no pictures: statistics files are of Inception's features.
+    """
+    if reference is None or reference.pictures is None:
+        raise ValueError(f"a Frechet distance on {extractor.name} needs pictures as the reference: --real DIR")
+    gaussian = fit_gaussian(run.features(reference.pictures, extractor))
+    _note_rank(sheet, len(fake), gaussian)
+    sheet.add(f"Frechet distance ({extractor.name})", frechet(run.features(fake, extractor), gaussian), len(fake),
+              "lower", f"squared Frechet distance of {len(gaussian.mean)} features of {extractor.name}")  # fmt: skip
+
+
+def _note_rank(sheet: Sheet, n: int, gaussian: Gaussian) -> None:
+    """Covariances of too few pictures are handled exactly, but they do bias the distance."""
+    dimensions = len(gaussian.mean)
+    of_reference = "" if gaussian.n is None or gaussian.n > dimensions else f" (reference: {gaussian.n})"
+    if n <= dimensions or of_reference:
+        sheet.note(f"{n} pictures{of_reference} are few for {dimensions} features: a covariance lacks full rank and "
+                   "the Frechet distance is biased upwards; compare it at equal n only")  # fmt: skip
+
+
+def annotated(pictures: PictureSet, what: str) -> list[dict]:
+    """Records of the pictures.  Raises ValueError for a plain folder, which has none."""
+    if pictures.records is None:
+        raise ValueError(f"{what} needs annotation, and {pictures.folder} is a plain folder without metadata.jsonl")
+    return pictures.records

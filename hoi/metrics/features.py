@@ -1,0 +1,229 @@
+"""Features of many pictures.  Folder of pictures + a network -> (N, D) float32, streamed, cached by file hash.
+
+Pictures are read in worker processes, a batch at a time.  Features are kept in a folder, one sub-folder a network and
+preprocessing, in parts of some hundred pictures: an interrupted run goes on, a picture that was seen is not seen again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from hoi.common.checkpoint import write_atomically
+from hoi.data.dataset import read_records
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
+PART = 512  # pictures in one file of the cache
+SHOWN = 5  # files named in a message
+DAMAGE = (OSError, SyntaxError, ValueError, struct.error, zipfile.BadZipFile, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A network with the preprocessing that belongs to it.
+
+    name           for people: it is printed beside each number
+    key            name of its sub-folder of the cache; must change when weights or preprocessing do
+    preprocessing  in words
+    prepare        RGB picture -> (3, H, W); it is sent to worker processes: a function of a module or a partial
+    network        (B, 3, H, W) -> {name: (B, D)}
+    """
+
+    name: str
+    key: str
+    preprocessing: str
+    prepare: Callable[[Image.Image], Tensor]
+    network: Callable[[Tensor], dict[str, Tensor]] | nn.Module
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """Pictures to measure, in order.
+
+    folder   they come from
+    paths    of the files
+    records  of a dataset folder, one a picture; None for a plain folder
+    hashes   SHA-256 of each file
+    damaged  what was left out, with the reason of each
+    """
+
+    folder: Path
+    paths: list[Path]
+    records: list[dict[str, Any]] | None
+    hashes: list[str]
+    damaged: dict[str, str]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def digest(self) -> str:
+        """One SHA-256 for the whole set, independent of order and names."""
+        return hashlib.sha256("\n".join(sorted(self.hashes)).encode()).hexdigest()
+
+
+def read_rgb(path: Path) -> Image.Image:
+    """Raises one of DAMAGE when the file is no picture of 8 bits a channel."""
+    with Image.open(path) as picture:
+        if picture.mode.startswith(("I", "F")):
+            raise ValueError(f"has {picture.mode} pixels: a depth map or the like, not a picture of 8 bits a channel")
+        return picture.convert("RGB")
+
+
+def find_pictures(folder: str | Path, workers: int, skip_damaged: bool = False) -> PictureSet:
+    """The pictures of a dataset folder (its metadata.jsonl names them) or of a plain one, sub-folders included.
+
+    workers       threads that read and hash the files; every picture is decoded once, so that damage shows first
+    skip_damaged  leave damaged pictures out and say so in `damaged`, instead of the ValueError that names them
+    Raises FileNotFoundError without a folder, ValueError when it has no picture or none is whole.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    records = None
+    if any(folder.glob("metadata*.jsonl")):
+        records = [record for record in read_records(folder) if record["file_name"] is not None]
+        paths = [folder / record["file_name"] for record in records]
+    else:
+        inner = next(folder.rglob("metadata*.jsonl"), None)
+        if inner is not None:  # its condition images would count as pictures
+            raise ValueError(f"{folder} holds dataset folders; name one of them, such as {inner.parent}")
+        found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+        paths = sorted(path for path in found if not any(p.startswith(".") for p in path.relative_to(folder).parts))
+    if not paths:
+        raise ValueError(f"{folder} has no pictures" + (": its records are conditions only" if records == [] else ""))
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        inspected = list(tqdm(pool.map(_inspect, paths), total=len(paths), desc=f"hashing {folder.name}", leave=False))
+    good = [k for k, (digest, _) in enumerate(inspected) if digest]
+    damaged = {
+        str(path.relative_to(folder)): problem for path, (_, problem) in zip(paths, inspected, strict=True) if problem
+    }
+    if damaged and not (skip_damaged and good):
+        raise ValueError(f"{folder}: {len(damaged)} of {len(paths)} pictures are damaged or missing: "
+                         f"{shorten(f'{name} ({why})' for name, why in damaged.items())}. "
+                         + ("Nothing is left to measure" if skip_damaged else
+                            "Make them again, or measure without them: --skip-damaged"))  # fmt: skip
+    return PictureSet(
+        folder,
+        [paths[k] for k in good],
+        None if records is None else [records[k] for k in good],
+        [inspected[k][0] for k in good],
+        damaged,
+    )
+
+
+def _inspect(path: Path) -> tuple[str, str]:
+    """SHA-256 of a picture file and an empty string, or an empty string and what is wrong with it."""
+    try:
+        read_rgb(path)
+        return hashlib.sha256(path.read_bytes()).hexdigest(), ""
+    except DAMAGE as error:
+        return "", " ".join(str(error).split())
+
+
+def shorten(items: Iterator[str] | Sequence[str], most: int = SHOWN) -> str:
+    """The first few of many, for a message."""
+    items = list(items)
+    return "; ".join(items[:most]) + (f"; and {len(items) - most} more" if len(items) > most else "")
+
+
+class _Prepared(Dataset):
+    def __init__(self, paths: Sequence[Path], prepare: Callable[[Image.Image], Tensor]) -> None:
+        self.paths, self.prepare = paths, prepare
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return self.prepare(read_rgb(self.paths[i]))
+
+
+class FeatureCache:
+    """Features of one extractor on disk: parts of hashes with the features of each; a damaged part is made again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.places: dict[str, tuple[Path, int]] = {}
+        for part in sorted(folder.glob("*.npz")):
+            try:
+                with np.load(part, allow_pickle=False) as arrays:
+                    hashes = arrays["hashes"]
+            except (*DAMAGE, KeyError, EOFError):
+                part.unlink()
+                continue
+            self.places |= {str(digest): (part, row) for row, digest in enumerate(hashes)}
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self.places
+
+    def add(self, hashes: list[str], features: dict[str, np.ndarray]) -> None:
+        part = self.folder / f"{hashlib.sha256(''.join(hashes).encode()).hexdigest()[:16]}.npz"
+
+        def write(path: Path) -> None:
+            with open(path, "wb") as stream:
+                np.savez(stream, hashes=np.array(hashes), **features)
+
+        write_atomically(part, write)
+        self.places |= {digest: (part, row) for row, digest in enumerate(hashes)}
+
+    def read(self, hashes: list[str], name: str) -> np.ndarray:
+        """(N, D) float32 in the order of the hashes; every part is opened once."""
+        rows: dict[Path, list[int]] = {}
+        for i, digest in enumerate(hashes):
+            rows.setdefault(self.places[digest][0], []).append(i)
+        result = None
+        for part, of_part in rows.items():
+            with np.load(part, allow_pickle=False) as arrays:
+                stored = arrays[name]
+            if result is None:
+                result = np.empty((len(hashes), stored.shape[1]), dtype=np.float32)
+            result[of_part] = stored[[self.places[hashes[i]][1] for i in of_part]]
+        return result
+
+
+@torch.no_grad()
+def extract(
+    pictures: PictureSet, extractor: Extractor, cache: str | Path, batch_size: int, workers: int, device: str
+) -> FeatureCache:
+    """Compute what the cache lacks, with a progress bar; `read(pictures.hashes, name)` then gives the features.
+
+    Raises ValueError naming the pictures whose features are not finite.
+    """
+    store = FeatureCache(Path(cache) / extractor.key)
+    new = {digest: path for digest, path in zip(pictures.hashes, pictures.paths, strict=True) if digest not in store}
+    hashes, dataset = list(new), _Prepared(list(new.values()), extractor.prepare)
+    loader = DataLoader(dataset, batch_size, num_workers=min(workers, len(new) // batch_size + 1))
+    pending: list[dict[str, np.ndarray]] = []
+    done = stored = 0
+    with tqdm(total=len(new), desc=f"{extractor.name}, {pictures.folder.name}", disable=not new, leave=False) as bar:
+        for images in loader if new else []:
+            features = extractor.network(images.to(device))
+            batch = {name: values.float().cpu().numpy() for name, values in features.items()}
+            _refuse_not_finite(batch, dataset.paths[done : done + len(images)], extractor.name)
+            pending.append(batch)
+            done += len(images)
+            bar.update(len(images))
+            if done - stored >= PART or done == len(new):
+                joined = {name: np.concatenate([batch[name] for batch in pending]) for name in pending[0]}
+                store.add(hashes[stored:done], joined)
+                pending, stored = [], done
+    return store
+
+
+def _refuse_not_finite(batch: dict[str, np.ndarray], paths: Sequence[Path], name: str) -> None:
+    finite = np.all([np.isfinite(values).all(axis=1) for values in batch.values()], axis=0)
+    if not finite.all():
+        bad = [path.name for path, good in zip(paths, finite, strict=True) if not good]
+        raise ValueError(f"{name} gives features that are not finite for {shorten(bad)}; are the weights whole?")

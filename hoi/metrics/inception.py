@@ -1,0 +1,133 @@
+"""The Inception network of FID, sFID and Inception Score.  Pictures + the published weight file -> features.
+
+It is torchvision's inception_v3 with the pooling of the TensorFlow graph of 2015 and 1008 classes.  The weights are
+pt_inception-2015-12-05-6726825d.pth of pytorch-fid (torch-fidelity publishes the same under another name).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.models.inception import Inception3, InceptionE
+
+from hoi.common.checkpoint import load_model_file, strict_load
+
+SIDE = 299  # pixels
+CLASSES = 1008
+SPATIAL_CHANNELS = 7  # of Mixed_6d, whose first channels are branch1x1: TensorFlow's mixed_6/conv, 7 x 17 x 17 = 2023
+AVERAGING = ("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e", "Mixed_7b")
+
+# How a picture becomes 299 x 299 in [-1, 1]; each tool has its own way, and their FIDs are not comparable.
+RESIZE_MODES = {
+    "tf1": "bilinear as in TensorFlow 1 (no half-pixel shift, no antialiasing), (x - 128) / 128: guided-diffusion "
+    "(ADM), torch-fidelity",
+    "pytorch-fid": "bilinear with half-pixel centres, no antialiasing, x / 127.5 - 1: pytorch-fid",
+    "clean": "bicubic with antialiasing in float, clipped, (x - 128) / 128: clean-fid",
+}
+
+
+class MaxPooledE(InceptionE):
+    """The last block pools by maximum where torchvision's averages."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        others = super().forward(x)[:, : -self.branch_pool.conv.out_channels]
+        return torch.cat([others, self.branch_pool(F.max_pool2d(x, 3, stride=1, padding=1))], dim=1)
+
+
+def leave_out_padding(branch_pool: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+    """Forward pre-hook: turn 3x3 averages that counted the zero padding into averages of what is there."""
+    averages = inputs[0]
+    share = F.avg_pool2d(torch.ones_like(averages[:1, :1]), 3, stride=1, padding=1)  # of each window: 1, 6/9 or 4/9
+    return averages / share
+
+
+class Inception(nn.Module):
+    """Pictures (B, 3, 299, 299) in [-1, 1] -> {"pool": (B, 2048), "spatial": (B, 2023)}.
+
+    pool     global average before the classifier: FID, KID, precision and recall, Inception Score
+    spatial  the first seven channels of Mixed_6d with their positions: sFID
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = Inception3(CLASSES, aux_logits=False, init_weights=False)
+        self.network.Mixed_7c = MaxPooledE(2048)
+        for name in AVERAGING:
+            self.network.get_submodule(name).branch_pool.register_forward_pre_hook(leave_out_padding)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        x = images
+        for name, module in self.network.named_children():  # in the order of the network
+            x = module(x)
+            if name == "Mixed_6d":
+                spatial = x[:, :SPATIAL_CHANNELS].flatten(1)  # (B, 7 * 17 * 17)
+            if name == "avgpool":
+                return {"pool": x.flatten(1), "spatial": spatial}
+        raise AssertionError("torchvision's inception_v3 has no avgpool")
+
+    def log_probabilities(self, pool: np.ndarray, bias: bool) -> np.ndarray:
+        """Of the 1008 classes from pool features (N, 2048), in float64.
+
+        bias  whether the classifier's bias counts: ADM and torch-fidelity leave it out
+        """
+        classifier = self.network.fc
+        logits = torch.from_numpy(pool).double() @ classifier.weight.double().cpu().T
+        if bias:
+            logits = logits + classifier.bias.double().cpu()
+        return logits.log_softmax(dim=1).numpy()
+
+
+def load_inception(file: str | Path) -> Inception:
+    """Read the published weights, strictly.
+
+    Raises FileNotFoundError or ValueError for a file that is missing, unreadable or of another network, such as
+    torchvision's own inception_v3 (1000 classes) or the TorchScript archive of StyleGAN's metrics.
+    """
+    if not Path(file).is_file():
+        raise FileNotFoundError(
+            f"no Inception weights at {file}. FID, sFID, IS, KID, precision and recall need "
+            "pt_inception-2015-12-05-6726825d.pth, which pytorch-fid publishes; it is too large to ship"
+        )
+    state, _ = load_model_file(file)
+    with torch.random.fork_rng(devices=[]):  # the random start is overwritten; the caller's numbers stay as they are
+        inception = Inception()
+    # The published conversion wrote no counters of batch norm, other copies have them; inference reads none.
+    counters = {name: tensor for name, tensor in inception.network.state_dict().items() if "num_batches" in name}
+    strict_load(inception.network, counters | state, f"{file} (read as the Inception network of FID)")
+    return inception.requires_grad_(False).eval()
+
+
+def prepare(picture: Image.Image, resize: str) -> Tensor:
+    """An RGB picture of any size -> (3, 299, 299) in [-1, 1].
+
+    resize  one of RESIZE_MODES
+    """
+    if resize == "clean":
+        bands = (band.convert("F").resize((SIDE, SIDE), Image.Resampling.BICUBIC) for band in picture.split())
+        return (torch.from_numpy(np.stack([np.asarray(band) for band in bands])).clamp(0, 255) - 128) / 128
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()  # (3, H, W)
+    if resize == "tf1":
+        return (resize_tf1(pixels, SIDE, SIDE) - 128) / 128
+    if resize == "pytorch-fid":
+        return F.interpolate(pixels[None] / 255, (SIDE, SIDE), mode="bilinear", align_corners=False)[0] * 2 - 1
+    raise ValueError(f"resize is {resize!r}, expected one of {', '.join(RESIZE_MODES)}")
+
+
+def resize_tf1(pixels: Tensor, height: int, width: int) -> Tensor:
+    """Bilinear as TensorFlow 1 did it: (C, H, W) -> (C, height, width); output i lies at i * in / out, exactly."""
+    pixels = _along(pixels, 1, height)
+    return _along(pixels, 2, width)
+
+
+def _along(pixels: Tensor, axis: int, size: int) -> Tensor:
+    length = pixels.shape[axis]
+    place = torch.arange(size) * torch.tensor(length / size)  # float32, as there
+    low = place.long()
+    fraction = (place - low).reshape([-1 if k == axis else 1 for k in range(3)])
+    before, after = pixels.index_select(axis, low), pixels.index_select(axis, (low + 1).clamp(max=length - 1))
+    return before + (after - before) * fraction

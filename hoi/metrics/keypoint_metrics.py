@@ -1,0 +1,155 @@
+"""How well hands are found again in pictures.  Records + predictions -> PCK, MPJPE, contact recall.  Paper: Sec. 4.2.
+
+The paper gives neither PCK's threshold nor its normaliser; here an error counts relative to the longer side of the
+target joints' box, as MMPose does for hands, and an undetected hand has every joint wrong.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hoi.metrics.bootstrap import mean_of, ratio_of
+from hoi.metrics.measurement import PERCENT, SHARE, Sheet
+from hoi.metrics.umeyama import umeyama
+from hoi.verify.estimators import (
+    CONTACT_STATES,
+    PORTABLE_OBJECT,
+    ContactPrediction,
+    HandPrediction,
+    closest_hand,
+    contact_state,
+)
+
+JOINTS, WRIST = 21, 0
+NO_HAND = -1
+
+
+@dataclass(frozen=True)
+class HandErrors:
+    """Errors of N pictures; a picture without a found hand has infinite ones.
+
+    pixels       (N, 21)
+    relative     (N, 21)  to the longer side of the target joints' box
+    root_mm      (N,)     mean joint error with both wrists at the origin; NaN without a 3D prediction
+    procrustes_mm (N,)    the same after the best similarity
+    """
+
+    pixels: np.ndarray
+    relative: np.ndarray
+    root_mm: np.ndarray
+    procrustes_mm: np.ndarray
+
+
+def hand_errors(records: Sequence[dict[str, Any]], predictions: Mapping[str, list[HandPrediction]]) -> HandErrors:
+    """Compare the hand that lies nearest to each record's keypoints with them.
+
+    records  with keypoints_2d; predictions by file_name, one entry a record
+    Raises ValueError for a record whose joints have no extent.
+    """
+    rows = [_errors_of(record, predictions[record["file_name"]]) for record in records]
+    return HandErrors(*(np.array(column) for column in zip(*rows, strict=True)))
+
+
+def _errors_of(record: dict[str, Any], hands: list[HandPrediction]) -> tuple[np.ndarray, np.ndarray, float, float]:
+    target = np.reshape(record["keypoints_2d"], (JOINTS, 2))
+    side = np.ptp(target, axis=0).max()
+    if not side > 0:
+        raise ValueError(f"record {record['index']}: its keypoints_2d lie in one point")
+    hand = closest_hand(hands, target)
+    if hand is None:
+        return np.full(JOINTS, np.inf), np.full(JOINTS, np.inf), np.nan, np.nan
+    pixels = np.linalg.norm(hand.keypoints_2d - target, axis=1)
+    if hand.keypoints_3d is None or record.get("keypoints_3d") is None:
+        return pixels, pixels / side, np.nan, np.nan
+    return pixels, pixels / side, *errors_3d_mm(hand.keypoints_3d, np.reshape(record["keypoints_3d"], (JOINTS, 3)))
+
+
+def errors_3d_mm(predicted: np.ndarray, target: np.ndarray) -> tuple[float, float]:
+    """Mean joint error of (21, 3) metres in mm, root-aligned and after Procrustes alignment."""
+    rooted = (predicted - predicted[WRIST]) - (target - target[WRIST])
+    aligned = umeyama(predicted, target)(predicted) - target
+    return tuple(1000 * np.linalg.norm(error, axis=1).mean() for error in (rooted, aligned))
+
+
+def add_keypoint_numbers(
+    sheet: Sheet,
+    records: Sequence[dict[str, Any]],
+    predictions: Mapping[str, list[HandPrediction]],
+    thresholds: Sequence[float],
+) -> None:
+    """PCK at each threshold, its area, detection rate, mean pixel error; MPJPE where 3D predictions are.
+
+    Raises ValueError when no record has keypoints_2d.
+    """
+    marked = [record for record in records if record.get("keypoints_2d") is not None]
+    if not marked:
+        raise ValueError("no record has keypoints_2d, so keypoint predictions cannot be judged")
+    if len(marked) < len(records):
+        sheet.note(f"{len(records) - len(marked)} pictures without annotated keypoints count for no keypoint number")
+    errors, n = hand_errors(marked, predictions), len(marked)
+    relative, widest = errors.relative, max(thresholds)
+    for threshold in thresholds:
+        sheet.add(f"PCK@{threshold:g}", mean_of((relative < threshold).mean(axis=1)), n, "higher",
+                  f"share of 21 joints closer than {threshold:g} of the longer side of the target joints' box; "
+                  "undetected hands have all joints wrong", SHARE)  # fmt: skip
+    sheet.add(f"PCK AUC 0..{widest:g}", mean_of((1 - relative / widest).clip(min=0).mean(axis=1)), n, "higher",
+              f"mean of PCK over all thresholds from 0 to {widest:g}, exact", SHARE)  # fmt: skip
+    found = np.isfinite(errors.pixels[:, 0])
+    sheet.add("hand detection rate", mean_of(found), n, "higher", "share of pictures in which a hand was found", SHARE)
+    total = np.where(found, np.where(found[:, None], errors.pixels, 0).mean(axis=1), 0)
+    sheet.add("keypoint error, px", ratio_of(total, found), n, "lower", "mean distance over detected hands")
+    measured = np.isfinite(errors.root_mm)
+    if not measured.any():
+        return
+    for name, values, how in (
+        ("MPJPE, mm", errors.root_mm, "with both wrists at the origin"),
+        ("PA-MPJPE, mm", errors.procrustes_mm, "after the best similarity (Procrustes)"),
+    ):
+        sheet.add(name, ratio_of(np.where(measured, values, 0), measured), n, "lower",
+                  f"mean 3D distance over 21 joints of {measured.sum()} hands predicted in 3D, {how}")  # fmt: skip
+
+
+def add_contact_numbers(
+    sheet: Sheet, records: Sequence[dict[str, Any]], predictions: Mapping[str, list[ContactPrediction]] | None
+) -> None:
+    """Contact recall of the detector, over pictures and as the mean of categories; beside it contact by geometry.
+
+    predictions  None: geometry alone
+    Pictures whose annotation says that nothing touches (an approach) are left out of recall.
+    """
+    known = [record for record in records if record.get("contact") is not None]
+    if known:
+        sheet.add("contact by geometry, %", mean_of(np.array([100.0 * record["contact"] for record in known])),
+                  len(known), "higher", "share of records whose annotated meshes of hand and object touch",
+                  PERCENT)  # fmt: skip
+    if predictions is None:
+        return
+    touching = [record for record in records if record.get("contact") is not False]
+    if len(touching) < len(records):
+        sheet.note(f"{len(records) - len(touching)} pictures annotated as not touching count for no contact recall")
+    if not touching:
+        raise ValueError("every record says that nothing touches, so contact recall has nothing to find")
+    states = np.array([contact_state(predictions[record["file_name"]]) for record in touching])
+    n, portable = len(states), 100.0 * (states == PORTABLE_OBJECT)
+    sheet.add("contact recall, %", mean_of(portable), n, "higher",
+              "share of pictures whose most certain hand is in state 3, portable object; no hand is none",
+              PERCENT)  # fmt: skip
+    sheet.add("contact recall with stationary, %", mean_of(100.0 * (states >= PORTABLE_OBJECT)), n, "higher",
+              "the same for states 3 and 4, stationary object", PERCENT)  # fmt: skip
+    categories = np.array([str(record.get("category")) for record in touching])
+    if len(set(categories)) > 1:
+        sheet.add("contact recall, mean of categories, %", _mean_of_groups(portable, categories), n, "higher",
+                  f"unweighted mean over {', '.join(sorted(set(categories)))}, as in the paper", PERCENT)  # fmt: skip
+    histogram = Counter("no hand" if state == NO_HAND else CONTACT_STATES[state] for state in states.tolist())
+    sheet.note("contact states: " + ", ".join(f"{name} {count}" for name, count in histogram.most_common()))
+
+
+def _mean_of_groups(values: np.ndarray, groups: np.ndarray):
+    """The mean of the groups' means; a group that a draw misses does not count there."""
+    parts = [ratio_of(values * (groups == group), groups == group) for group in sorted(set(groups))]
+    return lambda draws: np.nanmean([part(draws) for part in parts], axis=0)

@@ -1,0 +1,97 @@
+"""Numbers of a measurement and how they are shown.  Statistics -> measurements with intervals -> Markdown, JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from hoi.metrics.bootstrap import CONFIDENCE, EXPLANATION, Estimate, Statistic, estimate
+
+SHARE, PERCENT = (0.0, 1.0), (0.0, 100.0)  # bounds
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number.
+
+    name        with unit and everything that decides how it compares: "PCK@0.2", "FID (tf1)"
+    estimate    value and interval
+    better      whether a "lower" or a "higher" number is better
+    definition  one sentence
+    """
+
+    name: str
+    estimate: Estimate
+    better: Literal["lower", "higher"]
+    definition: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; null stands for a number that does not exist, such as a mean over nothing."""
+        numbers = {key: _finite_or_none(value) for key, value in asdict(self.estimate).items()}
+        return {"name": self.name, **numbers, "better": self.better, "definition": self.definition}
+
+
+def _finite_or_none(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+@dataclass
+class Sheet:
+    """Measurements in the order in which they were made, with notes on how to read them.
+
+    resamples  draws of each interval; 0: no intervals
+    """
+
+    resamples: int
+    seed: int
+    measurements: list[Measurement] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(
+        self,
+        name: str,
+        statistic: Statistic,
+        n: int,
+        better: Literal["lower", "higher"],
+        definition: str,
+        bounds: tuple[float, float] = (0.0, math.inf),
+    ) -> None:
+        """Evaluate a statistic of n pictures.
+
+        bounds  values that the number can have; the interval ends there
+        """
+        measured = estimate(statistic, n, self.resamples, self.seed)
+        if measured.low is not None:
+            measured = replace(measured, low=max(measured.low, bounds[0]), high=min(measured.high, bounds[1]))
+        self.measurements.append(Measurement(name, measured, better, definition))
+
+    def note(self, text: str) -> None:
+        """Say something once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def interval(self) -> dict[str, Any]:
+        """What the intervals are."""
+        return {"confidence": CONFIDENCE, "resamples": self.resamples, "seed": self.seed, "explanation": EXPLANATION}
+
+
+def as_table(measurements: Sequence[Measurement]) -> str:
+    """Markdown that reads well on a terminal, too: padded columns, an arrow for the better direction."""
+    rows = [["number", "", "value", "95 % interval", "n"]]
+    for item in measurements:
+        value = item.estimate
+        interval = "-" if value.low is None else f"{shown(value.low)} .. {shown(value.high)}"
+        rows.append([item.name, {"lower": "↓", "higher": "↑"}[item.better], shown(value.value), interval, str(value.n)])
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def shown(number: float) -> str:
+    """Four significant digits; - for a mean over nothing."""
+    return f"{number:.4g}" if math.isfinite(number) else "-"

@@ -1,0 +1,123 @@
+"""What the toy replica of the paper's tables measures.  Pictures + true records -> numbers.  Paper: Tables 2, 4, 5.
+
+The paper's detector, pose estimator, Inception and CLIP know photographs; judges of the toy world stand in for them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from hoi.data import dataset
+from hoi.geometry.render import HAND, OBJECT
+from hoi.metrics.bootstrap import Statistic, mean_of, ratio_of
+from hoi.metrics.clip_score import Clip
+from hoi.metrics.extractors import verifier_extractor
+from hoi.metrics.feature_metrics import Reference, Run, add_frechet
+from hoi.metrics.features import Extractor, find_pictures
+from hoi.metrics.measurement import PERCENT, SHARE, Sheet
+from hoi.training.toy_clip import load_toy_clip, toy_clip_scores
+from hoi.verify.verification import PCK_THRESHOLD, load_truth, score_picture
+from hoi.verify.verifier import Verifier, load_verifier
+from hoi.verify.witnesses import Witnesses
+
+NEIGHBOURS = np.ones((3, 3), bool)  # pixels side by side or corner to corner
+BATCH, WORKERS = 32, 2
+# Names of the numbers, and which scores of hoi/verify/verification.py some of them are, times what.
+FRECHET, TOY_CLIP, CONTACT = "Frechet distance (verifier)", "toy CLIPScore", "toy contact, %"
+HAND_IOU, OBJECT_IOU, PCK = "hand IoU", "object IoU", f"PCK@{PCK_THRESHOLD:g}"
+COLOR, BACKGROUND = "colour word, %", "background word, %"
+SCORED = {
+    HAND_IOU: ("iou_hand", 1, "the verifier's label map against the conditions'"),
+    OBJECT_IOU: ("iou_object", 1, "the verifier's label map against the conditions'"),
+    PCK: ("pck", 1, f"joints of the verifier within {PCK_THRESHOLD:g} of the longer side of the true joints' box"),
+    COLOR: ("color_right", 100, "captions whose colour is the nearest to the mean colour in the object's true mask"),
+    BACKGROUND: ("background_right", 100, "captions whose background is the one that the verifier sees"),
+}
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Who looks at the pictures.
+
+    verifier, clip  of the toy world; extractor gives the verifier's features
+    reference       shaded pictures that the Frechet distance compares with
+    run             where features are kept
+    """
+
+    verifier: Verifier
+    clip: Clip
+    extractor: Extractor
+    reference: Reference
+    run: Run
+
+
+def load_judges(verifier_file: Path, clip_file: Path, reference: Path, cache: Path) -> Judges:
+    """Raises FileNotFoundError or ValueError, naming the file."""
+    verifier = load_verifier(verifier_file)
+    extractor, pictures = verifier_extractor(verifier, verifier_file), Reference.read(reference, WORKERS, False)
+    return Judges(verifier, load_toy_clip(clip_file), extractor, pictures, Run(cache, BATCH, WORKERS, "cpu"))
+
+
+def regions_touch(label_map: np.ndarray) -> bool:
+    """Whether the largest hand region and the largest object region of (H, W) 0/1/2 have neighbouring pixels.
+
+    A stand-in for the state "portable object" of the 100DOH detector (paper, Table 2).  In a projection things touch
+    that are apart in depth, so it is milder; the largest regions, so that a speck beside the other is no contact.
+    """
+    hand, thing = (_largest_region(label_map == label) for label in (HAND, OBJECT))
+    return bool((ndimage.binary_dilation(hand, NEIGHBOURS) & thing).any())
+
+
+def _largest_region(mask: np.ndarray) -> np.ndarray:
+    regions, count = ndimage.label(mask, NEIGHBOURS)
+    return mask if count < 2 else regions == 1 + np.bincount(regions.ravel())[1:].argmax()
+
+
+def measure_pictures(sheet: Sheet, folder: Path, shaded: Path, judges: Judges) -> None:
+    """Add all numbers of a folder's pictures, each held against the record of `shaded` in its place.
+
+    Raises ValueError when the two folders do not hold the same captions in the same order, or none.
+    """
+    records, others = dataset.read_records(shaded), dataset.read_records(folder)
+    texts = [record["text"] for record in records]
+    if not records or [record["text"] for record in others] != texts:
+        raise ValueError(f"{folder} ({len(others)} records) does not hold the captions of {shaded} ({len(records)})")
+    add_frechet(sheet, judges.run, find_pictures(folder, WORKERS), judges.reference, judges.extractor)
+    images = [dataset.load_image(folder, record) for record in others]
+    scores = toy_clip_scores(judges.clip, images, texts)
+    sheet.add(TOY_CLIP, mean_of(scores), len(scores), "higher", "2.5 max(cosine, 0) of the small CLIP of stage text")
+    seen = Witnesses(judges.verifier).look(images)
+    found = [score_picture(image, load_truth(shaded, record), each, judges.verifier.backgrounds)
+             for image, record, each in zip(images, records, seen, strict=True)]  # fmt: skip
+    for name, (key, factor, definition) in SCORED.items():
+        values = np.array([row[key] for row in found if row[key] is not None])
+        if len(values):
+            bounds = SHARE if factor == 1 else PERCENT
+            sheet.add(name, mean_of(factor * values), len(values), "higher", definition, bounds)
+    touching = np.array([regions_touch(each.label_map) for each in seen])
+    add_contact(sheet, touching, np.array([str(record.get("category")) for record in records]))
+
+
+def add_contact(sheet: Sheet, touching: np.ndarray, categories: np.ndarray) -> None:
+    """Share of pictures (N,) bool in which hand and object touch: of each category (N,), and the mean of these."""
+    definition = "share of pictures whose largest hand and object regions, as the verifier sees them, touch"
+    parts = {}
+    for name in sorted(set(categories)):
+        mine = categories == name
+        parts[name] = ratio_of(100 * touching * mine, mine)
+        sheet.add(contact_of(name), mean_of(100 * touching[mine]), int(mine.sum()), "higher", definition, PERCENT)
+    mean = _mean_of_parts(list(parts.values()))
+    sheet.add(CONTACT, mean, len(touching), "higher", f"{definition}; mean of categories", PERCENT)
+
+
+def contact_of(category: str) -> str:
+    """Name of the number of one category."""
+    return f"toy contact, {category}, %"
+
+
+def _mean_of_parts(parts: list[Statistic]) -> Statistic:
+    return lambda draws: np.nanmean([part(draws) for part in parts], axis=0)

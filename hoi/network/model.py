@@ -1,0 +1,313 @@
+"""The paper's network on one screen.  condition images + latents + text -> eps.  Paper: Sec. 3.3, Fig. 3.
+
+Three condition encoders (one per condition image) are summed and enter Stable Diffusion's U-Net, level by level.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hoi.common.checkpoint import check_fit, save_model
+from hoi.common.weight_files import WeightFile, is_finite, shown
+from hoi.network.diffusion import NoiseSchedule
+from hoi.network.text import TextConfig, TextEncoder, causal_mask
+from hoi.network.unet import CachedContext, UNet, UNetConfig
+from hoi.network.vae import VAE, VAEConfig
+
+FORMAT_VERSION = "1"
+STAGES = ("base", "hoi")
+CONDITION_NAMES = ("skeleton", "normal", "segmentation")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything needed to build the network, and how it is best sampled."""
+
+    name: str
+    unet: UNetConfig
+    vae: VAEConfig
+    text: TextConfig
+    image_size: int  # pixels, the side of the pictures it was made for
+    sampler: str = "dpm++"
+    num_inference_steps: int = 20
+    guidance_scale: float = 7.5
+    predicts: str = "eps"  # what the U-Net was trained towards, see diffusion.NoiseSchedule
+    terminal_signal: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.unet.context_dim != self.text.width:
+            raise ValueError(
+                f"the U-Net expects text width {self.unet.context_dim}, the text encoder gives {self.text.width}"
+            )
+        if self.unet.in_channels != self.vae.z_channels:
+            raise ValueError(f"the U-Net takes {self.unet.in_channels} channels, the VAE makes {self.vae.z_channels}")
+
+    def noise_schedule(self) -> NoiseSchedule:
+        return NoiseSchedule.stable_diffusion(predicts=self.predicts, terminal_signal=self.terminal_signal)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> ModelConfig:
+        """Raises ValueError when the text does not describe a configuration of this version."""
+        try:
+            fields = json.loads(text)
+            parts = {"unet": UNetConfig, "vae": VAEConfig, "text": TextConfig}
+            for name, part in parts.items():
+                fields[name] = part(**{key: as_tuple(value) for key, value in fields[name].items()})
+            return ModelConfig(**fields)
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"not a model configuration ({type(error).__name__}: {error}): {text[:200]}") from error
+
+
+def sd1_config() -> ModelConfig:
+    """The paper's sizes: Stable Diffusion 1.x at 512 px."""
+    return ModelConfig("sd1", UNetConfig(), VAEConfig(), TextConfig(), image_size=512)
+
+
+def tiny_config() -> ModelConfig:
+    """The built-in model: the same classes, small enough to train and sample on two CPU cores."""
+    return ModelConfig(
+        name="tiny",
+        unet=UNetConfig(
+            model_channels=64,  # wide at the finest level already, where fingers are
+            channel_mult=(1, 1.5, 2, 1.5),
+            attention_levels=(1, 2, 3),  # attention over the 1024 latents of the finest level would halve the speed
+            num_heads=4,
+            context_dim=128,
+            norm_groups=8,
+        ),
+        vae=VAEConfig(channels=32, channel_mult=(1, 2, 4), num_res_blocks=1, norm_groups=8),
+        text=TextConfig(width=128, heads=4, layers=3, quick_gelu=False),
+        image_size=128,
+        guidance_scale=2.0,  # measured: see the README's table over guidance scales
+        predicts="v",  # trained from nothing, words and conditions act sooner than with eps: see the README
+        terminal_signal=0.01,
+    )
+
+
+PRESETS = {"sd1": sd1_config, "tiny": tiny_config}
+
+
+class ConditionBlock(nn.Module):
+    """x + conv1x1(ReLU(conv3x3(x))), after an optional halving and change of width."""
+
+    def __init__(self, width_in: int, width_out: int, down: bool) -> None:
+        super().__init__()
+        self.down = down
+        self.in_conv = nn.Conv2d(width_in, width_out, 1) if width_in != width_out else nn.Identity()
+        self.block1 = nn.Conv2d(width_out, width_out, 3, padding=1)
+        self.block2 = nn.Conv2d(width_out, width_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.in_conv(F.avg_pool2d(x, 2) if self.down else x)
+        return x + self.block2(F.relu(self.block1(x)))
+
+
+class ConditionEncoder(nn.Module):
+    """One condition image -> one feature map per U-Net level.  A T2I-Adapter (Mou et al. 2023); paper Sec. 3.3."""
+
+    def __init__(self, widths: Sequence[int], unshuffle: int) -> None:
+        super().__init__()
+        self.unshuffle = unshuffle
+        self.conv_in = nn.Conv2d(3 * unshuffle**2, widths[0], 3, padding=1)
+        self.body = nn.ModuleList()
+        for level, width in enumerate(widths):
+            self.body.append(ConditionBlock(widths[max(level - 1, 0)], width, down=level > 0))
+            self.body.append(ConditionBlock(width, width, down=False))
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """image (B, 3, H, W) in [0, 1] -> maps (B, widths[k], H / f / 2^k, W / f / 2^k), f the unshuffle factor."""
+        x = self.conv_in(F.pixel_unshuffle(image.to(self.conv_in.weight.dtype), self.unshuffle))
+        features = []
+        for first, second in zip(self.body[::2], self.body[1::2], strict=True):
+            x = second(first(x))
+            features.append(x)
+        return features
+
+
+class ConditionEncoders(nn.ModuleDict):
+    """The weighted sum of the three encoders, level by level: the paper's way of combining geometry (Sec. 3.3)."""
+
+    def __init__(self, widths: Sequence[int], unshuffle: int) -> None:
+        super().__init__({name: ConditionEncoder(widths, unshuffle) for name in CONDITION_NAMES})
+
+    def forward(
+        self, skeleton: Tensor, normal: Tensor, segmentation: Tensor, weights: Sequence[float] = (1.0, 1.0, 1.0)
+    ) -> list[Tensor]:
+        """Condition images (B, 3, H, W) in [0, 1] -> cond_features, one map per U-Net level.
+
+        weights   of skeleton, normal, segmentation.  Note that all-zero images do not give zero features (biases).
+        """
+        images = (skeleton, normal, segmentation)
+        features = [self[name](image) for name, image in zip(CONDITION_NAMES, images, strict=True)]
+        return [
+            sum(weight * feature for weight, feature in zip(weights, level, strict=True))
+            for level in zip(*features, strict=True)
+        ]
+
+
+class HOIDiffusion(nn.Module):
+    """U-Net, VAE, text encoder and, unless it is a base model, the three condition encoders."""
+
+    def __init__(self, config: ModelConfig, with_conditions: bool = True) -> None:
+        super().__init__()
+        self.config = config
+        self.metadata: dict[str, str] = {}  # of the file it was loaded from: stage, step, training command, ...
+        self.unet = UNet(config.unet)
+        self.vae = VAE(config.vae)
+        self.text_encoder = TextEncoder(config.text)
+        self.condition_encoders: ConditionEncoders | None = None
+        if with_conditions:
+            self.add_condition_encoders()
+
+    def add_condition_encoders(self) -> None:
+        """Fresh, untrained condition encoders on top of a base model: the start of fine-tuning (Sec. 3.3)."""
+        if self.condition_encoders is not None:
+            raise ValueError("this model already has condition encoders; adding fresh ones would discard them")
+        fresh = ConditionEncoders(self.config.unet.level_widths, self.config.vae.factor)
+        self.condition_encoders = fresh.to(self.unet.out[2].weight)  # same device and dtype
+
+    def set_scaling_factor(self, scaling_factor: float) -> None:
+        """Adopt the latent scaling measured after the VAE was trained (caching.measured_scaling_factor)."""
+        vae_config = dataclasses.replace(self.config.vae, scaling_factor=scaling_factor)
+        self.config = dataclasses.replace(self.config, vae=vae_config)
+        self.vae.config = vae_config
+
+    def forward(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        context: Tensor | CachedContext,
+        conditions: Sequence[Tensor] | None = None,
+        weights: Sequence[float] = (1.0, 1.0, 1.0),
+    ) -> Tensor:
+        """eps(z_t, t, text, conditions), the network of eq. 3.  Samplers call the parts, to compute each only once.
+
+        conditions   skeleton, normal, segmentation, each (B, 3, H, W) in [0, 1]; None for the base model
+        The other arguments are those of UNet.forward and ConditionEncoders.forward.
+        """
+        if conditions is None:
+            return self.unet(latents, timesteps, context)
+        if self.condition_encoders is None:
+            raise ValueError("this is a base model without condition encoders; see add_condition_encoders")
+        return self.unet(latents, timesteps, context, self.condition_encoders(*conditions, weights=weights))
+
+    def freeze_for_fine_tuning(
+        self, conditions: Sequence[str] = CONDITION_NAMES, decoder: bool = True
+    ) -> list[nn.Parameter]:
+        """Freeze all but the condition encoders and the U-Net's decoder, as in Sec. 3.3; returns what still trains.
+
+        conditions   whose encoders train.  The others are dropped (Table 4's ablation): their weights become zero and
+                     stay so, and an encoder of zeros adds nothing to the features, whatever picture it is shown.  None
+                     of them, for a model without encoders: text alone, the fine-tuned latent diffusion baseline
+        decoder      False: the U-Net stays as it is, only encoders learn
+        """
+        if self.condition_encoders is None and conditions:
+            raise ValueError("fine-tuning needs condition encoders; call add_condition_encoders first")
+        self.requires_grad_(False)
+        trained = list(self.unet.decoder_parameters()) if decoder else []
+        for name, encoder in (self.condition_encoders or {}).items():
+            if name in conditions:
+                trained += encoder.parameters()
+            else:
+                for parameter in encoder.parameters():
+                    parameter.zero_()
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        return trained
+
+    def save(self, path: str | Path, step: int, stage: str, command: str, half: bool = False, **extra: str) -> None:
+        """Write one safetensors file (atomically): all tensors, and metadata from which from_file rebuilds the model.
+
+        stage     "base" (no condition encoders) or "hoi"
+        command   the command line that trained it
+        half      store floats as fp16
+        extra     further metadata strings
+        """
+        if (stage == "base") != (self.condition_encoders is None) or stage not in STAGES:
+            fitting = "base" if self.condition_encoders is None else "hoi"
+            raise ValueError(f"stage is {stage!r}, expected {fitting!r}: only 'hoi' models have condition encoders")
+        state = self.state_dict()
+        if half:
+            state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+        metadata = {"format_version": FORMAT_VERSION, "preset": self.config.name, "config": self.config.to_json()}
+        save_model(path, state, metadata | {"step": str(step), "stage": stage, "command": command} | extra)
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | Path,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        preset: str | None = None,
+    ) -> HOIDiffusion:
+        """Rebuild a saved model, in eval mode.  A stage "base" file gives a model whose condition_encoders is None.
+
+        preset   refuse a file of another preset
+        Raises FileNotFoundError, or ValueError naming the file when damaged, foreign, of another version or preset, or
+        when it holds NaN.
+        """
+        file = WeightFile(path)
+        config = own_config(file, preset)
+        with torch.device("meta"):
+            empty = cls(config, with_conditions=file.metadata["stage"] != "base")
+        check_fit(empty, file.shapes, path)
+        state = {name: prepared(tensor, device, dtype) for name, tensor in file.items()}
+        if bad := [name for name, tensor in state.items() if not is_finite(tensor)]:
+            raise ValueError(f"{path}: {len(bad)} tensors hold NaN or infinite values: {shown(bad)}")
+        model = cls.from_tensors(config, state)
+        model.metadata = file.metadata
+        return model
+
+    @classmethod
+    def from_tensors(cls, config: ModelConfig, state: Mapping[str, Tensor]) -> HOIDiffusion:
+        """A model made of these very tensors, under its own names, in eval mode; no other memory is used.
+
+        Condition encoders are there when the tensors have them.  Raises RuntimeError when names or shapes do not fit.
+        """
+        with torch.device("meta"):
+            model = cls(config, with_conditions=any(name.startswith("condition_encoders.") for name in state))
+        model.load_state_dict(state, strict=True, assign=True)
+        # The mask is no weight: it is in no file.
+        like = model.text_encoder.positional_embedding
+        model.text_encoder.attn_mask = causal_mask(config.text.context_length).to(like)
+        return model.eval()
+
+
+def own_config(file: WeightFile, preset: str | None = None) -> ModelConfig:
+    """The configuration in a model file of this project; ValueError for any other file, or another preset's."""
+    metadata, path = file.metadata, file.path
+    if absent := {"format_version", "preset", "config", "stage"} - metadata.keys():
+        raise ValueError(
+            f"{path} is not a model file of this project: it lacks metadata {', '.join(sorted(absent))}"
+            " (weights of Stable Diffusion go to --base)"
+        )
+    if metadata["format_version"] != FORMAT_VERSION:
+        raise ValueError(f"{path} has format version {metadata['format_version']}, expected {FORMAT_VERSION}")
+    if preset is not None and metadata["preset"] != preset:
+        raise ValueError(f"{path} holds the preset {metadata['preset']!r}, expected {preset!r}")
+    try:
+        return ModelConfig.from_json(metadata["config"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def prepared(tensor: Tensor, device: str | torch.device, dtype: torch.dtype) -> Tensor:
+    """A copy of a weight as the model wants it: convolutions channels-last, which CPUs and GPUs run fastest."""
+    layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
+    return tensor.to(device, dtype if tensor.is_floating_point() else None, copy=True, memory_format=layout)
+
+
+def as_tuple(value: object) -> object:
+    """JSON knows lists only; configurations hold tuples."""
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,134 @@
+"""Batches of pictures.  Prompts, condition features, noise + model -> (B, H, W, 3) uint8.  Paper: Sec. 3.3, eq. 2.
+
+What can be computed once is: condition features a geometry, context a prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hoi.common.sheets import to_uint8
+from hoi.network.model import CONDITION_NAMES, HOIDiffusion
+from hoi.network.samplers import Progress, initial_noise, sample_latents
+from hoi.network.text import tokenize
+
+MAX_CONTEXTS = 512  # encoded prompts kept; 77 x 768 floats are 0.24 MB
+DECODED_PIXELS = 512 * 512
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How pictures are drawn from the model; the defaults of a preset stand in its ModelConfig."""
+
+    sampler: str
+    num_inference_steps: int
+    guidance_scale: float
+    negative_prompt: str = ""
+    cond_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)  # skeleton, normal, segmentation
+    cond_tau: float = 1.0
+
+
+class PictureMaker:
+    """A model with fixed settings that turns prompts, condition features and noise into pictures."""
+
+    def __init__(self, model: HOIDiffusion, settings: SamplingSettings) -> None:
+        self.model, self.settings = model, settings
+        self.schedule = model.config.noise_schedule()
+        self.device = model.unet.out[2].weight.device
+        self._contexts: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def context(self, prompts: Sequence[str]) -> Tensor:
+        """Encoded prompts (B, 77, C); each distinct one is encoded once."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._contexts]
+        if new:
+            if len(self._contexts) + len(new) > MAX_CONTEXTS:
+                self._contexts = {prompt: self._contexts[prompt] for prompt in prompts if prompt in self._contexts}
+            encoded = self.model.text_encoder(tokenize(new).to(self.device))
+            self._contexts |= dict(zip(new, encoded, strict=True))
+        return torch.stack([self._contexts[prompt] for prompt in prompts]).to(self.model.unet.out[2].weight.dtype)
+
+    @torch.no_grad()
+    def features(self, conditions: Mapping[str, Tensor]) -> list[Tensor]:
+        """Condition images (B, 3, H, W) in [0, 1], by name -> features, one map (B, C_k, h / 2^k, w / 2^k) a level."""
+        images = (conditions[name].to(self.device) for name in CONDITION_NAMES)
+        return self.model.condition_encoders(*images, weights=self.settings.cond_weights)
+
+    @torch.no_grad()
+    def pictures(
+        self,
+        prompts: Sequence[str],
+        features: list[Tensor] | None,
+        generators: Sequence[torch.Generator],
+        progress: Progress | None = None,
+    ) -> np.ndarray:
+        """Make one batch.
+
+        prompts     B complete prompts
+        features    as `features` makes them, of batch B or 1 (one geometry for all); None for text alone
+        generators  B, one a picture: a picture does not depend on its batch
+        returns     (B, H, W, 3) uint8
+        """
+        return self.decode(self.latents(self.model.unet, prompts, features, generators, progress))
+
+    def latents(
+        self,
+        unet: nn.Module,
+        prompts: Sequence[str],
+        features: list[Tensor] | None,
+        generators: Sequence[torch.Generator],
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """What `pictures` decodes, (B, 4, h, w); `unet` is the model's or one that wraps it."""
+        settings, config = self.settings, self.model.config
+        side = config.image_size // config.vae.factor
+        return sample_latents(
+            unet,
+            self.schedule,
+            context=self.context(prompts),
+            uncond_context=self.context([settings.negative_prompt]),
+            cond_features=features,
+            noise=initial_noise(generators, config.unet.in_channels, side, side, self.device),
+            sampler=settings.sampler,
+            num_inference_steps=settings.num_inference_steps,
+            guidance_scale=settings.guidance_scale,
+            cond_tau=settings.cond_tau,
+            generators=generators,
+            progress=progress,
+        )
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """(B, 4, h, w) -> (B, H, W, 3) uint8.  Raises ValueError when the pictures are not finite.
+
+        In parts of at most DECODED_PIXELS: larger ones take more memory than the U-Net and are no faster.
+        """
+        at_once = max(1, DECODED_PIXELS // self.model.config.image_size**2)
+        # Each part (b, 3, H, W) in [-1, 1].
+        images = torch.cat([self.model.vae.decode(part).float() for part in latents.split(at_once)])
+        if not torch.isfinite(images).all():
+            raise ValueError("the model made pictures that are not finite; try --dtype float32, or other weights")
+        return np.stack([to_uint8(image) for image in images.cpu().numpy()])
+
+
+def join_features(features: Sequence[list[Tensor]]) -> list[Tensor]:
+    """Features of B pictures as one batch; of batch 1 when all are the same object (the U-Net repeats them)."""
+    if all(each is features[0] for each in features):
+        return features[0]
+    return [torch.cat(level) for level in zip(*features, strict=True)]
+
+
+def set_precision(model: HOIDiffusion, dtype: torch.dtype) -> HOIDiffusion:
+    """U-Net and condition encoders, nearly all of the work, compute in dtype; text encoder and VAE stay in float32.
+
+    The VAE's decoder overflows in float16 and shows bf16's rounding as noise in smooth areas.
+    """
+    model.unet.to(dtype)
+    if model.condition_encoders is not None:
+        model.condition_encoders.to(dtype)
+    return model

@@ -1,0 +1,404 @@
+"""The denoising U-Net.  latents, timesteps, context, condition features -> eps.  Paper: Sec. 3.1, 3.3, 4.4 (anchor).
+
+Architecture: Rombach et al. 2022.  Module names follow the single-file Stable Diffusion 1.x checkpoint, so its weights
+load by stripping a prefix.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from hoi.network.attention import attend
+from hoi.network.packing import Upsample
+
+PARTS = ("encoder", "middle", "decoder")  # of the U-Net, where self-attention may look at an anchor frame
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Sizes of the U-Net; the defaults are Stable Diffusion 1.x."""
+
+    in_channels: int = 4
+    out_channels: int = 4
+    model_channels: int = 320
+    channel_mult: tuple[float, ...] = (1, 2, 4, 4)  # each level's width over model_channels
+    num_res_blocks: int = 2
+    attention_levels: tuple[int, ...] = (0, 1, 2)  # levels with transformers; the middle block always has one
+    num_heads: int = 8
+    context_dim: int = 768
+    norm_groups: int = 32  # of every group norm; narrow networks need fewer, or a group is a single channel
+
+    def __post_init__(self) -> None:
+        # Lists come back from JSON; tuples keep the configuration hashable and comparable.
+        object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
+        object.__setattr__(self, "attention_levels", tuple(self.attention_levels))
+        if any(abs(self.model_channels * mult - width) > 1e-6
+               for mult, width in zip(self.channel_mult, self.level_widths, strict=True)):  # fmt: skip
+            raise ValueError(f"U-Net: {self.model_channels} channels times {self.channel_mult} must be whole numbers")
+        for width in self.level_widths:
+            if width % self.norm_groups or width % self.num_heads:
+                raise ValueError(
+                    f"U-Net level width {width} must be a multiple of {self.norm_groups} (norm groups)"
+                    f" and {self.num_heads} (heads)"
+                )
+
+    @property
+    def level_widths(self) -> tuple[int, ...]:
+        """Channels of every level, finest first; also the widths of the condition features."""
+        return tuple(round(self.model_channels * mult) for mult in self.channel_mult)  # 352 * (480 / 352) is 479.99...
+
+    @property
+    def embedding_width(self) -> int:
+        """Channels of the time embedding."""
+        return 4 * self.model_channels
+
+
+@dataclass(frozen=True)
+class CachedContext:
+    """Keys and values of every cross-attention for one text context: they depend on neither step nor latents.
+
+    keys, values   per cross-attention (B, heads, 77, head width), in the order in which the modules are registered
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
+    def __len__(self) -> int:
+        """The batch B, as of the context itself."""
+        return len(self.keys[0])
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """The frame that all frames of a batch look at beside themselves (Sec. 4.4).
+
+    index   of the anchor among the frames
+    frames  F: a batch is F frames, or under guidance twice F, each half with its own anchor
+    """
+
+    index: int
+    frames: int
+
+    def joined(self, tokens: Tensor) -> Tensor:
+        """Keys or values of each frame followed by its anchor's.  (B, heads, N, d) -> (B, heads, 2 N, d)."""
+        halves = tokens.unflatten(0, (-1, self.frames))
+        anchor = halves[:, self.index, None].expand_as(halves)
+        return torch.cat([halves, anchor], dim=3).flatten(0, 1)
+
+
+def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
+    """Sinusoids (Vaswani et al. 2017), cosines first as in SD 1.x.  timesteps (B,) -> (B, width) float32."""
+    half = width // 2
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half)
+    angles = timesteps.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class Attention(nn.Module):
+    """Multi-head attention over tokens (B, N, C); over the text where a context is given, else over the tokens."""
+
+    def __init__(self, width: int, num_heads: int, context_dim: int | None = None) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.cache_index: int | None = None  # place in CachedContext, set by UNet for the cross-attentions
+        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_k = nn.Linear(context_dim or width, width, bias=False)
+        self.to_v = nn.Linear(context_dim or width, width, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(width, width), nn.Identity())  # SD keeps a dropout at index 1
+
+    def split_heads(self, tokens: Tensor) -> Tensor:
+        return tokens.unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, N, C) -> (B, heads, N, d)
+
+    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        return self.split_heads(self.to_k(context)), self.split_heads(self.to_v(context))
+
+    def forward(
+        self, tokens: Tensor, context: Tensor | CachedContext | None = None, anchor: Anchor | None = None
+    ) -> Tensor:
+        if isinstance(context, CachedContext):
+            key, value = context.keys[self.cache_index], context.values[self.cache_index]
+        else:
+            key, value = self.keys_values(tokens if context is None else context)
+        if anchor is not None:
+            key, value = anchor.joined(key), anchor.joined(value)
+        attended = attend(self.split_heads(self.to_q(tokens)), key, value)
+        return self.to_out(attended.transpose(1, 2).flatten(2))
+
+
+class GEGLU(nn.Module):
+    """Gated exact GELU: first half value, second half gate."""
+
+    def __init__(self, width: int, inner_width: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, 2 * inner_width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        value, gate = self.proj(tokens).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.net(tokens)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention to the text, feed-forward; each on a normalised residual branch."""
+
+    def __init__(self, width: int, num_heads: int, context_dim: int) -> None:
+        super().__init__()
+        self.attn1 = Attention(width, num_heads)
+        self.ff = FeedForward(width)
+        self.attn2 = Attention(width, num_heads, context_dim)
+        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
+
+    def forward(self, tokens: Tensor, context: Tensor | CachedContext, anchor: Anchor | None = None) -> Tensor:
+        tokens = tokens + self.attn1(self.norm1(tokens), anchor=anchor)
+        tokens = repeat(tokens, len(context))  # the halves of a guided batch are equal until they meet their texts
+        tokens = tokens + self.attn2(self.norm2(tokens), context)
+        return tokens + self.ff(self.norm3(tokens))
+
+
+class SpatialTransformer(nn.Module):
+    """The pixels of a feature map as tokens of one transformer block.  (B, C, h, w) -> (B, C, h, w)."""
+
+    def __init__(self, width: int, config: UNetConfig) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(config.norm_groups, width, eps=1e-6)
+        self.proj_in = nn.Conv2d(width, width, 1)
+        self.transformer_blocks = nn.ModuleList([TransformerBlock(width, config.num_heads, config.context_dim)])
+        self.proj_out = zero_init(nn.Conv2d(width, width, 1))
+
+    def forward(self, x: Tensor, context: Tensor | CachedContext, anchor: Anchor | None = None) -> Tensor:
+        height = x.shape[2]
+        tokens = self.proj_in(self.norm(x)).permute(0, 2, 3, 1).flatten(1, 2)  # a view where x is channels-last
+        tokens = self.transformer_blocks[0](tokens, context, anchor)
+        return repeat(x, len(tokens)) + self.proj_out(tokens.unflatten(1, (height, -1)).permute(0, 3, 1, 2))
+
+
+class ResBlock(nn.Module):
+    """Two 3x3 convolutions with the time embedding added between them.  (B, C_in, h, w) -> (B, C_out, h, w)."""
+
+    def __init__(self, width_in: int, width_out: int, config: UNetConfig) -> None:
+        super().__init__()
+        self.in_layers = nn.Sequential(
+            nn.GroupNorm(config.norm_groups, width_in), nn.SiLU(), nn.Conv2d(width_in, width_out, 3, padding=1)
+        )
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(config.embedding_width, width_out))
+        self.out_layers = nn.Sequential(
+            nn.GroupNorm(config.norm_groups, width_out),
+            nn.SiLU(),
+            nn.Identity(),  # a dropout in SD; the names count it
+            zero_init(nn.Conv2d(width_out, width_out, 3, padding=1)),
+        )
+        self.skip_connection = nn.Identity() if width_in == width_out else nn.Conv2d(width_in, width_out, 1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.in_layers(x) + self.emb_layers(embedding[: len(x)])[:, :, None, None]
+        return self.skip_connection(x) + self.out_layers(h)
+
+
+class Downsample(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.op = nn.Conv2d(width, width, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class Block(nn.Sequential):
+    """One numbered block: its layers in turn, each given what it needs beside the feature map."""
+
+    def forward(
+        self, x: Tensor, embedding: Tensor, context: Tensor | CachedContext, anchor: Anchor | None = None
+    ) -> Tensor:
+        for layer in self:
+            if isinstance(layer, ResBlock):
+                x = layer(x, embedding)
+            elif isinstance(layer, SpatialTransformer):
+                x = layer(x, context, anchor)
+            else:
+                x = layer(x)
+        return x
+
+
+def zero_init(layer: nn.Conv2d) -> nn.Conv2d:
+    """Residual branches and the output start at zero, so that training begins from the identity (as in SD 1.x)."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class UNet(nn.Module):
+    """Encoder (input_blocks), middle_block, decoder (output_blocks, out), joined by skip connections."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = False  # recompute every block in backward: a third more time, far less memory
+        widths, embedding_width = config.level_widths, config.embedding_width
+        self.time_embed = nn.Sequential(
+            nn.Linear(config.model_channels, embedding_width), nn.SiLU(), nn.Linear(embedding_width, embedding_width)
+        )
+
+        def layers(level: int, width_in: int) -> list[nn.Module]:
+            block: list[nn.Module] = [ResBlock(width_in, widths[level], config)]
+            if level in config.attention_levels:
+                block.append(SpatialTransformer(widths[level], config))
+            return block
+
+        width = config.model_channels
+        self.input_blocks = nn.ModuleList([Block(nn.Conv2d(config.in_channels, width, 3, padding=1))])
+        skip_widths = [width]
+        self.feature_blocks: list[int] = []  # the last block of each level: 2, 5, 8, 11 for SD
+        for level in range(len(widths)):
+            for _ in range(config.num_res_blocks):
+                self.input_blocks.append(Block(*layers(level, width)))
+                width = widths[level]
+                skip_widths.append(width)
+            self.feature_blocks.append(len(self.input_blocks) - 1)
+            if level < len(widths) - 1:
+                self.input_blocks.append(Block(Downsample(width)))
+                skip_widths.append(width)
+
+        self.middle_block = Block(
+            ResBlock(width, width, config),
+            SpatialTransformer(width, config),
+            ResBlock(width, width, config),
+        )
+
+        self.output_blocks = nn.ModuleList()
+        for level in reversed(range(len(widths))):
+            for index in range(config.num_res_blocks + 1):
+                block = layers(level, width + skip_widths.pop())
+                width = widths[level]
+                if level > 0 and index == config.num_res_blocks:
+                    block.append(Upsample(width))
+                self.output_blocks.append(Block(*block))
+        self.out = nn.Sequential(
+            nn.GroupNorm(config.norm_groups, width),
+            nn.SiLU(),
+            zero_init(nn.Conv2d(width, config.out_channels, 3, padding=1)),
+        )
+        for index, attention in enumerate(self.cross_attentions()):
+            attention.cache_index = index
+
+    def cross_attentions(self) -> list[Attention]:
+        return [module.attn2 for module in self.modules() if isinstance(module, TransformerBlock)]
+
+    def encoder_modules(self) -> list[nn.Module]:
+        """What the paper freezes (Sec. 3.3): time embedding, input blocks and middle block."""
+        return [self.time_embed, self.input_blocks, self.middle_block]
+
+    def decoder_modules(self) -> list[nn.Module]:
+        """What the paper fine-tunes (Sec. 3.3): output blocks and output head."""
+        return [self.output_blocks, self.out]
+
+    def decoder_parameters(self) -> list[nn.Parameter]:
+        return [parameter for module in self.decoder_modules() for parameter in module.parameters()]
+
+    def freeze_encoder(self) -> None:
+        """Only the decoder stays trainable.  Autograd then keeps nothing of the blocks before the first feature."""
+        for module in self.encoder_modules():
+            module.requires_grad_(False)
+
+    def cache_context(self, context: Tensor) -> CachedContext:
+        """Text keys and values of all cross-attentions, once per run of the sampler.  context (B, 77, C)."""
+        keys, values = zip(*(attention.keys_values(context) for attention in self.cross_attentions()), strict=True)
+        return CachedContext(keys, values)
+
+    def forward(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        context: Tensor | CachedContext,
+        cond_features: Sequence[Tensor] | None = None,
+        anchor: int | None = None,
+        anchor_in: Collection[str] = PARTS,
+    ) -> Tensor:
+        """Predict the noise in the latents.
+
+        latents        (B', 4, h, w)  h and w divisible by 2 ** (levels - 1)
+        timesteps      (B',)          int, 0 cleanest
+        context        (B, 77, C)     text, or what cache_context made of it; B a multiple of B': under guidance, where
+                       two texts share their latents, what comes before the first text is computed once
+        cond_features  maps (B'', C_k, h / 2^k, w / 2^k), one per level, B' a multiple of B''; feature k is added after
+                       the last block of level k, so that main path and skip connection both carry it; None: none
+        anchor         0 to B' - 1: the latents are frames of a clip, and self-attention of each also sees the keys and
+                       values of this one (Sec. 4.4); for the anchor itself that changes nothing; None: no clip
+        anchor_in      which of PARTS do so; the paper: all
+        returns eps    (B, 4, h, w)   in the dtype of latents
+        Raises ValueError when a shape does not fit.
+        """
+        self._check(latents, timesteps, len(context), cond_features)
+        encoder, middle, decoder = self._anchors(anchor, len(latents), anchor_in)
+        dtype = self.out[2].weight.dtype
+        embedding = self.time_embed(timestep_embedding(timesteps, self.config.model_channels).to(dtype))
+        embedding = repeat(embedding, len(context))
+        h, skips, features = latents.to(dtype), [], list(cond_features or [])
+        for index, block in enumerate(self.input_blocks):
+            h = self._run(block, h, embedding, context, encoder)
+            if features and index in self.feature_blocks:
+                h = h + tile(features.pop(0), h)
+            skips.append(h)
+        h = self._run(self.middle_block, h, embedding, context, middle)
+        for block in self.output_blocks:
+            h = self._run(block, torch.cat([h, repeat(skips.pop(), len(h))], dim=1), embedding, context, decoder)
+        return self.out(h).to(latents.dtype)
+
+    def _run(
+        self, block: Block, h: Tensor, embedding: Tensor, context: Tensor | CachedContext, anchor: Anchor | None
+    ) -> Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, h, embedding, context, anchor, use_reentrant=False)
+        return block(h, embedding, context, anchor)
+
+    def _anchors(self, index: int | None, frames: int, anchor_in: Collection[str]) -> list[Anchor | None]:
+        """What encoder, middle block and decoder look at."""
+        if index is not None and not 0 <= index < frames:
+            raise ValueError(f"the anchor is frame {index} of {frames}, expected 0 to {frames - 1}")
+        if unknown := set(anchor_in) - set(PARTS):
+            raise ValueError(f"anchor_in names {', '.join(sorted(unknown))}, expected some of {', '.join(PARTS)}")
+        return [Anchor(index, frames) if index is not None and part in anchor_in else None for part in PARTS]
+
+    def _check(self, latents: Tensor, timesteps: Tensor, texts: int, cond_features: Sequence[Tensor] | None) -> None:
+        levels, (batch, channels, height, width) = len(self.config.channel_mult), latents.shape
+        cell = 2 ** (levels - 1)
+        if channels != self.config.in_channels or height % cell or width % cell:
+            raise ValueError(
+                f"latents are {tuple(latents.shape)}; the U-Net expects {self.config.in_channels} channels"
+                f" and a height and width divisible by {cell}"
+            )
+        if timesteps.shape != (batch,):
+            raise ValueError(f"timesteps have shape {tuple(timesteps.shape)}, expected ({batch},), one per latent")
+        if texts % batch:
+            raise ValueError(f"the context has batch {texts}, expected a multiple of the latents' batch {batch}")
+        if cond_features is not None and len(cond_features) != levels:
+            raise ValueError(f"got {len(cond_features)} condition features, expected {levels}, one per U-Net level")
+
+
+def repeat(x: Tensor, batch: int) -> Tensor:
+    """x (B', ...) as often as it takes to a batch of B."""
+    return x if len(x) == batch else x.repeat(batch // len(x), *[1] * (x.ndim - 1))
+
+
+def tile(feature: Tensor, h: Tensor) -> Tensor:
+    """Repeat a condition feature over the batch of h: under guidance both halves, uncond and cond, get it."""
+    if h.shape[0] % feature.shape[0] or feature.shape[1:] != h.shape[1:]:
+        raise ValueError(
+            f"a condition feature is {tuple(feature.shape)} where the U-Net has {tuple(h.shape)};"
+            " channels, height and width must agree and the batches must be multiples"
+        )
+    return repeat(feature.to(h.dtype), len(h))

@@ -1,0 +1,1 @@
+"""Photographs of real datasets -> dataset folder."""

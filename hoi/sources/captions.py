@@ -1,0 +1,178 @@
+"""Captions of photographs.  Dataset folder + caption file, or a vision-language model -> texts.  Paper: Sec. 4 (LLaVA).
+
+What is captioned are the crops in images/, never whole frames: a caption should name what the network will see.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from hoi.data.dataset import load_image, read_records
+from hoi.data.dataset_writer import write_records
+
+# The paper asks its model in seven ways, three to fill in and four to describe; these are the same questions in our
+# words.  {object} is the noun.
+CAPTION_FORMS = (
+    'Fill in the brackets to suit the picture and answer with the finished sentence only: "A hand is grasping a '
+    '[color] {object} [background]."',
+    'Fill in the brackets to suit the picture and answer with the finished sentence only: "A hand grasps a [texture] '
+    '{object} [background]."',
+    'Fill in the brackets to suit the picture and answer with the finished sentence only: "This picture shows a hand '
+    'that holds a [color] {object} [background]."',
+    "In one short sentence, say what kind of {object} the hand is grasping and what surrounds it.",
+    "In one short sentence, say which {object} the hand is holding and where this takes place.",
+    "In one short sentence, say what the {object} in the hand is made of and what the surroundings are.",
+    "In one short sentence, say the color and the texture of the {object} in the hand and what is behind it.",
+)
+CAPTION_COLUMNS = ("text", "caption", "sentence")
+KEY_COLUMNS = ("image", "file_name", "picture", "path")
+CAPTION_FILE = "captions.jsonl"
+
+
+def read_captions(path: str | Path) -> dict[str, str]:
+    """Captions by picture from a .csv or .jsonl file, as vision-language models write them.
+
+    A CSV has a header with one of KEY_COLUMNS and one of CAPTION_COLUMNS, or no header and two columns; a JSONL file
+    has objects with such keys.  A later caption of a picture replaces an earlier one.
+    Raises FileNotFoundError, or ValueError naming the line that does not fit.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no caption file at {path}")
+    captions = {}
+    try:
+        for number, key, text in _jsonl_rows(path) if path.suffix == ".jsonl" else _csv_rows(path):
+            if not (isinstance(key, str) and isinstance(text, str) and key and text.strip()):
+                raise ValueError(f"{path} line {number}: expected a picture ({', '.join(KEY_COLUMNS)}) and a caption "
+                                 f"({', '.join(CAPTION_COLUMNS)}), got {key!r} and {text!r}")  # fmt: skip
+            captions[key] = " ".join(text.split())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error})") from error
+    if not captions:
+        raise ValueError(f"{path} holds no caption")
+    return captions
+
+
+def _first_of(row: dict[str, Any], names: tuple[str, ...]) -> Any:
+    return next((row[name] for name in names if row.get(name) is not None), None)
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[int, Any, Any]]:
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path} line {number} is not JSON ({error})") from error
+            row = row if isinstance(row, dict) else {}
+            yield number, _first_of(row, KEY_COLUMNS), _first_of(row, CAPTION_COLUMNS)
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, Any, Any]]:
+    with open(path, newline="", encoding="utf-8-sig") as stream:
+        reader = csv.reader(stream)
+        header: list[str] | None = None
+        for row in reader:
+            if header is None:
+                named = set(row) & set(KEY_COLUMNS) and set(row) & set(CAPTION_COLUMNS)
+                header = row if named else [KEY_COLUMNS[0], CAPTION_COLUMNS[0]]
+                if named:
+                    continue
+            if row and row != header:  # a header that repeats is a second run's
+                columns = dict(zip(header, row, strict=False))
+                yield reader.line_num, _first_of(columns, KEY_COLUMNS), _first_of(columns, CAPTION_COLUMNS)
+
+
+def caption_of(captions: dict[str, str], record: dict[str, Any]) -> str | None:
+    """A record's caption, found by its picture's path in the folder, the path's end, or the frame of the source."""
+    file_name = record.get("file_name") or ""
+    names = [file_name, Path(file_name).name, Path(file_name).stem, record.get("source_frame") or ""]
+    return next((captions[name] for name in names if name in captions), None)
+
+
+def apply_captions(folder: str | Path, captions: dict[str, str]) -> tuple[int, int]:
+    """Put captions in place of the texts of a folder's records; how many got one, how many did not.
+
+    Pictures may be named by any path that ends in images/000000.png, as a model run over the folder names them.
+    """
+    records = read_records(folder)
+    wanted = {record["file_name"] for record in records}
+    short = {}
+    for key, text in captions.items():
+        ending = "/".join(Path(key).parts[-2:])
+        short[ending if ending in wanted else key] = text
+    found = 0
+    for record in records:
+        text = caption_of(short, record)
+        if text is not None:
+            record["text"], found = text, found + 1
+    write_records(folder, records)
+    return found, len(records) - found
+
+
+class Captioner:
+    """A LLaVA network of the optional package transformers that describes a crop.
+
+    model           folder of a saved LlavaForConditionalGeneration with its processor, or a name at the hub such as
+                    "llava-hf/llava-1.5-7b-hf" (14 GB)
+    max_new_tokens  words stop after so many; the paper allows 512, one sentence needs few
+    The answer is the likeliest one.  The paper draws it at temperature 0.2, which is close and not repeatable.
+    Raises ValueError when the package is missing or the model cannot be loaded.
+    """
+
+    def __init__(self, model: str, max_new_tokens: int = 64) -> None:
+        try:
+            from transformers import AutoProcessor, LlavaForConditionalGeneration
+        except ImportError as error:
+            raise ValueError("the captioner needs the package transformers: pip install transformers") from error
+        try:
+            self.processor = AutoProcessor.from_pretrained(model)
+            self.network = LlavaForConditionalGeneration.from_pretrained(model).eval()
+        except (OSError, ValueError) as error:
+            raise ValueError(f"no LLaVA model could be loaded from {model!r} ({error})") from error
+        self.max_new_tokens = max_new_tokens
+
+    def __call__(self, image: np.ndarray, instruction: str) -> str:
+        """image (H, W, 3) uint8 -> the answer, one line."""
+        import torch
+
+        prompt = f"USER: <image>\n{instruction} ASSISTANT:"  # the conversation that LLaVA 1.5 was trained on
+        inputs = self.processor(images=Image.fromarray(image), text=prompt, return_tensors="pt")
+        with torch.inference_mode():
+            output = self.network.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
+        answer = output[0, inputs["input_ids"].shape[1] :]
+        return " ".join(self.processor.decode(answer, skip_special_tokens=True).split())
+
+
+def caption_folder(folder: str | Path, captioner: Captioner, seed: int) -> None:
+    """Describe every picture of a folder that shows an object, line by line into its captions.jsonl; a run that was
+    interrupted continues.
+    """
+    path = Path(folder) / CAPTION_FILE
+    if path.exists():  # a line cut short by an interruption would be glued to the next
+        content = path.read_bytes()
+        os.truncate(path, content.rfind(b"\n") + 1)
+    known = read_captions(path) if path.exists() and path.stat().st_size else {}
+    todo = [record for record in read_records(folder)
+            if record["segmentation_file_name"] is not None and record["file_name"] not in known]  # fmt: skip
+    with open(path, "a", encoding="utf-8") as stream:
+        for record in tqdm(todo, "captions", unit="picture"):
+            instruction = instruction_for(record, seed)
+            text = captioner(load_image(folder, record), instruction)
+            # An empty answer would be no caption: the record's own text stays.
+            line = {"file_name": record["file_name"], "text": text or record["text"], "instruction": instruction}
+            stream.write(json.dumps(line) + "\n")
+            stream.flush()
+
+
+def instruction_for(record: dict[str, Any], seed: int) -> str:
+    """One of CAPTION_FORMS for a record; the choice depends on (seed, index) alone."""
+    form = np.random.default_rng([seed, record["index"]]).integers(len(CAPTION_FORMS))
+    return CAPTION_FORMS[form].replace("{object}", record.get("category") or "object")

@@ -1,0 +1,140 @@
+"""Surface normals of photographs.  Sensor depth, depth files or an estimated depth -> normals.  Paper: Sec. 3.3.
+
+The paper estimates an inverse depth with MiDaS (DPT-Hybrid) and takes its Sobel gradients (hoi/conditions.py).  Depth
+in metres deserves better: the inverse depth of a plane is linear in the pixel, so fitting it linearly in a small window
+gives the plane's normal exactly, with holes and borders of the region left out of the fit.
+"""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from hoi.sources.source_frame import Rejected, box_around
+
+FIT_SIGMA_PX, FIT_REACH_PX = 2.5, 7  # of the Gaussian window, pixels of the depth picture
+FARTHEST = 0.3  # metres from a region's median depth; what lies beyond is a fault of the sensor, not hand or object
+DPT_HYBRID = "Intel/dpt-hybrid-midas"  # the network of the paper's code in the format of transformers
+
+
+def normals_from_depth(depth: np.ndarray, label_map: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
+    """Normals of hand and object from metric depth, each region fitted by itself.
+
+    depth       (H, W)     metres, 0 = unknown
+    label_map   (H, W)     0 background, 1 hand, 2 object
+    intrinsics  (3, 3)     pixels
+    returns     (H, W, 3)  unit, outward, camera frame; zero in the background and where too little depth is known
+    A plane n X = d has the inverse depth 1/z = (K^-T n / d) (u, v, 1), linear in the pixel (u, v); so the normal is
+    K^T times the coefficients of the fit, turned to the camera.
+    """
+    normals = np.zeros((*depth.shape, 3))
+    for label in (1, 2):
+        region = label_map == label
+        known = region & (depth > 0)
+        if known.any():
+            known &= np.abs(depth - np.median(depth[known])) < FARTHEST
+        if known.sum() >= 3:
+            left, top, right, bottom = box_around(region, FIT_REACH_PX)
+            box = np.s_[top:bottom, left:right]  # the window reaches no farther
+            shifted = np.asarray(intrinsics, dtype=np.float64) - [[0, 0, left], [0, 0, top], [0, 0, 0]]
+            fit = _fit_inverse_depth(depth[box], known[box]) @ shifted
+            length = np.linalg.norm(fit, axis=-1, keepdims=True)
+            fit = -np.divide(fit, length, out=np.zeros_like(fit), where=length > 0)
+            normals[box][region[box]] = fit[region[box]]
+    return normals
+
+
+def _fit_inverse_depth(depth: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Coefficients of 1/z = a u + b v + c around each pixel by weighted least squares: (H, W, 3), 0 if undetermined."""
+    height, width = depth.shape
+    v, u = np.mgrid[:height, :width] - np.array([[[height / 2]], [[width / 2]]])  # centred: smaller numbers
+    weight = known.astype(np.float64)
+    w = np.divide(1.0, depth, out=np.zeros(depth.shape), where=known)
+    total, *moments = (
+        gaussian_filter(weight * values, FIT_SIGMA_PX, mode="constant", radius=FIT_REACH_PX)
+        for values in (1.0, u, v, w, u * u, u * v, v * v, u * w, v * w)
+    )
+    enough = total > 0.05
+    mu, mv, mw, uu, uv, vv, uw, vw = (np.divide(m, total, out=np.zeros_like(m), where=enough) for m in moments)
+    uu, uv, vv, uw, vw = uu - mu * mu, uv - mu * mv, vv - mv * mv, uw - mu * mw, vw - mv * mw
+    determinant = uu * vv - uv * uv
+    enough &= determinant > 0.01  # pixels to the fourth; along a line there is no slope across it
+    numerators = vv * uw - uv * vw, uu * vw - uv * uw
+    a, b = (np.divide(x, determinant, out=np.zeros_like(x), where=enough) for x in numerators)
+    c = mw - a * (mu + width / 2) - b * (mv + height / 2)
+    return np.where(enough[..., None], np.stack([a, b, c], axis=-1), 0.0)
+
+
+def resize_normals(normals: np.ndarray, size: int) -> np.ndarray:
+    """(H, W, 3) -> (size, size, 3) by cubic interpolation, not made unit again, as in the release."""
+    channels = [Image.fromarray(np.ascontiguousarray(normals[..., k], dtype=np.float32)) for k in range(3)]
+    resized = [np.asarray(channel.resize((size, size), Image.Resampling.BICUBIC)) for channel in channels]
+    return np.stack(resized, axis=-1)
+
+
+def read_depth_file(folder: str | Path, name: str) -> tuple[np.ndarray, bool]:
+    """Depth of one picture, from folder/<name>.npy or folder/<name>.png.
+
+    .npy     (H, W) float: relative inverse depth, larger = nearer, in MiDaS's range of hundreds to thousands
+    .png     (H, W) 16 bit: millimetres, 0 = unknown
+    returns  (H, W) float64 and whether it is metres (then 0 = unknown)
+    Raises Rejected when there is neither file or it is damaged.
+    """
+    for path in (Path(folder) / f"{name}.npy", Path(folder) / f"{name}.png"):
+        if not path.is_file():
+            continue
+        try:
+            if path.suffix == ".npy":
+                values = np.load(path, allow_pickle=False).astype(np.float64)
+            else:
+                with Image.open(path) as picture:
+                    values = np.array(picture).astype(np.float64) / 1000
+        except (ValueError, OSError, EOFError, SyntaxError, zipfile.BadZipFile) as error:
+            raise Rejected("the depth file is damaged", f"{path}: {error}") from error
+        if values.ndim != 2 or not np.isfinite(values).all():
+            raise Rejected("the depth file is damaged", f"{path} is {values.shape}, expected finite (H, W)")
+        return values, path.suffix == ".png"
+    raise Rejected("the depth file is missing", f"{Path(folder) / name}.npy or .png")
+
+
+class DepthEstimator:
+    """Inverse depth of a picture by a DPT network of the optional package transformers.
+
+    model  folder of a saved DPTForDepthEstimation, or its name at the Hugging Face hub (downloaded once)
+    Raises ValueError when the package is missing, the model cannot be loaded, or is no DPT network.
+    """
+
+    def __init__(self, model: str = DPT_HYBRID) -> None:
+        try:
+            from transformers import DPTForDepthEstimation
+        except ImportError as error:
+            raise ValueError(
+                "estimating depth needs the package transformers: pip install transformers; or choose --normals "
+                "rendered, sensor-depth or depth-files"
+            ) from error
+        try:
+            network, loading = DPTForDepthEstimation.from_pretrained(model, output_loading_info=True)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"no DPT depth network could be loaded from {model!r} ({error}); expected a folder written by "
+                f"save_pretrained, or a name at the hub such as {DPT_HYBRID}"
+            ) from error
+        if loading["missing_keys"]:
+            missing = sorted(loading["missing_keys"])
+            raise ValueError(f"{model} lacks {len(missing)} weights of its network, the first is {missing[0]}")
+        self.network = network.eval().requires_grad_(False)
+        self.side = int(network.config.image_size)
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """image (H, W, 3) uint8 -> relative inverse depth (side, side), larger = nearer; side is 384 for DPT-Hybrid.
+
+        Resized to side x side by cubic interpolation and shifted to [-1, 1]: MiDaS's own preparation of a square crop.
+        """
+        import torch
+
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+        pixels = torch.nn.functional.interpolate(pixels, (self.side, self.side), mode="bicubic", align_corners=False)
+        with torch.inference_mode():
+            return self.network(pixel_values=(pixels - 0.5) / 0.5).predicted_depth[0].double().numpy()

@@ -1,0 +1,186 @@
+"""HO-3D, versions 2 and 3.  Its folder -> SourceFrame number i.  Not used by the paper; more real hands.
+
+Annotation is in OpenGL camera axes (y up, z backwards) and is turned to OpenCV's.  There are no segmentation files:
+hand and object are rendered from the annotation.
+"""
+
+import pickle
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from hoi.geometry.camera import project, transform_points
+from hoi.geometry.hand import MANO_TO_OPENPOSE, HandModel, HandPose, load_hand
+from hoi.geometry.scene import hand_pose_in_camera
+from hoi.sources.source_frame import PosedObject, Rejected, SourceFrame, read_picture
+from hoi.sources.ycb import YCB_NOUNS, load_ycb, model_path
+
+OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
+DEPTH_SCALE = 0.00012498664727900177  # metres per step of the depth pictures
+SPLITS = ("train", "evaluation")
+FIELDS = {"camMat": 9, "objRot": 3, "objTrans": 3, "handPose": 48, "handTrans": 3, "handBeta": 10, "handJoints3D": 63}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Builds numpy arrays and plain values; every other name in the file is refused, so nothing in it can run."""
+
+    def find_class(self, module: str, name: str) -> object:
+        if module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray"):
+            if name in ("ndarray", "dtype"):
+                return getattr(np, name)
+            if name == "_reconstruct":
+                return np.empty(0).__reduce__()[0]
+            if name == "scalar":
+                return np.float64(0).__reduce__()[0]
+        if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes at protocol 2
+            return lambda text, _: text.encode("latin1")
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which an HO-3D file does not contain")
+
+
+class HO3D:
+    """The annotated frames of an HO-3D folder, in the order of its list.
+
+    root       folder with train, evaluation, train.txt, evaluation.txt
+    split      "train" (default) or "evaluation", whose published files have no hand pose
+    sequences  names such as ABF10; None: all
+    frames     slice of each sequence's annotated frames
+    mano_path  MANO file, needed for every frame
+    models     folder of <name>/textured_simple.obj (the YCB models come separately); None: root/models
+    Raises FileNotFoundError or ValueError naming what is missing.
+    """
+
+    name = "HO-3D"
+    has_geometry = True
+    has_labels = False
+    is_scenery = False
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str | None = None,
+        sequences: Sequence[str] | None = None,
+        frames: slice = slice(None),
+        mano_path: str | Path | None = None,
+        models: str | Path | None = None,
+    ) -> None:
+        self.root, self.split, self.mano_path = Path(root), split or "train", mano_path
+        self.models = Path(models) if models else self.root / "models"
+        if self.split not in SPLITS:
+            raise ValueError(f"HO-3D has no split {self.split!r}; expected {' or '.join(SPLITS)}")
+        if not (self.root / self.split).is_dir():
+            raise FileNotFoundError(f"{self.root} has no folder {self.split}: it is not the root of HO-3D")
+        by_sequence: dict[str, list[str]] = {}
+        for line in self._listed():
+            by_sequence.setdefault(line.split("/")[0], []).append(line)
+        unknown = set(sequences or ()) - by_sequence.keys()
+        if unknown:
+            raise ValueError(f"no sequence {', '.join(sorted(unknown))} in {self.split} of {self.root}")
+        self.frames = [line for name, lines in by_sequence.items() if sequences is None or name in sequences
+                       for line in lines[frames]]  # fmt: skip
+
+    def _listed(self) -> list[str]:
+        """SEQ/0000 of every annotated frame."""
+        path = self.root / f"{self.split}.txt"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing; it lists the annotated frames of HO-3D, one SEQ/0000 a line")
+        lines = [line.strip() for line in path.read_text().splitlines()]
+        for number, line in enumerate(lines, start=1):
+            if line and line.count("/") != 1:
+                raise ValueError(f"{path} line {number} is {line!r}, expected SEQ/0000")
+        return [line for line in lines if line]
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def missing_models(self) -> list[str]:
+        """Object files that are not there, of the first frame of each sequence: a sequence holds one object."""
+        first = {line.split("/")[0]: line for line in reversed(self.frames)}
+        names = set()
+        for line in first.values():
+            try:
+                names.add(self._meta(line).get("objName"))
+            except Rejected:
+                continue
+        paths = [model_path(self.models, name) for name in sorted(name for name in names if isinstance(name, str))]
+        return [str(path) for path in paths if not path.is_file()]
+
+    def _meta(self, line: str) -> dict[str, Any]:
+        sequence, frame = line.split("/")
+        return read_meta(self.root / self.split / sequence / "meta" / f"{frame}.pkl")
+
+    def read(self, number: int) -> SourceFrame:
+        """Frame `number`; raises Rejected for one that gives no record."""
+        line = self.frames[number]
+        sequence, frame = line.split("/")
+        folder = self.root / self.split / sequence
+        meta = self._meta(line)
+        values = checked_fields(meta, line)
+        picture = next((path for path in (folder / "rgb" / f"{frame}{suffix}" for suffix in (".jpg", ".png"))
+                        if path.is_file()), folder / "rgb" / f"{frame}.png")  # fmt: skip
+        keypoints_3d = values["handJoints3D"].reshape(21, 3)[list(MANO_TO_OPENPOSE)]
+        keypoints_3d = transform_points(OPENGL_TO_OPENCV, keypoints_3d)
+        intrinsics = values["camMat"].reshape(3, 3)
+        keypoints_2d = project(keypoints_3d, intrinsics)
+        if not np.isfinite(keypoints_2d).all():
+            raise Rejected("a part of the hand is behind the camera")
+        pose = HandPose(values["handPose"][:3], values["handPose"][3:], values["handTrans"], values["handBeta"])
+        object_to_opengl = np.eye(4)
+        object_to_opengl[:3, :3] = Rotation.from_rotvec(values["objRot"]).as_matrix()
+        object_to_opengl[:3, 3] = values["objTrans"]
+        name = str(meta["objName"])
+        return SourceFrame(
+            name=f"{self.split}/{line}", source=self.name, image=read_picture(picture, "the picture"),
+            noun=YCB_NOUNS.get(name, name), keypoints_3d=keypoints_3d, keypoints_2d=keypoints_2d,
+            keypoint_convention="openpose21, fingertips of HO-3D", intrinsics=intrinsics,
+            depth=self._depth(folder / "depth" / f"{frame}.png"),
+            hand_pose=hand_pose_in_camera(pose, _hand(str(self.mano_path)), OPENGL_TO_OPENCV), hand_side="right",
+            objects=(PosedObject(load_ycb(str(self.models), name), OPENGL_TO_OPENCV @ object_to_opengl),),
+        )  # fmt: skip
+
+    def _depth(self, path: Path) -> np.ndarray | None:
+        """Low byte in red, high byte in green."""
+        if not path.is_file():
+            return None
+        colors = read_picture(path, "the depth file").astype(np.float32)
+        return (colors[..., 0] + 256 * colors[..., 1]) * np.float32(DEPTH_SCALE)
+
+
+@lru_cache(maxsize=2)
+def _hand(mano_path: str) -> HandModel:
+    return load_hand(mano_path)
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """Annotation of one frame; raises Rejected when the file is missing, damaged or names more than arrays."""
+    if not path.is_file():
+        raise Rejected("the annotation file is missing", str(path))
+    try:
+        with open(path, "rb") as file:
+            meta = _ArrayUnpickler(file, encoding="latin1").load()
+    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise Rejected("the annotation file is damaged", f"{path}: {error}") from error
+    if not isinstance(meta, dict):
+        raise Rejected("the annotation file is damaged", f"{path} holds a {type(meta).__name__}, expected a dict")
+    return meta
+
+
+def checked_fields(meta: dict[str, Any], where: str) -> dict[str, np.ndarray]:
+    """FIELDS as flat float64 arrays of the right length; raises Rejected for a frame without them."""
+    if "handPose" not in meta:
+        raise Rejected("the source publishes no hand pose for it", f"{where}, as all of the evaluation split")
+    if any(meta.get(name) is None for name in (*FIELDS, "objName")):
+        raise Rejected("the source has no annotation of it", where)
+    values = {}
+    for name, count in FIELDS.items():
+        try:
+            values[name] = np.asarray(meta[name], dtype=np.float64).ravel()
+        except (TypeError, ValueError) as error:
+            raise Rejected("the annotation file is damaged", f"{where}: {name}: {error}") from error
+        if len(values[name]) != count or not np.isfinite(values[name]).all():
+            raise Rejected("the annotation file is damaged", f"{where}: {name} has {len(values[name])} numbers, "
+                           f"expected {count}, all finite")  # fmt: skip
+    return values

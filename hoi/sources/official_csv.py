@@ -1,0 +1,139 @@
+"""The CSV of the authors' release (HOI4D, OakInk, self-made data; its regularisation CSV).  Rows -> SourceFrame.
+Paper: Sec. 4 (training data).
+
+Columns image, skeleton, top, bottom, left, right, sentence, seg, mask; or image, sentence for scenery.  Its `mask` is
+our segmentation, its `seg` the binary mask.  It has no 3D annotation.
+"""
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from hoi.conditions import read_segmentation
+from hoi.sources.source_frame import Rejected, SourceFrame, read_picture
+
+COLUMNS = ("image", "skeleton", "top", "bottom", "left", "right", "sentence", "seg", "mask")
+SCENERY_COLUMNS = ("image", "sentence")
+TEMPLATE = re.compile(r"^A hand is grasping an? (.+?)\.?$")
+
+
+class OfficialCSV:
+    """The rows of a CSV of the authors' release.
+
+    path  the CSV; relative picture paths are looked for from its folder, then from the working directory
+    A header that repeats inside the file (a second run of the authors' script appends one) is skipped.
+    Raises FileNotFoundError, or ValueError when a column is missing or a row does not fit.
+    """
+
+    name = "official CSV"
+    has_geometry = False
+    has_labels = True
+    is_scenery = False
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"no CSV at {self.path}")
+        self.rows = list(self._read())
+        names = [str(Path(row["image"]).with_suffix("")) for _, row in self.rows]
+        times = Counter(names)
+        self.names = [f"{name}#{line}" if times[name] > 1 else name
+                      for name, (line, _) in zip(names, self.rows, strict=True)]  # fmt: skip
+
+    def _read(self) -> Iterator[tuple[int, dict[str, str]]]:
+        """Line number and columns of every row."""
+        try:
+            with open(self.path, newline="", encoding="utf-8-sig") as stream:
+                reader = csv.DictReader(stream)
+                header = reader.fieldnames or []
+                self.is_scenery = "skeleton" not in header
+                wanted = SCENERY_COLUMNS if self.is_scenery else COLUMNS
+                absent = [name for name in wanted if name not in header]
+                if absent:
+                    raise ValueError(f"{self.path} has no column {', '.join(absent)}; it has {', '.join(header)}; "
+                                     f"expected {', '.join(COLUMNS)}, or image, sentence for scenery")  # fmt: skip
+                for row in reader:
+                    if row["image"] == "image":
+                        continue
+                    if any(row[name] is None for name in wanted) or None in row:
+                        raise ValueError(f"{self.path} line {reader.line_num} has another number of cells than the "
+                                         f"{len(header)} of the header; sentences with commas need quotes")  # fmt: skip
+                    yield reader.line_num, row
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.path} is not UTF-8 text ({error})") from error
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def missing_models(self) -> list[str]:
+        return []
+
+    def read(self, number: int) -> SourceFrame:
+        """Row `number`; raises Rejected for one that gives no record."""
+        line, row = self.rows[number]
+        if is_left_out_of_oakink(row["image"]):
+            raise Rejected("OakInk: two people, or a handover", row["image"])
+        image = self._picture(row, "image")
+        if self.is_scenery:
+            if image.shape[0] != image.shape[1]:
+                raise Rejected("a scenery picture is not square", f"line {line}: {image.shape[1]}x{image.shape[0]}")
+            return SourceFrame(self.names[number], self.name, image, sentence=row["sentence"], is_scenery=True)
+        mask, seg, skeleton = (self._picture(row, name) for name in ("mask", "seg", "skeleton"))
+        sizes = {picture.shape[:2] for picture in (image, mask, seg, skeleton)}
+        if len(sizes) > 1:
+            raise Rejected("its pictures differ in size", f"line {line}: {sorted(sizes)} (height, width)")
+        noun = TEMPLATE.match(row["sentence"])
+        return SourceFrame(
+            name=self.names[number], source=self.name, image=image, sentence=row["sentence"],
+            noun=noun.group(1) if noun else None, label_map=label_map_of(mask, seg[..., 0]), skeleton=skeleton,
+            box=self._box(row, line, *image.shape[:2]), depth=self._depth(row),
+        )  # fmt: skip
+
+    def _find(self, cell: str) -> Path:
+        path = self.path.parent / cell  # an absolute path stays what it is
+        return path if path.is_file() or not Path(cell).is_file() else Path(cell)
+
+    def _picture(self, row: dict[str, str], name: str) -> np.ndarray:
+        what = {"image": "the picture", "mask": "the mask picture", "seg": "the seg picture"}.get(name, f"the {name}")
+        return read_picture(self._find(row[name]), what)
+
+    def _depth(self, row: dict[str, str]) -> np.ndarray | None:
+        """Only test CSVs have the column: 16-bit millimetres."""
+        if not row.get("depth"):
+            return None
+        return read_picture(self._find(row["depth"]), "the depth file", None).astype(np.float32) / 1000
+
+    def _box(self, row: dict[str, str], line: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """Numbers through float, as their reader takes them; bottom and right are exclusive."""
+        try:
+            left, top, right, bottom = (int(float(row[name])) for name in ("left", "top", "right", "bottom"))
+        except ValueError as error:
+            raise Rejected("its box is no box", f"line {line}: {error}") from error
+        if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+            detail = f"line {line}: left {left}, top {top}, right {right}, bottom {bottom} in {width}x{height}"
+            raise Rejected("its box is no box", detail)
+        return left, top, right, bottom
+
+
+def is_left_out_of_oakink(image: str) -> bool:
+    """OakInk's sequences object_intent_subject[_receiver] with two people or the intent 0004, handover.
+
+    The authors' reader leaves them out; the sequence is the third part of the path from its end.
+    """
+    parts = image.split("/")
+    if "oakink" not in image or len(parts) < 3:
+        return False
+    fields = parts[-3].split("_")
+    return len(fields) == 4 or (len(fields) > 1 and fields[1] == "0004")
+
+
+def label_map_of(mask: np.ndarray, seg: np.ndarray) -> np.ndarray:
+    """Labels from the coloured mask, cut by the binary seg.
+
+    mask (H, W, 3) uint8, seg (H, W) uint8, 255 inside -> (H, W) uint8, 0 background, 1 hand, 2 object
+    """
+    return np.where(seg > 127, read_segmentation(mask), 0).astype(np.uint8)

@@ -1,0 +1,1 @@
+"""The built-in miniature's world: pictures that the project shades itself, and the words for them."""

@@ -1,0 +1,1 @@
+"""Eq. 3 of the paper: what a step sees, its loss, leaving and coming back."""

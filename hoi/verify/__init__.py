@@ -1,0 +1,1 @@
+"""Is a picture what its annotation says?"""

@@ -1,0 +1,187 @@
+"""Hold every picture against its own annotation.  Dataset folder -> scores in its records, a report, a selection.
+
+    python -m hoi.verify DIR                                   # adds `verification` to every record; DIR/verification/
+    python -m hoi.verify DIR --keep "iou_hand>0.8,pck>0.9" --list keep.txt        # or --out DIR2; prints the yield
+    python -m hoi.verify DIR --keypoints hamer.json --contacts 100doh.json         # formats: hoi/verify/estimators.py
+    python -m hoi.verify train --data runs/toy/any runs/toy/lab --out verifier.safetensors --minutes 20
+    python -m hoi.verify measure --shaded runs/eval/shaded --generated runs/eval/generated
+
+What each score means is in hoi/verify/verification.py.  The built-in verifier knows the toy world; for other pictures
+train one on real pictures, or bring the keypoints of a hand estimator.  Nothing is deleted.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from hoi.common.command import told_problems
+from hoi.common.hardware import keep_freed_memory
+from hoi.data import dataset
+from hoi.data.dataset_writer import refresh_card, write_records
+from hoi.verify import estimators
+from hoi.verify.selection import choose, copy_records, describe_yield, parse_keep, write_list
+from hoi.verify.verification import PCK_THRESHOLD, Truth, load_truth, mean_scores, score_picture
+from hoi.verify.verification_report import as_markdown, write_report
+from hoi.verify.verifier import BUILT_IN, SIDE, load_verifier, save_verifier
+from hoi.verify.verifier_training import minutes_passed, train_verifier
+from hoi.verify.witnesses import Witnesses, load_witnesses, score_records
+
+COMMANDS = ("score", "train", "measure")
+TABLE = ("iou_foreground", "iou_hand", "iou_object", "pck", "color_right", "background_right")
+
+
+def verify_folder(
+    folder: Path,
+    verifier: Path | None = BUILT_IN,
+    keypoints: Path | None = None,
+    contacts: Path | None = None,
+    pck_threshold: float = PCK_THRESHOLD,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Score every record, replace metadata.jsonl as a whole, write report and data card; returns records and report.
+
+    Until all is scored the folder stays as it was.  Raises ValueError when someone else changed the records meanwhile,
+    or when processes have not merged theirs.
+    """
+    parts, lines = sorted(folder.glob("metadata-*.jsonl")), folder / "metadata.jsonl"
+    if parts:
+        raise ValueError(f"{folder} has {parts[0].name}: its run is not finished; finish it by the same command first")
+    before = lines.stat().st_mtime_ns if lines.is_file() else None
+    records = dataset.read_records(folder)
+    witnesses = load_witnesses(folder, records, verifier, keypoints, contacts)
+    found = list(score_records(folder, records, witnesses, pck_threshold))
+    records = [record | {"verification": scores} for record, scores in zip(records, found, strict=True)]
+    if lines.stat().st_mtime_ns != before:
+        raise ValueError(f"{lines} changed while its pictures were verified; nothing was written, verify again")
+    write_records(folder, records)
+    report = write_report(folder, records, witnesses.names | {"pck_threshold": pck_threshold}, witnesses.drawn)
+    refresh_card(folder)
+    return records, report
+
+
+def measure(verifier_path: Path, shaded: Path, generated: Path) -> dict[str, dict[str, float | None]]:
+    """Mean scores of shaded pictures (the ceiling), of generated ones of the same records, and of their floor.
+
+    The floor holds every generated picture against the truth of the record before: a picture of wrong conditions.
+    Raises ValueError when the two folders do not hold the same captions in the same order.
+    """
+    verifier = load_verifier(verifier_path)
+    records, others = dataset.read_records(shaded), dataset.read_records(generated)
+    if not records or [r["text"] for r in others] != [r["text"] for r in records]:
+        raise ValueError(f"{generated} does not hold the captions of {shaded}; make it with sample.py --data {shaded}")
+    truths = [load_truth(shaded, record) for record in records]
+
+    def rows(folder: Path, held_against: list[Truth]) -> dict[str, float | None]:
+        images = [dataset.load_image(folder, record) for record in (records if folder == shaded else others)]
+        seen = Witnesses(verifier).look(images)
+        scored = zip(images, held_against, seen, strict=True)
+        return mean_scores([score_picture(i, t, s, verifier.backgrounds) for i, t, s in scored], TABLE)
+
+    return {
+        f"shaded, n = {len(records)}": rows(shaded, truths),
+        "generated": rows(generated, truths),
+        "other records": rows(generated, truths[-1:] + truths[:-1]),
+    }
+
+
+def as_table(rows: dict[str, dict[str, float | None]]) -> str:
+    """Markdown, with each generated figure as a share of the ceiling."""
+    ceiling, generated = list(rows.values())[:2]
+    share = {name: generated[name] / ceiling[name] if ceiling[name] and generated[name] is not None else None
+             for name in TABLE}  # fmt: skip
+    lines = ["| pictures | " + " | ".join(TABLE) + " |", "|---|" + "---|" * len(TABLE)]
+    for name, row in (rows | {"generated / shaded": share}).items():
+        lines.append(f"| {name} | " + " | ".join("-" if row[k] is None else f"{row[k]:.3f}" for k in TABLE) + " |")
+    return "\n".join(lines)
+
+
+def add_score_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("folder", metavar="DIR", type=Path, help="a dataset folder with pictures")
+    add("--verifier", metavar="FILE", type=Path, help="made by `train` (default: the built-in one)")
+    add("--network", action=argparse.BooleanOptionalAction, default=True,
+        help="--no-network leaves the verifier out: scores of --keypoints and --contacts alone")  # fmt: skip
+    add("--keypoints", metavar="FILE", type=Path, help="hand keypoints of another program (JSON as below)")
+    add("--contacts", metavar="FILE", type=Path, help="states of the 100DOH detector (JSON as below)")
+    add("--pck-threshold", metavar="SHARE", type=float,
+        help=f"of the longer side of the box around the true joints (default {PCK_THRESHOLD})")  # fmt: skip
+    add("--keep", metavar="CONDITIONS", help='choose pictures, such as "iou_hand>0.8,pck>0.9", and print the yield;'
+        " takes the stored scores if all records have some and nothing above is given")  # fmt: skip
+    add("--list", metavar="FILE", type=Path, help="with --keep: write the names of what passes")
+    add("--out", metavar="DIR2", type=Path, help="with --keep: copy what passes to a dataset folder")
+
+
+def add_train_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--data", metavar="DIR", nargs="+", type=Path, required=True, help="dataset folders, none of them generated")
+    add("--out", metavar="FILE", type=Path, required=True, help="the verifier's file (.safetensors)")
+    add("--minutes", type=float, default=6.0, help="training time (minutes, default %(default)s)")
+    add("--side", type=int, default=SIDE,
+        help="pixels that pictures are resized to (multiple of 32, default %(default)s)")  # fmt: skip
+    add("--seed", type=int, default=0, help="of first weights and batches (default %(default)s)")
+
+
+def add_measure_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--verifier", metavar="FILE", type=Path, default=BUILT_IN, help="made by `train` (default: the built-in one)")
+    add("--shaded", metavar="DIR", type=Path, required=True, help="folder of shaded pictures, not trained on")
+    add("--generated", metavar="DIR", type=Path, required=True, help="sample.py --data SHADED --out GENERATED")
+
+
+def parse_args(words: list[str]) -> argparse.Namespace:
+    raw = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = argparse.ArgumentParser(prog="python -m hoi.verify", description=__doc__, **raw)
+    commands = parser.add_subparsers(dest="command", required=True)
+    score = "score the pictures of DIR (the word `score` may be left out); its help has the formats of --keypoints, ..."
+    add_score_flags(commands.add_parser("score", help=score, epilog=estimators.__doc__, **raw))
+    add_train_flags(commands.add_parser("train", help="train a verifier on shaded or real pictures"))
+    add_measure_flags(
+        commands.add_parser("measure", help="score generated pictures beside shaded ones of the same records")
+    )
+    known = bool(words) and words[0] in (*COMMANDS, "-h", "--help")
+    args = parser.parse_args(words if known else ["score", *words])
+    if args.command == "score" and bool(args.keep) != bool(args.list or args.out):
+        parser.error("--keep needs --list FILE or --out DIR2 to say what to do with what passes, and these need --keep")
+    if args.command == "score" and not (args.network or args.keypoints or args.contacts):
+        parser.error("--no-network needs --keypoints FILE or --contacts FILE")
+    if args.command == "score" and args.pck_threshold is not None and not args.pck_threshold > 0:
+        parser.error(f"--pck-threshold is {args.pck_threshold:g}, expected a share above 0, e.g. {PCK_THRESHOLD}")
+    if args.command == "train" and not args.minutes > 0:
+        parser.error(f"--minutes is {args.minutes:g}, expected more than 0")
+    return args
+
+
+def score_command(args: argparse.Namespace) -> None:
+    conditions = parse_keep(args.keep) if args.keep else []
+    records = dataset.read_records(args.folder)
+    anew = args.verifier or args.keypoints or args.contacts or args.pck_threshold or not args.network
+    if not conditions or anew or not records or not all(record.get("verification") for record in records):
+        verifier, threshold = (args.verifier or BUILT_IN) if args.network else None, args.pck_threshold or PCK_THRESHOLD
+        records, report = verify_folder(args.folder, verifier, args.keypoints, args.contacts, threshold)
+        print(as_markdown(report))
+    else:
+        print(f"stored scores, verifier {records[0]['verification']['verifier']}")
+    if conditions:
+        chosen = choose(records, conditions)
+        print(describe_yield(records, conditions))
+        if args.list:
+            write_list(args.list, chosen)
+        if args.out:
+            copy_records(args.folder, args.out, records, conditions)
+
+
+def main(args: argparse.Namespace) -> None:
+    keep_freed_memory()
+    if args.command == "train":
+        verifier = train_verifier(args.data, minutes_passed(args.minutes), args.seed, args.side)
+        save_verifier(args.out, verifier, {"data": ", ".join(map(str, args.data)), "minutes": str(args.minutes)})
+        print(f"wrote {args.out}")
+    elif args.command == "measure":
+        print(as_table(measure(args.verifier, args.shaded, args.generated)))
+    else:
+        score_command(args)
+
+
+if __name__ == "__main__":
+    with told_problems("python -m hoi.verify", "stopped; records change all at once, when every picture is scored"):
+        main(parse_args(sys.argv[1:]))

@@ -1,0 +1,181 @@
+"""Predictions of other programs, by file.  JSON -> hand keypoints and contact states by picture.  Paper: Sec. 4.2.
+
+Keypoints (`read_keypoint_predictions`), any tool; tools/convert_keypoints.py writes this from FrankMocap, HaMeR,
+MediaPipe:
+
+    {"predictions": {"images/000000.png": [{"keypoints_2d": [[x, y], ...], "scores": [s, ...], "hand_side": "right",
+                                            "keypoints_3d": [[x, y, z], ...]}],
+                     "images/000001.png": []}}
+
+One list a picture, one entry a hand, [] where none was found.  The 21 points are in OpenPose order: wrist, then thumb,
+index, middle, ring, little, each from base to tip; pixels of the picture as stored, pixel centres at integers; 3D in
+metres, camera axes, any origin.  All but keypoints_2d may be left out or null.
+
+Contact (`read_contact_predictions`), what the 100DOH hand-object detector says of each hand:
+
+    {"predictions": {"images/000000.png": [{"box": [left, top, right, bottom], "score": 0.98, "state": 3,
+                                            "hand_side": "right"}]}}
+
+state is 0 no contact, 1 self, 2 another person, 3 portable object, 4 stationary object.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+JOINTS = 21
+CONTACT_STATES = ("no contact", "self", "another person", "portable object", "stationary object")
+PORTABLE_OBJECT = 3  # the one state that counts as contact in the evaluation that the paper follows
+MIN_SCORE = 0.5  # the detector's own threshold
+SHOWN = 3  # pictures named in a message
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class HandPrediction:
+    """One hand that a program found.
+
+    keypoints_2d  (21, 2)  pixels, OpenPose order
+    scores        (21,)    confidence of each point, or None
+    hand_side     "left", "right" or None
+    keypoints_3d  (21, 3)  metres, any origin, or None
+    """
+
+    keypoints_2d: np.ndarray
+    scores: np.ndarray | None = None
+    hand_side: str | None = None
+    keypoints_3d: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class ContactPrediction:
+    """One hand of the contact detector: box (4,) left, top, right, bottom in pixels; state indexes CONTACT_STATES."""
+
+    box: np.ndarray
+    score: float
+    state: int
+    hand_side: str | None = None
+
+
+def numbers(value: Any, shape: tuple[int, ...], place: str) -> np.ndarray:
+    """A float64 array of that shape; ValueError naming the place for another shape or a number that is not finite."""
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{place} does not hold numbers in {shape} order: {error}") from error
+    if array.shape != shape:
+        raise ValueError(f"{place} is {array.shape}, expected {shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{place} holds {(~np.isfinite(array)).sum()} numbers that are not finite")
+    return array
+
+
+def _side(value: Any, place: str) -> str | None:
+    if value not in ("left", "right", None):
+        raise ValueError(f'{place} is {value!r}, expected "left", "right" or null')
+    return value
+
+
+def _known_keys(entry: Any, required: set[str], optional: set[str], place: str) -> dict[str, Any]:
+    """The entry without nulls, if it is an object of these keys: a misspelt optional key would go unread."""
+    if not isinstance(entry, dict) or not required <= entry.keys() <= required | optional:
+        got = sorted(entry) if isinstance(entry, dict) else type(entry).__name__
+        raise ValueError(f"{place} is {got}; expected an object with {sorted(required)}, optional {sorted(optional)}")
+    return {key: value for key, value in entry.items() if value is not None or key in required}
+
+
+def _hand(entry: Any, place: str) -> HandPrediction:
+    entry = _known_keys(entry, {"keypoints_2d"}, {"scores", "hand_side", "keypoints_3d"}, place)
+    scores, points_3d = entry.get("scores"), entry.get("keypoints_3d")
+    return HandPrediction(
+        keypoints_2d=numbers(entry["keypoints_2d"], (JOINTS, 2), f"{place} keypoints_2d"),
+        scores=None if scores is None else numbers(scores, (JOINTS,), f"{place} scores"),
+        hand_side=_side(entry.get("hand_side"), f"{place} hand_side"),
+        keypoints_3d=None if points_3d is None else numbers(points_3d, (JOINTS, 3), f"{place} keypoints_3d"),
+    )
+
+
+def _contact(entry: Any, place: str) -> ContactPrediction:
+    entry = _known_keys(entry, {"box", "score", "state"}, {"hand_side", "offset"}, place)
+    if type(entry["state"]) is not int or not 0 <= entry["state"] < len(CONTACT_STATES):
+        raise ValueError(f"{place} state is {entry['state']!r}, expected 0 to {len(CONTACT_STATES) - 1}")
+    return ContactPrediction(
+        box=numbers(entry["box"], (4,), f"{place} box"),
+        score=float(numbers(entry["score"], (), f"{place} score")),
+        state=entry["state"],
+        hand_side=_side(entry.get("hand_side"), f"{place} hand_side"),
+    )
+
+
+def read_json(path: str | Path) -> Any:
+    """Raises FileNotFoundError, or ValueError when the file is not JSON."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"no prediction file at {path}; python tools/convert_keypoints.py --help says how to make one"
+        )
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error})") from error
+
+
+def _read(path: str | Path, make: Callable[[Any, str], T]) -> dict[str, list[T]]:
+    content = read_json(path)
+    pictures = content.get("predictions") if isinstance(content, dict) else None
+    if not isinstance(pictures, dict):
+        raise ValueError(f'{path}: expected {{"predictions": {{file_name: [hand, ...]}}}}')
+    predictions = {}
+    for name, hands in pictures.items():
+        if not isinstance(hands, list):
+            raise ValueError(f"{path}: {name} is a {type(hands).__name__}, expected a list with one entry a hand")
+        predictions[name] = [make(hand, f"{path}: {name} hand {number}") for number, hand in enumerate(hands)]
+    return predictions
+
+
+def read_keypoint_predictions(path: str | Path) -> dict[str, list[HandPrediction]]:
+    """Hands by file_name; the format is in the head of this module.
+
+    Raises FileNotFoundError, or ValueError naming file, picture and hand: no JSON, unknown keys, another number of
+    points, numbers that are not finite, another hand side.
+    """
+    return _read(path, _hand)
+
+
+def read_contact_predictions(path: str | Path) -> dict[str, list[ContactPrediction]]:
+    """Hands with contact state by file_name; the format is in the head of this module.  Raises as the other reader."""
+    return _read(path, _contact)
+
+
+def check_covers(predictions: Mapping[str, Any], file_names: Iterable[str], path: str | Path) -> None:
+    """Raise ValueError unless the predictions are of exactly these pictures.
+
+    A picture without an entry is refused, too: [] says that a program looked and found nothing, absence does not.
+    """
+    names = set(file_names)
+    for title, odd, advice in (
+        ("pictures are not in the dataset", predictions.keys() - names, "are they of another folder?"),
+        ("pictures of the dataset have no entry", names - predictions.keys(), "write [] where no hand was found"),
+    ):
+        if odd:
+            shown = ", ".join(sorted(odd)[:SHOWN]) + (" ..." if len(odd) > SHOWN else "")
+            raise ValueError(f"{path}: {len(odd)} {title} ({shown}); {advice}")
+
+
+def closest_hand(hands: list[HandPrediction], keypoints_2d: np.ndarray) -> HandPrediction | None:
+    """The hand whose points lie nearest to (21, 2) target pixels on average; None when there is no hand."""
+    return min(hands, key=lambda hand: np.linalg.norm(hand.keypoints_2d - keypoints_2d, axis=1).mean(), default=None)
+
+
+def contact_state(hands: list[ContactPrediction], min_score: float = MIN_SCORE) -> int:
+    """State of the hand of the highest score; -1 when no hand reaches min_score.
+
+    PORTABLE_OBJECT counts as contact, everything else does not, a missing hand included.
+    Source: the evaluation published with Affordance Diffusion takes the first hand; the detector sorts by score.
+    """
+    best = max(hands, key=lambda hand: hand.score, default=None)
+    return best.state if best is not None and best.score >= min_score else -1

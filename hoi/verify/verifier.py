@@ -1,0 +1,206 @@
+"""A small network that looks at pictures.  Picture -> label map, 21 hand keypoints, background word, confidence.
+
+Pictures of any size are resized to the network's own square (128 px unless trained for another; its file says which),
+and what it finds there is brought back to the picture's pixels.  hoi/verify/verifier_training.py trains it.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from hoi.common import checkpoint
+
+LABELS = ("background", "hand", "object")
+JOINTS = 21  # OpenPose order
+CELL = 2  # pixels; heat maps have one value a cell
+CHANNELS = (32, 48, 64, 96, 128)
+SIDE = 128  # pixels that the network sees by default
+PEAK_RADIUS = 3  # cells; a training target has 96 % of its heat this close to its peak
+BUILT_IN = Path(__file__).parents[1] / "assets" / "verifier.safetensors"
+TRAIN_COMMAND = "python -m hoi.verify train --data DIR ... --out FILE"
+
+
+def block(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
+    """Two 3x3 convolutions with group norm; the first may halve the size."""
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels_out, 3, stride, 1),
+        nn.GroupNorm(8, channels_out),
+        nn.SiLU(),
+        nn.Conv2d(channels_out, channels_out, 3, 1, 1),
+        nn.GroupNorm(8, channels_out),
+        nn.SiLU(),
+    )
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the network says of B pictures of S x S pixels.
+
+    labels      (B, 3, S, S)        logits of background, hand, object
+    heat        (B, 21, S/2, S/2)   logits of where each keypoint is, one softmax over all cells
+    background  (B, K)              logits of the background words
+    features    (B, C)              what the deepest two levels see, averaged over the picture
+    """
+
+    labels: Tensor
+    heat: Tensor
+    background: Tensor
+    features: Tensor
+
+
+class Verifier(nn.Module):
+    """A U-Net of about a million weights.  image (B, 3, S, S) in [-1, 1] -> Outputs.
+
+    backgrounds  the K words that it tells apart
+    side         S, a multiple of 32
+    """
+
+    def __init__(self, backgrounds: Sequence[str], side: int = SIDE, channels: Sequence[int] = CHANNELS):
+        super().__init__()
+        multiple = CELL * 2 ** (len(channels) - 1)
+        if side < multiple or side % multiple:
+            raise ValueError(f"the verifier's side is {side} pixels; it must be a multiple of {multiple}")
+        self.backgrounds, self.side = tuple(backgrounds), side
+        # Cells of 2x2 pixels become channels and come apart again at the end: a third of the work at full resolution.
+        self.stem = block(3 * CELL**2, channels[0])
+        pairs = list(zip(channels[:-1], channels[1:], strict=True))
+        self.down = nn.ModuleList(block(a, b, stride=2) for a, b in pairs)
+        self.up = nn.ModuleList(block(b + a, a) for a, b in reversed(pairs))
+        self.labels = nn.Conv2d(channels[0], len(LABELS) * CELL**2, 1)
+        self.heat = nn.Conv2d(channels[0], JOINTS, 1)
+        self.background = nn.Linear(channels[-1] + channels[-2], len(self.backgrounds))
+
+    def forward(self, image: Tensor) -> Outputs:
+        levels = [self.stem(F.pixel_unshuffle(image, CELL))]
+        for down in self.down:
+            levels.append(down(levels[-1]))
+        features = torch.cat([level.mean((2, 3)) for level in levels[-2:]], dim=1)
+        x = levels.pop()
+        for up in self.up:
+            x = up(torch.cat([F.interpolate(x, scale_factor=2.0), levels.pop()], dim=1))
+        return Outputs(F.pixel_shuffle(self.labels(x), CELL), self.heat(x), self.background(features), features)
+
+
+def cells_to_pixels(cells: Tensor) -> Tensor:
+    """Centre of cell k -> pixel; pixel centres at integers."""
+    return cells * CELL + (CELL - 1) / 2
+
+
+def pixels_to_cells(pixels: Tensor) -> Tensor:
+    return (pixels - (CELL - 1) / 2) / CELL
+
+
+def decode_heat(heat: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each keypoint is, between the cells, and how sure that is.
+
+    heat     (B, 21, h, w)  logits
+    returns  points (B, 21, 2) in cells, x first; confidence (B, 21): the share of the heat near its peak, 0 to 1
+    A parabola through the logits of the peak and its neighbours, exact for a Gaussian; a peak at the border stays.
+    """
+    height, width = heat.shape[2:]
+    peak = heat.flatten(2).argmax(2)  # (B, 21)
+    y, x = peak // width, peak % width
+
+    def at(y: Tensor, x: Tensor) -> Tensor:
+        return heat.flatten(2).gather(2, (y.clamp(0, height - 1) * width + x.clamp(0, width - 1))[..., None])[..., 0]
+
+    def offset(before: Tensor, here: Tensor, after: Tensor, inside: Tensor) -> Tensor:
+        bend = 2 * here - before - after
+        return torch.where(inside & (bend > 0), (after - before) / (2 * bend.clamp_min(1e-12)), 0.0).clamp(-0.5, 0.5)
+
+    here = at(y, x)
+    dx = offset(at(y, x - 1), here, at(y, x + 1), (x > 0) & (x < width - 1))
+    dy = offset(at(y - 1, x), here, at(y + 1, x), (y > 0) & (y < height - 1))
+    around = 2 * PEAK_RADIUS + 1
+    share = F.avg_pool2d(heat.flatten(2).softmax(2).view_as(heat), around, 1, PEAK_RADIUS, divisor_override=1)
+    confidence = share.flatten(2).gather(2, peak[..., None])[..., 0]
+    return torch.stack([x + dx, y + dy], dim=2), confidence.clamp(0, 1)
+
+
+def resized(image: np.ndarray, side: int) -> np.ndarray:
+    """(H, W, 3) uint8 -> (side, side, 3) uint8, stretched to the square, averaged where it shrinks."""
+    if image.shape[:2] == (side, side):
+        return image
+    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
+
+
+def resized_points(points: np.ndarray, size: tuple[int, int], new_size: tuple[int, int]) -> np.ndarray:
+    """Pixels (..., 2) of a picture of size (height, width) -> pixels of the same picture at another size."""
+    factor = np.array([new_size[1] / size[1], new_size[0] / size[0]])
+    return (points + 0.5) * factor - 0.5
+
+
+def to_input(images: np.ndarray) -> Tensor:
+    """(B, S, S, 3) uint8 -> (B, 3, S, S) in [-1, 1]."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the verifier sees in one picture of H x W pixels.
+
+    label_map     (H, W)   0 background, 1 hand, 2 object
+    keypoints_2d  (21, 2)  pixels
+    confidence    (21,)    0 to 1
+    background    the likeliest background word
+    features      (C,)     for comparing sets of pictures
+    """
+
+    label_map: np.ndarray
+    keypoints_2d: np.ndarray
+    confidence: np.ndarray
+    background: str
+    features: np.ndarray
+
+
+@torch.no_grad()
+def look_at(verifier: Verifier, images: Sequence[np.ndarray]) -> list[Seen]:
+    """One batch of pictures (H, W, 3) uint8 of any sizes -> what is seen in each."""
+    side = verifier.side
+    outputs = verifier(to_input(np.stack([resized(image, side) for image in images])))
+    cells, confidence = decode_heat(outputs.heat)
+    points = cells_to_pixels(cells).double().numpy()
+    seen = []
+    for k, image in enumerate(images):
+        labels, size = outputs.labels[k : k + 1], image.shape[:2]
+        if size != (side, side):
+            labels = F.interpolate(labels, size=size, mode="bilinear", antialias=True)
+        seen.append(
+            Seen(
+                label_map=labels[0].argmax(0).to(torch.uint8).numpy(),
+                keypoints_2d=resized_points(points[k], (side, side), size),
+                confidence=confidence[k].double().numpy(),
+                background=verifier.backgrounds[int(outputs.background[k].argmax())],
+                features=outputs.features[k].numpy(),
+            )
+        )
+    return seen
+
+
+def save_verifier(path: Path, verifier: Verifier, more: dict[str, str] | None = None) -> None:
+    """Write the weights in half precision (2 MB); `more` are further strings for the file's metadata."""
+    metadata = {"kind": "verifier", "side": str(verifier.side), "backgrounds": json.dumps(verifier.backgrounds)}
+    state = {name: tensor.half() for name, tensor in verifier.state_dict().items()}
+    checkpoint.save_model(path, state, metadata | (more or {}))
+
+
+def load_verifier(path: Path = BUILT_IN) -> Verifier:
+    """Raises FileNotFoundError or ValueError; both say how to get a verifier."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no verifier at {path}; train one with `{TRAIN_COMMAND}` and give it as --verifier FILE"
+        )
+    state, metadata = checkpoint.load_model_file(path)
+    if metadata.get("kind") != "verifier":
+        kind = "a judge of an older version" if metadata.get("kind") == "judge" else "no verifier"
+        raise ValueError(f"{path} is {kind}; train a verifier with `{TRAIN_COMMAND}`")
+    verifier = Verifier(json.loads(metadata["backgrounds"]), int(metadata["side"]))
+    checkpoint.strict_load(verifier, state, path)
+    return verifier.eval()

@@ -1,0 +1,235 @@
+"""Training the verifier.  Dataset folders with shaded or real pictures -> Verifier.  Never generated pictures.
+
+A verifier that learned from generated pictures would find their faults normal.  Each record teaches what it has:
+without keypoints the label map alone, without a known background word no word.
+"""
+
+import itertools
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from hoi.common.hardware import has_fast_bf16
+from hoi.data import dataset
+from hoi.geometry.render import HAND
+from hoi.toyworld.backgrounds import BACKGROUNDS
+from hoi.toyworld.words import words_in
+from hoi.training.batches import read_ahead, step_generator
+from hoi.verify.verifier import JOINTS, Outputs, Verifier, pixels_to_cells, resized, resized_points, to_input
+
+Batch = dict[str, Tensor]
+
+UNKNOWN = 255  # in a label map: nobody said
+SPREAD = 1.5  # cells, standard deviation of a heat map's target
+LEARNING_RATE = 2e-3
+WARM_UP = 30  # steps
+MAX_SHIFT, MAX_ZOOM = 0.08, 0.15  # of the picture's side
+CACHE_BYTES = 2 << 30  # pictures kept in memory; beyond that they are read again
+
+
+def load_rgb(folder: Path, record: dict[str, Any]) -> np.ndarray:
+    """(H, W, 3) uint8.  Raises FileNotFoundError or ValueError naming a picture that is missing, damaged or not RGB."""
+    image = dataset.load_image(folder, record)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(
+            f"{record['file_name']} is {image.shape} {image.dtype}, expected (H, W, 3) uint8: an RGB picture"
+        )
+    return image
+
+
+def true_label_map(folder: Path, record: dict[str, Any]) -> np.ndarray | None:
+    """(H, W) 0/1/2 of the record's segmentation; all 0 for scenery, which has no conditions at all; None if unsaid."""
+    if record.get("segmentation_file_name") is not None:
+        return dataset.load_label_map(folder, record)
+    if all(record.get(key) is None for key in dataset.CONDITION_KEYS):
+        return np.zeros((record["height"], record["width"]), np.uint8)
+    return None
+
+
+def true_keypoints(record: dict[str, Any]) -> np.ndarray | None:
+    """(21, 2) pixels, None when the record has none.  Raises ValueError for another number of them, or for NaN."""
+    if record.get("keypoints_2d") is None:
+        return None
+    points = np.asarray(record["keypoints_2d"], dtype=np.float64)
+    if points.shape != (2 * JOINTS,) or not np.isfinite(points).all():
+        raise ValueError(f"{record['file_name']}: keypoints_2d is {points.shape}, expected {2 * JOINTS} finite numbers")
+    return points.reshape(JOINTS, 2)
+
+
+class Lessons:
+    """The pictures of dataset folders with what they show, at the verifier's size, read when they are asked for.
+
+    Raises ValueError when a folder has no records, a record has no picture, or a network made one.
+    """
+
+    def __init__(self, folders: Sequence[Path], side: int) -> None:
+        self.side, self.entries = side, []
+        for folder in map(Path, folders):
+            records = dataset.read_records(folder)
+            generated = [record["file_name"] for record in records if record.get("checkpoint") is not None]
+            blank = [record["index"] for record in records if record["file_name"] is None]
+            if generated:
+                problem = f"{len(generated)} pictures (first {generated[0]}) are generated"
+                raise ValueError(f"{folder}: {problem}; the verifier learns from shaded or real ones")
+            if blank or not records:
+                problem = f"{len(blank)} records (first {blank[0]}) without a picture" if blank else "no records"
+                raise ValueError(f"{folder} has {problem}; make_dataset.py --shade makes pictures")
+            self.entries += [(folder, record) for record in records]
+        self.backgrounds = sorted(BACKGROUNDS)
+        self._kept: dict[int, tuple] = {}
+        self._readers = ThreadPoolExecutor(max_workers=2)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def _lesson(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+        """Picture (S, S, 3), label map (S, S), keypoints (21, 2) pixels or NaN, background class or -1."""
+        if index in self._kept:
+            return self._kept[index]
+        folder, record = self.entries[index]
+        image, label_map = load_rgb(folder, record), true_label_map(folder, record)
+        label_map = np.full(image.shape[:2], UNKNOWN, np.uint8) if label_map is None else label_map
+        points = true_keypoints(record)
+        points = np.full((JOINTS, 2), np.nan) if points is None else points
+        points = resized_points(points, image.shape[:2], (self.side, self.side)).astype(np.float32)
+        labels = np.asarray(Image.fromarray(label_map).resize((self.side, self.side), Image.Resampling.NEAREST))
+        word = words_in(record.get("text") or "")["background"]
+        lesson = (
+            resized(image, self.side), labels, points,
+            self.backgrounds.index(word) if word in self.backgrounds else -1,
+        )  # fmt: skip
+        if len(self._kept) < CACHE_BYTES // (4 * self.side**2):
+            self._kept[index] = lesson
+        return lesson
+
+    def read(self, indices: Sequence[int]) -> Batch:
+        """image (B, 3, S, S) in [-1, 1], labels (B, S, S), points (B, 21, 2) in pixels, background (B,)."""
+        images, labels, points, background = zip(*self._readers.map(self._lesson, indices), strict=True)
+        return {
+            "image": to_input(np.stack(images)),
+            "labels": torch.from_numpy(np.stack(labels)),
+            "points": torch.from_numpy(np.stack(points)),
+            "background": torch.tensor(background),
+        }
+
+
+def augment(batch: Batch, generator: torch.Generator) -> Batch:
+    """Moved pictures with noise and other gains.
+
+    Generated pictures differ from shaded ones in fine texture; noise and gain keep the network from using it.
+    """
+    moved = move(batch["image"], batch["labels"], batch["points"], generator)
+    gain = 1 + 0.1 * torch.randn(len(moved["image"]), 3, 1, 1, generator=generator)
+    noise = 0.04 * torch.randn(moved["image"].shape, generator=generator)
+    return moved | {"image": moved["image"] * gain + noise, "background": batch["background"]}
+
+
+def move(image: Tensor, labels: Tensor, points: Tensor, generator: torch.Generator) -> Batch:
+    """Mirror half of the pictures; shift and zoom all a little, with their labels and points.
+
+    image (B, 3, S, S), labels (B, S, S) uint8, points (B, 21, 2) pixels -> the same, by name; what comes in from beyond
+    the border repeats the border.  A mirrored right hand is a left hand: its thumb stays the thumb.
+    """
+    count, side = len(image), image.shape[-1]
+    zoom = 1 + MAX_ZOOM * (2 * torch.rand(count, generator=generator) - 1)
+    shift = 2 * MAX_SHIFT * (2 * torch.rand(count, 2, generator=generator) - 1)  # the picture spans -1 to 1
+    mirror = 1 - 2 * (torch.rand(count, generator=generator) < 0.5).float()
+    new_to_old = torch.zeros(count, 2, 3)
+    new_to_old[:, 0, 0], new_to_old[:, 1, 1], new_to_old[:, :, 2] = zoom * mirror, zoom, shift
+    grid = F.affine_grid(new_to_old, [count, 1, side, side], align_corners=False)
+    new_image = F.grid_sample(image, grid, "bilinear", "border", align_corners=False)
+    new_labels = F.grid_sample(labels[:, None].float(), grid, "nearest", "border", align_corners=False)
+    old = (points + 0.5) * (2 / side) - 1
+    new = (old - shift[:, None]) / torch.stack([zoom * mirror, zoom], dim=1)[:, None]
+    return {"image": new_image, "labels": new_labels[:, 0].to(torch.uint8), "points": (new + 1) * (side / 2) - 0.5}
+
+
+def heat_targets(points: Tensor, labels: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """What the heat maps should be.
+
+    points   (B, 21, 2) pixels or NaN; labels (B, S, S)
+    returns  targets (B, 21, h, w), each sums to 1: a Gaussian, or level where the picture has no hand; known (B, 21)
+             False for a keypoint outside the picture, or that nobody annotated on a hand that is there
+    """
+    cells = pixels_to_cells(points)
+    inside = ((cells > -0.5) & (cells < torch.tensor([width - 0.5, height - 0.5]))).all(2)  # NaN is outside
+    x, y = (
+        torch.exp(-((torch.arange(size) - cells[..., axis, None]) ** 2) / (2 * SPREAD**2))
+        for axis, size in ((0, width), (1, height))
+    )
+    gaussian = y[..., :, None] * x[..., None, :]
+    gaussian = gaussian / gaussian.sum((2, 3), keepdim=True)
+    handless = ~((labels == HAND) | (labels == UNKNOWN)).flatten(1).any(1) & points.isnan().flatten(1).all(1)
+    level = torch.full_like(gaussian, 1 / (height * width))
+    return torch.where(inside[..., None, None], gaussian, level), inside | handless[:, None]
+
+
+def verifier_loss(outputs: Outputs, batch: Batch) -> Tensor:
+    """Cross-entropy of label maps and words, Kullback-Leibler divergence of heat maps; unknown parts count nothing."""
+    loss = outputs.labels.sum() * 0.0
+    labels, background = batch["labels"].long(), batch["background"]
+    if (labels != UNKNOWN).any():
+        loss = loss + F.cross_entropy(outputs.labels.float(), labels, ignore_index=UNKNOWN)
+    if (background >= 0).any():
+        loss = loss + 0.2 * F.cross_entropy(outputs.background.float(), background, ignore_index=-1)
+    targets, known = heat_targets(batch["points"], batch["labels"], *outputs.heat.shape[2:])
+    if known.any():
+        heat = outputs.heat.float()[known].flatten(1).log_softmax(1)
+        loss = loss + 0.2 * F.kl_div(heat, targets[known].flatten(1), reduction="batchmean")
+    return loss
+
+
+def train_verifier(
+    folders: Sequence[Path], progress: Iterable[float], seed: int, side: int, batch_size: int = 32
+) -> Verifier:
+    """Train one step for each entry of `progress`, the share of the training that has passed (`minutes_passed`).
+
+    Refuses folders with generated pictures.  Takes up to 2 GB of memory for pictures.
+    """
+    lessons = Lessons(folders, side)
+    with torch.random.fork_rng():  # fresh weights come from torch's global generator, which is put back
+        torch.manual_seed(seed)
+        verifier = Verifier(lessons.backgrounds, side).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(verifier.parameters(), lr=LEARNING_RATE, weight_decay=1e-3)
+    bf16 = has_fast_bf16("cpu")
+
+    def read(step: int, part: int) -> Batch:
+        picked = torch.randint(len(lessons), (batch_size,), generator=step_generator(seed, step))
+        return lessons.read(picked.tolist())
+
+    # Only reading runs ahead: a second thread of torch operations would take the cores from the first.
+    batches = read_ahead(read, ((step, 0) for step in itertools.count()))
+    for step, (share, batch) in enumerate(zip(progress, batches, strict=False)):
+        batch = augment(batch, step_generator(seed, step, purpose=1))
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * max(0.02, 1 - share) * min(1.0, (step + 1) / WARM_UP)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            outputs = verifier(batch["image"].contiguous(memory_format=torch.channels_last))
+        loss = verifier_loss(outputs, batch)
+        if not torch.isfinite(loss):
+            raise ValueError("the loss is not finite; are the pictures and keypoints of these folders sound?")
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(verifier.parameters(), 1.0)
+        optimizer.step()
+    return verifier.eval()
+
+
+def minutes_passed(minutes: float) -> Iterator[float]:
+    """The share of so many minutes that has passed, until it is 1, under a progress bar."""
+    begin, steps = time.monotonic(), 0
+    with tqdm(total=round(60 * minutes), unit="s", desc="training the verifier") as bar:
+        while (passed := time.monotonic() - begin) < 60 * minutes:
+            bar.set_postfix(steps=steps, refresh=False)
+            bar.update(round(passed) - bar.n)
+            yield passed / (60 * minutes)
+            steps += 1

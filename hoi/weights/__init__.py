@@ -1,0 +1,1 @@
+"""Weights that others trained, read and written in their own layouts."""

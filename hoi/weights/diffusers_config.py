@@ -1,0 +1,315 @@
+"""The settings of a diffusers folder.  config.json of its parts <-> our `ModelConfig`.
+
+What our classes cannot be is refused by name on the way in and on the way out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hoi.network.diffusion import NoiseSchedule
+from hoi.network.model import PRESETS, ModelConfig
+from hoi.network.text import TextConfig
+from hoi.network.unet import UNetConfig
+from hoi.network.vae import VAEConfig
+from hoi.weights.padding import padded_levels
+
+Json = dict[str, Any]
+PARTS = ("unet", "vae", "text_encoder")
+SCHEDULER_FILE = Path("scheduler") / "scheduler_config.json"
+
+# Settings with one value in every Stable Diffusion 1.x; a file that says otherwise is another network.
+_UNET_FIXED = {
+    "flip_sin_to_cos": True, "freq_shift": 0, "act_fn": "silu", "mid_block_scale_factor": 1, "downsample_padding": 1,
+    "norm_eps": 1e-5, "mid_block_type": "UNetMidBlock2DCrossAttn", "transformer_layers_per_block": 1,
+    "dual_cross_attention": False, "use_linear_projection": False, "only_cross_attention": False,
+    "class_embed_type": None, "addition_embed_type": None, "encoder_hid_dim": None, "num_class_embeds": None,
+    "resnet_time_scale_shift": "default", "time_embedding_type": "positional", "conv_in_kernel": 3,
+    "conv_out_kernel": 3, "center_input_sample": False,
+}  # fmt: skip
+_VAE_FIXED = {
+    "act_fn": "silu", "in_channels": 3, "out_channels": 3, "shift_factor": None, "latents_mean": None,
+    "use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True,
+}  # fmt: skip
+# The blocks of a level, downwards and upwards: without attention, with attention, padded (see hoi/weights/padding.py).
+_PLAIN, _ATTENDING = ("DownBlock2D", "UpBlock2D"), ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
+_PADDED = ("CrossAttnDownBlock2D", "UpBlock2D")
+_ACTIVATIONS = {"quick_gelu": True, "gelu": False}
+_PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}
+
+
+# --- in ---
+
+
+def read_folder_config(folder: Path) -> ModelConfig:
+    """The configuration of a diffusers folder of Stable Diffusion 1.x or of an export of ours.
+
+    Raises FileNotFoundError naming a missing part, ValueError naming another family or a setting that does not fit.
+    """
+    if (folder / "text_encoder_2").is_dir():
+        raise ValueError(f"{folder} is a Stable Diffusion XL folder (it has text_encoder_2), expected 1.x")
+    settings = {part: _read_json(folder / part / "config.json", folder) for part in PARTS}
+    scheduler = _read_json(folder / SCHEDULER_FILE, folder)
+    _refuse_other_families(settings["unet"], folder)
+    try:
+        unet, vae = _unet_from(settings["unet"], folder), _vae_from(settings["vae"], folder)
+        text = _text_from(settings["text_encoder"], folder)
+        predicts, terminal_signal = _schedule_from(scheduler, folder / SCHEDULER_FILE)
+        image_size = (settings["unet"].get("sample_size") or 64) * vae.factor
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder}: a config.json lacks a setting ({type(error).__name__}: {error})") from error
+    for known in (preset() for preset in PRESETS.values()):  # a preset also knows how it is best sampled
+        its_vae = replace(known.vae, scaling_factor=vae.scaling_factor)  # which is measured after each training
+        if (known.unet, its_vae, known.text, known.predicts) == (unet, vae, text, predicts):
+            return replace(known, vae=vae, image_size=image_size, terminal_signal=terminal_signal)
+    return ModelConfig("custom", unet, vae, text, image_size, predicts=predicts, terminal_signal=terminal_signal)
+
+
+def read_json(path: Path) -> Json:
+    try:
+        content = json.loads(path.read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not readable JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected a dict")
+    return content
+
+
+def _read_json(path: Path, folder: Path) -> Json:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} is not complete: {path.relative_to(folder)} is missing; a diffusers folder needs"
+            f" {', '.join(f'{part}/' for part in PARTS)} and {SCHEDULER_FILE}"
+        )
+    return read_json(path)
+
+
+def _refuse_other_families(unet: Mapping[str, Any], folder: Path) -> None:
+    family = None
+    if unet.get("addition_embed_type") == "text_time":
+        family = "Stable Diffusion XL"
+    elif unet.get("cross_attention_dim") == 1024 or unet.get("use_linear_projection"):
+        family = f"Stable Diffusion 2.x (text width {unet.get('cross_attention_dim')}, linear projections)"
+    elif unet.get("in_channels") == 9:
+        family = "an inpainting Stable Diffusion (9 input channels)"
+    if family:
+        raise ValueError(f"{folder} is {family}, expected Stable Diffusion 1.x")
+
+
+def _check_fixed(settings: Mapping[str, Any], fixed: Mapping[str, Any], path: Path) -> None:
+    for name, expected in fixed.items():
+        if (value := settings.get(name, expected)) != expected:
+            raise ValueError(f"{path}: {name} is {value!r}, expected {expected!r} as in Stable Diffusion 1.x")
+
+
+def _widths(settings: Mapping[str, Any]) -> tuple[int, tuple[float, ...]]:
+    """The width of the finest level, and every level's as a multiple of it."""
+    first, *_ = widths = settings["block_out_channels"]
+    return first, tuple(width // first if width % first == 0 else width / first for width in widths)
+
+
+def _unet_from(settings: Mapping[str, Any], folder: Path) -> UNetConfig:
+    path = folder / "unet" / "config.json"
+    _check_fixed(settings, _UNET_FIXED, path)
+    channels, mult = _widths(settings)
+    heads = settings.get("num_attention_heads") or settings["attention_head_dim"]  # diffusers' misnomer
+    if not isinstance(heads, int):
+        raise ValueError(f"{path}: attention_head_dim is {heads}, expected one number of heads for all levels")
+    return UNetConfig(
+        in_channels=settings["in_channels"],
+        out_channels=settings["out_channels"],
+        model_channels=channels,
+        channel_mult=mult,
+        num_res_blocks=settings["layers_per_block"],
+        attention_levels=_attention_levels(settings["down_block_types"], settings["up_block_types"], path),
+        num_heads=heads,
+        context_dim=settings["cross_attention_dim"],
+        norm_groups=settings.get("norm_num_groups", 32),
+    )
+
+
+def _attention_levels(down: list[str], up: list[str], path: Path) -> tuple[int, ...]:
+    levels = list(zip(down, reversed(up), strict=False))
+    if len(down) != len(up) or not set(levels) <= {_PLAIN, _ATTENDING, _PADDED}:
+        raise ValueError(f"{path}: up_block_types {up} do not mirror down_block_types {down}, or some are unknown")
+    return tuple(level for level, blocks in enumerate(levels) if blocks == _ATTENDING)
+
+
+def _vae_from(settings: Mapping[str, Any], folder: Path) -> VAEConfig:
+    path = folder / "vae" / "config.json"
+    _check_fixed(settings, _VAE_FIXED, path)
+    channels, mult = _widths(settings)
+    widths = settings["block_out_channels"]
+    if any(width % channels for width in widths):
+        raise ValueError(f"{path}: block_out_channels are {widths}, expected multiples of the first")
+    return VAEConfig(
+        channels=channels,
+        channel_mult=mult,
+        num_res_blocks=settings["layers_per_block"],
+        z_channels=settings["latent_channels"],
+        scaling_factor=settings.get("scaling_factor", 0.18215),  # the first folders do not say it
+        norm_groups=settings.get("norm_num_groups", 32),
+    )
+
+
+def _text_from(settings: Mapping[str, Any], folder: Path) -> TextConfig:
+    path = folder / "text_encoder" / "config.json"
+    _check_fixed(settings, {"layer_norm_eps": 1e-5, "intermediate_size": 4 * settings["hidden_size"]}, path)
+    if (activation := settings.get("hidden_act", "quick_gelu")) not in _ACTIVATIONS:
+        raise ValueError(f"{path}: hidden_act is {activation!r}, expected {' or '.join(_ACTIVATIONS)}")
+    return TextConfig(
+        width=settings["hidden_size"],
+        heads=settings["num_attention_heads"],
+        layers=settings["num_hidden_layers"],
+        context_length=settings.get("max_position_embeddings", 77),
+        vocab_size=settings["vocab_size"],
+        quick_gelu=_ACTIVATIONS[activation],
+    )
+
+
+def _schedule_from(settings: Mapping[str, Any], path: Path) -> tuple[str, float | None]:
+    """What the network predicts, and the terminal signal of its schedule (None: Stable Diffusion's own)."""
+    kind = settings.get("prediction_type", "epsilon")
+    if kind not in _PREDICTIONS:
+        raise ValueError(f"{path}: prediction_type is {kind!r}, expected {' or '.join(_PREDICTIONS)}")
+    steps = settings.get("num_train_timesteps", 1000)
+    if (noise_betas := settings.get("trained_betas")) is None:
+        if settings.get("beta_schedule") != "scaled_linear" or settings.get("rescale_betas_zero_snr"):
+            raise ValueError(
+                f"{path}: the schedule is {settings.get('beta_schedule')!r}"
+                f"{' rescaled to zero signal' if settings.get('rescale_betas_zero_snr') else ''},"
+                " expected scaled_linear, or trained_betas as this project exports them"
+            )
+        start, end = settings["beta_start"], settings["beta_end"]
+        noise_betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
+    alphas_cumprod = (1 - torch.as_tensor(noise_betas, dtype=torch.float64)).cumprod(dim=0)
+    terminal = round(math.sqrt(alphas_cumprod[-1].item()), 9)
+    for terminal_signal in (None, terminal):
+        try:
+            expected = NoiseSchedule.stable_diffusion(terminal_signal=terminal_signal).alphas_cumprod
+        except ValueError:
+            continue
+        if len(expected) == len(alphas_cumprod) and torch.allclose(alphas_cumprod, expected, rtol=1e-5, atol=1e-9):
+            return _PREDICTIONS[kind], terminal_signal
+    raise ValueError(
+        f"{path}: the noise schedule ({len(alphas_cumprod)} steps, signal {terminal:.4f} at the end) is not"
+        " Stable Diffusion 1.x's (1000 steps, 0.0683), nor that one with a lower end"
+    )
+
+
+# --- out ---
+
+
+def folder_config(config: ModelConfig) -> dict[str, Json]:
+    """config.json of every part and the scheduler's, by path inside the folder.
+
+    Raises ValueError when diffusers' U-Net cannot be of these sizes.
+    """
+    return {
+        "unet/config.json": _unet_settings(config),
+        "vae/config.json": _vae_settings(config),
+        "text_encoder/config.json": _text_settings(config.text),
+        str(SCHEDULER_FILE): _scheduler_settings(config),
+    }
+
+
+def adapter_config(config: ModelConfig) -> Json:
+    """config.json of one T2IAdapter."""
+    return {
+        "_class_name": "T2IAdapter",
+        "adapter_type": "full_adapter",
+        "channels": list(config.unet.level_widths),
+        "downscale_factor": config.vae.factor,
+        "in_channels": 3,
+        "num_res_blocks": 2,
+    }
+
+
+def _unet_settings(config: ModelConfig) -> Json:
+    unet = config.unet
+    if unet.channel_mult[0] != 1:
+        raise ValueError(
+            f"the preset {config.name!r} begins {unet.model_channels} wide and has a finest level of"
+            f" {unet.level_widths[0]}; diffusers' U-Net begins as wide as its finest level, so it cannot hold these"
+            " weights: export to own, single or official"
+        )
+    blocks = [_ATTENDING if level in unet.attention_levels else _PADDED if level in padded_levels(unet) else _PLAIN
+              for level in range(len(unet.channel_mult))]  # fmt: skip
+    return {
+        "_class_name": "UNet2DConditionModel",
+        **_UNET_FIXED,
+        "attention_head_dim": unet.num_heads,
+        "block_out_channels": list(unet.level_widths),
+        "cross_attention_dim": unet.context_dim,
+        "down_block_types": [down for down, _ in blocks],
+        "in_channels": unet.in_channels,
+        "layers_per_block": unet.num_res_blocks,
+        "norm_num_groups": unet.norm_groups,
+        "out_channels": unet.out_channels,
+        "sample_size": config.image_size // config.vae.factor,
+        "up_block_types": [up for _, up in reversed(blocks)],
+    }
+
+
+def _vae_settings(config: ModelConfig) -> Json:
+    vae, levels = config.vae, len(config.vae.channel_mult)
+    return {
+        "_class_name": "AutoencoderKL",
+        **_VAE_FIXED,
+        "block_out_channels": [vae.channels * mult for mult in vae.channel_mult],
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "latent_channels": vae.z_channels,
+        "layers_per_block": vae.num_res_blocks,
+        "norm_num_groups": vae.norm_groups,
+        "sample_size": config.image_size,
+        "scaling_factor": vae.scaling_factor,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+    }
+
+
+def _text_settings(text: TextConfig) -> Json:
+    return {
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "bos_token_id": 49406,
+        "eos_token_id": 49407,
+        "pad_token_id": 1,
+        "hidden_act": {quick: name for name, quick in _ACTIVATIONS.items()}[text.quick_gelu],
+        "hidden_size": text.width,
+        "intermediate_size": 4 * text.width,
+        "layer_norm_eps": 1e-5,
+        "max_position_embeddings": text.context_length,
+        "num_attention_heads": text.heads,
+        "num_hidden_layers": text.layers,
+        "projection_dim": text.width,
+        "vocab_size": text.vocab_size,
+    }
+
+
+def _scheduler_settings(config: ModelConfig) -> Json:
+    """DDIM as in Stable Diffusion; a schedule of ours with a lower end is spelt out, number by number."""
+    settings: Json = {
+        "_class_name": "DDIMScheduler",
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "clip_sample": False,
+        "num_train_timesteps": 1000,
+        "prediction_type": {ours: theirs for theirs, ours in _PREDICTIONS.items()}[config.predicts],
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+        "timestep_spacing": "leading",
+        "trained_betas": None,
+    }
+    if config.terminal_signal is not None:
+        alphas_cumprod = config.noise_schedule().alphas_cumprod
+        before = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
+        settings["trained_betas"] = (1 - alphas_cumprod / before).tolist()
+    return settings

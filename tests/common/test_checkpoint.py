@@ -1,0 +1,170 @@
+"""Weight files are read strictly, without running code, and written whole or not at all."""
+
+import hashlib
+import os
+import pickle
+import subprocess
+import sys
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from hoi.common import checkpoint
+
+
+def small_network() -> torch.nn.Module:
+    return torch.nn.Sequential(OrderedDict(first=torch.nn.Linear(3, 4), second=torch.nn.Linear(4, 2)))
+
+
+def test_strict_load_names_file_counts_and_first_offending_keys_and_changes_nothing():
+    module = small_network()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    state = {f"extra_{index}": torch.zeros(1) for index in range(8)}
+    state |= {"first.weight": torch.zeros(4, 3), "first.bias": torch.zeros(5), "second.bias": torch.zeros(2)}
+    with pytest.raises(ValueError) as caught:
+        checkpoint.strict_load(module, state, "some/file.safetensors")
+    message = str(caught.value)
+    assert "some/file.safetensors does not fit Sequential: 4 tensors expected, 11 found" in message
+    assert "1 missing: second.weight" in message
+    assert "8 unexpected: extra_0, extra_1, extra_2, extra_3, extra_4 and 3 more" in message
+    assert "1 of another shape: first.bias is (5,), expected (4,)" in message
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_strict_load_keeps_the_dtype_of_the_module():
+    module = small_network()
+    state = {name: torch.full_like(tensor, 0.5).half() for name, tensor in module.state_dict().items()}
+    checkpoint.strict_load(module, state, "half")
+    assert all(p.dtype == torch.float32 and (p == 0.5).all() for p in module.parameters())
+
+
+def test_model_file_gives_back_tensors_and_metadata_and_any_safetensors_reader_opens_it(tmp_path):
+    state = small_network().state_dict() | {"image": torch.arange(24.0).reshape(1, 2, 3, 4).permute(0, 3, 1, 2)}
+    path = tmp_path / "folder" / "model.safetensors"
+    checkpoint.save_model(path, state, {"preset": "tiny"})
+    loaded, metadata = checkpoint.load_model_file(path)
+    assert metadata == {"preset": "tiny"} and loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[name], state[name]) for name in state)
+    assert os.listdir(path.parent) == ["model.safetensors"]
+
+
+def test_torch_files_are_unwrapped_and_other_content_is_refused(tmp_path):
+    state = small_network().state_dict()
+    torch.save(state, tmp_path / "flat.pth")
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "nested.ckpt")
+    for name in ("flat.pth", "nested.ckpt"):
+        loaded, metadata = checkpoint.load_model_file(tmp_path / name)
+        assert metadata == {} and all(torch.equal(loaded[key], state[key]) for key in state)
+    torch.save({"weight": torch.zeros(1), "epoch": 3}, tmp_path / "mixed.pth")
+    with pytest.raises(ValueError, match=r"mixed\.pth should hold tensors only, but epoch are something else"):
+        checkpoint.load_model_file(tmp_path / "mixed.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(ValueError, match=r"list\.pth holds a list, expected a dict"):
+        checkpoint.load_model_file(tmp_path / "list.pth")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.pth"])
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
+def test_truncated_files_are_refused_by_name(tmp_path, name, kept):
+    path = tmp_path / name
+    state = {"weight": torch.randn(100, 100)}
+    save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(ValueError, match=rf"{name} is not a readable"):
+        checkpoint.load_model_file(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no weight file at .*absent\.pth"):
+        checkpoint.load_model_file(tmp_path / "absent.pth")
+
+
+class Trap:
+    """Creates a folder when unpickled by a reader that executes what a file asks for."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+def test_a_file_cannot_run_code(tmp_path):
+    sprung = tmp_path / "sprung"
+    torch.save({"weight": Trap(str(sprung))}, tmp_path / "trap.pth")
+    (tmp_path / "trap.ckpt").write_bytes(pickle.dumps({"weight": Trap(str(sprung))}, protocol=2))
+    for name in ("trap.pth", "trap.ckpt"):
+        with pytest.raises(ValueError, match="is not a readable torch file"):
+            checkpoint.load_model_file(tmp_path / name)
+    assert not sprung.exists()
+
+
+def test_an_error_in_the_middle_of_a_write_leaves_the_old_file_and_no_litter(tmp_path):
+    path = tmp_path / "model.safetensors"
+    checkpoint.save_model(path, {"weight": torch.ones(3)}, {"step": "1"})
+    old = path.read_bytes()
+
+    def half_a_file(temporary):
+        temporary.write_bytes(old[:20])
+        raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space left"):
+        checkpoint.write_atomically(path, half_a_file)
+    assert path.read_bytes() == old and os.listdir(tmp_path) == ["model.safetensors"]
+
+
+def test_a_process_killed_while_writing_leaves_the_last_complete_state_to_resume_from(tmp_path):
+    checkpoint.save_training_state(tmp_path, 10, {"step": 10, "weight": torch.ones(3)})
+    killed = (
+        "import os, torch; from hoi.common import checkpoint\n"
+        "def save(state, path):\n    path.write_bytes(b'half'); os._exit(9)\n"
+        "torch.save = save\n"
+        f"checkpoint.save_training_state({str(tmp_path)!r}, 20, {{'step': 20}})\n"
+    )
+    root = Path(checkpoint.__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", killed], cwd=root, timeout=60).returncode == 9
+    assert len(os.listdir(tmp_path)) == 2  # the litter is there, under a name that nothing reads
+    assert checkpoint.load_training_state(tmp_path)["step"] == 10
+    checkpoint.save_training_state(tmp_path, 20, {"step": 20})
+    assert sorted(os.listdir(tmp_path)) == ["state_000000010.pt", "state_000000020.pt"]
+
+
+def test_training_state_comes_back_equal_and_only_the_newest_are_kept(tmp_path):
+    module = small_network()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
+    module(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    assert checkpoint.load_training_state(tmp_path) is None
+    for step in (5, 90, 100):
+        state = {"step": step, "optimizer": optimizer.state_dict(), "model": module.state_dict()}
+        checkpoint.save_training_state(tmp_path, step, state | {"random": torch.get_rng_state()}, keep=2)
+    assert sorted(os.listdir(tmp_path)) == ["state_000000090.pt", "state_000000100.pt"]
+    loaded = checkpoint.load_training_state(tmp_path)
+    assert loaded["step"] == 100 and torch.equal(loaded["random"], torch.get_rng_state())
+    assert loaded["optimizer"]["param_groups"] == optimizer.state_dict()["param_groups"]
+    torch.testing.assert_close(loaded["optimizer"]["state"], optimizer.state_dict()["state"], atol=0, rtol=0)
+
+
+def test_what_could_not_be_read_back_is_refused_when_it_is_saved(tmp_path):
+    for value, name in ((np.float64(1.0), "float64"), (np.random.default_rng(0), "Generator"), (tmp_path, "PosixPath")):
+        with pytest.raises(ValueError, match=rf"state\['run'\]\[1\] is a {name}"):
+            checkpoint.save_training_state(tmp_path, 1, {"run": [0, value]})
+    with pytest.raises(ValueError, match="keep is 0"):
+        checkpoint.save_training_state(tmp_path, 1, {}, keep=0)
+    assert os.listdir(tmp_path) == []
+
+
+def test_sha256_is_that_of_the_content_also_after_the_file_changed(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"abc")
+    abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
+    assert checkpoint.sha256_of(path) == abc
+    path.write_bytes(b"abd")
+    os.utime(path, ns=(0, 0))  # another time, the same size
+    assert checkpoint.sha256_of(path) == hashlib.sha256(b"abd").hexdigest()

@@ -1,0 +1,55 @@
+"""hoi/common/command.py: what users cause is told in one line, bugs are not hidden."""
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+import time
+from importlib.metadata import version
+
+import pytest
+
+from hoi.common.command import how_made, positive, told_problems
+
+
+@pytest.mark.parametrize(
+    ("problem", "message"),
+    [
+        (ValueError("mug.stl has no faces"), "make.py: mug.stl has no faces"),
+        (FileNotFoundError("mug.stl is missing"), "make.py: mug.stl is missing"),
+        (KeyboardInterrupt(), "the same command continues"),
+        (SystemExit("told already"), "told already"),
+    ],
+)
+def test_problems_of_users_become_the_exit_message(problem, message):
+    with pytest.raises(SystemExit) as stopped, told_problems("make.py", "the same command continues"):
+        raise problem
+    assert stopped.value.code == message  # a text as code: Python prints it and exits with 1
+
+
+def test_bugs_keep_their_traceback():
+    with pytest.raises(KeyError, match="a bug"), told_problems("make.py", ""):
+        raise KeyError("a bug")
+
+
+def test_kill_stops_as_orderly_as_ctrl_c_and_only_within_the_block():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit, match="the same command continues"), told_problems("", "the same command continues"):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)  # the handler may run a little later
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_command_that_a_folder_names_can_be_pasted_into_a_shell(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["sample.py", "--prompt", "a mug; rm -r $HOME"])
+    made = how_made("sample.py")
+    assert shlex.split(made["command"]) == ["python", "sample.py", "--prompt", "a mug; rm -r $HOME"]
+    assert made["made_by"] == "sample.py" and made["versions"]["numpy"] == version("numpy")
+
+
+def test_only_whole_numbers_from_1_on_are_positive():
+    assert positive("12") == 12
+    for word in ("0", "-1", "1.5", "two", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match="is not a positive whole number"):
+            positive(word)

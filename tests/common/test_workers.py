@@ -1,0 +1,39 @@
+"""hoi/common/workers.py: results come in order for any number of processes, and no crowd of calls waits."""
+
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+
+from hoi.common import workers
+
+
+class Squares:
+    """A maker; the function that builds it is pickled."""
+
+    def square(self, number: int) -> int:
+        if number == 99:
+            raise ValueError("99 cannot be squared")
+        return number * number
+
+
+@pytest.fixture
+def waiting(monkeypatch) -> list[int]:
+    """How many calls are handed to the pool at once."""
+    counts, original = [], ProcessPoolExecutor.map
+
+    def noted(self, function, methods, numbers):
+        counts.append(len(numbers))
+        return original(self, function, methods, numbers)
+
+    monkeypatch.setattr(ProcessPoolExecutor, "map", noted)
+    return counts
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_results_come_in_order_in_blocks_and_faults_reach_the_caller(processes, waiting, monkeypatch):
+    monkeypatch.setattr(workers, "BLOCK", 4)
+    with workers.mapper(processes, Squares) as run:
+        assert list(run("square", range(10))) == [number * number for number in range(10)]
+        assert waiting == ([] if processes == 1 else [4, 4, 2])
+        with pytest.raises(ValueError, match="99 cannot be squared"):
+            list(run("square", [1, 99]))

@@ -1,0 +1,96 @@
+"""The data card says where records come from and under whose terms, and counts what was kept."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hoi.common.command import how_made
+from hoi.data.check import check_folder
+from hoi.data.data_card import card_text, data_card
+from hoi.data.dataset import read_records
+from hoi.data.dataset_writer import DatasetWriter, read_card, refresh_card, write_pictures
+
+WEIGHTS = {"name": "sd.safetensors", "sha256": "ab" * 32, "adapter": "ad.pth", "adapter_sha256": "cd" * 32}
+
+
+def record(**more):
+    return {"index": 0, "file_name": "images/000000.png", "source": "rendered", "category": "mug"} | more
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three scenery pictures, nothing else."""
+    description = {"rejected": {"blurred": 2, "too dark": 1}, "licences": {"pictures": "terms of Somebody"}}
+    writer = DatasetWriter(tmp_path, description)
+    for index in range(3):
+        writer.append(write_pictures(tmp_path, index, {"text": "x"}, np.zeros((8, 8, 3), np.uint8)))
+    writer.finish(grid=False)
+    return tmp_path
+
+
+def test_labels_made_with_mano_say_so_whatever_the_maker_wrote(tmp_path):
+    records = [record(hand_model="mano"), record(hand_model="builtin"), record(hand_model=None)]
+    card = data_card(tmp_path, records, {"licences": {"weights": "those of x"}})
+    assert "MANO licence (non-commercial research)" in card["licences"]["hand"] and "MIT" in card["licences"]["hand"]
+    assert card["licences"]["weights"] == "those of x"
+    assert card["sources"]["hands"] == {"mano": 1, "builtin": 1}
+    assert "hand" not in data_card(tmp_path, [record(hand_model=None)], {})["licences"]
+
+
+def test_objects_of_the_user_are_as_given_and_built_in_ones_are_ours(tmp_path):
+    given = {"licences": {"objects": ["built-in family", "scans/a.stl"]}}
+    licences = data_card(tmp_path, [record()], given)["licences"]
+    assert licences["objects"] == {
+        "built-in family": "MIT, made by this project",
+        "scans/a.stl": "as given by the user",
+    }
+    again = data_card(tmp_path, [record()], {"licences": licences})
+    assert again["licences"] == licences
+
+
+def test_weights_are_listed_once_with_their_hashes_and_pictures_counted_by_kind(tmp_path):
+    records = [record(checkpoint=WEIGHTS), record(checkpoint=WEIGHTS), record(), record(file_name=None)]
+    card = data_card(tmp_path, records, {})
+    assert card["weights"] == [WEIGHTS]
+    assert card["sources"]["pictures"] == {"generated": 2, "drawn or photographed": 1}
+    assert card["counts"] == {"records": 4, "pictures": 3}
+
+
+def test_the_finished_folder_holds_its_card_and_passes_the_check(folder):
+    card = json.loads((folder / "dataset.json").read_text())
+    assert card["yield"] == {"accepted": 3, "rejected": 3, "reasons": {"blurred": 2, "too dark": 1}}
+    assert card["licences"]["pictures"] == "terms of Somebody" and card["verification"] is None
+    assert check_folder(folder).ok, str(check_folder(folder))
+
+
+def test_a_later_verification_enters_the_card_on_refresh_and_nothing_else_changes(folder):
+    before = json.loads((folder / "dataset.json").read_text())
+    (folder / "verification").mkdir()
+    report = {"verifier": "judge.safetensors", "scores": {"iou_hand": {"mean": 0.9}}, "problems": ["a", "b"]}
+    (folder / "verification" / "report.json").write_text(json.dumps(report))
+    refresh_card(folder)
+    after = json.loads((folder / "dataset.json").read_text())
+    assert after == before | {"verification": report | {"problems": 2}}
+    assert "iou_hand" in card_text(after) and "judge.safetensors" in card_text(after)
+
+
+def test_a_folder_from_before_the_card_gets_one_when_read(folder):
+    (folder / "dataset.json").write_text('{"format_version": 1, "seed": 3}')
+    card = read_card(folder, read_records(folder))
+    assert card["seed"] == 3 and card["counts"]["records"] == 3 and card["yield"]["accepted"] == 3
+    assert check_folder(folder).ok
+    (folder / "dataset.json").unlink()
+    assert read_card(folder, read_records(folder))["counts"]["records"] == 3
+
+
+def test_the_commit_is_gits_own():
+    commit = how_made("x.py")["versions"]["commit"]
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    if head.returncode:
+        assert commit is None
+    else:
+        assert re.fullmatch(rf"{head.stdout.strip()}(-dirty)?", commit)

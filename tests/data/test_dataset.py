@@ -1,0 +1,404 @@
+"""The dataset folder: what is written comes back, is complete or absent, and agrees with a render of its annotation."""
+
+import errno
+import json
+import os
+import re
+import shutil
+
+import numpy as np
+import pytest
+import trimesh
+from PIL import Image
+
+from hoi.conditions import SEGMENTATION_COLORS, Conditions
+from hoi.data import dataset_writer
+from hoi.data.check import check_folder
+from hoi.data.dataset import (
+    PICTURE_FOLDERS,
+    RECORD_KEYS,
+    load_conditions,
+    load_depth,
+    load_image,
+    load_mesh,
+    load_object_mask,
+    read_records,
+)
+from hoi.data.dataset_writer import DatasetWriter, refuse_other_job, write_object, write_pictures, write_records
+from hoi.geometry.grasp import Grasp
+from hoi.geometry.hand import HandPose
+from hoi.geometry.objects import make_object
+from hoi.geometry.scene import GraspedObject, annotate, compose_scene, render_scene, scene_conditions
+
+SIZE = 96
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory, hand, renderer):
+    """A folder of four rendered records: a right hand, a left hand, an object alone, a hand alone."""
+    folder = tmp_path_factory.mktemp("rendered")
+    mug = make_object("mug", 3)
+    hand_betas = np.array([0.5] + [0.0] * 9)
+    pose = HandPose(np.array([0.2, 0.4, -0.3]), np.full(45, 0.12), np.array([0.12, 0.03, 0.05]), hand_betas)
+    grasp = Grasp(pose, 0.5, 0, (True, True, True, False, False), True, 1.0)
+    objects = [GraspedObject(mug, (grasp,), (grasp,))]
+    writer = DatasetWriter(folder, {"seed": 0})
+    for index, (content, side) in enumerate(
+        [("hand_object", "right"), ("hand_object", "left"), ("object", "right"), ("hand", "right")]
+    ):
+        generator = np.random.default_rng([7, index])
+        framing = "tight" if index == 1 else "official"
+        scene = compose_scene(objects, hand, renderer, generator, SIZE, SIZE, content, side, framing)
+        record = annotate(scene, 0, hand) | {"text": content}
+        gbuffer = render_scene(scene, 0, hand, renderer)
+        object_mask = None
+        if content != "hand":
+            record["object_path"], object_mask = write_object(folder, mug), gbuffer.object_mask
+        conditions = scene_conditions(gbuffer, record)
+        write(writer, index, record, conditions=conditions, depth=gbuffer.depth, object_mask=object_mask)
+    writer.finish()
+    return folder
+
+
+@pytest.fixture
+def copy(rendered, tmp_path):
+    return shutil.copytree(rendered, tmp_path / "copy")
+
+
+def pictures(value: int = 10) -> dict:
+    """Every picture of a record, 8 rows by 12 columns."""
+    image = np.full((8, 12, 3), value, dtype=np.uint8)
+    depth = np.linspace(0, 1.2345, 96, dtype=np.float32).reshape(8, 12)
+    conditions = Conditions(image + 1, image + 2, image + 3)
+    return {"image": image, "conditions": conditions, "depth": depth, "object_mask": depth > 0.5}
+
+
+def write(writer: DatasetWriter, index: int, record: dict, **pictures) -> dict:
+    """Write one record whole, as the scripts do."""
+    full = write_pictures(writer.folder, index, record, **pictures)
+    writer.append(full)
+    return full
+
+
+def edit(folder, index: int, **changes) -> None:
+    records = read_records(folder)
+    records[index] |= changes
+    write_records(folder, records)
+
+
+def files_of(folder) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_every_picture_comes_back_as_it_was_written(tmp_path):
+    writer, given = DatasetWriter(tmp_path, {}), pictures()
+    record = write(writer, 5, {"text": "a can"}, **given)
+    assert [record] == read_records(tmp_path)
+    np.testing.assert_array_equal(load_image(tmp_path, record), given["image"])
+    for name in ("skeleton", "normal", "segmentation"):
+        loaded = getattr(load_conditions(tmp_path, record), name)
+        np.testing.assert_array_equal(loaded, getattr(given["conditions"], name))
+    assert np.abs(load_depth(tmp_path, record) - given["depth"]).max() <= 0.000501  # half a millimetre
+    np.testing.assert_array_equal(load_object_mask(tmp_path, record), given["object_mask"])
+    assert (record["height"], record["width"], record["file_name"]) == (8, 12, "images/000005.png")
+
+
+def test_file_name_is_the_first_key_and_unknown_values_are_null(tmp_path):
+    write(DatasetWriter(tmp_path, {}), 0, {"text": "x", "extra": 1}, conditions=pictures()["conditions"])
+    line = (tmp_path / "metadata.jsonl").read_text()
+    assert line.startswith('{"file_name": null, ') and line.endswith("}\n")
+    record = json.loads(line)
+    assert record["category"] is None and record["keypoints_3d"] is None and record["extra"] == 1
+    assert set(RECORD_KEYS) <= set(record)
+
+
+def test_records_without_conditions_have_black_ones(tmp_path):
+    record = write(DatasetWriter(tmp_path, {}), 0, {"text": "a beach"}, image=pictures()["image"])
+    conditions = load_conditions(tmp_path, record)
+    assert not conditions.skeleton.any() and not conditions.normal.any() and conditions.segmentation.shape == (8, 12, 3)
+
+
+def test_looks_of_one_geometry_share_its_condition_files(tmp_path):
+    writer = DatasetWriter(tmp_path, {})
+    first = write(writer, 0, {"text": "red"}, **pictures(10))
+    shared = {key: first[key] for key in PICTURE_FOLDERS if key != "file_name"}
+    second = write(writer, 1, {"text": "blue"} | shared, image=pictures(99)["image"])
+    assert second["file_name"] == "images/000001.png" and not (tmp_path / "skeleton/000001.png").exists()
+    np.testing.assert_array_equal(load_conditions(tmp_path, second).normal, pictures(10)["conditions"].normal)
+
+
+def test_text_chunks_are_in_the_picture(tmp_path):
+    parameters = "A hand is grasping a mug\nSteps: 20, Seed: 3"
+    record = write(DatasetWriter(tmp_path, {}), 0, {}, **pictures(), png_text={"parameters": parameters, "jp": "茶碗"})
+    with Image.open(tmp_path / record["file_name"]) as image:
+        assert image.text == {"parameters": parameters, "jp": "茶碗"}
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["no newline yet", "half a line"])
+def test_a_line_cut_short_is_an_absent_record_and_the_next_is_written_whole(tmp_path, whole):
+    writer = DatasetWriter(tmp_path, {"job": {"a": 1}})
+    for index in range(3):
+        write(writer, index, {"text": "x"}, **pictures())
+    path = tmp_path / "metadata.jsonl"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] if whole else content[:-100])
+    assert [record["index"] for record in read_records(tmp_path)] == [0, 1]
+    again = DatasetWriter(tmp_path, {"job": {"a": 1}})
+    assert [again.done(index) for index in range(3)] == [True, True, False]
+    write(again, 2, {"text": "x"}, **pictures())
+    assert path.read_bytes() == content
+
+
+def test_a_broken_line_in_the_middle_is_named(tmp_path):
+    writer = DatasetWriter(tmp_path, {})
+    write(writer, 0, {}, **pictures())
+    with open(tmp_path / "metadata.jsonl", "a") as stream:
+        stream.write("{broken\n")
+    with pytest.raises(ValueError, match=r"metadata.jsonl line 2 is not JSON"):
+        read_records(tmp_path)
+
+
+def test_a_record_that_lost_a_file_is_made_again(tmp_path):
+    writer = DatasetWriter(tmp_path, {})
+    for index in range(2):
+        write(writer, index, {}, **pictures())
+    (tmp_path / "normal/000000.png").unlink()
+    again = DatasetWriter(tmp_path, {})
+    assert not again.done(0) and again.done(1)
+    write(again, 0, {"text": "new"}, **pictures())
+    again.finish(grid=False)
+    assert [record["text"] for record in read_records(tmp_path)] == ["new", None]
+
+
+def test_ranks_merge_to_what_one_process_writes(tmp_path):
+    alone = DatasetWriter(tmp_path / "one", {})
+    ranks = [DatasetWriter(tmp_path / "two", {}, rank, 2) for rank in range(2)]
+    for index in range(5):
+        write(alone, index, {"text": str(index)}, **pictures(index))
+    for index in (4, 1, 3, 0, 2):
+        write(ranks[index % 2], index, {"text": str(index)}, **pictures(index))
+    assert [record["index"] for record in read_records(tmp_path / "two")] == [0, 1, 2, 3, 4]  # before merging too
+    alone.finish()
+    ranks[1].finish()
+    ranks[0].finish()
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
+    for name in files_of(tmp_path / "one"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+def test_another_job_in_the_same_folder_is_refused(tmp_path):
+    DatasetWriter(tmp_path, {"job": {"seed": 1, "size": [2, 3]}})
+    DatasetWriter(tmp_path, {"job": {"seed": 1, "size": (2, 3)}})
+    with pytest.raises(ValueError, match="another job .*seed: 1 there, 2 now"):
+        DatasetWriter(tmp_path, {"job": {"seed": 2, "size": (2, 3)}})
+    refuse_other_job(tmp_path, {"job": {"seed": 2, "size": (2, 3)}}, ignoring=("seed",))
+
+
+def test_the_refusal_is_short_and_says_how_to_go_on(tmp_path):
+    made = {"made_by": "sample.py", "command": "python sample.py --num 8"}
+    DatasetWriter(tmp_path, made | {"job": {name: "x" * 500 for name in "abcdef"}})
+    with pytest.raises(ValueError) as refusal:
+        DatasetWriter(tmp_path, made | {"job": {}})
+    said = str(refusal.value)
+    assert "a: 'xxx" in said and "d: 'xxx" in said and "e: " not in said and "and 2 more" in said and len(said) < 600
+    assert said.endswith(
+        "choose another folder with --out, or continue it with its own command: python sample.py --num 8"
+    )
+    with pytest.raises(
+        ValueError, match="sample.py made it, this is make_dataset.py.*python sample.py --num 8"
+    ) as refusal:
+        DatasetWriter(tmp_path, {"made_by": "make_dataset.py", "job": {"seed": 0}})
+    assert "xxx" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["images/000000.png", "objects/can_0000.ply", "grid.png", "clip.mp4", "dataset.json"])
+def test_a_folder_of_other_origin_is_refused_and_keeps_its_files(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text('{"mine": 1}')
+    with pytest.raises(ValueError, match=f"{tmp_path} is no dataset folder but has {name}.*another folder with --out"):
+        DatasetWriter(tmp_path, {"job": {"seed": 1}})
+    assert files_of(tmp_path) == {name} and (tmp_path / name).read_text() == '{"mine": 1}'
+
+
+def test_a_folder_with_files_that_no_script_writes_is_taken(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "log.txt").write_text("2026-01-01 started")
+    write(DatasetWriter(tmp_path, {}), 0, {}, **pictures())
+    (tmp_path / "dataset.json").unlink()  # what the message about a damaged one says to do
+    assert DatasetWriter(tmp_path, {}).done(0)
+
+
+@pytest.mark.parametrize(("content", "message"), [('{"job": {"se', "is not JSON"), ("[1]", "holds a list, expected")])
+def test_a_damaged_description_is_named(tmp_path, content, message):
+    DatasetWriter(tmp_path, {"job": {"seed": 1}})
+    (tmp_path / "dataset.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"{re.escape(str(tmp_path))}/dataset.json {message}.*delete it"):
+        DatasetWriter(tmp_path, {"job": {"seed": 1}})
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"image": np.zeros((8, 12), np.uint8)}, r"images is \(8, 12\) uint8, expected \(H, W, 3\) uint8"),
+        ({"image": np.zeros((9, 12, 3), np.uint8)}, r"differ in size .*\(8, 12\), \(9, 12\)"),
+        ({"depth": np.full((8, 12), 70.0)}, "16-bit mm"),
+        ({"depth": np.full((8, 12), np.nan)}, "finite metres"),
+        ({"object_mask": np.zeros((8, 12), np.uint8)}, r"object_mask is \(8, 12\) uint8, expected \(H, W\) bool"),
+        ({"record": {"keypoints_2d": np.zeros((20, 2))}}, "record 3: keypoints_2d has 40 numbers, expected 42"),
+        ({"record": {"transl": [0, 0, np.inf]}}, "transl has 3 numbers, expected 3, all finite"),
+    ],
+)
+def test_wrong_shapes_are_named_and_nothing_is_written(tmp_path, change, message):
+    writer = DatasetWriter(tmp_path, {})
+    before = files_of(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        write(writer, 3, **({"record": {}} | pictures() | change))
+    assert files_of(tmp_path) == before
+
+
+class FullDisk:
+    """Stands for `open`: files have room for `bytes_left` bytes in all."""
+
+    def __init__(self, bytes_left: int) -> None:
+        self.bytes_left = bytes_left
+
+    def __call__(self, path, mode):
+        stream = open(path, mode)
+        write = stream.write
+
+        def limited(content):
+            write(content[: self.bytes_left])
+            stream.flush()
+            self.bytes_left -= len(content)
+            if self.bytes_left < 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        class Limited:
+            tell, flush = stream.tell, stream.flush
+            write = staticmethod(limited)
+
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *unused):
+                stream.close()
+
+        return Limited()
+
+
+def test_a_full_disk_leaves_no_half_record_wherever_it_strikes(tmp_path, monkeypatch):
+    write(DatasetWriter(tmp_path / "free", {}), 0, {"text": "x"}, **pictures())
+    needed = sum((tmp_path / "free" / name).stat().st_size for name in files_of(tmp_path / "free") - {"dataset.json"})
+    for room in range(0, needed, 61):
+        folder = tmp_path / str(room)
+        writer = DatasetWriter(folder, {})
+        with monkeypatch.context() as patch:
+            patch.setattr(dataset_writer, "open", FullDisk(room), raising=False)
+            with pytest.raises(OSError, match="disk is full; finished records are safe"):
+                write(writer, 0, {"text": "x"}, **pictures())
+        assert not any(name.endswith(".tmp") for name in files_of(folder))
+        assert not any(folder.glob("metadata*.jsonl")) or read_records(folder) == []
+        for path in folder.rglob("*.png"):
+            Image.open(path).load()  # what has its name is whole
+        write(writer, 0, {"text": "x"}, **pictures())
+        assert [record["text"] for record in read_records(folder)] == ["x"]
+
+
+def test_a_folder_rendered_again_from_its_annotation_reproduces_itself(rendered):
+    report = check_folder(rendered)
+    assert report.ok, str(report)
+    assert (report.records, report.rendered) == (4, 4)
+    assert (rendered / "grid.png").exists()
+
+
+def test_pixels_are_where_rays_through_the_annotation_hit(rendered, hand):
+    """Segmentation and depth against trimesh's ray casting of the stored mesh, pose and hand parameters."""
+    record = read_records(rendered)[0]
+    vertices, faces = load_mesh(rendered, record)
+    pose = np.reshape(record["object_to_camera"], (4, 4))
+    keys = ("global_orient", "hand_pose", "transl", "hand_betas")
+    posed = hand(HandPose(*(np.array(record[key]) for key in keys), record["hand_side"]))
+    meshes = [trimesh.Trimesh(posed.vertices, posed.faces, process=False),
+              trimesh.Trimesh(vertices @ pose[:3, :3].T + pose[:3, 3], faces, process=False)]  # fmt: skip
+    rows, columns = (np.random.default_rng(0).permutation(np.argwhere(np.ones((SIZE, SIZE))))[:1500]).T
+    intrinsics = np.reshape(record["intrinsics"], (3, 3))
+    rays = np.stack([columns, rows, np.ones_like(rows)], axis=1) @ np.linalg.inv(intrinsics).T
+    depth = np.full((2, len(rays)), np.inf)
+    for k, mesh in enumerate(meshes):
+        points, ray, _ = mesh.ray.intersects_location(np.zeros_like(rays), rays)
+        np.minimum.at(depth[k], ray, points[:, 2])
+    labels = np.where(np.isinf(depth).all(axis=0), 0, depth.argmin(axis=0) + 1)
+    drawn = load_conditions(rendered, record).segmentation[rows, columns]
+    assert min(np.bincount(labels)) > 10  # background, hand and object are all there
+    assert (drawn == SEGMENTATION_COLORS[labels]).all(axis=1).mean() > 0.998
+    agree = (drawn == SEGMENTATION_COLORS[labels]).all(axis=1) & (labels > 0)
+    difference = load_depth(rendered, record)[rows, columns][agree] - depth.min(axis=0)[agree]
+    assert np.quantile(np.abs(difference), 0.99) < 0.0006
+    amodal = load_object_mask(rendered, record)[rows, columns]
+    assert (amodal == np.isfinite(depth[1])).mean() > 0.998
+
+
+def repaint(folder, name: str, change) -> None:
+    pixels = np.array(Image.open(folder / name))
+    Image.fromarray(change(pixels)).save(folder / name)
+
+
+def one_pixel(pixels: np.ndarray) -> np.ndarray:
+    pixels[40, 40] = (1, 2, 3)
+    return pixels
+
+
+def nudge(folder, key: str, position: int, amount: float) -> None:
+    numbers = read_records(folder)[0][key]
+    numbers[position] += amount
+    edit(folder, 0, **{key: numbers})
+
+
+def scale_mesh(folder) -> None:
+    path = folder / read_records(folder)[0]["object_path"]
+    mesh = trimesh.load(path, process=False)
+    mesh.vertices *= 1.03
+    mesh.export(path)
+
+
+CORRUPTIONS = {
+    "keypoint in the picture": (lambda f: nudge(f, "keypoints_2d", 8, 2.0), "not the projection"),
+    "keypoint in space": (lambda f: nudge(f, "keypoints_3d", 8, 0.002), "not the projection|mm from keypoints_3d"),
+    "transl": (lambda f: nudge(f, "transl", 2, 0.002), "2.00 mm from keypoints_3d"),
+    "finger": (lambda f: nudge(f, "hand_pose", 2, 0.05), "mm from keypoints_3d"),
+    "camera": (lambda f: nudge(f, "intrinsics", 2, 1.0), "not the projection"),
+    "object pose": (lambda f: nudge(f, "object_to_camera", 3, 0.004), "differs from a re-render"),
+    "mesh": (scale_mesh, "differs from a re-render"),
+    "mesh file cut short": (lambda f: os.truncate(f / "objects/mug_0003.ply", 3000), "damaged"),
+    "mesh gone": (lambda f: (f / "objects/mug_0003.ply").unlink(), "mug_0003.ply is missing"),
+    "colour": (lambda f: repaint(f, "segmentation/000000.png", one_pixel), r"colour .* \[1, 2, 3\] at row 40"),
+    "skeleton": (lambda f: repaint(f, "skeleton/000000.png", one_pixel), "skeleton differs in 1 pixels"),
+    "normal": (lambda f: repaint(f, "normal/000000.png", lambda p: p[:, ::-1]), "normal differs"),
+    "depth": (lambda f: repaint(f, "depth/000000.png", lambda p: p + np.uint16(2)), "depth differs"),
+    "object mask": (lambda f: repaint(f, "object_mask/000000.png", lambda p: np.roll(p, 3, 0)), "object_mask differs"),
+    "size": (lambda f: repaint(f, "depth/000000.png", lambda p: p[:-1]), r"depth is \(95, 96\) uint16, expected"),
+    "picture gone": (lambda f: (f / "normal/000001.png").unlink(), "record 1: normal/000001.png is missing"),
+    "picture cut short": (lambda f: os.truncate(f / "skeleton/000002.png", 60), "000002.png is damaged"),
+    "numbers lost": (lambda f: edit(f, 0, hand_pose=[0.0] * 44), "hand_pose has 44 numbers, expected 45"),
+    "line lost": (lambda f: write_records(f, read_records(f)[:-1]), "counts 4 records, the metadata holds 3"),
+    "metadata gone": (lambda f: (f / "metadata.jsonl").unlink(), "no metadata.jsonl"),
+    "description gone": (lambda f: (f / "dataset.json").unlink(), "dataset.json is missing"),
+}
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_check_finds(copy, renderer, hand, name):
+    corrupt, message = CORRUPTIONS[name]
+    corrupt(copy)
+    report = check_folder(copy, hand, renderer)
+    assert not report.ok
+    assert re.search(message, "\n".join(report.problems)), str(report)
+
+
+def test_looks_that_share_conditions_must_agree_in_their_annotation(copy, renderer, hand):
+    records = read_records(copy)
+    records.append(records[0] | {"index": 9, "transl": [0.0, 0.0, 0.5]})
+    write_records(copy, records)
+    (copy / "dataset.json").write_text("{}")
+    report = check_folder(copy, hand, renderer)
+    assert report.problems == ["record 9: transl differs from record 0, which has the same condition images"]

@@ -1,0 +1,101 @@
+"""The export command: whole or absent, faults named, nothing left out in silence.  The folder itself in `datasets`."""
+
+import errno
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hoi.data.dataset import load_picture, read_records
+from hoi.data.dataset_writer import write_records
+from hoi.export import __main__ as export_module
+from hoi.export import export_folder
+from hoi.export.__main__ import FORMATS, export, run
+
+
+@pytest.fixture
+def copy(export_source, tmp_path):
+    return shutil.copytree(export_source, tmp_path / "copy")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_fault_on_the_way_leaves_nothing_behind_and_names_the_file(copy, tmp_path, name):
+    os.truncate(copy / "images" / "000002.png", 900)
+    with pytest.raises(ValueError, match=r"images/000002\.png is damaged"):
+        export(copy, name, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy"]
+
+
+def test_a_full_disk_says_so_and_leaves_nothing_behind(export_source, tmp_path, monkeypatch):
+    def full(source, target):
+        Path(target).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(export_folder.shutil, "copyfile", full)
+    with pytest.raises(SystemExit, match="disk is full; the unfinished export was removed"):
+        run(["--format", "coco", str(export_source), str(tmp_path / "out")])
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interruption_leaves_nothing_behind(export_source, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_module.bop, "write_models", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(SystemExit, match="interrupted: nothing was left behind"):
+        run(["--format", "bop", str(export_source), str(tmp_path / "out")])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("--format bop SOURCE .", r"hoi.export: . exists already; choose another folder"),
+        ("--format bop nowhere OUT", "nowhere has no metadata.jsonl: it is no dataset folder"),
+        ("--format coco --labels SOURCE OUT", "--labels is for --format nocs"),
+        ("--format kitti SOURCE OUT", "invalid choice"),
+        ("--format nocs WIDE OUT", "no record for nocs\n.* camera is not that of NOCS .*make_dataset.py --camera nocs"),
+        ("--format coco BLANK OUT", "no record for coco\n  6 left out: they have no picture: make_dataset.py --shade"),
+        ("--format csv EMPTY OUT", "no record for csv"),
+    ],
+)
+def test_a_bad_request_gets_a_message_and_leaves_nothing_behind(export_source, tmp_path, words, message, capsys):
+    changes = {
+        "WIDE": lambda record: record | {"intrinsics": record["intrinsics"] and [300.0, *record["intrinsics"][1:]]},
+        "BLANK": lambda record: record | {"file_name": None},
+        "EMPTY": lambda record: None,
+    }
+    places = {"SOURCE": export_source, "OUT": tmp_path / "out"}
+    for name, change in changes.items():
+        if name in words:
+            places[name] = shutil.copytree(export_source, tmp_path / name)
+            write_records(places[name], [new for old in read_records(export_source) if (new := change(old))])
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(SystemExit) as exit_status:
+        run([str(places.get(word, word)) for word in words.split()])
+    text = f"{exit_status.value.code}\n{capsys.readouterr().err}"
+    assert exit_status.value.code != 0 and re.search(message, text, re.DOTALL), text
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_is_left_out_is_counted_by_reason_and_the_card_goes_with_the_export(export_source, tmp_path, capsys):
+    run(["--format", "bop", str(export_source), str(tmp_path / "out")])
+    said = capsys.readouterr().out
+    assert "4 records -> " in said and "1 left out: they have no object_mask_file_name, object_path" in said
+    card = (tmp_path / "out" / "dataset_info.md").read_text()
+    assert "4 records" in card and "left out" in card and "MIT" in card and "millimetres" in card
+
+
+def test_the_dataset_folder_itself_opens_in_datasets(export_source, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # read when the package is imported
+    import datasets
+
+    table = datasets.load_dataset("imagefolder", data_dir=str(export_source), cache_dir=str(tmp_path))["train"]
+    records = [record for record in read_records(export_source) if record["depth_file_name"]]
+    rows = {row["index"]: row for row in table}
+    assert len(table) == 6
+    for record in records:
+        row = rows[record["index"]]
+        np.testing.assert_array_equal(np.array(row["image"]), load_picture(export_source, record, "file_name"))
+        np.testing.assert_array_equal(np.array(row["depth"]), load_picture(export_source, record, "depth_file_name"))
+        assert row["text"] == record["text"] and row["intrinsics"] == record["intrinsics"]

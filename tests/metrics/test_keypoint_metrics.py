@@ -1,0 +1,123 @@
+"""Numbers of predicted hands: hand-computed PCK, alignment by a known similarity, contact by the published rule."""
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from hoi.metrics.keypoint_metrics import add_contact_numbers, add_keypoint_numbers, errors_3d_mm, hand_errors
+from hoi.metrics.measurement import Sheet, as_table
+from hoi.verify.estimators import ContactPrediction, HandPrediction
+
+BOX = np.zeros(4)
+
+
+def record(index: int, keypoints_2d=None, **more) -> dict:
+    """Joints on a grid of 100 x 40 pixels."""
+    grid = np.stack([np.linspace(0, 100, 21), np.tile([0, 20, 40], 7)], axis=1)
+    points = grid if keypoints_2d is None else keypoints_2d
+    return {"index": index, "file_name": f"images/{index:06d}.png", "keypoints_2d": np.ravel(points).tolist(), **more}
+
+
+def target(of: dict) -> np.ndarray:
+    return np.reshape(of["keypoints_2d"], (21, 2))
+
+
+def numbers(sheet: Sheet) -> dict[str, float]:
+    return {item.name: item.estimate.value for item in sheet.measurements}
+
+
+def test_pck_counts_joints_within_a_share_of_the_longer_side_and_a_missed_hand_is_all_wrong():
+    records = [record(0), record(1), record(2)]
+    off = target(records[0]) + 0.0
+    off[:7, 0] += 9  # of 100 pixels
+    off[7:14, 1] += 15
+    predictions = {
+        "images/000000.png": [HandPrediction(off)],
+        "images/000001.png": [HandPrediction(target(records[1]))],
+        "images/000002.png": [],
+    }
+    sheet = Sheet(0, 0)
+    add_keypoint_numbers(sheet, records, predictions, [0.05, 0.1, 0.2])
+    found = numbers(sheet)
+    assert found["PCK@0.05"] == pytest.approx((1 / 3 + 1 + 0) / 3)
+    assert found["PCK@0.1"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+    assert found["PCK@0.2"] == pytest.approx((1 + 1 + 0) / 3)
+    curve = [np.mean(np.r_[[0.09 <= t] * 7, [0.15 <= t] * 7, [True] * 28, [False] * 21]) for t in np.arange(2e4) / 1e5]
+    assert found["PCK AUC 0..0.2"] == pytest.approx(np.mean(curve), abs=1e-4)
+    assert found["hand detection rate"] == pytest.approx(2 / 3)
+    assert found["keypoint error, px"] == pytest.approx((9 / 3 + 15 / 3 + 0) / 2)
+    assert "MPJPE, mm" not in found
+
+
+def test_a_joint_at_the_threshold_is_wrong_as_in_mmpose_and_in_the_verifier():
+    one = record(0)
+    sheet = Sheet(0, 0)
+    add_keypoint_numbers(sheet, [one], {one["file_name"]: [HandPrediction(target(one) + [0, 25])]}, [0.25, 0.26])
+    assert [numbers(sheet)[f"PCK@{threshold}"] for threshold in (0.25, 0.26)] == [0, 1]
+
+
+def test_of_several_hands_the_nearest_counts():
+    one = record(0)
+    hands = [HandPrediction(target(one) + 300, hand_side="left"), HandPrediction(target(one) + [3, 4])]
+    errors = hand_errors([one], {one["file_name"]: hands})
+    np.testing.assert_allclose(errors.pixels, 5)
+    np.testing.assert_allclose(errors.relative, 0.05)
+
+
+def test_3d_errors_ignore_what_each_alignment_takes_away():
+    generator = np.random.default_rng(0)
+    hand = generator.normal(0, 0.05, (21, 3))
+    assert errors_3d_mm(hand + [0.1, 0.2, 0.9], hand) == pytest.approx((0, 0), abs=1e-9)
+    turned = 1.3 * Rotation.from_rotvec([0.2, 0.5, 1]).apply(hand) + 0.4
+    rooted, aligned = errors_3d_mm(turned, hand)
+    assert rooted > 20 and aligned == pytest.approx(0, abs=1e-9)
+    further = hand.copy()
+    further[4] += [0.021, 0, 0]  # one of 21 joints, 21 mm
+    rooted, aligned = errors_3d_mm(further, hand)
+    assert rooted == pytest.approx(1) and aligned > 0.5  # the others move to meet it
+    one = record(0, keypoints_3d=hand.ravel().tolist())
+    sheet = Sheet(0, 0)
+    add_keypoint_numbers(
+        sheet,
+        [one, record(1)],
+        {
+            one["file_name"]: [HandPrediction(target(one), keypoints_3d=further)],
+            "images/000001.png": [HandPrediction(target(one))],
+        },
+        [0.2],
+    )
+    assert numbers(sheet)["MPJPE, mm"] == pytest.approx(1)
+
+
+def test_contact_is_state_3_of_the_most_certain_hand_over_all_pictures():
+    states = {0: [(0.9, 3), (0.6, 0)], 1: [(0.6, 3), (0.9, 4)], 2: [], 3: [(0.4, 3)], 4: [(0.8, 3)], 5: [(0.9, 3)]}
+    records = [record(i, category="mug" if i < 4 else "can", contact=True) for i in range(5)]
+    records.append(record(5, category="can", contact=False))  # an approach: the detector's hand counts for nothing
+    predictions = {f"images/{i:06d}.png": [ContactPrediction(BOX, *hand) for hand in hands]
+                   for i, hands in states.items()}  # fmt: skip
+    sheet = Sheet(0, 0)
+    add_contact_numbers(sheet, records, predictions)
+    found = numbers(sheet)
+    assert found["contact recall, %"] == pytest.approx(100 * 2 / 5)
+    assert found["contact recall with stationary, %"] == pytest.approx(100 * 3 / 5)
+    assert found["contact recall, mean of categories, %"] == pytest.approx((25 + 100) / 2)
+    assert found["contact by geometry, %"] == pytest.approx(100 * 5 / 6)
+    assert any("1 pictures annotated as not touching" in note for note in sheet.notes)
+    assert any("no hand 2" in note and "portable object 2" in note for note in sheet.notes)
+
+
+def test_records_without_keypoints_are_counted_and_a_hand_in_one_point_is_named():
+    bare = record(1) | {"keypoints_2d": None}
+    sheet = Sheet(0, 0)
+    add_keypoint_numbers(sheet, [record(0), bare], {"images/000000.png": [], "images/000001.png": []}, [0.2])
+    assert numbers(sheet)["PCK@0.2"] == 0 and np.isnan(numbers(sheet)["keypoint error, px"])
+    assert sheet.measurements[0].estimate.n == 1
+    assert sheet.notes == ["1 pictures without annotated keypoints count for no keypoint number"]
+    assert "| -     |" in as_table(sheet.measurements)
+    assert sheet.measurements[-1].as_json()["value"] is None
+    with pytest.raises(ValueError, match="no record has keypoints_2d"):
+        add_keypoint_numbers(sheet, [bare], {"images/000001.png": []}, [0.2])
+    with pytest.raises(ValueError, match="record 3: its keypoints_2d lie in one point"):
+        hand_errors([record(3, np.ones((21, 2)))], {"images/000003.png": []})
+    with pytest.raises(ValueError, match="every record says that nothing touches"):
+        add_contact_numbers(sheet, [record(0, contact=False)], {"images/000000.png": []})

@@ -1,0 +1,233 @@
+"""HO-3D and the authors' CSV in their original layouts, and the ways to normals, read back with known truth."""
+
+import json
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch._dynamo  # noqa: F401 - transformers loads it; it must come before GL's driver, see FrameConverter
+from PIL import Image
+from real_layouts import INTRINSICS, draw, project, write_ho3d, write_mano, write_official_csv
+
+import make_dataset
+from hoi.conditions import draw_normal, normals_from_inverse_depth
+from hoi.data.check import check_folder
+from hoi.data.dataset import load_conditions, load_depth, load_image, read_records
+from hoi.geometry.hand import HandPose, load_hand
+from hoi.sources.depth_normals import DepthEstimator, normals_from_depth, read_depth_file
+from hoi.sources.ho3d import HO3D
+from hoi.sources.official_csv import label_map_of
+from hoi.sources.source_frame import Rejected, Window
+from make_dataset import main, parse_args
+
+HAND, OBJECT = [128, 128, 128], [153, 51, 51]
+
+
+@pytest.fixture(scope="module")
+def ho3d(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ho3d")
+    arrays, mano = write_mano(folder)
+    return folder / "root", mano, write_ho3d(folder / "root", arrays)
+
+
+def convert(words, out):
+    main(parse_args([*map(str, words), "--size", "160", "--out", str(out)]))
+    return read_records(out), json.loads((out / "dataset.json").read_text())
+
+
+def labels_of(folder, record):
+    segmentation = load_conditions(folder, record).segmentation
+    return (segmentation == HAND).all(axis=-1) + 2 * (segmentation == OBJECT).all(axis=-1)
+
+
+def test_ho3d_comes_back_in_opencv_axes_with_a_rendered_segmentation(ho3d, tmp_path):
+    root, mano, truth = ho3d
+    records, description = convert(["--ho3d", root, "--mano", mano], tmp_path)
+    assert len(records) == 3 and description["rejected"] == {"the source has no annotation of it": 1}
+    for record in records:
+        true = truth[record["source_frame"]]
+        pose = HandPose(*(np.array(record[k]) for k in ("global_orient", "hand_pose", "transl", "hand_betas")))
+        mesh = load_hand(mano)(pose)
+        skin = np.unique(mesh.faces)
+        np.testing.assert_allclose(mesh.vertices[skin], true["vertices"][skin], atol=2e-6)
+        np.testing.assert_allclose(np.reshape(record["keypoints_3d"], (21, 3)), true["keypoints_3d"], atol=1e-8)
+        again = project(true["keypoints_3d"], np.reshape(record["intrinsics"], (3, 3)))
+        np.testing.assert_allclose(np.reshape(record["keypoints_2d"], (21, 2)), again, atol=1e-6)
+        window = Window(*record["crop_box"], 160)
+        expected, labels = window.cut_map(true["labels"]), labels_of(tmp_path, record)
+        for label in (1, 2):
+            overlap = ((labels == label) & (expected == label)).sum() / ((labels == label) | (expected == label)).sum()
+            assert overlap > 0.95
+        difference = np.abs(load_depth(tmp_path, record) - window.cut_map(true["depth"]))[expected > 0]
+        assert difference.max() < 0.0007  # the file's steps are 0.125 mm, ours a millimetre
+    assert check_folder(tmp_path, load_hand(mano)).ok
+
+
+def test_ho3d_needs_mano_and_says_why(ho3d, tmp_path):
+    with pytest.raises(ValueError, match="HO-3D has no segmentation files.*hands are MANO's: pass --mano FILE"):
+        convert(["--ho3d", ho3d[0], "--normals", "sensor-depth"], tmp_path)
+
+
+def test_the_evaluation_split_is_rejected_with_its_reason(ho3d, tmp_path):
+    with pytest.raises(ValueError, match="no frame gave a record:\n  1 the source publishes no hand pose for it"):
+        convert(["--ho3d", ho3d[0], "--mano", ho3d[1], "--split", "evaluation"], tmp_path)
+
+
+def test_a_pickle_that_names_a_function_is_rejected_and_nothing_runs(ho3d, tmp_path):
+    class Malicious:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    folder = tmp_path / "train/S/meta"
+    folder.mkdir(parents=True)
+    (tmp_path / "train.txt").write_text("S/0000\nS/0001\n")
+    (folder / "0000.pkl").write_bytes(pickle.dumps({"objName": Malicious()}, protocol=2))
+    source = HO3D(tmp_path, mano_path=ho3d[1])
+    with pytest.raises(Rejected, match="names posix.system, which an HO-3D file does not contain"):
+        source.read(0)
+    with pytest.raises(Rejected, match="the annotation file is missing"):
+        source.read(1)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.fixture(scope="module")
+def tiny_dpt(tmp_path_factory):
+    """A randomly initialised DPT in the format of transformers."""
+    transformers = pytest.importorskip("transformers")
+    import torch
+
+    torch.manual_seed(0)
+    config = transformers.DPTConfig(
+        hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32, image_size=64, patch_size=16,
+        backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[8, 8, 8, 8], fusion_hidden_size=8,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("dpt")
+    transformers.DPTForDepthEstimation(config).save_pretrained(folder)
+    return folder
+
+
+def test_the_csv_gives_what_it_has_and_null_for_the_rest(tiny_dpt, tmp_path):
+    labels = write_official_csv(tmp_path / "csv")
+    records, description = convert(["--csv", tmp_path / "csv/train.csv", "--depth-model", tiny_dpt], tmp_path / "out")
+    assert description["rejected"] == {
+        "its box is no box": 1, "OakInk: two people, or a handover": 1, "the picture is missing": 1}
+    assert [r["text"] for r in records] == ["A hand is grasping a toy car", "A red car, in a hand"]
+    assert [r["category"] for r in records] == ["toy car", None]
+    record = records[0]
+    unknown = ("intrinsics", "object_to_camera", "object_path", "hand_pose", "transl", "keypoints_3d", "keypoints_2d",
+               "depth_file_name", "object_mask_file_name", "hand_side", "contact")  # fmt: skip
+    assert all(record[key] is None for key in unknown) and record["normal_source"] == "estimated"
+    found = labels_of(tmp_path / "out", record)
+    # 350 x 420 pixels in a square of 420, shrunk to 160, 35 black rows above and below.
+    square = np.pad(labels[100:450, 50:470], ((35, 35), (0, 0)))
+    nearest = ((np.arange(160) + 0.5) * 420 / 160).astype(int)
+    assert (found == square[np.ix_(nearest, nearest)]).mean() > 0.995
+    image, conditions = load_image(tmp_path / "out", record), load_conditions(tmp_path / "out", record)
+    assert not image[:12].any() and image[15].any() and not conditions.normal[found == 0].any()
+    assert np.median(conditions.skeleton[found == 1]) == 200
+    with Image.open(tmp_path / "csv/mask/image.jpg") as picture:
+        whole = np.zeros((420, 420, 3), dtype=np.uint8)
+        whole[35:385] = np.asarray(picture)[100:450, 50:470]
+    expected = np.asarray(Image.fromarray(whole).resize((160, 160), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(image, expected)
+
+
+def test_the_estimated_normals_are_the_networks_depth_through_the_papers_recipe(tiny_dpt, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    import torch
+
+    image = np.random.default_rng(0).integers(0, 255, (160, 160, 3), dtype=np.uint8)
+    network = transformers.AutoModelForDepthEstimation.from_pretrained(tiny_dpt).eval()
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 127.5 - 1
+    pixels = torch.nn.functional.interpolate(pixels, (64, 64), mode="bicubic")
+    expected = network(pixel_values=pixels).predicted_depth[0].detach().numpy()
+    np.testing.assert_allclose(DepthEstimator(str(tiny_dpt))(image), expected, atol=1e-5)
+    with pytest.raises(ValueError, match="no DPT depth network could be loaded from '.*nowhere'"):
+        DepthEstimator(str(tmp_path / "nowhere"))
+
+
+def test_labels_survive_jpeg_and_end_where_the_binary_mask_ends():
+    mask = np.full((2, 3, 3), 128, dtype=np.uint8)
+    mask[0], mask[1, 2] = (140, 60, 45), (9, 0, 12)  # colours as JPEG leaves them
+    seg = np.array([[255, 250, 3], [255, 0, 255]], dtype=np.uint8)
+    assert label_map_of(mask, seg).tolist() == [[2, 2, 0], [1, 0, 0]]
+
+
+def test_the_regularisation_csv_gives_scenery(tmp_path):
+    for k, side in enumerate((64, 64, 50)):
+        Image.new("RGB", (64, side), (k, 2, 3)).save(tmp_path / f"{k}.png")
+    (tmp_path / "reg.csv").write_text('image,sentence\n0.png,"A beach, at sunset."\n1.png,Snow.\n2.png,Low.\n')
+    records, description = convert(["--csv", tmp_path / "reg.csv"], tmp_path / "out")
+    assert [r["text"] for r in records] == ["A beach, at sunset.", "Snow."]
+    assert description["rejected"] == {"a scenery picture is not square": 1}
+    assert all(r["skeleton_file_name"] is None and r["category"] is None for r in records)
+    assert (load_image(tmp_path / "out", records[1]) == [1, 2, 3]).all()
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("image,skeleton,sentence\n", "has no column top, bottom, left, right, seg, mask"),
+    ("picture,words\n", "has no column sentence|has no column image"),
+    ("image,sentence\na.png,A hand, a mug\n", "line 2 has another number of cells than the 2.*need quotes"),
+])  # fmt: skip
+def test_a_csv_that_does_not_fit_is_refused_with_its_line(text, message, tmp_path):
+    (tmp_path / "bad.csv").write_text(text)
+    with pytest.raises(SystemExit, match=message):
+        make_dataset.run(["--csv", str(tmp_path / "bad.csv"), "--out", str(tmp_path / "out")])
+
+
+def test_the_csv_cannot_render_normals_and_says_what_else_there_is(tmp_path):
+    write_official_csv(tmp_path)
+    with pytest.raises(SystemExit, match="no 3D annotation to render normals from; choose --normals estimated, depth"):
+        make_dataset.run(["--csv", str(tmp_path / "train.csv"), "--normals", "rendered", "--out", str(tmp_path / "o")])
+
+
+def test_normals_of_a_tilted_plane_with_holes_are_exact():
+    rows, columns = np.mgrid[:120, :160]
+    rays = np.stack([columns, rows, np.ones_like(rows)], axis=-1) @ np.linalg.inv(INTRINSICS).T
+    normal = np.array([0.5, -0.3, -0.8]) / np.linalg.norm([0.5, -0.3, -0.8])
+    depth = -0.5 / (rays @ normal)  # of the plane normal . X = -0.5
+    holes = np.random.default_rng(0).uniform(size=depth.shape) < 0.3
+    label_map = np.zeros(depth.shape, dtype=np.uint8)
+    label_map[20:100, 30:130] = 2
+    normals = normals_from_depth(np.where(holes, 0, depth), label_map, INTRINSICS)
+    np.testing.assert_allclose(normals[label_map == 2], np.tile(normal, (8000, 1)), atol=1e-6)
+    assert not normals[label_map == 0].any()
+
+
+def test_depth_files_in_metres_and_relative_give_their_normals(ho3d, tmp_path):
+    root, mano, truth = ho3d
+    generator, name = np.random.default_rng(0), "train/ABF10/000"
+    (tmp_path / "depth/train/ABF10").mkdir(parents=True)
+    Image.fromarray(np.rint(truth[name + "0"]["depth"] * 1000).astype(np.uint16)).save(tmp_path / f"depth/{name}0.png")
+    relative = generator.uniform(100, 900, (160, 160)).cumsum(axis=0)  # of the crop itself
+    np.save(tmp_path / f"depth/{name}1.npy", relative)
+    np.save(tmp_path / f"depth/{name}2.npy", np.zeros((5, 7)))
+    words = ["--ho3d", root, "--mano", mano, "--normals"]
+    records, description = convert([*words, "depth-files", "--depth-files", tmp_path / "depth"], tmp_path / "out")
+    assert [record["index"] for record in records] == [0, 1]
+    assert description["rejected"]["the depth file has another size"] == 1
+    rendered, _ = convert([*words, "rendered"], tmp_path / "rendered")
+    ours, theirs = (load_conditions(tmp_path / folder, records[0]) for folder in ("out", "rendered"))
+    held = (theirs.segmentation == OBJECT).all(axis=-1)
+    assert np.median(np.abs(ours.normal[held].astype(int) - theirs.normal[held])) < 8
+    ours = load_conditions(tmp_path / "out", records[1])
+    expected = draw_normal(normals_from_inverse_depth(relative), ours.segmentation.any(axis=-1))
+    np.testing.assert_array_equal(ours.normal, expected)
+    with pytest.raises(Rejected, match="the depth file is missing"):
+        read_depth_file(tmp_path / "depth", "nothing")
+
+
+def test_crops_move_pictures_labels_points_and_cameras_alike():
+    """A dot drawn in the picture is found where points() and intrinsics() put it."""
+    picture = np.zeros((480, 640, 3), dtype=np.uint8)
+    vertices = np.array([[0.0, 0.0, 0.5], [0.002, 0, 0.5], [0, 0.002, 0.5]]) + [0.02, 0.03, 0]
+    labels, _, _ = draw(vertices, np.array([[0, 1, 2], [0, 2, 1]]), [])
+    picture[labels == -1] = 255
+    window = Window(250, 180, 430, 300, 540)
+    cut = window.cut_picture(picture)[..., 0] > 127
+    assert (cut == (window.cut_map((labels == -1).astype(int)) > 0)).mean() > 0.999
+    middle = np.argwhere(cut).mean(axis=0)[::-1]
+    corners = project(vertices)
+    np.testing.assert_allclose(window.points(corners), project(vertices, window.intrinsics(INTRINSICS)), atol=1e-9)
+    np.testing.assert_allclose(middle, window.points(corners).mean(axis=0), atol=1.5)

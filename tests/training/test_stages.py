@@ -1,0 +1,248 @@
+"""hoi/training/stages.py and hoi/training/batches.py: modes of regularisation, ablations, accumulation, cached text."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from training_world import SIDE, assert_same, hoi_args, make_world, small_model
+
+import train
+from hoi.common import checkpoint
+from hoi.network.model import CONDITION_NAMES, HOIDiffusion
+from hoi.network.text import tokenize
+from hoi.training import batches, caching, stages
+from hoi.training.batches import Share, TrainingSet, draw_indices
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+def make_stage(world: Path, share: Share, reg: dict | None = None, text: bool = False, **freeze) -> stages.HoiStage:
+    """A stage on the world's data; `reg` are settings of the Regularization, None for none."""
+    model = small_model(with_conditions=freeze.get("conditions") != ())
+    sets = [TrainingSet([world / name], SIDE, SIDE) for name in ("data", "buffer")]
+    data, buffer = (caching.cached(model, each, world / "latents", text) for each in sets)
+    model.freeze_for_fine_tuning(**freeze)
+    regularization = None if reg is None else stages.Regularization(buffer, **{"batch_size": share.batch_size} | reg)
+    return stages.HoiStage(model, data, share, 1, 0.3, regularization)
+
+
+def same(a: batches.Batch, b: batches.Batch) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_swapped_steps_are_background_with_the_given_probability_and_a_pure_batch_otherwise(world):
+    modes = {prob: make_stage(world, Share(2), {"mode": "swap", "prob": prob}) for prob in (0.3, 0.0, 1.0)}
+    swapped = []
+    for step in range(400):
+        batch, hands, background = (stage.batch(step) for stage in modes.values())
+        assert not same(hands, background)
+        swapped.append(same(batch, background))
+        assert swapped[-1] or same(batch, hands)
+    # So the expected loss is 0.7 L_hoi + 0.3 L_reg; three standard deviations of 400 draws are 0.069.
+    assert abs(np.mean(swapped) - 0.3) < 0.069
+    assert set(background) == {"reg_indices", "reg_latents", "reg_timesteps", "reg_noise", "reg_token_ids"}
+
+
+def test_every_process_draws_its_own_swaps_and_the_parts_of_a_step_share_one(world):
+    draws = []
+    for rank in range(2):
+        stage = make_stage(world, Share(1, rank, 2, parts=3), {"mode": "swap", "prob": 0.5})
+        draws.append([stage.swapped(step) for step in range(60)])
+        for step in range(5):
+            assert {"latents" in stage.batch(step, part) for part in range(3)} == {not draws[-1][step]}
+    agreeing = np.mean(np.equal(*draws))
+    assert 0.3 < agreeing < 0.7  # three standard deviations around one half
+
+
+@torch.no_grad()
+def plain_loss(model: HOIDiffusion, latents, timesteps, noise, captions, conditions) -> torch.Tensor:
+    """The squared error of the predicted noise, written out."""
+    abar = model.config.noise_schedule().alphas_cumprod[timesteps].float().view(-1, 1, 1, 1)
+    noisy = abar.sqrt() * latents + (1 - abar).sqrt() * noise
+    return F.mse_loss(model(noisy, timesteps, model.text_encoder(tokenize(captions)), conditions), noise)
+
+
+def test_the_loss_of_a_swapped_step_is_that_of_background_under_three_black_pictures(world):
+    stage = make_stage(world, Share(3), {"mode": "swap", "prob": 1.0})
+    batch, model = stage.batch(5), stage.frozen["model"]
+    loss, parts = stage(batch)
+    stage.caption_dropout = 0.0
+    captions = stage.regularization.data.pictures.captions(batch["reg_indices"].tolist())
+    kept = [c if row.any() else "" for c, row in zip(captions, batch["reg_token_ids"] - tokenize([""]), strict=True)]
+    black = [torch.zeros(3, 3, SIDE, SIDE)] * 3
+    inputs = (batch[f"reg_{name}"] for name in ("latents", "timesteps", "noise"))
+    assert loss.item() == pytest.approx(plain_loss(model, *inputs, kept, black).item(), rel=1e-5)
+    assert parts.keys() == {"reg"}
+    loss.backward()
+    assert stage.condition_encoders["normal"].body[0].block1.bias.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("text", ["", "text"], ids=["text encoded anew", "text cached"])
+def test_cached_latents_and_text_give_the_loss_that_encoding_everything_anew_gives(world, text):
+    stage = make_stage(world, Share(4), None, text)
+    batch, model = stage.batch(2), stage.frozen["model"]
+    assert ("context" in batch, "token_ids" in batch) == (bool(text), not text)
+    # The same generator state as the stage's: posterior, timesteps, noise, dropped captions in this order.
+    generator = batches.step_generator(1, 2, 0)
+    posterior_noise = torch.randn(4, 4, 16, 16, generator=generator)
+    timesteps = torch.randint(1000, (4,), generator=generator)
+    noise = torch.randn(4, 4, 16, 16, generator=generator)
+    dropped = torch.rand(4, generator=generator) < 0.3
+    assert 0 < dropped.sum() < 4
+    pictures, indices = stage.pictures, batch["indices"].tolist()
+    with torch.no_grad():
+        posterior = model.vae.encode(pictures.images(indices))
+    latents = model.config.vae.scaling_factor * (posterior.mean + posterior.std * posterior_noise)
+    captions = ["" if drop else text for drop, text in zip(dropped, pictures.captions(indices), strict=True)]
+    conditions = [pictures.conditions(indices)[name] for name in CONDITION_NAMES]
+    expected = plain_loss(model, latents, timesteps, noise, captions, conditions)
+    assert stage(batch)[0].item() == pytest.approx(expected.item(), rel=2e-5)
+
+
+def test_cached_text_is_written_once_and_holds_every_distinct_caption_and_the_empty_one(world):
+    first = make_stage(world, Share(1), None, text=True).data.text
+    assert (len(first.values), *first.values.shape) == (4, 77, 16)  # three colours
+    path = next((world / "latents").glob("text-*/00000.npy"))
+    written = path.stat().st_mtime_ns
+    make_stage(world, Share(1), None, text=True)
+    assert path.stat().st_mtime_ns == written
+    model = small_model(with_conditions=True)
+    captions = ["A hand is grasping a green mug", "", "A hand is grasping a red mug"]
+    with torch.no_grad():
+        torch.testing.assert_close(first.context(captions), model.text_encoder(tokenize(captions)))
+
+
+def gradients(stage: stages.HoiStage, parts: int) -> dict[str, torch.Tensor]:
+    for part in range(parts):
+        (stage(stage.batch(3, part))[0] / parts).backward()
+    return {name: p.grad for name, p in stage.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("reg", [{}, {"batch_size": 3}, {"mode": "swap", "prob": 0.5}])
+def test_accumulated_gradients_are_those_of_the_large_batch(world, reg):
+    large = {name: 3 * value if name == "batch_size" else value for name, value in reg.items()}
+    small, one = make_stage(world, Share(2, parts=3), reg), make_stage(world, Share(6), large)
+    added, expected = gradients(small, 3), gradients(one, 1)
+    assert added.keys() == expected.keys() and len(expected) > 50
+    for name, gradient in expected.items():
+        torch.testing.assert_close(added[name], gradient, rtol=1e-4, atol=1e-7, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def saved_bytes_and_gradients(stage: stages.HoiStage) -> tuple[int, dict[str, torch.Tensor]]:
+    """What one step keeps for its backward pass, weights left out, and the gradients."""
+    weights, kept = {p.data_ptr() for p in stage.parameters()}, []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(0 if tensor.data_ptr() in weights else tensor.numel() * tensor.element_size())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss, _ = stage(stage.batch(3))
+    loss.backward()
+    return sum(kept), {name: p.grad for name, p in stage.named_parameters() if p.grad is not None}
+
+
+def test_gradient_checkpointing_keeps_less_and_gives_the_same_gradients(world):
+    plain, saving = make_stage(world, Share(2), {}), make_stage(world, Share(2), {})
+    saving.unet.gradient_checkpointing = True
+    (usual, expected), (less, found) = saved_bytes_and_gradients(plain), saved_bytes_and_gradients(saving)
+    assert less < 0.7 * usual
+    assert_same(found, expected)
+
+
+def test_an_accumulating_run_makes_the_steps_of_the_large_batch(world, tmp_path):
+    lines = []
+    for name, flags in (("large", ["--batch-size", "6"]), ("small", ["--batch-size", "2", "--accumulate", "3"])):
+        train.train(hoi_args(world, tmp_path / name, *flags))
+        lines.append(json.loads((tmp_path / name / "log.jsonl").read_text()))
+    for key in ("step", "loss", "hoi", "reg", "gradient_norm"):
+        assert lines[1][key] == pytest.approx(lines[0][key], rel=1e-4), key
+
+
+def test_leaving_out_conditions_saves_a_model_that_is_blind_to_them(world, tmp_path):
+    train.train(hoi_args(world, tmp_path, "--conditions", "segmentation", "skeleton"))
+    model = HOIDiffusion.from_file(tmp_path / "model.safetensors")
+    assert model.metadata["conditions"] == "skeleton,segmentation"
+    images = torch.rand(4, 2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    encoders = model.condition_encoders
+    with torch.no_grad():
+        features = encoders(images[0], images[1], images[2])
+        blind = encoders(images[0], images[3], images[2])
+        alone = zip(encoders["skeleton"](images[0]), encoders["segmentation"](images[2]), strict=True)
+        for feature, other, (skeleton, segmentation) in zip(features, blind, alone, strict=True):
+            assert torch.equal(feature, other)
+            assert torch.equal(feature, skeleton + segmentation)
+        assert not torch.equal(features[0], encoders(images[3], images[1], images[2])[0])
+    trained = checkpoint.load_training_state(tmp_path)["weights"]
+    assert {name.split(".")[1] for name in trained if name.startswith("condition")} == {"skeleton", "segmentation"}
+
+
+def test_without_conditions_the_decoder_alone_is_tuned_on_text_and_background(world, tmp_path):
+    train.train(hoi_args(world, tmp_path, "--conditions", "none"))
+    before, after = (checkpoint.load_model_file(p / f) for p, f in
+                     ((world, "base.safetensors"), (tmp_path, "model.safetensors")))  # fmt: skip
+    assert after[1]["stage"] == "base" and before[0].keys() == after[0].keys()
+    for name, weight in before[0].items():
+        assert torch.equal(weight, after[0][name]) != name.startswith(("unet.output_blocks.", "unet.out.")), name
+
+    stage = make_stage(world, Share(3), {"weight": 0.5}, conditions=())
+    stage.caption_dropout = 0.0
+    batch, model = stage.batch(4), stage.frozen["model"]
+    hoi, reg = (
+        plain_loss(model, *(batch[f"{key}{name}"] for name in ("latents", "timesteps", "noise")),
+                   pictures.captions(batch[f"{key}indices"].tolist()), None)
+        for key, pictures in (("", stage.pictures), ("reg_", stage.regularization.data.pictures))
+    )  # fmt: skip
+    assert stage(batch)[0].item() == pytest.approx(hoi.item() + 0.5 * reg.item(), rel=1e-5)
+
+
+def test_with_trainable_encoders_the_whole_unet_keeps_its_weights(world, tmp_path):
+    train.train(hoi_args(world, tmp_path, "--trainable", "encoders"))
+    before, after = (checkpoint.load_model_file(p)[0] for p in
+                     (world / "base.safetensors", tmp_path / "model.safetensors"))  # fmt: skip
+    assert all(torch.equal(weight, after[name]) for name, weight in before.items())
+    trained = checkpoint.load_training_state(tmp_path)["weights"]
+    assert {name.split(".")[0] for name in trained} == {"condition_encoders"}
+    assert all((value != 0).any() for value in trained.values())
+
+
+@pytest.mark.parametrize(("records", "batch_size", "world_size", "parts"), [(12, 2, 2, 1), (10, 3, 2, 2), (7, 2, 3, 1)])
+def test_every_epoch_hands_out_every_record_once_over_all_processes_and_parts(records, batch_size, world_size, parts):
+    epochs, seen = 4, []
+    step = 0
+    while len(seen) < epochs * records:
+        for rank in range(world_size):
+            share = Share(batch_size, rank, world_size, parts)
+            mine = [draw_indices(records, share.part(k), seed=4, step=step) for k in range(parts)]
+            np.testing.assert_array_equal(np.concatenate(mine), draw_indices(records, share, seed=4, step=step))
+            seen += np.concatenate(mine).tolist()
+        step += 1
+    orders = [seen[k * records : (k + 1) * records] for k in range(epochs)]
+    assert all(sorted(order) == list(range(records)) for order in orders)
+    assert len({tuple(order) for order in orders}) == epochs
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--conditions", "none", "skeleton"], "leaves no encoder"),
+        (["--conditions", "none", "--trainable", "encoders"], "leaves no encoder"),
+        (["--conditions", "skeleton", "--init-branch", "normal=x.pth"], "normal=x.pth is for an encoder"),
+        (["--reg-prob", "0.2"], "--reg-prob belongs to --reg-mode swap"),
+        (["--reg-mode", "swap"], "needs --reg-data"),
+        (["--reg-mode", "swap", "--reg-data", "b", "--reg-weight", "2"], "takes the place of --reg-weight"),
+        (["--stage", "vae", "--trainable", "encoders"], "belong to stage hoi, not to vae"),
+        (["--stage", "text", "--accumulate", "2"], "cannot serve stage text"),
+        (["--accumulate", "0"], "must be 1 or more"),
+    ],
+)
+def test_flags_that_contradict_each_other_are_refused(flags, message, capsys):
+    with pytest.raises(SystemExit):
+        train.parse_args(["--data", "d", "--out", "o", *flags])
+    assert message in capsys.readouterr().err

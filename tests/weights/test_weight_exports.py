@@ -1,0 +1,261 @@
+"""Exports open in other tools with the same result, and read back give the same bits."""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    MultiAdapter,
+    StableDiffusionAdapterPipeline,
+    T2IAdapter,
+    UNet2DConditionModel,
+)
+from public_files import CONFIG, randomized, write_folder
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from hoi.network.model import HOIDiffusion, sd1_config, tiny_config
+from hoi.network.samplers import sample_latents
+from hoi.network.text import tokenize
+from hoi.weights.diffusers_config import read_folder_config
+from hoi.weights.public_weights import load_model
+from hoi.weights.weight_exports import export_diffusers, export_official, export_own, export_single, schedule_buffers
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+import export_weights  # noqa: E402
+
+NAMES = ("skeleton", "normal", "segmentation")
+V_CONFIG = replace(CONFIG, predicts="v", terminal_signal=0.01)
+CONFIGS = {"eps": CONFIG, "v": V_CONFIG, "tiny": tiny_config()}  # tiny: no attention on its finest level
+
+
+def trained_model(config=CONFIG) -> HOIDiffusion:
+    model = randomized(HOIDiffusion(config), seed=11)
+    model.metadata = {
+        "preset": config.name, "stage": "hoi", "step": "1200", "command": "train.py --data x", "base_sha256": "ab12",
+    }  # fmt: skip
+    return model
+
+
+def assert_same(loaded: HOIDiffusion, model: HOIDiffusion) -> None:
+    ours = {k: v for k, v in model.state_dict().items() if loaded.condition_encoders or "condition_encoders" not in k}
+    theirs = loaded.state_dict()
+    assert theirs.keys() == ours.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+# --- the proof: diffusers, given the exported folder, makes our latents ---
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> dict[str, Path]:
+    """A folder by name of the configuration."""
+    place = tmp_path_factory.mktemp("exported")
+    for name, config in CONFIGS.items():
+        export_diffusers(trained_model(config), place / name)
+    return {name: place / name for name in CONFIGS}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.no_grad()
+def test_the_exported_folder_makes_our_latents_in_diffusers(exported, name):
+    folder, config = exported[name], CONFIGS[name]
+    model = trained_model(config)
+    adapters = [T2IAdapter.from_pretrained(folder / f"adapter_{name}") for name in NAMES]
+    # As in the written snippet.
+    pipeline = StableDiffusionAdapterPipeline.from_pretrained(folder, adapter=MultiAdapter(adapters))
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(3)
+    side = 64 // config.vae.factor
+    noise = torch.randn(2, 4, side, side, generator=generator)
+    conditions = [torch.rand(1, 3, 64, 64, generator=generator) for _ in NAMES]
+    prompts, negative = ["a hand grasping a mug", "a red bottle on the beach"], "blurry"
+    settings = {"num_inference_steps": 10, "guidance_scale": 4.0, "output_type": "latent", "latents": noise}
+    settings |= {"height": 64, "width": 64, "negative_prompt": [negative] * 2}
+
+    def diffusers_latents(**weights) -> torch.Tensor:
+        images = [image.repeat(2, 1, 1, 1) for image in conditions]
+        return pipeline(prompts, image=images, **weights, **settings).images
+
+    schedule = config.noise_schedule()
+    ours = sample_latents(
+        model.unet,
+        schedule,
+        context=model.text_encoder(tokenize(prompts)),
+        uncond_context=model.text_encoder(tokenize([negative])),
+        cond_features=model.condition_encoders(*conditions),
+        noise=noise,
+        sampler="ddim",
+        num_inference_steps=10,
+        guidance_scale=4.0,
+    )
+    theirs = diffusers_latents(adapter_conditioning_scale=[1.0, 1.0, 1.0])
+    assert ours.std() > 0.5
+    assert (ours - theirs).abs().max() < 1e-3
+    thirds = diffusers_latents(adapter_conditioning_scale=[1 / 3] * 3)  # MultiAdapter's default is another picture
+    assert (thirds - theirs).abs().max() > 0.05
+    torch.testing.assert_close(
+        pipeline.vae.decode(theirs / config.vae.scaling_factor).sample, model.vae.decode(theirs), atol=1e-3, rtol=1e-4
+    )
+
+
+def test_the_exported_tokenizer_gives_our_ids(exported):
+    tokenizer = CLIPTokenizer.from_pretrained(exported["eps"] / "tokenizer")
+    prompts = ["", "A hand is grasping a PINK mug, on the beach!", "word " * 100, "naïve café 3.5 it's"]
+    ids = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    assert torch.equal(ids, tokenize(prompts))
+
+
+@pytest.mark.parametrize(("predicts", "theirs"), [("eps", "epsilon"), ("v", "v_prediction")])
+def test_the_written_scheduler_has_our_schedule_and_prediction(exported, predicts, theirs):
+    scheduler, config = DDIMScheduler.from_pretrained(exported[predicts] / "scheduler"), CONFIGS[predicts]
+    assert scheduler.config.prediction_type == theirs
+    expected = config.noise_schedule().alphas_cumprod
+    torch.testing.assert_close(scheduler.alphas_cumprod.double(), expected, rtol=1e-4, atol=1e-8)
+    again = read_folder_config(exported[predicts])
+    assert (again.predicts, again.terminal_signal) == (config.predicts, config.terminal_signal)
+
+
+def test_the_written_snippet_names_the_weights_that_matter(exported):
+    text = (exported["eps"] / "README.md").read_text()
+    snippet = text.split("```python\n")[1].split("```")[0]
+    compile(snippet, "README.md", "exec")
+    assert "adapter_conditioning_scale=[1.0, 1.0, 1.0]" in snippet and "takes 1/3 each" in text
+
+
+@pytest.mark.parametrize("name", ["eps", "tiny"])
+@pytest.mark.parametrize(
+    ("kind", "part"), [(UNet2DConditionModel, "unet"), (AutoencoderKL, "vae"), (CLIPTextModel, "text_encoder")]
+)
+def test_every_part_of_the_folder_opens_with_no_tensor_left_over(exported, kind, part, name):
+    _, info = kind.from_pretrained(exported[name] / part, output_loading_info=True)
+    assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+
+
+# --- there and back ---
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
+def test_every_format_read_back_gives_the_same_bits(tmp_path, half):
+    model = trained_model(V_CONFIG)
+    if half:
+        model = model.half().float()
+    export_own(model, tmp_path / "own.safetensors", half)
+    export_single(model, tmp_path / "single.safetensors", half)
+    export_diffusers(model, tmp_path / "folder", half)
+    adapter, base = export_official(model, tmp_path / "official", half)
+    assert (adapter.name, base.name) == ("model_ad_1200.pth", "model_sd_1200.ckpt")
+    for path in ("own.safetensors", "folder"):
+        loaded = load_model(tmp_path / path)
+        assert_same(loaded, model)
+        assert model.metadata.items() <= loaded.metadata.items()
+        assert replace(loaded.config, name=V_CONFIG.name) == V_CONFIG
+    single = load_model(tmp_path / "single.safetensors")
+    assert single.config == V_CONFIG and single.metadata["command"] == "train.py --data x"
+    assert_same(single, model)
+    assert_same(load_model(base, adapter, config=V_CONFIG), model)
+    with safe_open(tmp_path / "own.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+    expected = {"preset": "custom", "step": "1200", "command": "train.py --data x", "base_sha256": "ab12"}
+    assert expected.items() <= metadata.items() and json.loads(metadata["config"])["unet"]["model_channels"] == 32
+
+
+def test_the_official_layout_has_the_official_names(tmp_path):
+    model = trained_model()
+    adapter, base = (torch.load(path) for path in export_official(model, tmp_path))
+    assert {name.partition(".")[0] for name in adapter} == {"pose_ada", "depth_ada", "mask_ada"}
+    assert torch.equal(adapter["depth_ada.conv_in.bias"], model.condition_encoders["normal"].conv_in.bias)
+    assert "cond_stage_model.transformer.embeddings.token_embedding.weight" in base
+    assert not any("text_model" in name for name in base)
+    assert len(base) == len(single_names := {n for n in base if "." in n}) + 12 and len(single_names) > 300
+    assert all(tensor.dtype == torch.float32 for tensor in base.values())
+
+
+def test_the_schedule_vectors_are_those_of_the_original_trainer():
+    buffers = schedule_buffers(sd1_config())
+    theirs = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False)
+    torch.testing.assert_close(buffers["betas"], theirs.betas, rtol=1e-5, atol=0)
+    torch.testing.assert_close(buffers["alphas_cumprod"], theirs.alphas_cumprod, rtol=1e-4, atol=0)
+    assert buffers["alphas_cumprod_prev"][0] == 1 and len(buffers) == 12
+    generator = torch.Generator().manual_seed(0)
+    x, x0 = torch.randn(2, 1, 5, generator=generator)
+    for t in (1, 500, 999):  # the posterior's mean and variance, as diffusers computes them with x0 known
+        eps = (x - buffers["sqrt_alphas_cumprod"][t] * x0) / buffers["sqrt_one_minus_alphas_cumprod"][t]
+        mean = buffers["posterior_mean_coef1"][t] * x0 + buffers["posterior_mean_coef2"][t] * x
+        step = theirs.step(eps, t, x, generator=torch.Generator().manual_seed(1))
+        noise = torch.randn(1, 5, generator=torch.Generator().manual_seed(1))
+        expected = mean + buffers["posterior_variance"][t].sqrt() * noise
+        torch.testing.assert_close(step.prev_sample, expected, rtol=1e-3, atol=1e-4)
+        again = buffers["sqrt_recip_alphas_cumprod"][t] * x - buffers["sqrt_recipm1_alphas_cumprod"][t] * eps
+        torch.testing.assert_close(again, x0, rtol=1e-3, atol=1e-3)
+
+
+def test_attention_added_for_diffusers_is_dropped_again_and_the_preset_is_known(exported):
+    loaded = load_model(exported["tiny"])
+    assert_same(loaded, trained_model(CONFIGS["tiny"]))
+    assert loaded.config == tiny_config()
+    blocks = json.loads((exported["tiny"] / "unet" / "config.json").read_text())
+    assert blocks["down_block_types"] == ["CrossAttnDownBlock2D"] * 4
+    assert blocks["up_block_types"] == ["CrossAttnUpBlock2D"] * 3 + ["UpBlock2D"]
+
+
+def test_attention_on_the_way_down_alone_is_refused_when_it_does_something(exported, tmp_path):
+    folder = shutil.copytree(exported["tiny"], tmp_path / "trained_on")
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    tensors["down_blocks.0.attentions.1.proj_out.bias"][3] = 1e-3
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match=r"down_blocks\.0\.attentions\.1\.proj_out\.bias is not zero: this level"):
+        load_model(folder)
+    settings = json.loads((folder / "unet" / "config.json").read_text())
+    settings["down_block_types"][1] = "DownBlock2D"
+    (folder / "unet" / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="do not mirror down_block_types"):
+        load_model(folder)
+
+
+# --- what has no place in a format ---
+
+
+def test_a_network_that_diffusers_cannot_hold_is_refused_and_nothing_is_left(tmp_path):
+    unet = replace(CONFIG.unet, model_channels=32, channel_mult=(2, 2, 2, 2))  # as the miniature was at first
+    with torch.device("meta"):
+        wider = HOIDiffusion(replace(CONFIG, unet=unet))
+    with pytest.raises(ValueError, match="begins 32 wide and has a finest level of 64; .* export to own"):
+        export_diffusers(wider, tmp_path / "wider")
+    (tmp_path / "there").mkdir()
+    with pytest.raises(FileExistsError, match="there exists already"):
+        export_diffusers(trained_model(), tmp_path / "there")
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_an_interrupted_export_leaves_no_folder(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("hoi.weight_exports.save_model", fail)
+    with pytest.raises(OSError, match="no space left"):
+        export_diffusers(trained_model(), tmp_path / "exported")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_exports_what_it_reads(tmp_path, capsys):
+    folder, target = write_folder(tmp_path / "sd"), tmp_path / "sd.safetensors"
+    export_weights.main(export_weights.parse_args([str(folder), "--format", "single", "--out", str(target)]))
+    assert f"wrote {target}" in capsys.readouterr().out
+    assert_same(load_model(target), load_model(folder))
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet").state_dict()
+    single = load_file(target)
+    assert torch.equal(single["model.diffusion_model.input_blocks.0.0.bias"], unet["conv_in.bias"])
+    with pytest.raises(ValueError, match="the official layout needs condition encoders"):
+        export_weights.main(export_weights.parse_args([str(folder), "--format", "official", "--out", f"{target}s"]))
+    assert not Path(f"{target}s").exists()
