@@ -24,10 +24,11 @@ from hoi.data.dataset_writer import open_folder
 from hoi.sources.captions import CAPTION_FILE, Captioner, apply_captions, caption_folder, read_captions
 from hoi.sources.depth_normals import DPT_HYBRID
 from hoi.sources.dexycb import DexYCB
+from hoi.sources.frame import RejectionLog, Source
 from hoi.sources.frame_converter import MARGIN, MIN_AREA, STROKES, FrameConverter, convert_frames
 from hoi.sources.ho3d import HO3D
 from hoi.sources.official_csv import OfficialCSV
-from hoi.sources.sources import NORMALS, RejectionLog, Source, check_needs, fit_warning, summary
+from hoi.sources.sources import NORMALS, check_needs, fit_warning, summary
 
 # What decides the records; a folder begun with other values is refused instead of mixed.
 PICTURE_JOB_FLAGS = (

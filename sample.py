@@ -27,7 +27,6 @@ from tqdm import tqdm
 
 from hoi.common.command import how_made, positive, told_problems
 from hoi.common.hardware import check_device, has_fast_bf16, keep_freed_memory
-from hoi.conditions import stack_conditions
 from hoi.data.dataset import RECORD_KEYS, read_description
 from hoi.data.dataset_writer import DatasetWriter, complete_record, open_folder, write_pictures
 from hoi.data.geometry import FolderGeometries, SceneGeometries
@@ -36,7 +35,7 @@ from hoi.data.png_text import png_text
 from hoi.geometry.framing import FRAMINGS
 from hoi.geometry.hand import load_hand
 from hoi.geometry.objects import CATEGORIES, collect_objects, object_card
-from hoi.network.model import CONDITION_NAMES, HOIDiffusion
+from hoi.network.model import CONDITION_NAMES, HOIDiffusion, stack_conditions
 from hoi.network.packing import pack
 from hoi.network.pictures import PictureMaker, SamplingSettings, join_features, set_precision
 from hoi.network.samplers import SAMPLERS

@@ -34,13 +34,14 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from hoi.common import checkpoint
 from hoi.common.command import told_problems
 from hoi.common.hardware import check_device, has_fast_bf16, keep_freed_memory
 from hoi.common.processes import join_processes
-from hoi.network.model import CONDITION_NAMES, PRESETS, HOIDiffusion
+from hoi.network.config import PRESETS
+from hoi.network.model import CONDITION_NAMES, HOIDiffusion
 from hoi.toyworld.words import words_in
 from hoi.training import caching, stages
+from hoi.training import run as training_run
 from hoi.training.averaging import WeightAverage
 from hoi.training.batches import Share, TrainingSet, read_ahead
 from hoi.training.interruption import StopSignals, agreed, check_same_run, gradient_norm, unusable_step
@@ -259,7 +260,7 @@ def train(args: argparse.Namespace) -> None:
     average = WeightAverage(trained, args.ema_decay)
 
     start = saved = 0
-    if (state := checkpoint.load_training_state(out)) is not None:
+    if (state := training_run.load_training_state(out)) is not None:
         start = saved = state["step"]
         # Flags that did not exist when the state was written had what are defaults now.
         before = vars(parse_args(["--stage", args.stage, "--data", "", "--out", ""])) | state["args"]
@@ -287,7 +288,7 @@ def train(args: argparse.Namespace) -> None:
         if main_process:
             state = {"step": step, "args": vars(args), "processes": world_size, "average": average.values}
             state |= {"weights": {k: v.detach() for k, v in trained.items()}, "optimizer": optimizer.state_dict()}
-            checkpoint.save_training_state(out, step, state, args.keep_states)
+            training_run.save_training_state(out, step, state, args.keep_states)
 
     parts = range(args.accumulate)
     batches = read_ahead(stage.batch, ((step, part) for step in range(start, args.steps) for part in parts))

@@ -23,25 +23,20 @@ import torch
 from tqdm import tqdm
 
 from hoi.common.command import how_made, positive, told_problems
+from hoi.common.files import encode_png, write_bytes_atomically
 from hoi.common.hardware import keep_freed_memory
-from hoi.conditions import stack_conditions
+from hoi.common.sheets import write_clip
 from hoi.data.clip_frames import MAX_PENETRATION_MM, ApproachFrames, TrajectoryFrames, approach_scene
 from hoi.data.dataset import RECORD_KEYS, load_conditions, load_image, read_description, read_records
-from hoi.data.dataset_writer import (
-    DatasetWriter,
-    complete_record,
-    encode_png,
-    open_folder,
-    write_atomically,
-    write_pictures,
-)
+from hoi.data.dataset_writer import DatasetWriter, complete_record, open_folder, write_pictures
 from hoi.data.png_text import png_text
+from hoi.data.writer import strip
 from hoi.geometry.framing import FRAMINGS
 from hoi.geometry.hand import load_hand
 from hoi.geometry.objects import collect_objects, object_card
 from hoi.geometry.render import Renderer
-from hoi.network.clip import clip_pictures, strip, write_clip
-from hoi.network.model import HOIDiffusion
+from hoi.network.clip import clip_pictures
+from hoi.network.model import HOIDiffusion, stack_conditions
 from hoi.network.pictures import PictureMaker, SamplingSettings
 from hoi.network.unet import PARTS
 from hoi.toyworld.prompts import DEFAULT_PROMPTS, fill
@@ -231,7 +226,7 @@ def finish(args: argparse.Namespace, writer: DatasetWriter) -> None:
     pictures = [load_image(args.out, record) for record in records]
     files, notes = write_clip(args.out, pictures, args.fps, args.gif)
     sheet = strip([load_conditions(args.out, record) for record in records], pictures)
-    write_atomically(args.out / "strip.png", encode_png(np.asarray(sheet)))
+    write_bytes_atomically(args.out / "strip.png", encode_png(np.asarray(sheet)))
     print(*notes, f"{len(records)} frames; look at {args.out / files[0]} and {args.out / 'strip.png'}", sep="\n")
 
 

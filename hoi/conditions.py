@@ -9,13 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
-
-if TYPE_CHECKING:  # geometry workers draw thousands of pictures without ever loading torch
-    import torch
 
 SEGMENTATION_COLORS = np.array([[0, 0, 0], [128, 128, 128], [153, 51, 51]], dtype=np.uint8)  # background, hand, object
 FINGER_COLORS = ((139, 53, 255), (0, 56, 255), (43, 140, 237), (37, 168, 36), (147, 147, 0), (70, 17, 145))
@@ -252,14 +248,3 @@ def draw_conditions(keypoints_2d: np.ndarray | None, label_map: np.ndarray, surf
 def blank_conditions(height: int, width: int) -> Conditions:
     """All black: scenery without hand or object, the regularisation batches of eq. 3."""
     return Conditions(*(np.zeros((height, width, 3), dtype=np.uint8) for _ in range(3)))
-
-
-def stack_conditions(conditions: list[Conditions]) -> dict[str, torch.Tensor]:
-    """What the condition encoders take: skeleton, normal, segmentation, each (B, 3, H, W) float32 in [0, 1]."""
-    import torch
-
-    def stacked(name: str) -> torch.Tensor:
-        pictures = np.stack([getattr(each, name) for each in conditions])
-        return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous().float() / 255.0
-
-    return {name: stacked(name) for name in ("skeleton", "normal", "segmentation")}

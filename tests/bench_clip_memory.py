@@ -24,7 +24,7 @@ from bench_sampling import ADAPTER, BASE, write_files  # noqa: E402
 from bench_unet import peak_gigabytes  # noqa: E402
 
 import video  # noqa: E402
-from hoi.network.model import PRESETS  # noqa: E402
+from hoi.network.config import PRESETS  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:

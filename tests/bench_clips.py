@@ -25,13 +25,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import video
+from hoi.common.sheets import encode_animation
 from hoi.data.dataset import load_image, load_label_map, read_records
 from hoi.geometry.hand import HandModel, load_hand
 from hoi.geometry.objects import CATEGORIES
-from hoi.geometry.scene import render_scene, shade_scene
+from hoi.geometry.scene import render_scene
 from hoi.metrics.flicker import clip_flicker
-from hoi.network.clip import encode_animation
 from hoi.toyworld.appearance import sample_look
+from hoi.toyworld.looks import shade_scene
 from hoi.verify.verifier import BUILT_IN, Verifier, load_verifier, look_at
 from sample import load_model
 

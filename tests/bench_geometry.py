@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from hoi.geometry.contact import DistanceField  # noqa: E402
-from hoi.geometry.grasp import find_grasps  # noqa: E402
+from hoi.geometry.grasp_search import find_grasps  # noqa: E402
 from hoi.geometry.hand import load_hand  # noqa: E402
 from hoi.geometry.objects import CATEGORIES, ObjectMesh, load_object, make_object  # noqa: E402
 

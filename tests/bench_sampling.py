@@ -35,12 +35,13 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 from bench_unet import peak_gigabytes, random_weights  # noqa: E402
 
-from hoi.common.checkpoint import to_official_adapter_names  # noqa: E402
 from hoi.common.hardware import has_fast_bf16, keep_freed_memory  # noqa: E402
-from hoi.network.model import PRESETS, HOIDiffusion, ModelConfig  # noqa: E402
+from hoi.network.config import PRESETS, ModelConfig  # noqa: E402
+from hoi.network.model import HOIDiffusion  # noqa: E402
 from hoi.network.packing import PackedConv2d, PackedLinear, pack  # noqa: E402
 from hoi.network.unet import UNet  # noqa: E402
 from hoi.network.vae import VAE  # noqa: E402
+from hoi.weights.names import to_official_adapter_names  # noqa: E402
 from hoi.weights.weight_exports import export_single  # noqa: E402
 
 BASE, ADAPTER = "sd.safetensors", "model_ad_1.pth"

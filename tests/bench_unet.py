@@ -29,11 +29,13 @@ from torch import Tensor, nn
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
 from hoi.common.hardware import keep_freed_memory  # noqa: E402
-from hoi.network.model import ConditionEncoders, tiny_config  # noqa: E402
+from hoi.network.config import tiny_config  # noqa: E402
+from hoi.network.model import ConditionEncoders  # noqa: E402
 from hoi.network.packing import pack  # noqa: E402
-from hoi.network.text import TextConfig, TextEncoder, open_clip_from_hf  # noqa: E402
+from hoi.network.text import TextConfig, TextEncoder  # noqa: E402
 from hoi.network.unet import UNet, UNetConfig  # noqa: E402
 from hoi.network.vae import VAE, VAEConfig  # noqa: E402
+from hoi.weights.names import open_clip_from_hf  # noqa: E402
 
 BF16, FP32 = torch.bfloat16, torch.float32
 Pair = tuple[dict[str, nn.Module], dict[str, Callable[[nn.Module], Tensor]]]  # under "ours" and "theirs": module, call

@@ -8,7 +8,7 @@ from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, con
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from hoi.network.model import ModelConfig
+from hoi.network.config import ModelConfig
 from hoi.network.text import TextConfig
 from hoi.network.unet import UNet, UNetConfig
 from hoi.network.vae import VAE, VAEConfig

@@ -19,7 +19,7 @@ from hoi.export import __main__ as export
 from hoi.metrics import __main__ as metrics
 from hoi.metrics import flicker
 from hoi.verify import __main__ as verify
-from hoi.weights import public_weights
+from hoi.weights import __main__ as weights
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {"sample.py": sample, "make_dataset.py": make_dataset, "train.py": train, "video.py": video}
@@ -29,7 +29,7 @@ COMMAND_LINES = {script: module.parse_args for script, module in SCRIPTS.items()
     "hoi/export/__main__.py": export.parse_args,
     "hoi/metrics/flicker.py": flicker.main,
     "hoi/metrics/__main__.py": metrics.parse_args,
-    "hoi/weights/public_weights.py": public_weights.main,
+    "hoi/weights/__main__.py": weights.main,
     "hoi/verify/__main__.py": lambda: verify.parse_args([]),
 }
 COMMAND = re.compile(rf"\b(?:python|torchrun)\b.*?\b({'|'.join(map(re.escape, MODULES))})(?= |$)(.*)")
@@ -124,6 +124,6 @@ def test_every_flag_has_a_help_text(command, monkeypatch):
 
 
 def test_every_command_line_is_looked_at():
-    paths = [*ROOT.glob("*.py"), *(ROOT / "hoi").glob("*.py")]
+    paths = [*ROOT.glob("*.py"), *(ROOT / "hoi").rglob("*.py"), ROOT / "tools" / "convert_keypoints.py"]
     with_parser = {str(path.relative_to(ROOT)) for path in paths if "ArgumentParser(" in path.read_text()}
     assert with_parser == set(COMMAND_LINES)

@@ -25,10 +25,10 @@ from hoi.conditions import (
     normals_from_inverse_depth,
     read_segmentation,
     scale_inverse_depth,
-    stack_conditions,
 )
 from hoi.geometry.camera import Camera, look_at, make_intrinsics
 from hoi.geometry.render import Renderer
+from hoi.network.model import stack_conditions
 
 GOLDEN_SKELETONS = "ae88dd9df75a8a27"
 GOLDEN_BONES = "2b02b5ecfc8b1f08"

@@ -1,7 +1,8 @@
-"""The house itself: every flag is read, and the README points at things that exist."""
+"""The house itself: rooms import one way, every flag is read, and the README points at things that exist."""
 
 import ast
 import re
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from real_pictures import PICTURE_JOB_FLAGS
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ("train.py", "sample.py", "video.py", "make_dataset.py", "real_pictures.py")
+# A room imports only from rooms before it.
+ROOMS = "common conditions geometry network weights toyworld data training sources verify export metrics".split()
 FILES = sorted(path for path in (ROOT / "hoi").rglob("*.py") if path.name != "__init__.py")
 COMMAND_LINE = ("main", "run", "parse_args", "_check_flags")
 PARTS_OF_MAIN = {"metrics": ("measure", "_measure_features", "_measure_predictions"), "verify": ("score_command",)}
@@ -18,6 +21,54 @@ PARTS_OF_MAIN = {"metrics": ("measure", "_measure_features", "_measure_predictio
 def name_of(path: Path) -> str:
     """hoi/geometry/camera.py -> geometry.camera"""
     return ".".join(path.relative_to(ROOT / "hoi").with_suffix("").parts)
+
+
+def imported(path: Path) -> set[str]:
+    """Files of hoi/ that a file imports, wherever in the file, as in name_of."""
+    names, found = {name_of(other) for other in FILES}, set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and re.match(r"hoi\b", node.module or ""):
+            module = node.module.removeprefix("hoi").removeprefix(".")
+            found |= {module} if module in names else {f"{module}.{alias.name}".strip(".") for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.removeprefix("hoi.") for alias in node.names if alias.name.startswith("hoi.")}
+    assert found <= names, f"{path}: imports {found - names}, which no file of hoi/ is"
+    return found
+
+
+def rooms_imported(path: Path) -> set[str]:
+    return {name.partition(".")[0] for name in imported(path)} - {name_of(path).partition(".")[0]}
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_room_imports_only_from_rooms_before_it(path):
+    room = name_of(path).partition(".")[0]
+    assert {other for other in rooms_imported(path) if ROOMS.index(other) >= ROOMS.index(room)} == set()
+    assert not re.search(r"\b(runpy|import_module|__import__)\b", path.read_text()), "a way around this test"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_there_is_no_circle_inside_a_room(room):
+    graph = {name_of(path): imported(path) for path in FILES if name_of(path).partition(".")[0] == room}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as circle:
+        pytest.fail(" -> ".join(circle.args[1]))
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if re.match("geometry|network", name_of(path))], ids=name_of)
+def test_geometry_and_network_meet_in_conditions_alone(path):
+    assert rooms_imported(path) <= {"common", "conditions"}
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if room != "conditions"])
+def test_a_room_says_in_a_sentence_what_it_is_for_and_nothing_else(room):
+    tree = ast.parse((ROOT / "hoi" / room / "__init__.py").read_text())
+    assert len(ast.get_docstring(tree)) > 20 and len(tree.body) == 1
+
+
+def test_tests_stand_in_folders_of_the_rooms_names():
+    assert {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")} <= set(ROOMS)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -18,13 +18,15 @@ import trimesh
 from PIL import Image
 
 import sample
-from hoi.common.checkpoint import load_model_file, save_model, sha256_of
+from hoi.common.checkpoint import load_model_file, save_model
+from hoi.common.files import sha256_of
 from hoi.data.check import check_folder
 from hoi.data.dataset import load_conditions, load_image, load_mesh, read_records
 from hoi.data.png_text import webui_parameters
-from hoi.geometry import grasp
+from hoi.geometry import grasp_search
 from hoi.network import pictures
-from hoi.network.model import ConditionEncoders, HOIDiffusion, ModelConfig
+from hoi.network.config import ModelConfig
+from hoi.network.model import ConditionEncoders, HOIDiffusion
 from hoi.network.text import TextConfig, TextEncoder, tokenize
 from hoi.network.unet import UNetConfig
 from hoi.network.vae import VAEConfig
@@ -530,7 +532,7 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path, checkpoint, capsy
 
 
 def test_an_object_without_a_grasp_is_named(tmp_path, checkpoint, capsys, monkeypatch):
-    monkeypatch.setattr(grasp, "find_grasps", lambda *_: [])
+    monkeypatch.setattr(grasp_search, "find_grasps", lambda *_: [])
     words = command(checkpoint, tmp_path / "out", "--object", "can", "--cache", str(tmp_path / "cache"))
     assert "no grasp was found for can_0000: is it 1 to 20 cm in size?" in failure(capsys, words)
     assert not (tmp_path / "out" / "images").exists()

@@ -14,10 +14,11 @@ from training_world import SIDE, assert_same, hoi_args, make_world, small_model
 
 import train
 from hoi.common import checkpoint
-from hoi.conditions import stack_conditions
 from hoi.data.dataset import load_conditions, load_image, read_records
+from hoi.network.model import stack_conditions
 from hoi.network.pictures import PictureMaker, SamplingSettings
 from hoi.training import caching, stages
+from hoi.training import run as training_run
 from hoi.training.batches import Share, TrainingSet, draw_indices
 
 
@@ -32,7 +33,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(world, tmp_path):
     (tmp_path / "resumed" / "state_000000004.pt").unlink()  # as if killed after the state of step 2
     (tmp_path / "resumed" / "model.safetensors").unlink()
     train.train(hoi_args(world, tmp_path / "resumed"))
-    states = [checkpoint.load_training_state(tmp_path / name) for name in ("whole", "resumed")]
+    states = [training_run.load_training_state(tmp_path / name) for name in ("whole", "resumed")]
     assert states[0]["step"] == 4
     assert_same(*states)
     weights = [checkpoint.load_model_file(tmp_path / name / "model.safetensors")[0] for name in ("whole", "resumed")]
@@ -58,28 +59,28 @@ def test_resuming_with_other_settings_is_refused_by_name(world, tmp_path):
 def test_a_state_from_before_the_newer_flags_goes_on_with_their_defaults(world, tmp_path):
     out = tmp_path / "run"
     train.train(hoi_args(world, out, "--steps", "2"))
-    state = checkpoint.load_training_state(out)
+    state = training_run.load_training_state(out)
     del state["processes"]
     for name in ("reg_mode", "reg_prob", "conditions", "trainable", "accumulate", "cache_text", "keep_states"):
         del state["args"][name]
-    checkpoint.save_training_state(out, 2, state)
+    training_run.save_training_state(out, 2, state)
     with pytest.raises(ValueError, match=r"--reg-mode was sum, is swap"):
         train.train(hoi_args(world, out, "--reg-mode", "swap"))
     train.train(hoi_args(world, out))
-    assert checkpoint.load_training_state(out)["step"] == 4
+    assert training_run.load_training_state(out)["step"] == 4
 
 
 def test_fewer_processes_go_on_only_when_they_accumulate_to_the_same_step(world, tmp_path):
     out = tmp_path / "run"
     train.train(hoi_args(world, out, "--steps", "2", "--accumulate", "2"))
-    state = checkpoint.load_training_state(out)
+    state = training_run.load_training_state(out)
     state["processes"], state["args"]["accumulate"] = 2, 1  # as two processes would have left it
-    checkpoint.save_training_state(out, 2, state)
+    training_run.save_training_state(out, 2, state)
     with pytest.raises(ValueError, match=r"2 batches a step.*here they are 1 x 1: set --accumulate"):
         train.train(hoi_args(world, out))
     train.train(hoi_args(world, out, "--accumulate", "2"))
     train.train(hoi_args(world, tmp_path / "whole", "--accumulate", "2"))
-    states = [checkpoint.load_training_state(path) for path in (out, tmp_path / "whole")]
+    states = [training_run.load_training_state(path) for path in (out, tmp_path / "whole")]
     assert_same(states[0]["weights"], states[1]["weights"])
 
 
@@ -117,8 +118,8 @@ def gradients(world: Path, share: Share) -> dict[str, torch.Tensor]:
 
 def half_the_work(rank: int, world: Path, port: int) -> None:
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    caching.ROWS, written, write = 3, [], checkpoint.write_atomically
-    checkpoint.write_atomically = lambda path, save: (written.append(path.name), write(path, save))
+    caching.ROWS, written, write = 3, [], caching.write_atomically
+    caching.write_atomically = lambda path, save: (written.append(path.name), write(path, save))
     found = gradients(world, Share(2, rank, 2))
     (world / f"written{rank}").write_text(" ".join(written))
     if rank == 0:

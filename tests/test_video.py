@@ -16,10 +16,9 @@ from test_sample import random_model
 
 import sample
 import video
+from hoi.common.sheets import encode_mp4, write_clip
 from hoi.data.check import check_folder
 from hoi.data.dataset import load_image, load_mesh, read_records
-from hoi.network import clip as clip_module
-from hoi.network.clip import encode_mp4, write_clip
 from hoi.network.pictures import PictureMaker
 
 FRAMES = 4
@@ -231,7 +230,7 @@ def test_an_mp4_shows_the_frames():
 
 def test_missing_encoders_are_told_and_a_gif_takes_the_place_of_webp(tmp_path, monkeypatch):
     monkeypatch.setattr(features, "check", lambda name: False)
-    monkeypatch.setattr(clip_module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("hoi.common.sheets.importlib.util.find_spec", lambda name: None)
     files, notes = write_clip(tmp_path, [np.zeros((8, 8, 3), np.uint8), np.ones((8, 8, 3), np.uint8)], 8)
     assert files == ["clip.gif"] and (tmp_path / "clip.gif").is_file()
     assert "pip install -U pillow" in notes[0] and "pip install av" in notes[1]

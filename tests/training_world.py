@@ -8,7 +8,8 @@ import torch
 import train
 from hoi.conditions import Conditions
 from hoi.data.dataset_writer import DatasetWriter, write_pictures
-from hoi.network.model import HOIDiffusion, ModelConfig
+from hoi.network.config import ModelConfig
+from hoi.network.model import HOIDiffusion
 from hoi.network.text import TextConfig
 from hoi.network.unet import UNetConfig
 from hoi.network.vae import VAEConfig

@@ -30,10 +30,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from hoi.common.command import told_problems  # noqa: E402
+from hoi.common.files import read_json, write_bytes_atomically  # noqa: E402
 from hoi.data.dataset import load_image, read_records  # noqa: E402
-from hoi.data.dataset_writer import write_atomically  # noqa: E402
 from hoi.geometry.hand import MANO_TO_OPENPOSE  # noqa: E402
-from hoi.verify.estimators import JOINTS, numbers, read_json  # noqa: E402
+from hoi.verify.estimators import JOINTS, numbers  # noqa: E402
 
 MEDIAPIPE_MODEL = "https://ai.google.dev/edge/mediapipe/solutions/vision/hand_landmarker"
 MAX_HANDS = 2
@@ -151,7 +151,7 @@ def write_predictions(path: Path, predictions: dict[str, list[dict[str, Any]]]) 
     """Write what hoi.verify.estimators.read_keypoint_predictions reads."""
     text = json.dumps({"predictions": predictions}, default=lambda array: array.tolist())
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (text + "\n").encode())
+    write_bytes_atomically(path, (text + "\n").encode())
 
 
 def parse_args() -> argparse.Namespace:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hoi.common.checkpoint import sha256_of  # noqa: E402
-from hoi.network.model import PRESETS, HOIDiffusion  # noqa: E402
+from hoi.common.files import sha256_of  # noqa: E402
+from hoi.network.config import PRESETS  # noqa: E402
+from hoi.network.model import HOIDiffusion  # noqa: E402
 
 MOST_MB = 50
 

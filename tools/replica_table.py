@@ -19,10 +19,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hoi.common.checkpoint import sha256_of  # noqa: E402
 from hoi.common.command import project_commit, told_problems  # noqa: E402
+from hoi.common.files import sha256_of, write_bytes_atomically  # noqa: E402
 from hoi.common.weight_files import WeightFile  # noqa: E402
-from hoi.data.dataset_writer import write_atomically  # noqa: E402
 from hoi.metrics import replica  # noqa: E402
 from hoi.metrics.measurement import Sheet, shown  # noqa: E402
 from hoi.verify.verifier import BUILT_IN  # noqa: E402
@@ -101,7 +100,7 @@ def measured(name: str, args: argparse.Namespace, judges: replica.Judges) -> Rep
         "numbers": [item.as_json() for item in sheet.measurements],
         "notes": sheet.notes,
     }
-    write_atomically(folder / "numbers.json", (json.dumps(report, indent=1) + "\n").encode())
+    write_bytes_atomically(folder / "numbers.json", (json.dumps(report, indent=1) + "\n").encode())
     return report
 
 
@@ -187,7 +186,7 @@ def main(args: argparse.Namespace) -> None:
     reports = {name: measured(name, args, judges) for name in [*names, CEILING]}
     for key in args.tables:
         text = as_markdown(TABLES[key], reports)
-        write_atomically(args.out / f"table_{key}.md", text.encode())
+        write_bytes_atomically(args.out / f"table_{key}.md", text.encode())
         print(text)
 
 

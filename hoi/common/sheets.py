@@ -1,9 +1,16 @@
 """Pictures to look at: contact sheets and loss curves, drawn with pillow alone.  Arrays -> PIL pictures."""
 
+from __future__ import annotations
+
+import importlib.util
+import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, features
+
+from hoi.common.files import write_bytes_atomically
 
 MARGIN = 2
 CURVE_COLORS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189), (255, 127, 14), (23, 190, 207))
@@ -88,3 +95,81 @@ def smooth(values: Sequence[tuple[float, float]], window: int = 50) -> list[tupl
     window = max(window, len(values) // 300, 1)
     chunks = [values[k : k + window] for k in range(0, len(values), window)]
     return [(chunk[-1][0], float(np.mean([y for _, y in chunk]))) for chunk in chunks]
+
+
+MP4_HINT = "no clip.mp4: it needs PyAV (pip install av)"
+WEBP_HINT = "no clip.webp: this Pillow is built without WebP, so clip.gif is written (pip install -U pillow)"
+
+
+# --- files ---
+
+
+def encode_animation(pictures: Sequence[np.ndarray], fps: int, kind: str) -> bytes:
+    """(H, W, 3) uint8 pictures -> an endless animation; kind "WEBP" or "GIF" (256 colours, hundredths of a second)."""
+    first, *rest = [Image.fromarray(picture) for picture in pictures]
+    stream = io.BytesIO()
+    quality = {"quality": 90, "method": 4} if kind == "WEBP" else {}
+    first.save(stream, kind, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, **quality)
+    return stream.getvalue()
+
+
+def encode_mp4(pictures: Sequence[np.ndarray], fps: int) -> bytes:
+    """(H, W, 3) uint8 pictures of even height and width -> H.264 by PyAV (must be installed)."""
+    import av
+
+    stream = io.BytesIO()
+    height, width, _ = pictures[0].shape
+    with av.open(stream, "w", format="mp4") as container:
+        video = container.add_stream("libx264", rate=fps)
+        video.height, video.width, video.pix_fmt = height, width, "yuv420p"  # the format that every player knows
+        video.options = {"crf": "16"}
+        for picture in pictures:
+            container.mux(video.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
+        container.mux(video.encode())
+    return stream.getvalue()
+
+
+def write_clip(
+    folder: Path, pictures: Sequence[np.ndarray], fps: int, gif: bool = False
+) -> tuple[list[str], list[str]]:
+    """Write clip.webp, clip.mp4 where PyAV is installed, and clip.gif if wanted or if there is no WebP.
+
+    returns  names of the files, and what to tell about those that could not be written
+    """
+    files, notes = {}, []
+    if features.check("webp"):
+        files["clip.webp"] = encode_animation(pictures, fps, "WEBP")
+    else:
+        notes.append(WEBP_HINT)
+    if importlib.util.find_spec("av"):
+        files["clip.mp4"] = encode_mp4(pictures, fps)
+    else:
+        notes.append(MP4_HINT)
+    if gif or "clip.webp" not in files:
+        files["clip.gif"] = encode_animation(pictures, fps, "GIF")
+    for name, content in files.items():
+        write_bytes_atomically(folder / name, content)
+    return list(files), notes
+
+
+BINS = 25
+
+
+def histogram(values: list[float], title: str, ends: tuple[float, float], width: int = 320, height: int = 180):
+    """Counts of the values in 25 bins as a PIL picture; values beyond the ends are counted in the last bin."""
+    picture = Image.new("RGB", (width, height), "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=11)
+    counts, edges = np.histogram(np.clip(values, *ends), bins=BINS, range=ends)
+    left, right, top, bottom = 36, width - 10, 22, height - 20
+    at = np.linspace(left, right, BINS + 1)
+    for k, count in enumerate(counts):
+        if count:
+            draw.rectangle(
+                [at[k], bottom - (bottom - top) * count / counts.max(), at[k + 1] - 1, bottom], fill=(31, 119, 180)
+            )
+    draw.line([(left, bottom), (right, bottom)], fill="black")
+    draw.text((4, top - 6), str(counts.max()), fill="black", font=font)
+    draw.text((left, 4), f"{title}: n {len(values)}, mean {np.mean(values):.3f}", fill="black", font=font)
+    for value, x in ((edges[0], left), (np.mean(ends), (left + right) / 2 - 8), (edges[-1], right - 20)):
+        draw.text((x, bottom + 4), f"{value:g}", fill="black", font=font)
+    return picture

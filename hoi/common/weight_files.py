@@ -15,10 +15,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from hoi.common.files import ZIP_MAGIC, readable_file
+
 MAX_KEYS_SHOWN = 5
 # A mapped file counts as this process's memory page by page as it is read; so it is mapped anew every so many bytes.
 REMAP_BYTES = 96 << 20
-ZIP_MAGIC, GIT_LFS_MAGIC = b"PK\x03\x04", b"version https://git-lfs"
 
 
 class WeightFile(Mapping[str, Tensor]):
@@ -132,21 +133,6 @@ def only_tensors(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     if other:
         raise ValueError(f"{path} should hold tensors only, but {shown(other)} are something else")
     return dict(content)
-
-
-def readable_file(path: str | Path) -> Path:
-    """The path, if there is a file that may be read and that is more than a place holder."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no weight file at {path}")
-    try:
-        with open(path, "rb") as file:
-            start = file.read(len(GIT_LFS_MAGIC))
-    except PermissionError as error:
-        raise PermissionError(f"{path} may not be read by this user; change its permissions (chmod u+r)") from error
-    if start == GIT_LFS_MAGIC:
-        raise ValueError(f"{path} is not a readable weight file: it is a git-lfs pointer; fetch it with `git lfs pull`")
-    return path
 
 
 def is_finite(tensor: Tensor) -> bool:

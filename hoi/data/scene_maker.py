@@ -30,9 +30,9 @@ from hoi.geometry.scene import (
     plain_text,
     render_scene,
     scene_conditions,
-    shade_scene,
 )
 from hoi.toyworld.appearance import sample_look
+from hoi.toyworld.looks import shade_scene
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,7 @@ from hoi.conditions import BONES
 from hoi.data.dataset import load_depth, load_label_map
 from hoi.export.export_folder import bounds, copy_picture, hand_annotation, lacking
 from hoi.geometry.hand import FINGER_NAMES
-from hoi.geometry.render import HAND, OBJECT
-from hoi.verify.verification import joints_shown
+from hoi.geometry.render import HAND, OBJECT, joints_shown
 
 KEYPOINT_NAMES = ("wrist", *(f"{name}_{part}" for name in FINGER_NAMES for part in ("mcp", "pip", "dip", "tip")))
 HAND_CATEGORY = 1

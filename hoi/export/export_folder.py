@@ -3,13 +3,9 @@
 Records of a dataset folder -> files of another layout.
 """
 
-import errno
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,36 +19,6 @@ HAND_KEYS = (
     "hand_side", "hand_model", "hand_betas", "global_orient", "hand_pose", "transl", "keypoints_3d", "keypoints_2d",
     "keypoint_convention", "contact", "penetration_mm",
 )  # fmt: skip
-
-
-@contextmanager
-def new_folder(path: str | Path) -> Iterator[Path]:
-    """An empty folder to fill; it becomes `path` at the end of the block and is removed when the block fails.
-
-    Raises FileExistsError when `path` is there already, OSError saying so when the disk is full.
-    """
-    path = Path(path)
-    if path.exists():
-        raise FileExistsError(f"{path} exists already; choose another folder, or remove it first")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".unfinished", dir=path.parent))
-    unfinished.chmod(0o777 & ~_umask())  # mkdtemp's folders are for their owner alone
-    try:
-        yield unfinished
-        os.rename(unfinished, path)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        message = "the disk is full; the unfinished export was removed: free some space and run the command again"
-        raise OSError(error.errno, message, str(path)) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def lacking(record: dict[str, Any], keys: Iterable[str]) -> str:

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from hoi.geometry.contact import DistanceField
-from hoi.geometry.hand import FINGER_JOINTS, HandModel
+from hoi.geometry.hand import FINGER_JOINTS, JOINT_ROWS, HandModel, rotation_matrices
 
 STOP_DISTANCE = 0.0008  # metres: skin stops here; the triangles between skin points then stay outside too
 STOP_BESIDE = 0.0003  # for the skin beside a joint, which the next joint drags along a little
 TOLERANCE = 0.0003
 MAX_TURN = 0.2  # radians in one step
-JOINT_ROWS = np.array(FINGER_JOINTS) - 1  # (5, 3) rows of the (15, 3) finger pose, by FINGER_NAMES
 FLEXION_LIMITS = np.deg2rad([[35, 50, 65], [80, 100, 65], [80, 100, 65], [80, 100, 65], [80, 100, 65]])
 
 
@@ -165,14 +164,3 @@ class Closer:
         hold = np.where(blocked, np.maximum(link[None], first_running[:, None] + 1), 0).max(axis=1)
         step = np.where(hold > 0, 0.0, np.minimum(step, MAX_TURN / np.maximum(rates.max(axis=1), 1e-9)))
         return np.where(rates.max(axis=1) > 0, step, 0.0), np.where(rates.max(axis=1) > 0, hold, 0)
-
-
-def rotation_matrices(axis_angle: np.ndarray) -> np.ndarray:
-    """(..., 3) radians -> (..., 3, 3).  Rodrigues' formula; scipy's Rotation is slower for many small arrays."""
-    angle = np.linalg.norm(axis_angle, axis=-1)[..., None, None]
-    x, y, z = np.moveaxis(axis_angle, -1, 0)
-    zero = np.zeros_like(x)
-    skew = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1).reshape(*x.shape, 3, 3)
-    sine = np.sinc(angle / np.pi)
-    cosine = 0.5 * np.sinc(angle / (2 * np.pi)) ** 2
-    return np.eye(3) + sine * skew + cosine * (skew @ skew)

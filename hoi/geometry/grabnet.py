@@ -23,9 +23,11 @@ from torch import Tensor, nn
 from torch.nn.functional import leaky_relu
 from trimesh.remesh import subdivide
 
-from hoi.common.checkpoint import load_model_file, sha256_of, strict_load
+from hoi.common.checkpoint import load_model_file, strict_load
+from hoi.common.files import sha256_of
 from hoi.geometry.contact import DistanceField
-from hoi.geometry.grasp import POOL, Grasp, choose_grasps, measure_grasp, reach_faults
+from hoi.geometry.grasp import POOL, Grasp, choose_grasps, measure_grasp
+from hoi.geometry.grasp_search import reach_faults
 from hoi.geometry.hand import HandModel, HandPose
 from hoi.geometry.mano_file import MANO_VERTICES
 from hoi.geometry.objects import ObjectMesh

@@ -15,14 +15,31 @@ from pathlib import Path
 import numpy as np
 import smplx
 import torch
+from scipy.spatial.transform import Rotation
 
+from hoi.geometry.camera import transform_points
 from hoi.geometry.mano_file import MIRROR, MIRROR_AXIS, read_mano
+
+FINGER_JOINTS = ((13, 14, 15), (1, 2, 3), (4, 5, 6), (10, 11, 12), (7, 8, 9))  # by FINGER_NAMES, base to tip
+
+JOINT_ROWS = np.array(FINGER_JOINTS) - 1  # (5, 3) rows of the (15, 3) finger pose, by FINGER_NAMES
+
+
+def rotation_matrices(axis_angle: np.ndarray) -> np.ndarray:
+    """(..., 3) radians -> (..., 3, 3).  Rodrigues' formula; scipy's Rotation is slower for many small arrays."""
+    angle = np.linalg.norm(axis_angle, axis=-1)[..., None, None]
+    x, y, z = np.moveaxis(axis_angle, -1, 0)
+    zero = np.zeros_like(x)
+    skew = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1).reshape(*x.shape, 3, 3)
+    sine = np.sinc(angle / np.pi)
+    cosine = 0.5 * np.sinc(angle / (2 * np.pi)) ** 2
+    return np.eye(3) + sine * skew + cosine * (skew @ skew)
+
 
 # OpenPose's order is wrist, then thumb, index, middle, ring, little, each from base to tip.  Each entry says which of
 # MANO's 16 joints (wrist, index, middle, little, ring, thumb) plus five tips (thumb to little) stands there.
 MANO_TO_OPENPOSE = (0, 13, 14, 15, 16, 1, 2, 3, 17, 4, 5, 6, 18, 10, 11, 12, 19, 7, 8, 9, 20)
 FINGER_NAMES = ("thumb", "index", "middle", "ring", "little")
-FINGER_JOINTS = ((13, 14, 15), (1, 2, 3), (4, 5, 6), (10, 11, 12), (7, 8, 9))  # by FINGER_NAMES, base to tip
 MANO_TIP_VERTICES = (744, 320, 443, 554, 671)  # by FINGER_NAMES; smplx's table, other projects use other ones
 BUILTIN_HAND = Path(__file__).parents[1] / "assets" / "hand" / "builtin_hand.npz"
 # Axes in the frame (along the bone, towards the back of the hand, their cross product), see joint_axes.  A thumb bends
@@ -288,3 +305,20 @@ def _smplx_model(arrays: Mapping[str, np.ndarray]) -> smplx.MANO:
             model_path="", data_struct=smplx.utils.Struct(**fields), use_pca=False, flat_hand_mean=True, is_rhand=True
         )
     return model.requires_grad_(False).eval()
+
+
+def hand_pose_in_camera(hand_pose: HandPose, hand: HandModel, world_to_camera: np.ndarray) -> HandPose:
+    """The same hand with parameters that give camera coordinates directly.
+
+    world_to_camera  (4, 4) rigid
+    The model turns about its wrist joint w0, not about the origin: with joint 0 at w0 + transl, the new translation is
+    R (w0 + transl) + t - w0.
+    """
+    wrist = hand(hand_pose).joints[0]
+    rotation = Rotation.from_matrix(world_to_camera[:3, :3]) * Rotation.from_rotvec(hand_pose.global_orient)
+    wrist_at_rest = wrist - hand_pose.transl
+    return replace(
+        hand_pose,
+        global_orient=rotation.as_rotvec(),
+        transl=transform_points(world_to_camera, wrist) - wrist_at_rest,
+    )

@@ -6,9 +6,9 @@ Paper: Sec. 3.2 (stands in for GrabNet).
 
 import numpy as np
 
-from hoi.geometry.closing import JOINT_ROWS, Closer, Hands
+from hoi.geometry.closing import Closer, Hands
 from hoi.geometry.contact import DistanceField
-from hoi.geometry.hand import HandModel
+from hoi.geometry.hand import JOINT_ROWS, HandModel
 
 START_DISTANCE = 0.25  # metres before the surface point aimed at: the open hand is clear of the object there
 HAND_SPAN = 0.235  # metres between two skin points of any hand that is drawn; the largest of 1536 has 0.223

@@ -238,3 +238,27 @@ def _nearest_of(layers: list[tuple[int, tuple[np.ndarray, ...]]], camera: Camera
         surface_normals.reshape(*shape, 3),
         object_mask.reshape(shape),
     )
+
+
+FLESH = 0.025  # metres: a joint lies at most so deep below the skin that hides it; deeper, something else is before it
+
+
+def joints_shown(
+    points: np.ndarray, label_map: np.ndarray, depth: np.ndarray | None = None, z: np.ndarray | None = None
+) -> np.ndarray:
+    """Which joints the picture shows: the hand is what is seen there, with no more than flesh before the joint.
+
+    points     (21, 2) pixels; label_map (H, W); depth (H, W) metres, 0 = unknown; z (21,) metres, depth of the joints
+    returns    (21,) bool
+    One pixel around is enough, since fingertips lie on the outline.  Without depth the label decides alone, so a finger
+    behind another counts as seen.
+    """
+    height, width = label_map.shape
+    steps = np.stack(np.meshgrid([-1, 0, 1], [-1, 0, 1]), axis=-1).reshape(-1, 2)
+    near = np.rint(points).astype(np.int64)[:, None] + steps  # (21, 9, 2)
+    inside = ((near >= 0) & (near < [width, height])).all(axis=2)
+    x, y = np.clip(near, 0, [width - 1, height - 1]).transpose(2, 0, 1)
+    shown = inside & (label_map[y, x] == HAND)
+    if depth is not None and z is not None:
+        shown &= (depth[y, x] == 0) | (depth[y, x] > z[:, None] - FLESH)
+    return shown.any(axis=1)

@@ -10,19 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from hoi.conditions import Conditions, draw_conditions
-from hoi.geometry.camera import OFFICIAL_FOV_DEG, Camera, project, sample_camera, transform_points
+from hoi.geometry.camera import OFFICIAL_FOV_DEG, Camera, project, sample_camera
 from hoi.geometry.contact import DistanceField
 from hoi.geometry.framing import FRAMINGS, candidate_cameras, inside_picture, scale_camera
-from hoi.geometry.grasp import Grasp, cached_grasps
-from hoi.geometry.hand import HandModel, HandPose, mirror_hand_pose
+from hoi.geometry.grasp import Grasp
+from hoi.geometry.grasp_search import cached_grasps
+from hoi.geometry.hand import HandModel, HandPose, hand_pose_in_camera, mirror_hand_pose
 from hoi.geometry.objects import ObjectMesh
 from hoi.geometry.render import GBuffer, Renderer
 from hoi.geometry.trajectory import approach
-from hoi.toyworld.appearance import Look, caption, reduce_image, shade
-from hoi.toyworld.backgrounds import paint_background
 
 CONTENTS = ("hand_object", "object", "hand", "scenery")
 # Share of the picture's pixels that the hand and the object must each have, or the view is rejected.
@@ -85,23 +83,6 @@ def grasp_object(
     meshes = {"right": object_mesh, "left": mirror_mesh(object_mesh)}
     found = {side: tuple(cached_grasps(meshes[side], hand, count, seed, cache_dir)) for side in hand_sides}
     return GraspedObject(object_mesh, **found)
-
-
-def hand_pose_in_camera(hand_pose: HandPose, hand: HandModel, world_to_camera: np.ndarray) -> HandPose:
-    """The same hand with parameters that give camera coordinates directly.
-
-    world_to_camera  (4, 4) rigid
-    The model turns about its wrist joint w0, not about the origin: with joint 0 at w0 + transl, the new translation is
-    R (w0 + transl) + t - w0.
-    """
-    wrist = hand(hand_pose).joints[0]
-    rotation = Rotation.from_matrix(world_to_camera[:3, :3]) * Rotation.from_rotvec(hand_pose.global_orient)
-    wrist_at_rest = wrist - hand_pose.transl
-    return replace(
-        hand_pose,
-        global_orient=rotation.as_rotvec(),
-        transl=transform_points(world_to_camera, wrist) - wrist_at_rest,
-    )
 
 
 def _frame_poses(
@@ -253,30 +234,3 @@ def plain_text(scene: Scene, template: str | None = None) -> str:
     """Caption without a look: the paper's "A hand is grasping a {object}", or the given template."""
     text = template or PLAIN_TEXTS[scene.content]
     return text.replace("{object}", noun(scene.object_mesh) if scene.object_mesh is not None else "object")
-
-
-def shade_scene(
-    scene: Scene,
-    gbuffer: GBuffer | None,
-    look: Look,
-    generator: np.random.Generator,
-    factor: int = 2,
-    paraphrase: bool = False,
-) -> tuple[np.ndarray, str]:
-    """Toy-world picture of a frame and its caption.
-
-    gbuffer     of `factor` times the picture's size (`render_scene(..., factor=factor)`); None for scenery
-    paraphrase  word some captions differently; otherwise all follow the paper's template
-    returns     (H, W, 3) uint8, averaged over factor x factor pixels, and the caption
-    """
-    camera = scale_camera(scene.camera, factor)
-    if scene.content == "scenery":
-        background = reduce_image(paint_background(look.background, generator, camera.height, camera.width), factor)
-        picture = (np.clip(background, 0, 1) * 255 + 0.5).astype(np.uint8)
-    else:
-        picture = shade(gbuffer, camera, look, generator, reduce=factor)
-    words = generator if paraphrase else None
-    if scene.content == "hand":  # the words of a look describe an object, which is not there
-        return picture, caption(look, "hand", False, words, with_adjectives=False)
-    category = None if scene.object_mesh is None else noun(scene.object_mesh)
-    return picture, caption(look, category, scene.grasp is not None, words)

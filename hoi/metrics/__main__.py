@@ -28,10 +28,9 @@ from typing import Any
 
 import numpy as np
 
-from hoi.common.checkpoint import sha256_of
 from hoi.common.command import positive, told_problems
+from hoi.common.files import sha256_of, write_bytes_atomically
 from hoi.common.hardware import check_device
-from hoi.data.dataset_writer import write_atomically
 from hoi.geometry.hand import load_hand
 from hoi.metrics.bootstrap import mean_of
 from hoi.metrics.clip_score import SCORE_PREFIX, SCORE_WEIGHT, load_clip
@@ -273,8 +272,9 @@ def main(arguments: list[str] | None = None) -> None:
         report = measure(args)
         text = as_markdown(report)
         args.out.mkdir(parents=True, exist_ok=True)
-        write_atomically(args.out / "metrics.md", text.encode())
-        write_atomically(args.out / "metrics.json", (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
+        write_bytes_atomically(args.out / "metrics.md", text.encode())
+        numbers = json.dumps(report, indent=1, allow_nan=False) + "\n"
+        write_bytes_atomically(args.out / "metrics.json", numbers.encode())
     print(text)
     print(f"written: {args.out}/metrics.md, metrics.json; features are in {args.features or args.out / '.features'}")
 

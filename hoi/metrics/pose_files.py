@@ -22,10 +22,11 @@ from typing import Any
 
 import numpy as np
 
+from hoi.common.files import read_json
 from hoi.data.dataset import load_mesh
 from hoi.export.nocs import Normalization
 from hoi.metrics.pose_metrics import CLASSES, Objects
-from hoi.verify.estimators import check_covers, numbers, read_json
+from hoi.verify.estimators import check_covers, numbers
 
 PREDICTION_KEYS = {"category", "score", "model_to_camera", "size"}
 

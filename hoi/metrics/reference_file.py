@@ -8,7 +8,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from hoi.common.checkpoint import write_atomically
+from hoi.common.files import write_atomically
 from hoi.metrics.distances import Gaussian, square_root
 
 

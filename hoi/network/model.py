@@ -6,96 +6,37 @@ Three condition encoders (one per condition image) are summed and enter Stable D
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hoi.common.checkpoint import check_fit, save_model
 from hoi.common.weight_files import WeightFile, is_finite, shown
-from hoi.network.diffusion import NoiseSchedule
-from hoi.network.text import TextConfig, TextEncoder, causal_mask
-from hoi.network.unet import CachedContext, UNet, UNetConfig
-from hoi.network.vae import VAE, VAEConfig
+from hoi.conditions import Conditions
+from hoi.network.config import ModelConfig
+from hoi.network.text import TextEncoder, causal_mask
+from hoi.network.unet import CachedContext, UNet
+from hoi.network.vae import VAE
+
+
+def stack_conditions(conditions: list[Conditions]) -> dict[str, torch.Tensor]:
+    """What the condition encoders take: skeleton, normal, segmentation, each (B, 3, H, W) float32 in [0, 1]."""
+    import torch
+
+    def stacked(name: str) -> torch.Tensor:
+        pictures = np.stack([getattr(each, name) for each in conditions])
+        return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous().float() / 255.0
+
+    return {name: stacked(name) for name in ("skeleton", "normal", "segmentation")}
+
 
 FORMAT_VERSION = "1"
 STAGES = ("base", "hoi")
 CONDITION_NAMES = ("skeleton", "normal", "segmentation")
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Everything needed to build the network, and how it is best sampled."""
-
-    name: str
-    unet: UNetConfig
-    vae: VAEConfig
-    text: TextConfig
-    image_size: int  # pixels, the side of the pictures it was made for
-    sampler: str = "dpm++"
-    num_inference_steps: int = 20
-    guidance_scale: float = 7.5
-    predicts: str = "eps"  # what the U-Net was trained towards, see diffusion.NoiseSchedule
-    terminal_signal: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.unet.context_dim != self.text.width:
-            raise ValueError(
-                f"the U-Net expects text width {self.unet.context_dim}, the text encoder gives {self.text.width}"
-            )
-        if self.unet.in_channels != self.vae.z_channels:
-            raise ValueError(f"the U-Net takes {self.unet.in_channels} channels, the VAE makes {self.vae.z_channels}")
-
-    def noise_schedule(self) -> NoiseSchedule:
-        return NoiseSchedule.stable_diffusion(predicts=self.predicts, terminal_signal=self.terminal_signal)
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self))
-
-    @staticmethod
-    def from_json(text: str) -> ModelConfig:
-        """Raises ValueError when the text does not describe a configuration of this version."""
-        try:
-            fields = json.loads(text)
-            parts = {"unet": UNetConfig, "vae": VAEConfig, "text": TextConfig}
-            for name, part in parts.items():
-                fields[name] = part(**{key: as_tuple(value) for key, value in fields[name].items()})
-            return ModelConfig(**fields)
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"not a model configuration ({type(error).__name__}: {error}): {text[:200]}") from error
-
-
-def sd1_config() -> ModelConfig:
-    """The paper's sizes: Stable Diffusion 1.x at 512 px."""
-    return ModelConfig("sd1", UNetConfig(), VAEConfig(), TextConfig(), image_size=512)
-
-
-def tiny_config() -> ModelConfig:
-    """The built-in model: the same classes, small enough to train and sample on two CPU cores."""
-    return ModelConfig(
-        name="tiny",
-        unet=UNetConfig(
-            model_channels=64,  # wide at the finest level already, where fingers are
-            channel_mult=(1, 1.5, 2, 1.5),
-            attention_levels=(1, 2, 3),  # attention over the 1024 latents of the finest level would halve the speed
-            num_heads=4,
-            context_dim=128,
-            norm_groups=8,
-        ),
-        vae=VAEConfig(channels=32, channel_mult=(1, 2, 4), num_res_blocks=1, norm_groups=8),
-        text=TextConfig(width=128, heads=4, layers=3, quick_gelu=False),
-        image_size=128,
-        guidance_scale=2.0,  # measured: see the README's table over guidance scales
-        predicts="v",  # trained from nothing, words and conditions act sooner than with eps: see the README
-        terminal_signal=0.01,
-    )
-
-
-PRESETS = {"sd1": sd1_config, "tiny": tiny_config}
 
 
 class ConditionBlock(nn.Module):
@@ -306,8 +247,3 @@ def prepared(tensor: Tensor, device: str | torch.device, dtype: torch.dtype) -> 
     """A copy of a weight as the model wants it: convolutions channels-last, which CPUs and GPUs run fastest."""
     layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
     return tensor.to(device, dtype if tensor.is_floating_point() else None, copy=True, memory_format=layout)
-
-
-def as_tuple(value: object) -> object:
-    """JSON knows lists only; configurations hold tuples."""
-    return tuple(value) if isinstance(value, list) else value

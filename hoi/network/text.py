@@ -6,13 +6,10 @@ The transformer, the tokenizer and the tensor names are open_clip's.  `PictureTe
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from open_clip import SimpleTokenizer
 from open_clip.transformer import LayerNorm, QuickGELU, Transformer
 from torch import Tensor, nn
@@ -100,126 +97,3 @@ class TextEncoder(nn.Module):
     def pooled(self, context: Tensor, token_ids: Tensor) -> Tensor:
         """The context at the first end-of-text position, which has seen the whole prompt: (B,77,width) -> (B,width)."""
         return context[torch.arange(len(context), device=context.device), first_eos(token_ids)]
-
-
-# --- weights under the names of transformers' CLIPTextModel, as in a Stable Diffusion file ---
-
-_HF_PREFIXES = ("cond_stage_model.transformer.text_model.", "cond_stage_model.transformer.", "text_model.")
-_HF_OUTER = {
-    "embeddings.token_embedding.weight": "token_embedding.weight",
-    "embeddings.position_embedding.weight": "positional_embedding",
-    "final_layer_norm.weight": "ln_final.weight",
-    "final_layer_norm.bias": "ln_final.bias",
-}
-_HF_LAYER = {
-    "layer_norm1": "ln_1",
-    "self_attn.out_proj": "attn.out_proj",
-    "layer_norm2": "ln_2",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
-}
-
-
-def hf_names(config: TextConfig) -> dict[str, tuple[str, ...]]:
-    """open_clip name -> the HF tensors (without prefix) that are stacked along dimension 0 to make it."""
-    names = {ours: (theirs,) for theirs, ours in _HF_OUTER.items()}
-    for i in range(config.layers):
-        here, there = f"transformer.resblocks.{i}.", f"encoder.layers.{i}."
-        for kind in ("weight", "bias"):
-            names[f"{here}attn.in_proj_{kind}"] = tuple(f"{there}self_attn.{p}_proj.{kind}" for p in "qkv")
-            names.update({f"{here}{ours}.{kind}": (f"{there}{theirs}.{kind}",) for theirs, ours in _HF_LAYER.items()})
-    return names
-
-
-def open_clip_from_hf(hf_state: Mapping[str, Tensor], config: TextConfig) -> dict[str, Tensor]:
-    """The text tower of a Stable Diffusion file or a transformers folder -> tensors of a `TextEncoder` (196 -> 148).
-
-    Keys may carry `cond_stage_model.transformer.`, `text_model.`, both or neither; `position_ids` is ignored.
-    Raises ValueError naming missing, unexpected or wrongly shaped tensors.
-    """
-    state: dict[str, Tensor] = {}
-    for key, tensor in hf_state.items():
-        prefix = next((p for p in _HF_PREFIXES if key.startswith(p)), "")
-        if not key.endswith("embeddings.position_ids"):
-            state[key.removeprefix(prefix)] = tensor
-    names = hf_names(config)
-    wanted = {key for keys in names.values() for key in keys}
-    missing, unexpected = sorted(wanted - state.keys()), sorted(state.keys() - wanted)
-    if missing or unexpected:
-        raise ValueError(
-            f"text encoder: expected the {len(wanted)} tensors of a CLIP text model with {config.layers} layers; "
-            f"{len(missing)} are missing (first: {missing[:3]}), {len(unexpected)} unexpected (first: {unexpected[:3]})"
-        )
-    with torch.device("meta"):
-        shapes = {key: tensor.shape for key, tensor in TextEncoder(config).state_dict().items()}
-    for ours, keys in names.items():
-        rows, *rest = shapes[ours]
-        for key in keys:
-            if list(state[key].shape) != [rows // len(keys), *rest]:
-                expected = (rows // len(keys), *rest)
-                raise ValueError(f"text encoder: {key} is {tuple(state[key].shape)}, expected {expected}")
-    return {ours: torch.cat([state[key] for key in keys]) for ours, keys in names.items()}
-
-
-def hf_from_open_clip(state: Mapping[str, Tensor], config: TextConfig) -> dict[str, Tensor]:
-    """The reverse of `open_clip_from_hf`; the names start with `text_model.`."""
-    hf_state: dict[str, Tensor] = {}
-    for ours, keys in hf_names(config).items():
-        hf_state.update(
-            {f"text_model.{key}": part.clone() for key, part in zip(keys, state[ours].chunk(len(keys)), strict=True)}
-        )
-    return hf_state
-
-
-# --- pretraining against pictures ---
-
-
-class PictureText(nn.Module):
-    """A small CLIP around a `TextEncoder`, trained so that captions find their pictures; a model keeps the encoder.
-
-    The U-Net learns what words mean far sooner from such an encoder than through the noise prediction loss alone.
-    """
-
-    def __init__(self, text_encoder: TextEncoder, embed_dim: int = 128, channels: int = 32) -> None:
-        super().__init__()
-        self.text_encoder = text_encoder
-        self.text_projection = nn.Linear(text_encoder.config.width, embed_dim, bias=False)
-        layers: list[nn.Module] = []
-        widths = [3, channels, 2 * channels, 4 * channels, 4 * channels, 4 * channels]
-        for before, after in zip(
-            widths[:-1], widths[1:], strict=True
-        ):  # every layer halves the picture: 128 -> 4 pixels
-            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
-        self.picture_encoder = nn.Sequential(*layers)
-        # Averaging over the whole picture would forget where a colour is; a 4x4 grid keeps object and background apart.
-        self.picture_projection = nn.Linear(widths[-1] * 16, embed_dim, bias=False)
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # CLIP's start
-
-    def encode_image(self, image: Tensor) -> Tensor:
-        """image (B,3,H,W) in [-1,1] -> (B,E), not normalised."""
-        picture = F.adaptive_avg_pool2d(self.picture_encoder(image), 4).flatten(1)  # (B,C,h,w) -> (B,16C)
-        return self.picture_projection(picture)
-
-    def encode_text(self, token_ids: Tensor) -> Tensor:
-        """token_ids (B,77) -> (B,E), not normalised."""
-        return self.text_projection(self.text_encoder.pooled(self.text_encoder(token_ids), token_ids))
-
-    def forward(self, image: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The same of pictures and their captions, as unit vectors."""
-        return F.normalize(self.encode_image(image), dim=1), F.normalize(self.encode_text(token_ids), dim=1)
-
-
-def clip_loss(picture_vectors: Tensor, text_vectors: Tensor, log_temperature: Tensor, groups: Tensor) -> Tensor:
-    """Symmetric contrastive loss in which every caption with the same words is a right answer.
-
-    picture_vectors, text_vectors  (B,E) unit vectors, row i of both belong together
-    log_temperature                scalar, logarithm of the factor on the cosines (held below 100)
-    groups                         (B,) int, equal for captions with the same words
-    returns                        scalar: cross-entropy to equal shares for the right answers, mean of both directions
-    Source: Radford et al. 2021, figure 3; the shared targets are ours: in a small world captions repeat within a batch.
-    """
-    cosines = picture_vectors.float() @ text_vectors.float().T  # (B pictures, B captions)
-    logits = log_temperature.exp().clamp(max=100) * cosines
-    same = (groups[:, None] == groups[None, :]).to(logits)
-    targets = same / same.sum(dim=1, keepdim=True)
-    return 0.5 * (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets))

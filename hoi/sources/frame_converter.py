@@ -24,8 +24,9 @@ from hoi.geometry.hand import HandMesh, load_hand
 from hoi.geometry.render import GBuffer, Renderer
 from hoi.geometry.scene import PLAIN_TEXTS
 from hoi.sources.depth_normals import DPT_HYBRID, DepthEstimator, normals_from_depth, read_depth_file, resize_normals
+from hoi.sources.frame import RejectionLog, Source
 from hoi.sources.source_frame import PosedObject, Rejected, SourceFrame, Window, box_around
-from hoi.sources.sources import RejectionLog, Source, check_needs
+from hoi.sources.sources import check_needs
 
 STROKES = ("crop", "source")
 MARGIN = 50  # pixels of the whole picture, the authors' number

@@ -14,8 +14,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from hoi.geometry.camera import project, transform_points
-from hoi.geometry.hand import MANO_TO_OPENPOSE, HandModel, HandPose, load_hand
-from hoi.geometry.scene import hand_pose_in_camera
+from hoi.geometry.hand import MANO_TO_OPENPOSE, HandModel, HandPose, hand_pose_in_camera, load_hand
 from hoi.sources.source_frame import PosedObject, Rejected, SourceFrame, read_picture
 from hoi.sources.ycb import YCB_NOUNS, load_ycb, model_path
 

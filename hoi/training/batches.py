@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hoi.conditions import Conditions, blank_conditions, stack_conditions
+from hoi.conditions import Conditions, blank_conditions
 from hoi.data import dataset
+from hoi.network.model import stack_conditions
 
 Batch = dict[str, Tensor]
 

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from hoi.common.sheets import to_uint8
 from hoi.network.model import HOIDiffusion
-from hoi.network.text import PictureText, clip_loss, tokenize
+from hoi.network.text import tokenize
 from hoi.network.vae import VAE, vae_loss
 from hoi.training.batches import Batch, Share, TrainingSet, draw_indices, step_generator
+from hoi.training.small_clip import PictureText, clip_loss
 from hoi.training.stages import PREVIEWS, spread
 
 TEXT_SHRINK = 2  # half the size says as much about words as the whole picture, at a quarter of the work

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hoi.common.checkpoint import write_atomically
+from hoi.common.files import write_atomically
 from hoi.common.sheets import curve, smooth
 
 NO_LOSS = {"step", "learning_rate", "gradient_norm", "pictures_per_second"}

@@ -19,13 +19,14 @@ Contact (`read_contact_predictions`), what the 100DOH hand-object detector says 
 state is 0 no contact, 1 self, 2 another person, 3 portable object, 4 stationary object.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+
+from hoi.common.files import read_json
 
 JOINTS = 21
 CONTACT_STATES = ("no contact", "self", "another person", "portable object", "stationary object")
@@ -110,18 +111,6 @@ def _contact(entry: Any, place: str) -> ContactPrediction:
         state=entry["state"],
         hand_side=_side(entry.get("hand_side"), f"{place} hand_side"),
     )
-
-
-def read_json(path: str | Path) -> Any:
-    """Raises FileNotFoundError, or ValueError when the file is not JSON."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"no prediction file at {path}; python tools/convert_keypoints.py --help says how to make one"
-        )
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error})") from error
 
 
 def _read(path: str | Path, make: Callable[[Any, str], T]) -> dict[str, list[T]]:

@@ -10,8 +10,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from hoi.common.files import write_bytes_atomically
 from hoi.data.dataset import PICTURE_FOLDERS, read_description
-from hoi.data.dataset_writer import DatasetWriter, write_atomically
+from hoi.data.dataset_writer import DatasetWriter
 from hoi.verify.verification import SCORES
 
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
@@ -73,7 +74,7 @@ def describe_yield(records: list[dict[str, Any]], conditions: list[Condition]) -
 def write_list(path: Path, records: list[dict[str, Any]]) -> None:
     """One file_name a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, "".join(f"{record['file_name']}\n" for record in records).encode())
+    write_bytes_atomically(path, "".join(f"{record['file_name']}\n" for record in records).encode())
 
 
 def copy_records(folder: Path, out: Path, records: list[dict[str, Any]], conditions: list[Condition]) -> None:
@@ -103,6 +104,6 @@ def copy_records(folder: Path, out: Path, records: list[dict[str, Any]], conditi
                 raise ValueError(f"record {record['index']} names {path}, which is outside of {folder}")
             if not (out / path).exists():  # several looks share one geometry
                 (out / path).parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(out / path, (folder / path).read_bytes())
+                write_bytes_atomically(out / path, (folder / path).read_bytes())
         writer.append(record)
     writer.finish()

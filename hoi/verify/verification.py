@@ -21,15 +21,14 @@ from typing import Any
 import numpy as np
 
 from hoi.data import dataset
-from hoi.geometry.render import HAND, OBJECT
+from hoi.geometry.render import HAND, OBJECT, joints_shown
 from hoi.toyworld.appearance import nearest_color
 from hoi.toyworld.words import words_in
 from hoi.verify.estimators import HandPrediction, closest_hand
+from hoi.verify.scores import true_keypoints, true_label_map
 from hoi.verify.verifier import Seen
-from hoi.verify.verifier_training import true_keypoints, true_label_map
 
 PCK_THRESHOLD = 0.2  # of the hand box, the usual choice for hands in pictures (MMPose)
-FLESH = 0.025  # metres: a joint lies at most so deep below the skin that hides it; deeper, something else is before it
 GROUPS = ("", "_visible", "_hidden")
 KEYPOINT_SCORES = tuple(
     name + group for name in ("keypoint_error_px", "keypoint_error_relative", "pck") for group in GROUPS
@@ -71,27 +70,6 @@ def load_truth(folder: Path, record: dict[str, Any]) -> Truth:
         depth, z = dataset.load_depth(folder, record), np.reshape(record["keypoints_3d"], (21, 3))[:, 2]
     visible = inside if label_map is None else inside & joints_shown(points, label_map, depth, z)
     return Truth(label_map, points, visible, inside, text)
-
-
-def joints_shown(
-    points: np.ndarray, label_map: np.ndarray, depth: np.ndarray | None = None, z: np.ndarray | None = None
-) -> np.ndarray:
-    """Which joints the picture shows: the hand is what is seen there, with no more than flesh before the joint.
-
-    points     (21, 2) pixels; label_map (H, W); depth (H, W) metres, 0 = unknown; z (21,) metres, depth of the joints
-    returns    (21,) bool
-    One pixel around is enough, since fingertips lie on the outline.  Without depth the label decides alone, so a finger
-    behind another counts as seen.
-    """
-    height, width = label_map.shape
-    steps = np.stack(np.meshgrid([-1, 0, 1], [-1, 0, 1]), axis=-1).reshape(-1, 2)
-    near = np.rint(points).astype(np.int64)[:, None] + steps  # (21, 9, 2)
-    inside = ((near >= 0) & (near < [width, height])).all(axis=2)
-    x, y = np.clip(near, 0, [width - 1, height - 1]).transpose(2, 0, 1)
-    shown = inside & (label_map[y, x] == HAND)
-    if depth is not None and z is not None:
-        shown &= (depth[y, x] == 0) | (depth[y, x] > z[:, None] - FLESH)
-    return shown.any(axis=1)
 
 
 def intersection_over_union(predicted: np.ndarray, true: np.ndarray) -> float | None:

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from hoi.common.sheets import contact_sheet
+from hoi.common.files import encode_png, write_bytes_atomically
+from hoi.common.sheets import contact_sheet, histogram
 from hoi.conditions import draw_skeleton
 from hoi.data.dataset import load_image
-from hoi.data.dataset_writer import encode_png, write_atomically
 from hoi.verify.verification import SCORES
 
 REPORT_FOLDER = "verification"
@@ -22,7 +22,6 @@ HISTOGRAMS = {
     "keypoint_error_relative": (0, 0.5), "keypoint_error_relative_visible": (0, 0.5),
     "keypoint_error_relative_hidden": (0, 0.5),
 }  # fmt: skip
-BINS = 25
 RANKED_BY = ("iou_hand", "iou_object", "pck")  # best and worst are by the mean of those that a record has
 SHEET_COUNT, SHEET_CELL, SHEET_COLUMNS = 16, 192, 8
 HAND_TINT, OBJECT_TINT = (64, 255, 64), (255, 64, 64)
@@ -64,26 +63,6 @@ def as_markdown(report: dict[str, Any]) -> str:
         f"Best and worst are by the mean of {', '.join(RANKED_BY)}. A score counts the records that have it.",
     ]
     return "\n".join(lines) + "\n"
-
-
-def histogram(values: list[float], title: str, ends: tuple[float, float], width: int = 320, height: int = 180):
-    """Counts of the values in 25 bins as a PIL picture; values beyond the ends are counted in the last bin."""
-    picture = Image.new("RGB", (width, height), "white")
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=11)
-    counts, edges = np.histogram(np.clip(values, *ends), bins=BINS, range=ends)
-    left, right, top, bottom = 36, width - 10, 22, height - 20
-    at = np.linspace(left, right, BINS + 1)
-    for k, count in enumerate(counts):
-        if count:
-            draw.rectangle(
-                [at[k], bottom - (bottom - top) * count / counts.max(), at[k + 1] - 1, bottom], fill=(31, 119, 180)
-            )
-    draw.line([(left, bottom), (right, bottom)], fill="black")
-    draw.text((4, top - 6), str(counts.max()), fill="black", font=font)
-    draw.text((left, 4), f"{title}: n {len(values)}, mean {np.mean(values):.3f}", fill="black", font=font)
-    for value, x in ((edges[0], left), (np.mean(ends), (left + right) / 2 - 8), (edges[-1], right - 20)):
-        draw.text((x, bottom + 4), f"{value:g}", fill="black", font=font)
-    return picture
 
 
 def histograms(records: list[dict[str, Any]]) -> Image.Image | None:
@@ -150,9 +129,9 @@ def write_report(
     problems = [record["verification"]["problem"] for record in records if record["verification"]["problem"]]
     report = {"folder": str(folder), "records": len(records), "scored": len(records) - len(problems), **about}
     report |= {"scores": summarize(records), "problems": problems}
-    write_atomically(out / "report.json", (json.dumps(report, indent=1) + "\n").encode())
-    write_atomically(out / "report.md", as_markdown(report).encode())
+    write_bytes_atomically(out / "report.json", (json.dumps(report, indent=1) + "\n").encode())
+    write_bytes_atomically(out / "report.md", as_markdown(report).encode())
     for name, picture in (("histograms", histograms(records)), ("best_worst", best_and_worst(folder, records, look))):
         if picture is not None:
-            write_atomically(out / f"{name}.png", encode_png(np.asarray(picture)))
+            write_bytes_atomically(out / f"{name}.png", encode_png(np.asarray(picture)))
     return report

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from hoi.geometry.render import HAND
 from hoi.toyworld.backgrounds import BACKGROUNDS
 from hoi.toyworld.words import words_in
 from hoi.training.batches import read_ahead, step_generator
+from hoi.verify.scores import load_rgb, true_keypoints, true_label_map
 from hoi.verify.verifier import JOINTS, Outputs, Verifier, pixels_to_cells, resized, resized_points, to_input
 
 Batch = dict[str, Tensor]
@@ -34,35 +34,6 @@ LEARNING_RATE = 2e-3
 WARM_UP = 30  # steps
 MAX_SHIFT, MAX_ZOOM = 0.08, 0.15  # of the picture's side
 CACHE_BYTES = 2 << 30  # pictures kept in memory; beyond that they are read again
-
-
-def load_rgb(folder: Path, record: dict[str, Any]) -> np.ndarray:
-    """(H, W, 3) uint8.  Raises FileNotFoundError or ValueError naming a picture that is missing, damaged or not RGB."""
-    image = dataset.load_image(folder, record)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(
-            f"{record['file_name']} is {image.shape} {image.dtype}, expected (H, W, 3) uint8: an RGB picture"
-        )
-    return image
-
-
-def true_label_map(folder: Path, record: dict[str, Any]) -> np.ndarray | None:
-    """(H, W) 0/1/2 of the record's segmentation; all 0 for scenery, which has no conditions at all; None if unsaid."""
-    if record.get("segmentation_file_name") is not None:
-        return dataset.load_label_map(folder, record)
-    if all(record.get(key) is None for key in dataset.CONDITION_KEYS):
-        return np.zeros((record["height"], record["width"]), np.uint8)
-    return None
-
-
-def true_keypoints(record: dict[str, Any]) -> np.ndarray | None:
-    """(21, 2) pixels, None when the record has none.  Raises ValueError for another number of them, or for NaN."""
-    if record.get("keypoints_2d") is None:
-        return None
-    points = np.asarray(record["keypoints_2d"], dtype=np.float64)
-    if points.shape != (2 * JOINTS,) or not np.isfinite(points).all():
-        raise ValueError(f"{record['file_name']}: keypoints_2d is {points.shape}, expected {2 * JOINTS} finite numbers")
-    return points.reshape(JOINTS, 2)
 
 
 class Lessons:

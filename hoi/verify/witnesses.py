@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from hoi.common.checkpoint import sha256_of
+from hoi.common.files import sha256_of
 from hoi.verify.estimators import (
     PORTABLE_OBJECT,
     ContactPrediction,
@@ -20,9 +20,9 @@ from hoi.verify.estimators import (
     read_contact_predictions,
     read_keypoint_predictions,
 )
+from hoi.verify.scores import load_rgb, true_keypoints
 from hoi.verify.verification import SCORES, Truth, load_truth, score_picture
 from hoi.verify.verifier import Seen, Verifier, load_verifier, look_at
-from hoi.verify.verifier_training import load_rgb, true_keypoints
 
 BATCH = 16
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from hoi.network.config import PRESETS, ModelConfig
 from hoi.network.diffusion import NoiseSchedule
-from hoi.network.model import PRESETS, ModelConfig
 from hoi.network.text import TextConfig
 from hoi.network.unet import UNetConfig
 from hoi.network.vae import VAEConfig

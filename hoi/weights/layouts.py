@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from hoi.common.checkpoint import to_official_adapter_names
-from hoi.network.text import TextConfig, hf_names
+from hoi.network.text import TextConfig
 from hoi.network.unet import UNetConfig
 from hoi.network.vae import VAEConfig
+from hoi.weights.names import hf_names, to_official_adapter_names
 
 Sources = dict[str, tuple[str, ...]]
 

@@ -1,27 +1,25 @@
 """Weights that others trained.  Stable Diffusion 1.x, official HOIDiffusion, T2I-Adapter -> our network.  Sec. 3.3.
 
-    python -m hoi.weights.public_weights FILE ...       # what each file is, whether it fits, what is missing
+    python -m hoi.weights FILE ...       # what each file is, whether it fits, what is missing
 
 Other families, damaged files and pickles that ask for code are refused by name.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
-from hoi.common.checkpoint import sha256_of
+from hoi.common.files import sha256_of
 from hoi.common.weight_files import WeightFile
-from hoi.network.model import CONDITION_NAMES, PRESETS, HOIDiffusion, ModelConfig, own_config, sd1_config
+from hoi.network.config import ModelConfig, sd1_config
+from hoi.network.model import CONDITION_NAMES, HOIDiffusion, own_config
 from hoi.weights.diffusers_config import PARTS, SCHEDULER_FILE, read_folder_config
 from hoi.weights.layouts import Sources
 from hoi.weights.weight_kinds import (
-    CLIP,
     DIFFUSERS_T2I_ADAPTER,
     EMA_ONLY,
     OFFICIAL_ADAPTER,
@@ -35,7 +33,6 @@ from hoi.weights.weight_pieces import (
     Dtypes,
     Piece,
     adapter_folders,
-    check_piece,
     diffusers_folder,
     expected_shapes,
     official_adapter,
@@ -44,7 +41,6 @@ from hoi.weights.weight_pieces import (
     t2i_adapter,
 )
 
-DIFFUSERS_FOLDER = "a diffusers folder"
 WHERE = (
     "Public weights are not shipped: get {what} yourself, under its licence (README, Your own weights). Without {flag}"
     " sample.py uses the built-in miniature"
@@ -207,88 +203,3 @@ def _metadata(config: ModelConfig, stage: str, path: Path) -> dict[str, str]:
         "command": f"read from {path.name}",
         "scaling_factor_measured": "yes",  # it came with the VAE
     }
-
-
-def describe(path: str | Path) -> str:
-    """What a file or folder is, and what it can be used for.  Raises like load_model when it does not fit."""
-    path = Path(path)
-    if hands := _describe_hands(path):
-        return hands
-    if not path.is_dir() and (part := _describe_part(WeightFile(path))):
-        return part
-    config, pieces, metadata = whole_model(path)
-    expected = expected_shapes(config, with_conditions=True)
-    for piece in pieces:
-        check_piece(piece, expected)
-    count = sum(len(piece.file) for piece in pieces)
-    kind = DIFFUSERS_FOLDER if path.is_dir() else kind_of(pieces[0].file)
-    flag = "--checkpoint or --base" if kind == OWN else "--base"
-    parts = "with" if metadata["stage"] == "hoi" else "without"
-    return (
-        f"{kind}, complete ({count} tensors), sizes {config.name}, predicts {config.predicts}, {parts} condition"
-        f" encoders; use with {flag} {path}"
-    )
-
-
-def _describe_part(file: WeightFile) -> str | None:
-    """What a file of condition encoders or of CLIP is; None for a whole model.  Raises when no preset fits."""
-    kind = kind_of(file)
-    if kind == CLIP:
-        load = f"hoi.metrics.clip_score.load_clip(NAME, {str(file.path)!r})"
-        use = f"{load}, which holds it against the model of that name"
-        return f"{kind} ({len(file)} tensors); for scores: {use}"
-    if kind not in (OFFICIAL_ADAPTER, T2I_ADAPTER, DIFFUSERS_T2I_ADAPTER):
-        return None
-    use = "use with --base FILE --adapter " if kind == OFFICIAL_ADAPTER else "start a branch with --init-branch NAME="
-    return f"{kind}, complete ({len(file)} tensors), sizes {_adapter_preset(file, kind)}; {use}{file.path}"
-
-
-def _adapter_preset(file: WeightFile, kind: str) -> str:
-    """The preset whose condition encoders a file fits; raises how it differs from Stable Diffusion's if none."""
-    problems = {}
-    for name, preset in PRESETS.items():
-        expected = expected_shapes(preset(), with_conditions=True)
-        if kind == OFFICIAL_ADAPTER:
-            piece = official_adapter(file, list(expected))
-        else:
-            piece = t2i_adapter(file, list(expected), "normal", kind == DIFFUSERS_T2I_ADAPTER)
-        try:
-            check_piece(piece, expected)
-            return name
-        except ValueError as problem:
-            problems[name] = problem
-    raise problems["sd1"]
-
-
-def _describe_hands(path: Path) -> str | None:
-    """What a file or folder of MANO or GrabNet is; None for anything else.  Raises like their readers."""
-    from hoi.geometry.grabnet import FILES, load_grabnet  # the geometry side: only this command needs it here
-    from hoi.geometry.mano_file import read_mano
-
-    names = {file.name for file in path.iterdir()} if path.is_dir() else {path.name}
-    if names & set(FILES):
-        folder = path if path.is_dir() else path.parent
-        load_grabnet(folder)
-        return f"GrabNet ({', '.join(FILES)}), complete; use with make_dataset.py --grasp grabnet --grabnet {folder}"
-    if names & {"MANO_RIGHT.pkl", "MANO_LEFT.pkl"} or path.suffix in (".pkl", ".npz"):
-        _, notes = read_mano(path)
-        return " ".join([f"the MANO hand, complete; use with --mano {path}", *notes])
-    return None
-
-
-def main(arguments: list[str] | None = None) -> int:
-    prog = "python -m hoi.weights.public_weights"
-    parser = argparse.ArgumentParser(prog=prog, description="Say what weight files are.")
-    parser.add_argument("files", nargs="+", metavar="FILE", help="weight files, or folders of diffusers")
-    failed = 0
-    for path in parser.parse_args(arguments).files:
-        try:
-            print(f"{path}: {describe(path)}")
-        except (ValueError, OSError) as problem:
-            failed = 1
-            print(problem, file=sys.stderr)
-    return failed
-
-
-if __name__ == "__main__":
-    sys.exit(main())

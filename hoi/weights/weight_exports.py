@@ -15,8 +15,10 @@ import torch
 from open_clip import SimpleTokenizer
 from torch import Tensor
 
-from hoi.common.checkpoint import save_model, write_atomically
-from hoi.network.model import CONDITION_NAMES, HOIDiffusion, ModelConfig
+from hoi.common.checkpoint import save_model
+from hoi.common.files import write_atomically
+from hoi.network.config import ModelConfig
+from hoi.network.model import CONDITION_NAMES, HOIDiffusion
 from hoi.weights import layouts
 from hoi.weights.diffusers_config import adapter_config, folder_config
 from hoi.weights.layouts import Sources

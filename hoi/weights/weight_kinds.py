@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hoi.common.checkpoint import OFFICIAL_BRANCHES
 from hoi.common.weight_files import WeightFile, shown
 from hoi.weights.layouts import UNET_PREFIX, VAE_PREFIX
+from hoi.weights.names import OFFICIAL_BRANCHES
 
 Shapes = Mapping[str, tuple[int, ...]]
 

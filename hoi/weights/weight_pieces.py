@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from hoi.common.weight_files import WeightFile, is_finite, shown
-from hoi.network.model import CONDITION_NAMES, HOIDiffusion, ModelConfig, prepared
+from hoi.network.config import ModelConfig
+from hoi.network.model import CONDITION_NAMES, HOIDiffusion, prepared
 from hoi.weights import layouts
 from hoi.weights.diffusers_config import PARTS
 from hoi.weights.layouts import Sources

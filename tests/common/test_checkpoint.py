@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hoi.common import checkpoint
+from hoi.common import checkpoint, files
+from hoi.training import run as training_run
 
 
 def small_network() -> torch.nn.Module:
@@ -115,12 +116,12 @@ def test_an_error_in_the_middle_of_a_write_leaves_the_old_file_and_no_litter(tmp
         raise OSError("no space left on device")
 
     with pytest.raises(OSError, match="no space left"):
-        checkpoint.write_atomically(path, half_a_file)
+        files.write_atomically(path, half_a_file)
     assert path.read_bytes() == old and os.listdir(tmp_path) == ["model.safetensors"]
 
 
 def test_a_process_killed_while_writing_leaves_the_last_complete_state_to_resume_from(tmp_path):
-    checkpoint.save_training_state(tmp_path, 10, {"step": 10, "weight": torch.ones(3)})
+    training_run.save_training_state(tmp_path, 10, {"step": 10, "weight": torch.ones(3)})
     killed = (
         "import os, torch; from hoi.common import checkpoint\n"
         "def save(state, path):\n    path.write_bytes(b'half'); os._exit(9)\n"
@@ -130,8 +131,8 @@ def test_a_process_killed_while_writing_leaves_the_last_complete_state_to_resume
     root = Path(checkpoint.__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", killed], cwd=root, timeout=60).returncode == 9
     assert len(os.listdir(tmp_path)) == 2  # the litter is there, under a name that nothing reads
-    assert checkpoint.load_training_state(tmp_path)["step"] == 10
-    checkpoint.save_training_state(tmp_path, 20, {"step": 20})
+    assert training_run.load_training_state(tmp_path)["step"] == 10
+    training_run.save_training_state(tmp_path, 20, {"step": 20})
     assert sorted(os.listdir(tmp_path)) == ["state_000000010.pt", "state_000000020.pt"]
 
 
@@ -140,12 +141,12 @@ def test_training_state_comes_back_equal_and_only_the_newest_are_kept(tmp_path):
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
     module(torch.ones(2, 3)).sum().backward()
     optimizer.step()
-    assert checkpoint.load_training_state(tmp_path) is None
+    assert training_run.load_training_state(tmp_path) is None
     for step in (5, 90, 100):
         state = {"step": step, "optimizer": optimizer.state_dict(), "model": module.state_dict()}
-        checkpoint.save_training_state(tmp_path, step, state | {"random": torch.get_rng_state()}, keep=2)
+        training_run.save_training_state(tmp_path, step, state | {"random": torch.get_rng_state()}, keep=2)
     assert sorted(os.listdir(tmp_path)) == ["state_000000090.pt", "state_000000100.pt"]
-    loaded = checkpoint.load_training_state(tmp_path)
+    loaded = training_run.load_training_state(tmp_path)
     assert loaded["step"] == 100 and torch.equal(loaded["random"], torch.get_rng_state())
     assert loaded["optimizer"]["param_groups"] == optimizer.state_dict()["param_groups"]
     torch.testing.assert_close(loaded["optimizer"]["state"], optimizer.state_dict()["state"], atol=0, rtol=0)
@@ -154,9 +155,9 @@ def test_training_state_comes_back_equal_and_only_the_newest_are_kept(tmp_path):
 def test_what_could_not_be_read_back_is_refused_when_it_is_saved(tmp_path):
     for value, name in ((np.float64(1.0), "float64"), (np.random.default_rng(0), "Generator"), (tmp_path, "PosixPath")):
         with pytest.raises(ValueError, match=rf"state\['run'\]\[1\] is a {name}"):
-            checkpoint.save_training_state(tmp_path, 1, {"run": [0, value]})
+            training_run.save_training_state(tmp_path, 1, {"run": [0, value]})
     with pytest.raises(ValueError, match="keep is 0"):
-        checkpoint.save_training_state(tmp_path, 1, {}, keep=0)
+        training_run.save_training_state(tmp_path, 1, {}, keep=0)
     assert os.listdir(tmp_path) == []
 
 
@@ -164,7 +165,7 @@ def test_sha256_is_that_of_the_content_also_after_the_file_changed(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"abc")
     abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
-    assert checkpoint.sha256_of(path) == abc
+    assert files.sha256_of(path) == abc
     path.write_bytes(b"abd")
     os.utime(path, ns=(0, 0))  # another time, the same size
-    assert checkpoint.sha256_of(path) == hashlib.sha256(b"abd").hexdigest()
+    assert files.sha256_of(path) == hashlib.sha256(b"abd").hexdigest()

@@ -9,7 +9,8 @@ import trimesh
 import video
 from hoi.data.clip_frames import ApproachFrames
 from hoi.geometry.hand import HandModel
-from hoi.network.model import HOIDiffusion, tiny_config
+from hoi.network.config import tiny_config
+from hoi.network.model import HOIDiffusion
 
 NEAR = 0.005  # metres around the object within which points are measured
 

@@ -12,8 +12,8 @@ from pycocotools.cocoeval import COCOeval
 from silhouettes import depth_of, iou
 
 from hoi.data.dataset import load_mesh, load_object_mask, load_picture, read_records
-from hoi.export.__main__ import export
 from hoi.export.coco import keypoint_states, run_lengths
+from hoi.export.formats import export
 
 COLORS = {"hand": (128, 128, 128), "object": (153, 51, 51)}
 

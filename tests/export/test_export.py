@@ -11,9 +11,9 @@ import pytest
 
 from hoi.data.dataset import load_picture, read_records
 from hoi.data.dataset_writer import write_records
-from hoi.export import __main__ as export_module
-from hoi.export import export_folder
-from hoi.export.__main__ import FORMATS, export, run
+from hoi.export import export_folder, formats
+from hoi.export.__main__ import run
+from hoi.export.formats import FORMATS, export
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_a_full_disk_says_so_and_leaves_nothing_behind(export_source, tmp_path, 
 
 
 def test_an_interruption_leaves_nothing_behind(export_source, tmp_path, monkeypatch):
-    monkeypatch.setattr(export_module.bop, "write_models", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(formats.bop, "write_models", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(SystemExit, match="interrupted: nothing was left behind"):
         run(["--format", "bop", str(export_source), str(tmp_path / "out")])
     assert not list(tmp_path.iterdir())

@@ -11,7 +11,7 @@ from silhouettes import depth_of, iou
 
 from hoi.data.dataset import load_object_mask, read_records
 from hoi.export import nocs
-from hoi.export.__main__ import export
+from hoi.export.formats import export
 
 SYNSETS = {"bottle": (1, "02876657"), "bowl": (2, "02880940"), "can": (4, "02946921"), "mug": (6, "03797390")}
 FX, CX, CY = 577.5, 319.5, 239.5

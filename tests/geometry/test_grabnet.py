@@ -20,10 +20,10 @@ from hoi.data.dataset import read_records
 from hoi.geometry import grabnet as grabnet_module
 from hoi.geometry.contact import DistanceField
 from hoi.geometry.grabnet import draw_hands, find_grabnet_grasps, load_grabnet, pose_of, prepare_object, rotations_of
-from hoi.geometry.grasp import find_grasps
+from hoi.geometry.grasp_search import find_grasps
 from hoi.geometry.hand import BUILTIN_HAND, load_hand
 from hoi.geometry.objects import make_object
-from hoi.weights.public_weights import main as describe_main
+from hoi.weights.__main__ import main as describe_main
 
 # SHA-256 of the sorted lines "file TAB name TAB shape TAB dtype" of the official files, without what training leaves
 # in refinenet.pt, and of these extras; computed from a table made by running the official code.

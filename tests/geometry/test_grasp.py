@@ -8,10 +8,11 @@ import trimesh
 from scipy.spatial.distance import pdist
 from scipy.spatial.transform import Rotation
 
-from hoi.geometry import grasp as grasp_module
+from hoi.geometry import grasp_search
 from hoi.geometry.closing import Closer
 from hoi.geometry.contact import DistanceField, closure_effort, crossing_edges, mesh_edges, sample_faces
-from hoi.geometry.grasp import CONTACT_DISTANCE, _read_cache, cached_grasps, find_grasps, measure_grasp, reach_faults
+from hoi.geometry.grasp import CONTACT_DISTANCE, _read_cache, measure_grasp
+from hoi.geometry.grasp_search import cached_grasps, find_grasps, reach_faults
 from hoi.geometry.hand import load_hand
 from hoi.geometry.objects import ObjectMesh, make_object
 from hoi.geometry.placing import FACING_APART, HAND_SPAN, open_hands, too_wide
@@ -290,7 +291,7 @@ HANDLE = trimesh.creation.capsule(0.1, 0.01).apply_translation([0.25, 0, 0])
 
 @pytest.mark.parametrize("mesh", [BARREL, trimesh.creation.box([0.4] * 3)], ids=["barrel", "cube"])
 def test_what_is_too_wide_for_every_hand_is_not_searched(hand, mesh, monkeypatch):
-    monkeypatch.setattr(grasp_module, "_try_grasps", lambda *_: pytest.fail("searched"))
+    monkeypatch.setattr(grasp_search, "_try_grasps", lambda *_: pytest.fail("searched"))
     assert find_grasps(object_from(mesh), hand, 1, np.random.default_rng(0)) == []
 
 
@@ -349,11 +350,11 @@ def test_cached_grasps_are_searched_once_and_come_back_unchanged(hand, tmp_path,
     assert len(first) == 2 and same(first, fresh)
 
     with monkeypatch.context() as patch:
-        patch.setattr(grasp_module, "find_grasps", lambda *_: pytest.fail("searched again"))
+        patch.setattr(grasp_search, "find_grasps", lambda *_: pytest.fail("searched again"))
         assert same(cached_grasps(mesh, hand, 2, seed=5, cache_dir=tmp_path / "grasps"), first)
 
     asked = []
-    monkeypatch.setattr(grasp_module, "find_grasps", lambda *arguments: asked.append(arguments[2]) or first[:1])
+    monkeypatch.setattr(grasp_search, "find_grasps", lambda *arguments: asked.append(arguments[2]) or first[:1])
     cached_grasps(mesh, hand, 2, seed=6, cache_dir=tmp_path / "grasps")
     cached_grasps(mesh, hand, 3, seed=5, cache_dir=tmp_path / "grasps")
     cached_grasps(replace(mesh, vertices=1.01 * mesh.vertices), hand, 2, seed=5, cache_dir=tmp_path / "grasps")
@@ -362,7 +363,7 @@ def test_cached_grasps_are_searched_once_and_come_back_unchanged(hand, tmp_path,
 
 def test_a_broken_cache_file_is_replaced(found, hand, tmp_path, monkeypatch):
     mesh, _, grasps = found["mug"]
-    monkeypatch.setattr(grasp_module, "find_grasps", lambda *_: grasps)
+    monkeypatch.setattr(grasp_search, "find_grasps", lambda *_: grasps)
     cached_grasps(mesh, hand, 7, 0, tmp_path)
     (path,) = tmp_path.iterdir()
     whole = path.read_bytes()
@@ -370,13 +371,13 @@ def test_a_broken_cache_file_is_replaced(found, hand, tmp_path, monkeypatch):
         path.write_bytes(damage)
         assert same(cached_grasps(mesh, hand, 7, 0, tmp_path), grasps)
         assert [p.name for p in tmp_path.iterdir()] == [path.name]
-        monkeypatch.setattr(grasp_module, "find_grasps", lambda *_: grasps)
+        monkeypatch.setattr(grasp_search, "find_grasps", lambda *_: grasps)
     assert same(_read_cache(path)[0], grasps)
 
 
 def test_no_grasps_are_remembered_too(hand, tmp_path, monkeypatch):
     mesh = make_object("can", 2)
-    monkeypatch.setattr(grasp_module, "find_grasps", lambda *_: [])
+    monkeypatch.setattr(grasp_search, "find_grasps", lambda *_: [])
     assert cached_grasps(mesh, hand, 2, 0, tmp_path) == []
-    monkeypatch.setattr(grasp_module, "find_grasps", lambda *_: pytest.fail("searched again"))
+    monkeypatch.setattr(grasp_search, "find_grasps", lambda *_: pytest.fail("searched again"))
     assert cached_grasps(mesh, hand, 2, 0, tmp_path) == []

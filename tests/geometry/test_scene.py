@@ -9,7 +9,7 @@ from scipy.spatial import cKDTree
 from hoi.geometry.camera import project, sample_camera, transform_points
 from hoi.geometry.framing import WRIST_MARGIN, scale_camera
 from hoi.geometry.grasp import Grasp
-from hoi.geometry.hand import HandPose
+from hoi.geometry.hand import HandPose, hand_pose_in_camera
 from hoi.geometry.objects import make_object
 from hoi.geometry.render import Renderer
 from hoi.geometry.scene import (
@@ -17,13 +17,12 @@ from hoi.geometry.scene import (
     GraspedObject,
     annotate,
     compose_scene,
-    hand_pose_in_camera,
     mirror_mesh,
     plain_text,
     render_scene,
-    shade_scene,
 )
 from hoi.toyworld.appearance import sample_look
+from hoi.toyworld.looks import shade_scene
 
 SIZE = 128
 

@@ -14,11 +14,13 @@ import sample
 import train
 from hoi.data import dataset
 from hoi.metrics import replica
+from hoi.metrics.clip import load_toy_clip, toy_clip_scores
 from hoi.metrics.measurement import Sheet
-from hoi.network.text import PictureText, TextConfig, TextEncoder
+from hoi.network.text import TextConfig, TextEncoder
 from hoi.toyworld.backgrounds import BACKGROUNDS
-from hoi.training.toy_clip import load_toy_clip, save_toy_clip, toy_clip_scores
-from hoi.verify import __main__ as verify
+from hoi.training.small_clip import PictureText
+from hoi.training.toy_clip import save_toy_clip
+from hoi.verify import report
 from hoi.verify.verifier import Verifier, save_verifier
 from tools import replica_table
 
@@ -96,7 +98,7 @@ def measured(world: Path, folder: str, reference: str) -> dict[str, float]:
 
 def test_numbers_are_those_of_the_verifier_and_the_small_clip(world):
     numbers = measured(world, "all/pictures", "reference")
-    expected = verify.measure(world / "verifier.safetensors", world / "shaded", world / "all/pictures")["generated"]
+    expected = report.measure(world / "verifier.safetensors", world / "shaded", world / "all/pictures")["generated"]
     for name in (replica.HAND_IOU, replica.OBJECT_IOU, replica.PCK, replica.COLOR, replica.BACKGROUND):
         key, factor, _ = replica.SCORED[name]
         assert numbers[name] == pytest.approx(factor * expected[key], abs=1e-5), name

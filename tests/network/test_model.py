@@ -8,11 +8,13 @@ import torch
 from diffusers import T2IAdapter
 from safetensors import safe_open
 
-from hoi.common.checkpoint import from_official_adapter_names, load_model_file, save_model, to_official_adapter_names
-from hoi.network.model import ConditionEncoder, HOIDiffusion, ModelConfig, sd1_config, tiny_config
+from hoi.common.checkpoint import load_model_file, save_model
+from hoi.network.config import ModelConfig, sd1_config, tiny_config
+from hoi.network.model import ConditionEncoder, HOIDiffusion
 from hoi.network.text import TextConfig
 from hoi.network.unet import UNetConfig
 from hoi.network.vae import VAEConfig
+from hoi.weights.names import from_official_adapter_names, to_official_adapter_names
 
 # SHA-256 of the sorted lines "name d0,d1,..." of public tables of the real files, not of this project's code.
 SD1_UNET = "dc00164c142b2f9cc0c942c3823c3dcba1e455dd5d636989cfd8db4a9467c389"  # 686, model.diffusion_model.*

@@ -12,16 +12,9 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from hoi.network import text
-from hoi.network.text import (
-    PictureText,
-    TextConfig,
-    TextEncoder,
-    clip_loss,
-    first_eos,
-    hf_from_open_clip,
-    open_clip_from_hf,
-    tokenize,
-)
+from hoi.network.text import TextConfig, TextEncoder, first_eos, tokenize
+from hoi.training.small_clip import PictureText, clip_loss
+from hoi.weights.names import hf_from_open_clip, open_clip_from_hf
 
 # sha256 of sorted lines "name [d0,d1,...]": 148 tensors in open_clip's ViT-L/14 text tower, 196 in Stable Diffusion.
 OPEN_CLIP_TENSORS = "7d2ef2594602ab789a30a0890b7796d3a14f07724c1b9695759b8fa0f37d4901"

@@ -19,6 +19,7 @@ from training_world import assert_same, hoi_args, make_world
 import train
 from hoi.common import checkpoint
 from hoi.training import batches, stages
+from hoi.training import run as training_run
 from hoi.training.interruption import gradient_norm
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +48,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 
 def assert_same_end(a: Path, b: Path) -> None:
     """The same weights, averages, optimizer and log, bit for bit."""
-    states = [checkpoint.load_training_state(out) for out in (a, b)]
+    states = [training_run.load_training_state(out) for out in (a, b)]
     for state in states:
         state["args"] = {}
     assert_same(*states)
@@ -113,7 +114,7 @@ def test_a_stopped_run_saves_the_step_it_is_at_and_goes_on_to_the_same_end(child
     os.kill(child.pid, number)
     child.join(30)
     assert child.exitcode == 128 + number
-    state = checkpoint.load_training_state(out)
+    state = training_run.load_training_state(out)
     assert 10 <= state["step"] < 40
     assert not (out / "model.safetensors").exists()
     run(world, out, *more)
@@ -122,13 +123,13 @@ def test_a_stopped_run_saves_the_step_it_is_at_and_goes_on_to_the_same_end(child
 
 
 def test_when_a_state_is_written_the_weights_and_log_of_its_step_are_there_already(world, tmp_path, monkeypatch):
-    write, seen = checkpoint.save_training_state, []
+    write, seen = training_run.save_training_state, []
 
     def look_first(folder, step, *rest):
         seen.append((step, checkpoint.load_model_file(tmp_path / "run" / "model.safetensors")[1]["step"]))
         return write(folder, step, *rest)
 
-    monkeypatch.setattr(checkpoint, "save_training_state", look_first)
+    monkeypatch.setattr(training_run, "save_training_state", look_first)
     run(world, tmp_path / "run")
     assert seen == [(2, "2"), (4, "4")]
 
@@ -147,15 +148,15 @@ def test_a_truncated_state_is_skipped_with_a_warning_in_favour_of_the_one_before
 def test_a_folder_of_damaged_states_only_is_refused_rather_than_begun_anew(tmp_path):
     (tmp_path / "state_000000004.pt").write_bytes(b"PK\x03\x04 cut")
     with pytest.warns(RuntimeWarning), pytest.raises(ValueError, match=r"delete state_\*\.pt to begin anew"):
-        checkpoint.load_training_state(tmp_path)
+        training_run.load_training_state(tmp_path)
 
 
 def test_saving_keeps_the_newest_states_and_drops_those_of_an_abandoned_future(tmp_path):
     for step in (10, 20, 30, 40):
-        checkpoint.save_training_state(tmp_path, step, {"step": step}, keep=3)
-    assert [path.name[-6:-3] for path in checkpoint.training_states(tmp_path)] == ["020", "030", "040"]
+        training_run.save_training_state(tmp_path, step, {"step": step}, keep=3)
+    assert [path.name[-6:-3] for path in training_run.training_states(tmp_path)] == ["020", "030", "040"]
     (tmp_path / ".state_000000050.pt.tmp").write_bytes(b"half")
-    checkpoint.save_training_state(tmp_path, 32, {"step": 32}, keep=2)  # resumed from 30: 40 was damaged
+    training_run.save_training_state(tmp_path, 32, {"step": 32}, keep=2)  # resumed from 30: 40 was damaged
     assert sorted(os.listdir(tmp_path)) == ["state_000000030.pt", "state_000000032.pt"]
 
 
@@ -174,7 +175,7 @@ def test_a_poisoned_picture_stops_the_run_by_name_before_any_weight_moves(world,
     with pytest.raises(FloatingPointError, match=expected) as error:
         run(world, out, *more, "4")
     assert str(error.value).count(".png") == 3  # this step's one picture and two of the buffer
-    assert checkpoint.load_training_state(out)["step"] == 3
+    assert training_run.load_training_state(out)["step"] == 3
 
 
 def test_an_infinite_gradient_of_a_finite_loss_stops_the_run_with_its_weights_as_saved(world, tmp_path, monkeypatch):
@@ -190,7 +191,7 @@ def test_an_infinite_gradient_of_a_finite_loss_stops_the_run_with_its_weights_as
     monkeypatch.setattr(stages.HoiStage, "forward", steep)
     with pytest.raises(FloatingPointError, match=r"step 3: loss \d.*gradient norm (inf|nan)"):
         run(world, tmp_path / "run")
-    saved = checkpoint.load_training_state(tmp_path / "run")
+    saved = training_run.load_training_state(tmp_path / "run")
     assert saved["step"] == 2
     for name, value in saved["weights"].items():
         assert torch.equal(held[name], value), name
@@ -238,7 +239,7 @@ def test_a_worker_killed_under_torchrun_is_restarted_and_no_step_is_lost_or_repe
     try:
         for rank, wanted in ((1, 7), (0, 21)):
             while time.monotonic() < deadline and launcher.poll() is None:
-                states = checkpoint.training_states(tmp_path / "killed")
+                states = training_run.training_states(tmp_path / "killed")
                 pid = worker_of(launcher, rank)
                 if pid is not None and pid not in killed and states and int(states[-1].stem[-9:]) >= wanted:
                     os.kill(pid, signal.SIGKILL)

@@ -14,6 +14,7 @@ from hoi.common import checkpoint
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion
 from hoi.network.text import tokenize
 from hoi.training import batches, caching, stages
+from hoi.training import run as training_run
 from hoi.training.batches import Share, TrainingSet, draw_indices
 
 
@@ -179,7 +180,7 @@ def test_leaving_out_conditions_saves_a_model_that_is_blind_to_them(world, tmp_p
             assert torch.equal(feature, other)
             assert torch.equal(feature, skeleton + segmentation)
         assert not torch.equal(features[0], encoders(images[3], images[1], images[2])[0])
-    trained = checkpoint.load_training_state(tmp_path)["weights"]
+    trained = training_run.load_training_state(tmp_path)["weights"]
     assert {name.split(".")[1] for name in trained if name.startswith("condition")} == {"skeleton", "segmentation"}
 
 
@@ -207,7 +208,7 @@ def test_with_trainable_encoders_the_whole_unet_keeps_its_weights(world, tmp_pat
     before, after = (checkpoint.load_model_file(p)[0] for p in
                      (world / "base.safetensors", tmp_path / "model.safetensors"))  # fmt: skip
     assert all(torch.equal(weight, after[name]) for name, weight in before.items())
-    trained = checkpoint.load_training_state(tmp_path)["weights"]
+    trained = training_run.load_training_state(tmp_path)["weights"]
     assert {name.split(".")[0] for name in trained} == {"condition_encoders"}
     assert all((value != 0).any() for value in trained.values())
 

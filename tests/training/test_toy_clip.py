@@ -8,10 +8,12 @@ from PIL import Image
 from training_world import SIDE, make_folder, small_model
 
 import train
-from hoi.common import checkpoint
-from hoi.network.text import PictureText, TextConfig, TextEncoder, tokenize
+from hoi.metrics.clip import load_toy_clip, toy_clip_scores
+from hoi.network.text import TextConfig, TextEncoder, tokenize
+from hoi.training import run as training_run
 from hoi.training.batches import TrainingSet
-from hoi.training.toy_clip import load_toy_clip, save_toy_clip, toy_clip_scores
+from hoi.training.small_clip import PictureText
+from hoi.training.toy_clip import save_toy_clip
 
 CAPTIONS = ["A hand is grasping a red mug", "an orange bowl in the snow", "Waves", "a can on the moon with night sky"]
 
@@ -48,7 +50,7 @@ def test_stage_text_writes_the_pair_that_it_trained(tmp_path):
         " --preview-every 0 --dtype fp32 --device cpu --threads 1".split()
     ))  # fmt: skip
     clip = load_toy_clip(out / "clip.safetensors")
-    state, saved = checkpoint.load_training_state(out)["weights"], clip.model.state_dict()
+    state, saved = training_run.load_training_state(out)["weights"], clip.model.state_dict()
     assert {f"picture_text.{name}" for name in saved} == state.keys()
     for name, tensor in saved.items():
         assert torch.equal(tensor, state[f"picture_text.{name}"].half().float()), name

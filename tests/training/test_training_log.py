@@ -8,7 +8,7 @@ from PIL import Image
 from training_world import assert_same, hoi_args, make_world
 
 import train
-from hoi.common import checkpoint
+from hoi.training import run as training_run
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_a_preview_is_the_same_after_an_interruption(runs):
 
 
 def test_drawing_previews_changes_no_bit_of_the_weights(runs):
-    plain, shown = (checkpoint.load_training_state(runs / name) for name in ("plain", "shown"))
+    plain, shown = (training_run.load_training_state(runs / name) for name in ("plain", "shown"))
     for key in ("weights", "average", "optimizer"):
         assert_same(plain[key], shown[key])
 

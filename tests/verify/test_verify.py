@@ -9,15 +9,17 @@ from datasets import load_dataset
 from PIL import Image
 from verifier_world import SIDE, draw, make_folder
 
-from hoi.common import checkpoint
+from hoi.common import files
 from hoi.data.check import check_folder
 from hoi.data.dataset import read_records
+from hoi.geometry.render import joints_shown
 from hoi.toyworld.appearance import PALETTE
 from hoi.toyworld.backgrounds import BACKGROUNDS
 from hoi.verify import __main__ as verify
+from hoi.verify import report as report_module
 from hoi.verify import selection, verifier, witnesses
 from hoi.verify.estimators import HandPrediction
-from hoi.verify.verification import SCORES, Truth, joints_shown, load_truth, score_picture
+from hoi.verify.verification import SCORES, Truth, load_truth, score_picture
 from hoi.verify.verifier import Seen, Verifier, save_verifier
 
 WORDS = sorted(BACKGROUNDS)
@@ -129,7 +131,7 @@ def without_scores(records: list[dict]) -> list[dict]:
 
 def test_scores_are_added_to_the_records_and_replaced_by_the_next_run(folder, verifier_file):
     before = read_records(folder)
-    records, report = verify.verify_folder(folder, verifier_file)
+    records, report = report_module.verify_folder(folder, verifier_file)
     assert read_records(folder) == records and without_scores(records) == without_scores(before)
     assert all(record["verification"]["iou_hand"] is not None for record in records)
     assert report["scores"]["pck"]["n"] == 20 and not report["problems"]
@@ -137,8 +139,8 @@ def test_scores_are_added_to_the_records_and_replaced_by_the_next_run(folder, ve
         "report.json", "report.md", "histograms.png", "best_worst.png"
     }  # fmt: skip
     report = (folder / "verification/report.md").read_text()
-    assert f"v.safetensors {checkpoint.sha256_of(verifier_file)[:12]}" in report
-    again, _ = verify.verify_folder(folder, verifier_file, pck_threshold=0.05)
+    assert f"v.safetensors {files.sha256_of(verifier_file)[:12]}" in report
+    again, _ = report_module.verify_folder(folder, verifier_file, pck_threshold=0.05)
     assert {record["verification"]["pck_threshold"] for record in again} == {0.05}
     assert json.loads((folder / "dataset.json").read_text())["verification"]["scores"]["pck"]["n"] == 20
     assert len(load_dataset("imagefolder", data_dir=str(folder), split="train", cache_dir=folder / "cache")) == 20
@@ -155,7 +157,7 @@ def test_an_interrupted_run_and_a_full_disk_change_nothing(folder, verifier_file
     witnesses_load = load_truth
     monkeypatch.setattr(witnesses, "load_truth", stop_at_the_last)
     with pytest.raises(KeyboardInterrupt):
-        verify.verify_folder(folder, verifier_file)
+        report_module.verify_folder(folder, verifier_file)
     monkeypatch.setattr(witnesses, "load_truth", witnesses_load)
     assert (folder / "metadata.jsonl").read_bytes() == content
 
@@ -164,7 +166,7 @@ def test_an_interrupted_run_and_a_full_disk_change_nothing(folder, verifier_file
 
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="the disk is full"):
-        verify.verify_folder(folder, verifier_file)
+        report_module.verify_folder(folder, verifier_file)
     assert (folder / "metadata.jsonl").read_bytes() == content
     assert not [path for path in folder.rglob("*.tmp")]
 
@@ -180,11 +182,11 @@ def test_records_that_someone_adds_meanwhile_are_not_lost(folder, verifier_file,
     load = verifier.load_verifier
     monkeypatch.setattr(witnesses, "load_verifier", append_one)
     with pytest.raises(ValueError, match="changed while its pictures were verified; nothing was written"):
-        verify.verify_folder(folder, verifier_file)
+        report_module.verify_folder(folder, verifier_file)
     assert len(read_records(folder)) == 21
     (folder / "metadata-00001.jsonl").write_text("")
     with pytest.raises(ValueError, match="metadata-00001.jsonl: its run is not finished"):
-        verify.verify_folder(folder, verifier_file)
+        report_module.verify_folder(folder, verifier_file)
 
 
 def test_damaged_pictures_are_named_and_counted_and_the_others_scored(folder, verifier_file):
@@ -192,7 +194,7 @@ def test_damaged_pictures_are_named_and_counted_and_the_others_scored(folder, ve
     (folder / "segmentation/000007.png").unlink()
     Image.new("RGB", (16, 16)).save(folder / "images/000009.png")
     Image.new("RGBA", (SIDE, SIDE)).save(folder / "images/000011.png")
-    records, report = verify.verify_folder(folder, verifier_file)
+    records, report = report_module.verify_folder(folder, verifier_file)
     assert report["scored"] == 16 and len(report["problems"]) == 4
     for index, message in (
         (3, "000003.png is damaged"),
@@ -209,16 +211,16 @@ def test_folders_without_pictures_are_refused(tmp_path, verifier_file):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/metadata.jsonl").write_text("")
     with pytest.raises(ValueError, match="empty has no records"):
-        verify.verify_folder(tmp_path / "empty", verifier_file)
+        report_module.verify_folder(tmp_path / "empty", verifier_file)
     make_folder(tmp_path / "conditions", 2)
     lines = (tmp_path / "conditions/metadata.jsonl").read_text()
     (tmp_path / "conditions/metadata.jsonl").write_text(lines.replace('"images/00000', 'null, "was": "'))
     with pytest.raises(ValueError, match="2 records, none of them with a picture; sample.py"):
-        verify.verify_folder(tmp_path / "conditions", verifier_file)
+        report_module.verify_folder(tmp_path / "conditions", verifier_file)
 
 
 def test_one_picture_is_enough(tmp_path, verifier_file):
-    _, report = verify.verify_folder(make_folder(tmp_path / "one", 1), verifier_file)
+    _, report = report_module.verify_folder(make_folder(tmp_path / "one", 1), verifier_file)
     assert report["scores"]["iou_hand"]["n"] == 1
 
 
@@ -243,7 +245,7 @@ def test_predictions_by_file_stand_in_for_the_network(folder, tmp_path, capsys):
 
 
 def test_what_passes_is_copied_as_a_valid_folder_by_the_stored_scores(folder, tmp_path, verifier_file, monkeypatch):
-    verify.verify_folder(folder, verifier_file)
+    report_module.verify_folder(folder, verifier_file)
     records = read_records(folder)
     limit = float(np.median([record["verification"]["iou_hand"] for record in records]))
     expected = [r for r in records if r["verification"]["iou_hand"] > limit]
@@ -315,10 +317,10 @@ def test_thresholds_and_minutes_are_more_than_nothing(words, message, capsys):
 def test_generated_pictures_are_measured_between_ceiling_and_floor(tmp_path, verifier_file):
     shaded = make_folder(tmp_path / "shaded", 6, seed=1)
     generated = make_folder(tmp_path / "generated", 6, seed=1, checkpoint={"name": "x", "sha256": "0"})
-    ceiling, same, floor = verify.measure(verifier_file, shaded, generated).values()
+    ceiling, same, floor = report_module.measure(verifier_file, shaded, generated).values()
     assert ceiling == same != floor  # the same pictures, the same truth
-    table = verify.as_table({"shaded": ceiling, "generated": same, "other": floor})
+    table = report_module.as_table({"shaded": ceiling, "generated": same, "other": floor})
     assert "| generated / shaded | 1.000 |" in table
     make_folder(tmp_path / "other", 6, text="A hand is grasping a red can")
     with pytest.raises(ValueError, match="does not hold the captions"):
-        verify.measure(verifier_file, shaded, tmp_path / "other")
+        report_module.measure(verifier_file, shaded, tmp_path / "other")

@@ -37,7 +37,8 @@ from hoi.conditions import Conditions
 from hoi.data.dataset import read_records
 from hoi.data.dataset_writer import DatasetWriter, complete_record, write_pictures
 from hoi.network.model import HOIDiffusion
-from hoi.weights.public_weights import init_branch, load_adapter, load_model, main, source_hash
+from hoi.weights.__main__ import main
+from hoi.weights.public_weights import init_branch, load_adapter, load_model, source_hash
 
 ROOT = Path(__file__).parents[2]
 BRANCHES = {"pose_ada": "skeleton", "depth_ada": "normal", "mask_ada": "segmentation"}  # official name -> ours
@@ -622,7 +623,7 @@ def test_the_checker_runs_under_the_name_of_the_checkpoint_module(monkeypatch, c
     built_in = ROOT / "hoi" / "assets" / "tiny.safetensors"
     monkeypatch.setattr(sys, "argv", ["checkpoint", str(built_in)])
     with pytest.raises(SystemExit) as exit_:
-        runpy.run_module("hoi.weights.public_weights", run_name="__main__")  # python -m hoi.common.checkpoint FILE
+        runpy.run_module("hoi.weights", run_name="__main__")  # python -m hoi.weights FILE
     with safe_open(built_in, framework="pt") as file:
         count = len(file.keys())
     assert exit_.value.code == 0

@@ -22,7 +22,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from hoi.network.model import HOIDiffusion, sd1_config, tiny_config
+from hoi.network.config import sd1_config, tiny_config
+from hoi.network.model import HOIDiffusion
 from hoi.network.samplers import sample_latents
 from hoi.network.text import tokenize
 from hoi.weights.diffusers_config import read_folder_config

@@ -5,7 +5,8 @@ import hashlib
 import pytest
 import torch
 
-from hoi.network.model import HOIDiffusion, sd1_config
+from hoi.network.config import sd1_config
+from hoi.network.model import HOIDiffusion
 from hoi.weights import layouts
 from hoi.weights.weight_kinds import EMA_ONLY, SINGLE_FILE, kind_of
 

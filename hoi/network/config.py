@@ -1,0 +1,88 @@
+"""Sizes and sampling defaults of the network: `sd1`, the paper's, and `tiny`, the built-in miniature's."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+
+from hoi.network.diffusion import NoiseSchedule
+from hoi.network.text import TextConfig
+from hoi.network.unet import UNetConfig
+from hoi.network.vae import VAEConfig
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything needed to build the network, and how it is best sampled."""
+
+    name: str
+    unet: UNetConfig
+    vae: VAEConfig
+    text: TextConfig
+    image_size: int  # pixels, the side of the pictures it was made for
+    sampler: str = "dpm++"
+    num_inference_steps: int = 20
+    guidance_scale: float = 7.5
+    predicts: str = "eps"  # what the U-Net was trained towards, see diffusion.NoiseSchedule
+    terminal_signal: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.unet.context_dim != self.text.width:
+            raise ValueError(
+                f"the U-Net expects text width {self.unet.context_dim}, the text encoder gives {self.text.width}"
+            )
+        if self.unet.in_channels != self.vae.z_channels:
+            raise ValueError(f"the U-Net takes {self.unet.in_channels} channels, the VAE makes {self.vae.z_channels}")
+
+    def noise_schedule(self) -> NoiseSchedule:
+        return NoiseSchedule.stable_diffusion(predicts=self.predicts, terminal_signal=self.terminal_signal)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> ModelConfig:
+        """Raises ValueError when the text does not describe a configuration of this version."""
+        try:
+            fields = json.loads(text)
+            parts = {"unet": UNetConfig, "vae": VAEConfig, "text": TextConfig}
+            for name, part in parts.items():
+                fields[name] = part(**{key: as_tuple(value) for key, value in fields[name].items()})
+            return ModelConfig(**fields)
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"not a model configuration ({type(error).__name__}: {error}): {text[:200]}") from error
+
+
+def sd1_config() -> ModelConfig:
+    """The paper's sizes: Stable Diffusion 1.x at 512 px."""
+    return ModelConfig("sd1", UNetConfig(), VAEConfig(), TextConfig(), image_size=512)
+
+
+def tiny_config() -> ModelConfig:
+    """The built-in model: the same classes, small enough to train and sample on two CPU cores."""
+    return ModelConfig(
+        name="tiny",
+        unet=UNetConfig(
+            model_channels=64,  # wide at the finest level already, where fingers are
+            channel_mult=(1, 1.5, 2, 1.5),
+            attention_levels=(1, 2, 3),  # attention over the 1024 latents of the finest level would halve the speed
+            num_heads=4,
+            context_dim=128,
+            norm_groups=8,
+        ),
+        vae=VAEConfig(channels=32, channel_mult=(1, 2, 4), num_res_blocks=1, norm_groups=8),
+        text=TextConfig(width=128, heads=4, layers=3, quick_gelu=False),
+        image_size=128,
+        guidance_scale=2.0,  # measured: see the README's table over guidance scales
+        predicts="v",  # trained from nothing, words and conditions act sooner than with eps: see the README
+        terminal_signal=0.01,
+    )
+
+
+PRESETS = {"sd1": sd1_config, "tiny": tiny_config}
+
+
+def as_tuple(value: object) -> object:
+    """JSON knows lists only; configurations hold tuples."""
+    return tuple(value) if isinstance(value, list) else value
