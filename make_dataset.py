@@ -31,7 +31,7 @@ from typing import Any
 from tqdm import tqdm
 
 from hoi.common.command import how_made, positive, told_problems
-from hoi.common.workers import mapper
+from hoi.common.machine import mapper
 from hoi.data.check import check_folder
 from hoi.data.dataset_writer import DatasetWriter, open_folder, refuse_other_job
 from hoi.data.scene_maker import SceneMaker, SceneSettings

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from hoi.common.command import how_made, positive
-from hoi.common.workers import mapper
+from hoi.common.machine import mapper
 from hoi.data.dataset import read_records
 from hoi.data.dataset_writer import open_folder
 from hoi.sources.captions import CAPTION_FILE, Captioner, apply_captions, caption_folder, read_captions

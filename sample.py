@@ -26,7 +26,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from hoi.common.command import how_made, positive, told_problems
-from hoi.common.hardware import check_device, has_fast_bf16, keep_freed_memory
+from hoi.common.machine import check_device, has_fast_bf16, keep_freed_memory
 from hoi.data.dataset import RECORD_KEYS, read_description
 from hoi.data.dataset_writer import DatasetWriter, complete_record, open_folder, write_pictures
 from hoi.data.geometry import FolderGeometries, SceneGeometries

@@ -35,8 +35,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from hoi.common.command import told_problems
-from hoi.common.hardware import check_device, has_fast_bf16, keep_freed_memory
-from hoi.common.processes import join_processes
+from hoi.common.machine import check_device, has_fast_bf16, join_processes, keep_freed_memory
 from hoi.network.config import PRESETS
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion
 from hoi.toyworld.words import words_in

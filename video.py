@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from hoi.common.command import how_made, positive, told_problems
 from hoi.common.files import encode_png, write_bytes_atomically
-from hoi.common.hardware import keep_freed_memory
+from hoi.common.machine import keep_freed_memory
 from hoi.common.sheets import write_clip
 from hoi.data.clip_frames import MAX_PENETRATION_MM, ApproachFrames, TrajectoryFrames, approach_scene
 from hoi.data.dataset import RECORD_KEYS, load_conditions, load_image, read_description, read_records

@@ -35,7 +35,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 from bench_unet import peak_gigabytes, random_weights  # noqa: E402
 
-from hoi.common.hardware import has_fast_bf16, keep_freed_memory  # noqa: E402
+from hoi.common.machine import has_fast_bf16, keep_freed_memory  # noqa: E402
 from hoi.network.config import PRESETS, ModelConfig  # noqa: E402
 from hoi.network.model import HOIDiffusion  # noqa: E402
 from hoi.network.packing import PackedConv2d, PackedLinear, pack  # noqa: E402

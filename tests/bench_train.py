@@ -33,7 +33,7 @@ sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
 from bench_unet import peak_gigabytes, random_weights  # noqa: E402
 
-from hoi.common.hardware import keep_freed_memory  # noqa: E402
+from hoi.common.machine import keep_freed_memory  # noqa: E402
 from hoi.network.diffusion import NoiseSchedule, TrainingBatch, hoi_loss  # noqa: E402
 from hoi.network.model import ConditionEncoders  # noqa: E402
 from hoi.network.unet import UNet, UNetConfig  # noqa: E402

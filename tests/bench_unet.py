@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
-from hoi.common.hardware import keep_freed_memory  # noqa: E402
+from hoi.common.machine import keep_freed_memory  # noqa: E402
 from hoi.network.config import tiny_config  # noqa: E402
 from hoi.network.model import ConditionEncoders  # noqa: E402
 from hoi.network.packing import pack  # noqa: E402

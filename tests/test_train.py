@@ -14,6 +14,7 @@ from training_world import SIDE, assert_same, hoi_args, make_world, small_model
 
 import train
 from hoi.common import checkpoint
+from hoi.common import files as files_module
 from hoi.data.dataset import load_conditions, load_image, read_records
 from hoi.network.model import stack_conditions
 from hoi.network.pictures import PictureMaker, SamplingSettings
@@ -118,8 +119,8 @@ def gradients(world: Path, share: Share) -> dict[str, torch.Tensor]:
 
 def half_the_work(rank: int, world: Path, port: int) -> None:
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    caching.ROWS, written, write = 3, [], caching.write_atomically
-    caching.write_atomically = lambda path, save: (written.append(path.name), write(path, save))
+    caching.ROWS, written, write = 3, [], files_module.write_atomically
+    files_module.write_atomically = lambda path, save: (written.append(path.name), write(path, save))
     found = gradients(world, Share(2, rank, 2))
     (world / f"written{rank}").write_text(" ".join(written))
     if rank == 0:

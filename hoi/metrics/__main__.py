@@ -30,7 +30,7 @@ import numpy as np
 
 from hoi.common.command import positive, told_problems
 from hoi.common.files import sha256_of, write_bytes_atomically
-from hoi.common.hardware import check_device
+from hoi.common.machine import check_device
 from hoi.geometry.hand import load_hand
 from hoi.metrics.bootstrap import mean_of
 from hoi.metrics.clip_score import SCORE_PREFIX, SCORE_WEIGHT, load_clip

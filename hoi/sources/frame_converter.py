@@ -216,7 +216,7 @@ class FrameConverter:
 def convert_frames(run: Any, writer: DatasetWriter, log: RejectionLog, todo: list[int]) -> None:
     """Convert frames and append their records in order, so that every run writes the same lines.
 
-    run   map(method name, numbers) of hoi/common/workers.py, whose makers are FrameConverters
+    run   map(method name, numbers) of hoi/common/machine.py, whose makers are FrameConverters
     todo  numbers of the records
     """
     with tqdm(total=len(todo), unit="frame") as progress:

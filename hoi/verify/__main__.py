@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from hoi.common.command import told_problems
-from hoi.common.hardware import keep_freed_memory
+from hoi.common.machine import keep_freed_memory
 from hoi.data import dataset
 from hoi.verify import estimators
 from hoi.verify.report import as_table, measure, verify_folder

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from hoi.common.hardware import has_fast_bf16
+from hoi.common.machine import has_fast_bf16
 from hoi.data import dataset
 from hoi.geometry.render import HAND
 from hoi.toyworld.backgrounds import BACKGROUNDS

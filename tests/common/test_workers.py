@@ -1,10 +1,10 @@
-"""hoi/common/workers.py: results come in order for any number of processes, and no crowd of calls waits."""
+"""hoi/common/machine.py: results come in order for any number of processes, and no crowd of calls waits."""
 
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
-from hoi.common import workers
+from hoi.common import machine
 
 
 class Squares:
@@ -31,8 +31,8 @@ def waiting(monkeypatch) -> list[int]:
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_results_come_in_order_in_blocks_and_faults_reach_the_caller(processes, waiting, monkeypatch):
-    monkeypatch.setattr(workers, "BLOCK", 4)
-    with workers.mapper(processes, Squares) as run:
+    monkeypatch.setattr(machine, "BLOCK", 4)
+    with machine.mapper(processes, Squares) as run:
         assert list(run("square", range(10))) == [number * number for number in range(10)]
         assert waiting == ([] if processes == 1 else [4, 4, 2])
         with pytest.raises(ValueError, match="99 cannot be squared"):
