@@ -13,8 +13,8 @@ import torch.multiprocessing as mp
 from training_world import SIDE, assert_same, hoi_args, make_world, small_model
 
 import train
-from hoi.common import checkpoint
 from hoi.common import files as files_module
+from hoi.common import tensors
 from hoi.data.dataset import load_conditions, load_image, read_records
 from hoi.network.model import stack_conditions
 from hoi.network.pictures import PictureMaker, SamplingSettings
@@ -37,7 +37,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(world, tmp_path):
     states = [training_run.load_training_state(tmp_path / name) for name in ("whole", "resumed")]
     assert states[0]["step"] == 4
     assert_same(*states)
-    weights = [checkpoint.load_model_file(tmp_path / name / "model.safetensors")[0] for name in ("whole", "resumed")]
+    weights = [tensors.load_model_file(tmp_path / name / "model.safetensors")[0] for name in ("whole", "resumed")]
     assert_same(*weights)
     logs = [(tmp_path / name / "log.jsonl").read_text().count("\n") for name in ("whole", "resumed")]
     assert logs[0] == logs[1]
@@ -87,8 +87,8 @@ def test_fewer_processes_go_on_only_when_they_accumulate_to_the_same_step(world,
 
 def test_fine_tuning_moves_decoder_and_condition_encoders_and_nothing_else(world, tmp_path):
     train.train(hoi_args(world, tmp_path / "run"))
-    before, _ = checkpoint.load_model_file(world / "base.safetensors")
-    after, metadata = checkpoint.load_model_file(tmp_path / "run" / "model.safetensors")
+    before, _ = tensors.load_model_file(world / "base.safetensors")
+    after, metadata = tensors.load_model_file(tmp_path / "run" / "model.safetensors")
     assert metadata["stage"] == "hoi"
     for name in before:
         decoder = name.startswith(("unet.output_blocks.", "unet.out."))

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn.functional import leaky_relu
 from trimesh.remesh import subdivide
 
-from hoi.common.checkpoint import load_model_file, strict_load
 from hoi.common.files import sha256_of
+from hoi.common.tensors import load_model_file, strict_load
 from hoi.geometry.contact import DistanceField
 from hoi.geometry.grasp import POOL, Grasp, choose_grasps, measure_grasp
 from hoi.geometry.grasp_search import reach_faults

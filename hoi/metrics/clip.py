@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from hoi.common.checkpoint import load_model_file, strict_load
+from hoi.common.tensors import load_model_file, strict_load
 from hoi.metrics.clip_score import Clip, clip_scores
 from hoi.network.text import TextConfig, TextEncoder, tokenize
 from hoi.training.small_clip import PictureText

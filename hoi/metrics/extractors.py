@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hoi.common.checkpoint import load_model_file, strict_load
 from hoi.common.files import sha256_of
+from hoi.common.tensors import load_model_file, strict_load
 from hoi.metrics.clip_score import Clip
 from hoi.metrics.features import Extractor
 from hoi.metrics.inception import RESIZE_MODES, Inception, prepare

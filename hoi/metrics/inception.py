@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.models.inception import Inception3, InceptionE
 
-from hoi.common.checkpoint import load_model_file, strict_load
+from hoi.common.tensors import load_model_file, strict_load
 
 SIDE = 299  # pixels
 CLASSES = 1008

@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hoi.common.checkpoint import check_fit, save_model
-from hoi.common.weight_files import WeightFile, is_finite, shown
+from hoi.common.tensors import WeightFile, check_fit, is_finite, save_model, shown
 from hoi.conditions import Conditions
 from hoi.network.config import ModelConfig
 from hoi.network.text import TextEncoder, causal_mask

@@ -18,8 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from hoi.common.checkpoint import weights_hash
 from hoi.common.files import write_atomically
+from hoi.common.tensors import weights_hash
 from hoi.network.model import HOIDiffusion
 from hoi.network.text import tokenize
 from hoi.training.batches import TrainingSet

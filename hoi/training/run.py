@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hoi.common.files import write_atomically
-from hoi.common.weight_files import load_torch_file
+from hoi.common.tensors import load_torch_file
 
 STATE_PATTERN = "state_{step:09d}.pt"
 

@@ -9,7 +9,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from hoi.common.checkpoint import save_model
+from hoi.common.tensors import save_model
 from hoi.training.small_clip import PictureText
 
 KIND = "toy-clip"

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from hoi.common import checkpoint
+from hoi.common import tensors
 
 LABELS = ("background", "hand", "object")
 JOINTS = 21  # OpenPose order
@@ -188,7 +188,7 @@ def save_verifier(path: Path, verifier: Verifier, more: dict[str, str] | None = 
     """Write the weights in half precision (2 MB); `more` are further strings for the file's metadata."""
     metadata = {"kind": "verifier", "side": str(verifier.side), "backgrounds": json.dumps(verifier.backgrounds)}
     state = {name: tensor.half() for name, tensor in verifier.state_dict().items()}
-    checkpoint.save_model(path, state, metadata | (more or {}))
+    tensors.save_model(path, state, metadata | (more or {}))
 
 
 def load_verifier(path: Path = BUILT_IN) -> Verifier:
@@ -197,10 +197,10 @@ def load_verifier(path: Path = BUILT_IN) -> Verifier:
         raise FileNotFoundError(
             f"no verifier at {path}; train one with `{TRAIN_COMMAND}` and give it as --verifier FILE"
         )
-    state, metadata = checkpoint.load_model_file(path)
+    state, metadata = tensors.load_model_file(path)
     if metadata.get("kind") != "verifier":
         kind = "a judge of an older version" if metadata.get("kind") == "judge" else "no verifier"
         raise ValueError(f"{path} is {kind}; train a verifier with `{TRAIN_COMMAND}`")
     verifier = Verifier(json.loads(metadata["backgrounds"]), int(metadata["side"]))
-    checkpoint.strict_load(verifier, state, path)
+    tensors.strict_load(verifier, state, path)
     return verifier.eval()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hoi.common.weight_files import WeightFile
+from hoi.common.tensors import WeightFile
 from hoi.network.config import PRESETS
 from hoi.weights.public_weights import whole_model
 from hoi.weights.weight_kinds import CLIP, DIFFUSERS_T2I_ADAPTER, OFFICIAL_ADAPTER, OWN, T2I_ADAPTER, kind_of

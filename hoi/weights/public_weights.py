@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from hoi.common.files import sha256_of
-from hoi.common.weight_files import WeightFile
+from hoi.common.tensors import WeightFile
 from hoi.network.config import ModelConfig, sd1_config
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion, own_config
 from hoi.weights.diffusers_config import PARTS, SCHEDULER_FILE, read_folder_config

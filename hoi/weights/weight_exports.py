@@ -15,8 +15,8 @@ import torch
 from open_clip import SimpleTokenizer
 from torch import Tensor
 
-from hoi.common.checkpoint import save_model
 from hoi.common.files import write_atomically
+from hoi.common.tensors import save_model
 from hoi.network.config import ModelConfig
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion
 from hoi.weights import layouts

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hoi.common.weight_files import WeightFile, is_finite, shown
+from hoi.common.tensors import WeightFile, is_finite, shown
 from hoi.network.config import ModelConfig
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion, prepared
 from hoi.weights import layouts

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hoi.common import checkpoint, files
+from hoi.common import files, tensors
 from hoi.training import run as training_run
 
 
@@ -27,7 +27,7 @@ def test_strict_load_names_file_counts_and_first_offending_keys_and_changes_noth
     state = {f"extra_{index}": torch.zeros(1) for index in range(8)}
     state |= {"first.weight": torch.zeros(4, 3), "first.bias": torch.zeros(5), "second.bias": torch.zeros(2)}
     with pytest.raises(ValueError) as caught:
-        checkpoint.strict_load(module, state, "some/file.safetensors")
+        tensors.strict_load(module, state, "some/file.safetensors")
     message = str(caught.value)
     assert "some/file.safetensors does not fit Sequential: 4 tensors expected, 11 found" in message
     assert "1 missing: second.weight" in message
@@ -40,15 +40,15 @@ def test_strict_load_names_file_counts_and_first_offending_keys_and_changes_noth
 def test_strict_load_keeps_the_dtype_of_the_module():
     module = small_network()
     state = {name: torch.full_like(tensor, 0.5).half() for name, tensor in module.state_dict().items()}
-    checkpoint.strict_load(module, state, "half")
+    tensors.strict_load(module, state, "half")
     assert all(p.dtype == torch.float32 and (p == 0.5).all() for p in module.parameters())
 
 
 def test_model_file_gives_back_tensors_and_metadata_and_any_safetensors_reader_opens_it(tmp_path):
     state = small_network().state_dict() | {"image": torch.arange(24.0).reshape(1, 2, 3, 4).permute(0, 3, 1, 2)}
     path = tmp_path / "folder" / "model.safetensors"
-    checkpoint.save_model(path, state, {"preset": "tiny"})
-    loaded, metadata = checkpoint.load_model_file(path)
+    tensors.save_model(path, state, {"preset": "tiny"})
+    loaded, metadata = tensors.load_model_file(path)
     assert metadata == {"preset": "tiny"} and loaded.keys() == state.keys()
     assert all(torch.equal(loaded[name], state[name]) for name in state)
     assert os.listdir(path.parent) == ["model.safetensors"]
@@ -59,14 +59,14 @@ def test_torch_files_are_unwrapped_and_other_content_is_refused(tmp_path):
     torch.save(state, tmp_path / "flat.pth")
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "nested.ckpt")
     for name in ("flat.pth", "nested.ckpt"):
-        loaded, metadata = checkpoint.load_model_file(tmp_path / name)
+        loaded, metadata = tensors.load_model_file(tmp_path / name)
         assert metadata == {} and all(torch.equal(loaded[key], state[key]) for key in state)
     torch.save({"weight": torch.zeros(1), "epoch": 3}, tmp_path / "mixed.pth")
     with pytest.raises(ValueError, match=r"mixed\.pth should hold tensors only, but epoch are something else"):
-        checkpoint.load_model_file(tmp_path / "mixed.pth")
+        tensors.load_model_file(tmp_path / "mixed.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(ValueError, match=r"list\.pth holds a list, expected a dict"):
-        checkpoint.load_model_file(tmp_path / "list.pth")
+        tensors.load_model_file(tmp_path / "list.pth")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.pth"])
@@ -78,12 +78,12 @@ def test_truncated_files_are_refused_by_name(tmp_path, name, kept):
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content))])
     with pytest.raises(ValueError, match=rf"{name} is not a readable"):
-        checkpoint.load_model_file(path)
+        tensors.load_model_file(path)
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no weight file at .*absent\.pth"):
-        checkpoint.load_model_file(tmp_path / "absent.pth")
+        tensors.load_model_file(tmp_path / "absent.pth")
 
 
 class Trap:
@@ -102,13 +102,13 @@ def test_a_file_cannot_run_code(tmp_path):
     (tmp_path / "trap.ckpt").write_bytes(pickle.dumps({"weight": Trap(str(sprung))}, protocol=2))
     for name in ("trap.pth", "trap.ckpt"):
         with pytest.raises(ValueError, match="is not a readable torch file"):
-            checkpoint.load_model_file(tmp_path / name)
+            tensors.load_model_file(tmp_path / name)
     assert not sprung.exists()
 
 
 def test_an_error_in_the_middle_of_a_write_leaves_the_old_file_and_no_litter(tmp_path):
     path = tmp_path / "model.safetensors"
-    checkpoint.save_model(path, {"weight": torch.ones(3)}, {"step": "1"})
+    tensors.save_model(path, {"weight": torch.ones(3)}, {"step": "1"})
     old = path.read_bytes()
 
     def half_a_file(temporary):
@@ -128,7 +128,7 @@ def test_a_process_killed_while_writing_leaves_the_last_complete_state_to_resume
         "torch.save = save\n"
         f"checkpoint.save_training_state({str(tmp_path)!r}, 20, {{'step': 20}})\n"
     )
-    root = Path(checkpoint.__file__).parents[2]
+    root = Path(tensors.__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", killed], cwd=root, timeout=60).returncode == 9
     assert len(os.listdir(tmp_path)) == 2  # the litter is there, under a name that nothing reads
     assert training_run.load_training_state(tmp_path)["step"] == 10

@@ -8,7 +8,7 @@ import torch
 from diffusers import T2IAdapter
 from safetensors import safe_open
 
-from hoi.common.checkpoint import load_model_file, save_model
+from hoi.common.tensors import load_model_file, save_model
 from hoi.network.config import ModelConfig, sd1_config, tiny_config
 from hoi.network.model import ConditionEncoder, HOIDiffusion
 from hoi.network.text import TextConfig

@@ -17,7 +17,7 @@ import torch
 from training_world import assert_same, hoi_args, make_world
 
 import train
-from hoi.common import checkpoint
+from hoi.common import tensors
 from hoi.training import batches, stages
 from hoi.training import run as training_run
 from hoi.training.interruption import gradient_norm
@@ -43,7 +43,7 @@ def run(world: Path, out: Path, *more: str) -> None:
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
-    return checkpoint.load_model_file(out / "model.safetensors")[0]
+    return tensors.load_model_file(out / "model.safetensors")[0]
 
 
 def assert_same_end(a: Path, b: Path) -> None:
@@ -126,7 +126,7 @@ def test_when_a_state_is_written_the_weights_and_log_of_its_step_are_there_alrea
     write, seen = training_run.save_training_state, []
 
     def look_first(folder, step, *rest):
-        seen.append((step, checkpoint.load_model_file(tmp_path / "run" / "model.safetensors")[1]["step"]))
+        seen.append((step, tensors.load_model_file(tmp_path / "run" / "model.safetensors")[1]["step"]))
         return write(folder, step, *rest)
 
     monkeypatch.setattr(training_run, "save_training_state", look_first)

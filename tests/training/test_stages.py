@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from training_world import SIDE, assert_same, hoi_args, make_world, small_model
 
 import train
-from hoi.common import checkpoint
+from hoi.common import tensors
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion
 from hoi.network.text import tokenize
 from hoi.training import batches, caching, stages
@@ -186,7 +186,7 @@ def test_leaving_out_conditions_saves_a_model_that_is_blind_to_them(world, tmp_p
 
 def test_without_conditions_the_decoder_alone_is_tuned_on_text_and_background(world, tmp_path):
     train.train(hoi_args(world, tmp_path, "--conditions", "none"))
-    before, after = (checkpoint.load_model_file(p / f) for p, f in
+    before, after = (tensors.load_model_file(p / f) for p, f in
                      ((world, "base.safetensors"), (tmp_path, "model.safetensors")))  # fmt: skip
     assert after[1]["stage"] == "base" and before[0].keys() == after[0].keys()
     for name, weight in before[0].items():
@@ -205,7 +205,7 @@ def test_without_conditions_the_decoder_alone_is_tuned_on_text_and_background(wo
 
 def test_with_trainable_encoders_the_whole_unet_keeps_its_weights(world, tmp_path):
     train.train(hoi_args(world, tmp_path, "--trainable", "encoders"))
-    before, after = (checkpoint.load_model_file(p)[0] for p in
+    before, after = (tensors.load_model_file(p)[0] for p in
                      (world / "base.safetensors", tmp_path / "model.safetensors"))  # fmt: skip
     assert all(torch.equal(weight, after[name]) for name, weight in before.items())
     trained = training_run.load_training_state(tmp_path)["weights"]

@@ -32,7 +32,7 @@ from torch import Tensor
 
 import sample
 import train
-from hoi.common.weight_files import WeightFile
+from hoi.common.tensors import WeightFile
 from hoi.conditions import Conditions
 from hoi.data.dataset import read_records
 from hoi.data.dataset_writer import DatasetWriter, complete_record, write_pictures
@@ -183,7 +183,7 @@ def test_half_files_are_converted_tensor_by_tensor_to_the_dtype_asked_for(tmp_pa
 
 
 def test_reading_maps_the_file_anew_so_that_its_pages_are_given_back(tmp_path, state, monkeypatch):
-    monkeypatch.setattr("hoi.common.weight_files.REMAP_BYTES", 1_000_000)
+    monkeypatch.setattr("hoi.common.tensors.REMAP_BYTES", 1_000_000)
     save_file(state, tmp_path / "sd.safetensors")
     torch.save(state, tmp_path / "sd.ckpt")
     for name in ("sd.safetensors", "sd.ckpt"):
