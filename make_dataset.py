@@ -35,8 +35,7 @@ from hoi.common.machine import mapper
 from hoi.data.check import check_folder
 from hoi.data.dataset_writer import DatasetWriter, open_folder, refuse_other_job
 from hoi.data.scene_maker import SceneMaker, SceneSettings
-from hoi.geometry.camera import CAMERA_FOV_DEG
-from hoi.geometry.framing import FRAMINGS
+from hoi.geometry.camera import CAMERA_FOV_DEG, FRAMINGS
 from hoi.geometry.grabnet import load_grabnet
 from hoi.geometry.hand import load_hand
 from hoi.geometry.objects import CATEGORIES, ObjectMesh, collect_objects, object_card

@@ -32,7 +32,7 @@ from hoi.data.dataset_writer import DatasetWriter, complete_record, open_folder,
 from hoi.data.geometry import FolderGeometries, SceneGeometries
 from hoi.data.planning import Request, plan
 from hoi.data.png_text import png_text
-from hoi.geometry.framing import FRAMINGS
+from hoi.geometry.camera import FRAMINGS
 from hoi.geometry.hand import load_hand
 from hoi.geometry.objects import CATEGORIES, collect_objects, object_card
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion, stack_conditions

@@ -31,7 +31,7 @@ from hoi.data.dataset import RECORD_KEYS, load_conditions, load_image, read_desc
 from hoi.data.dataset_writer import DatasetWriter, complete_record, open_folder, write_pictures
 from hoi.data.png_text import png_text
 from hoi.data.writer import strip
-from hoi.geometry.framing import FRAMINGS
+from hoi.geometry.camera import FRAMINGS
 from hoi.geometry.hand import load_hand
 from hoi.geometry.objects import collect_objects, object_card
 from hoi.geometry.render import Renderer

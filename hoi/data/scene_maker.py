@@ -44,7 +44,7 @@ class SceneSettings:
     hand_side          right, left or random
     grasps_per_object  searched for each object
     size               height and width, pixels
-    framing            official or tight (hoi/geometry/framing.py); official_view looks from in front, as the release
+    framing            official or tight (hoi/geometry/camera.py); official_view looks from in front, as the release
     does frames             of the approach, the last is the grasp; 1 is the grasp alone
     start_distance     metres from the start of the approach to the grasp; None: the trajectory's own
     trajectory         paper or official (hoi/geometry/trajectory.py)

@@ -12,9 +12,17 @@ from typing import Any
 import numpy as np
 
 from hoi.conditions import Conditions, draw_conditions
-from hoi.geometry.camera import OFFICIAL_FOV_DEG, Camera, project, sample_camera
+from hoi.geometry.camera import (
+    FRAMINGS,
+    OFFICIAL_FOV_DEG,
+    Camera,
+    candidate_cameras,
+    inside_picture,
+    project,
+    sample_camera,
+    scale_camera,
+)
 from hoi.geometry.contact import DistanceField
-from hoi.geometry.framing import FRAMINGS, candidate_cameras, inside_picture, scale_camera
 from hoi.geometry.grasp import Grasp
 from hoi.geometry.grasp_search import cached_grasps
 from hoi.geometry.hand import HandModel, HandPose, hand_pose_in_camera, mirror_hand_pose

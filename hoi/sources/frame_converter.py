@@ -18,8 +18,7 @@ from hoi.conditions import (
     scale_inverse_depth,
 )
 from hoi.data.dataset_writer import DatasetWriter, write_object, write_pictures
-from hoi.geometry.camera import Camera, transform_points
-from hoi.geometry.framing import inside_picture
+from hoi.geometry.camera import Camera, inside_picture, transform_points
 from hoi.geometry.hand import HandMesh, load_hand
 from hoi.geometry.render import GBuffer, Renderer
 from hoi.geometry.scene import PLAIN_TEXTS

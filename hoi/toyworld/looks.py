@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hoi.geometry.framing import scale_camera
+from hoi.geometry.camera import scale_camera
 from hoi.geometry.render import GBuffer
 from hoi.geometry.scene import Scene, noun
 from hoi.toyworld.appearance import Look, caption, reduce_image, shade

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
-from hoi.geometry.camera import project, sample_camera, transform_points
-from hoi.geometry.framing import WRIST_MARGIN, scale_camera
+from hoi.geometry.camera import WRIST_MARGIN, project, sample_camera, scale_camera, transform_points
 from hoi.geometry.grasp import Grasp
 from hoi.geometry.hand import HandPose, hand_pose_in_camera
 from hoi.geometry.objects import make_object
