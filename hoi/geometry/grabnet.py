@@ -29,7 +29,7 @@ from hoi.geometry.contact import DistanceField
 from hoi.geometry.grasp import POOL, Grasp, choose_grasps, measure_grasp
 from hoi.geometry.grasp_search import reach_faults
 from hoi.geometry.hand import HandModel, HandPose
-from hoi.geometry.mano_file import MANO_VERTICES
+from hoi.geometry.mano import MANO_VERTICES
 from hoi.geometry.objects import ObjectMesh
 
 FILES = ("coarsenet.pt", "refinenet.pt", "bps.npz")

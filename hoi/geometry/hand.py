@@ -18,7 +18,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from hoi.geometry.camera import transform_points
-from hoi.geometry.mano_file import MIRROR, MIRROR_AXIS, read_mano
+from hoi.geometry.mano import MIRROR, MIRROR_AXIS, read_mano
 
 FINGER_JOINTS = ((13, 14, 15), (1, 2, 3), (4, 5, 6), (10, 11, 12), (7, 8, 9))  # by FINGER_NAMES, base to tip
 
@@ -221,7 +221,7 @@ def pca_to_hand_pose(
 
     coefficients      (..., K)  of the first K axes, K at most 45
     hands_components  (45, 45)  an axis in each row
-    hands_mean        (45,)     radians; both from hoi.geometry.mano_file.read_pca for the side that the coefficients
+    hands_mean        (45,)     radians; both from hoi.geometry.mano.read_pca for the side that the coefficients
     belong to returns           (..., 45) axis-angle, radians, HandPose.hand_pose of that side
     Raises ValueError for wrong shapes.
     Not to be left to smplx: with num_pca_comps=45, DexYCB's number, it takes the coefficients for angles.

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hoi.geometry.mano_file import WHERE
+from hoi.geometry.mano import WHERE
 from hoi.sources.frame import Source
 
 NORMALS = ("rendered", "sensor-depth", "depth-files", "estimated")

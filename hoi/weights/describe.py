@@ -67,7 +67,7 @@ def _adapter_preset(file: WeightFile, kind: str) -> str:
 def _describe_hands(path: Path) -> str | None:
     """What a file or folder of MANO or GrabNet is; None for anything else.  Raises like their readers."""
     from hoi.geometry.grabnet import FILES, load_grabnet  # the geometry side: only this command needs it here
-    from hoi.geometry.mano_file import read_mano
+    from hoi.geometry.mano import read_mano
 
     names = {file.name for file in path.iterdir()} if path.is_dir() else {path.name}
     if names & set(FILES):

@@ -21,7 +21,7 @@ from hoi.geometry.hand import (
     mirror_hand_pose,
     pca_to_hand_pose,
 )
-from hoi.geometry.mano_file import read_mano, read_pca
+from hoi.geometry.mano import read_mano, read_pca
 
 PARENTS = (-1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 0, 10, 11, 0, 13, 14)
 
