@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import trimesh
 
-from hoi.geometry.families import FAMILIES
 from hoi.geometry.mesh_repair import clean_mesh, drop_unused
+from hoi.geometry.shapes import FAMILIES
 
 CATEGORIES = ("mug", "bowl", "bottle", "can")
 MESH_SUFFIXES = (".obj", ".ply", ".stl", ".glb", ".gltf", ".off")
