@@ -9,13 +9,20 @@ from scipy.spatial.distance import pdist
 from scipy.spatial.transform import Rotation
 
 from hoi.geometry import grasp_search
-from hoi.geometry.closing import Closer
 from hoi.geometry.contact import DistanceField, closure_effort, crossing_edges, mesh_edges, sample_faces
 from hoi.geometry.grasp import CONTACT_DISTANCE, _read_cache, measure_grasp
-from hoi.geometry.grasp_search import cached_grasps, find_grasps, reach_faults
+from hoi.geometry.grasp_search import (
+    FACING_APART,
+    HAND_SPAN,
+    Closer,
+    cached_grasps,
+    find_grasps,
+    open_hands,
+    reach_faults,
+    too_wide,
+)
 from hoi.geometry.hand import load_hand
 from hoi.geometry.objects import ObjectMesh, make_object
-from hoi.geometry.placing import FACING_APART, HAND_SPAN, open_hands, too_wide
 
 # 21 grasps; a bowl costs about three times as much as the others.
 COUNTS = {"mug": 7, "bottle": 6, "can": 6, "bowl": 2}
