@@ -13,8 +13,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from hoi.geometry.camera import Camera, transform_points
-from hoi.geometry.gl import content_key, start_pyrender
-from hoi.geometry.zbuffer import numpy_face_map, ray_weights
+from hoi.geometry.raster import content_key, numpy_face_map, ray_weights, start_pyrender
 
 BACKGROUND, HAND, OBJECT = 0, 1, 2
 CREASE_DEG = 50.0  # edges that fold more stay sharp: rims and bases do, a tube of 8 sides does not

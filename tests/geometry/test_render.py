@@ -9,11 +9,10 @@ import pytest
 import trimesh
 
 from hoi.geometry.camera import Camera, look_at, make_intrinsics
-from hoi.geometry.gl import start_pyrender
 from hoi.geometry.hand import HandPose
 from hoi.geometry.objects import make_object
+from hoi.geometry.raster import FAR, NEAR, start_pyrender
 from hoi.geometry.render import HAND, OBJECT, Renderer, crease_normals
-from hoi.geometry.zbuffer import FAR, NEAR
 
 UP = np.array([0.0, 0.0, 1.0])
 
