@@ -37,8 +37,8 @@ from bench_unet import peak_gigabytes, random_weights  # noqa: E402
 
 from hoi.common.machine import has_fast_bf16, keep_freed_memory  # noqa: E402
 from hoi.network.config import PRESETS, ModelConfig  # noqa: E402
+from hoi.network.kernels import PackedConv2d, PackedLinear, pack  # noqa: E402
 from hoi.network.model import HOIDiffusion  # noqa: E402
-from hoi.network.packing import PackedConv2d, PackedLinear, pack  # noqa: E402
 from hoi.network.unet import UNet  # noqa: E402
 from hoi.network.vae import VAE  # noqa: E402
 from hoi.weights.names import to_official_adapter_names  # noqa: E402

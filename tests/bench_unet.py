@@ -30,8 +30,8 @@ sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
 from hoi.common.machine import keep_freed_memory  # noqa: E402
 from hoi.network.config import tiny_config  # noqa: E402
+from hoi.network.kernels import pack  # noqa: E402
 from hoi.network.model import ConditionEncoders  # noqa: E402
-from hoi.network.packing import pack  # noqa: E402
 from hoi.network.text import TextConfig, TextEncoder  # noqa: E402
 from hoi.network.unet import UNet, UNetConfig  # noqa: E402
 from hoi.network.vae import VAE, VAEConfig  # noqa: E402

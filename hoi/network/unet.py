@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hoi.network.attention import attend
-from hoi.network.packing import Upsample
+from hoi.network.kernels import Upsample, attend
 
 PARTS = ("encoder", "middle", "decoder")  # of the U-Net, where self-attention may look at an anchor frame
 

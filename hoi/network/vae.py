@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hoi.network.packing import Upsample
+from hoi.network.kernels import Upsample
 
 
 @dataclass(frozen=True)

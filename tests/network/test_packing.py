@@ -5,16 +5,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hoi.network import packing
-from hoi.network.attention import attend, plain_attention, sliced_attention
-from hoi.network.packing import (
+from hoi.network import kernels
+from hoi.network.kernels import (
     PackedConv2d,
     PackedLinear,
     PackedUpsample,
     Upsample,
+    attend,
     can_pack,
     multiply_transposed,
     pack,
+    plain_attention,
+    sliced_attention,
 )
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -111,7 +113,7 @@ def test_every_attention_is_softmax_of_scores_times_values(monkeypatch, dtype):
     )
     weights = torch.einsum("bhnd,bhmd->bhnm", query.double(), key.double()).div(8**0.5).softmax(dim=3)
     exact = torch.einsum("bhnm,bhmd->bhnd", weights, value.double())
-    monkeypatch.setattr("hoi.network.attention.SLICE_SCORES", 29 * 10)  # slices of 10, 10, 10 and 7 queries
+    monkeypatch.setattr("hoi.network.kernels.SLICE_SCORES", 29 * 10)  # slices of 10, 10, 10 and 7 queries
     for attention in (plain_attention, sliced_attention, F.scaled_dot_product_attention):
         torch.testing.assert_close(
             attention(query, key, value).double(), exact, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype]
@@ -130,8 +132,8 @@ def test_scores_far_from_zero_change_no_attention(offset):
 
 def test_slices_are_taken_only_where_no_gradient_is_wanted(monkeypatch):
     calls: list[int] = []
-    monkeypatch.setattr("hoi.network.attention.MIN_SLICED_SCORES", 1)
-    monkeypatch.setattr("hoi.network.attention.sliced_attention", lambda *args: calls.append(1) or args[0])
+    monkeypatch.setattr("hoi.network.kernels.MIN_SLICED_SCORES", 1)
+    monkeypatch.setattr("hoi.network.kernels.sliced_attention", lambda *args: calls.append(1) or args[0])
     query, key, value = (normal(1, 2, 5, 4, seed=seed) for seed in range(3))
     for wanting in range(3):
         tensors = [tensor.clone().requires_grad_(i == wanting) for i, tensor in enumerate((query, key, value))]
@@ -140,16 +142,16 @@ def test_slices_are_taken_only_where_no_gradient_is_wanted(monkeypatch):
     assert not calls
     attend(query, key, value)
     assert calls
-    assert packing.can_pack(torch.float16) is False
+    assert kernels.can_pack(torch.float16) is False
 
 
 def test_plain_products_are_taken_in_bf16_while_the_scores_of_all_heads_can_be_kept(monkeypatch):
     calls: list[int] = []
     counted = lambda *args: calls.append(1) or plain_attention(*args)  # noqa: E731
-    monkeypatch.setattr("hoi.network.attention.plain_attention", counted)
+    monkeypatch.setattr("hoi.network.kernels.plain_attention", counted)
     query, key, value = (normal(2, 3, 5, 4, seed=seed).requires_grad_() for seed in range(3))
     for most, expected in ((2 * 3 * 5 * 5, 1), (2 * 3 * 5 * 5 - 1, 0)):
-        monkeypatch.setattr("hoi.network.attention.MAX_PLAIN_SCORES", most)
+        monkeypatch.setattr("hoi.network.kernels.MAX_PLAIN_SCORES", most)
         calls.clear()
         attend(query, key, value)
         assert not calls

@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 
 from hoi.network import unet as unet_module
-from hoi.network.attention import plain_attention, sliced_attention
-from hoi.network.packing import pack
+from hoi.network.kernels import pack, plain_attention, sliced_attention
 from hoi.network.unet import PARTS, Anchor, Attention, UNet, UNetConfig, timestep_embedding
 
 SMALL = UNetConfig(
@@ -130,7 +129,7 @@ def test_unet_equals_diffusers_with_and_without_condition_features(monkeypatch, 
 
 @torch.no_grad()
 def test_a_packed_unet_equals_diffusers(monkeypatch):
-    monkeypatch.setattr("hoi.network.attention.MIN_SLICED_SCORES", 1000)
+    monkeypatch.setattr("hoi.network.kernels.MIN_SLICED_SCORES", 1000)
     unet = fill(UNet(SMALL), seed=9)
     twin = diffusers_twin(unet)
     latents, timesteps, context, features = make_inputs(SMALL)
@@ -215,7 +214,7 @@ def test_a_guidance_batch_equals_two_single_passes_and_both_halves_get_the_featu
 @pytest.mark.parametrize("min_sliced_scores", [1, 10**9], ids=["sliced", "plain"])
 @torch.no_grad()
 def test_bf16_is_as_close_to_fp32_as_diffusers_in_bf16(monkeypatch, min_sliced_scores):
-    monkeypatch.setattr("hoi.network.attention.MIN_SLICED_SCORES", min_sliced_scores)
+    monkeypatch.setattr("hoi.network.kernels.MIN_SLICED_SCORES", min_sliced_scores)
     unet = fill(UNet(SMALL), seed=5)
     latents, timesteps, context, features = make_inputs(SMALL)
     exact = unet(latents, timesteps, context, features)
@@ -334,7 +333,7 @@ def anchored_reference(attention: torch.nn.Module, tokens: torch.Tensor, anchor:
 @pytest.mark.parametrize("min_sliced_scores", [1, 10**9], ids=["sliced", "torch's"])
 @torch.no_grad()
 def test_self_attention_with_an_anchor_equals_the_plain_formula_in_both_halves(monkeypatch, min_sliced_scores):
-    monkeypatch.setattr("hoi.network.attention.MIN_SLICED_SCORES", min_sliced_scores)
+    monkeypatch.setattr("hoi.network.kernels.MIN_SLICED_SCORES", min_sliced_scores)
     attention = fill(Attention(32, 4), seed=1)
     tokens = torch.randn(6, 20, 32, generator=torch.Generator().manual_seed(2))  # two halves of three frames
     for anchor in range(3):
