@@ -37,7 +37,7 @@ from hoi.geometry.hand import load_hand
 from hoi.geometry.objects import CATEGORIES, collect_objects, object_card
 from hoi.network.kernels import pack
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion, stack_conditions
-from hoi.network.pictures import PictureMaker, SamplingSettings, join_features, set_precision
+from hoi.network.pipeline import PictureMaker, SamplingSettings, join_features, set_precision
 from hoi.network.samplers import SAMPLERS
 from hoi.toyworld.prompts import (
     DEFAULT_PROMPTS,

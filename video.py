@@ -35,9 +35,8 @@ from hoi.geometry.camera import FRAMINGS
 from hoi.geometry.hand import load_hand
 from hoi.geometry.objects import collect_objects, object_card
 from hoi.geometry.render import Renderer
-from hoi.network.clip import clip_pictures
 from hoi.network.model import HOIDiffusion, stack_conditions
-from hoi.network.pictures import PictureMaker, SamplingSettings
+from hoi.network.pipeline import PictureMaker, SamplingSettings, clip_pictures
 from hoi.network.unet import PARTS
 from hoi.toyworld.prompts import DEFAULT_PROMPTS, fill
 from sample import (

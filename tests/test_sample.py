@@ -24,7 +24,7 @@ from hoi.data.check import check_folder
 from hoi.data.dataset import load_conditions, load_image, load_mesh, read_records
 from hoi.data.png_text import webui_parameters
 from hoi.geometry import grasp_search
-from hoi.network import pictures
+from hoi.network import pipeline
 from hoi.network.config import ModelConfig
 from hoi.network.model import ConditionEncoders, HOIDiffusion
 from hoi.network.text import TextConfig, TextEncoder, tokenize
@@ -315,13 +315,13 @@ def test_a_finished_job_is_a_no_op_and_a_lost_picture_is_made_again(tmp_path, ch
     before = images(tmp_path)
     (tmp_path / "images" / "000002.png").unlink()
     asked = []
-    make = pictures.PictureMaker.pictures
+    make = pipeline.PictureMaker.pictures
 
     def noted(self, prompts, *rest):
         asked.append(prompts)
         return make(self, prompts, *rest)
 
-    monkeypatch.setattr(pictures.PictureMaker, "pictures", noted)
+    monkeypatch.setattr(pipeline.PictureMaker, "pictures", noted)
     records = generated(checkpoint, tmp_path, *words)
     assert asked == [[records[2]["text"]]] and np.abs(images(tmp_path) - before).max() <= 1
     capsys.readouterr()

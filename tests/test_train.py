@@ -17,7 +17,7 @@ from hoi.common import files as files_module
 from hoi.common import tensors
 from hoi.data.dataset import load_conditions, load_image, read_records
 from hoi.network.model import stack_conditions
-from hoi.network.pictures import PictureMaker, SamplingSettings
+from hoi.network.pipeline import PictureMaker, SamplingSettings
 from hoi.training import caching, stages
 from hoi.training import run as training_run
 from hoi.training.batches import Share, TrainingSet, draw_indices

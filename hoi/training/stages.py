@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hoi.common.sheets import contact_sheet, to_uint8
 from hoi.network.diffusion import TrainingBatch, draw_training_noise, eps_loss, hoi_loss
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion
-from hoi.network.pictures import PictureMaker, SamplingSettings
+from hoi.network.pipeline import PictureMaker, SamplingSettings
 from hoi.network.text import tokenize
 from hoi.training.batches import Batch, Share, draw_indices, step_generator
 from hoi.training.caching import EncodedData
