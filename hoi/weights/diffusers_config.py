@@ -19,7 +19,7 @@ from hoi.network.diffusion import NoiseSchedule
 from hoi.network.text import TextConfig
 from hoi.network.unet import UNetConfig
 from hoi.network.vae import VAEConfig
-from hoi.weights.padding import padded_levels
+from hoi.weights.names import padded_levels
 
 Json = dict[str, Any]
 PARTS = ("unet", "vae", "text_encoder")
@@ -38,7 +38,7 @@ _VAE_FIXED = {
     "act_fn": "silu", "in_channels": 3, "out_channels": 3, "shift_factor": None, "latents_mean": None,
     "use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True,
 }  # fmt: skip
-# The blocks of a level, downwards and upwards: without attention, with attention, padded (see hoi/weights/padding.py).
+# The blocks of a level, downwards and upwards: without attention, with attention, padded (see hoi/weights/names.py).
 _PLAIN, _ATTENDING = ("DownBlock2D", "UpBlock2D"), ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
 _PADDED = ("CrossAttnDownBlock2D", "UpBlock2D")
 _ACTIVATIONS = {"quick_gelu": True, "gelu": False}

@@ -18,7 +18,7 @@ from hoi.common.tensors import WeightFile
 from hoi.network.config import ModelConfig, sd1_config
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion, own_config
 from hoi.weights.diffusers_config import PARTS, SCHEDULER_FILE, read_folder_config
-from hoi.weights.layouts import Sources
+from hoi.weights.names import Sources
 from hoi.weights.weight_kinds import (
     DIFFUSERS_T2I_ADAPTER,
     EMA_ONLY,

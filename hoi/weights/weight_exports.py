@@ -19,10 +19,20 @@ from hoi.common.files import write_atomically
 from hoi.common.tensors import save_model
 from hoi.network.config import ModelConfig
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion
-from hoi.weights import layouts
 from hoi.weights.diffusers_config import adapter_config, folder_config
-from hoi.weights.layouts import Sources
-from hoi.weights.padding import padding
+from hoi.weights.names import (
+    SCHEDULE_BUFFERS,
+    SHORT_TEXT_PREFIX,
+    TEXT_PREFIX,
+    Sources,
+    diffusers_adapter_names,
+    diffusers_unet_names,
+    diffusers_vae_names,
+    official_adapter_names,
+    padding,
+    single_file_names,
+    text_names,
+)
 from hoi.weights.weight_pieces import ADAPTER_FOLDERS
 
 FORMATS = ("own", "official", "single", "diffusers")
@@ -83,7 +93,7 @@ def export_single(model: HOIDiffusion, path: str | Path, half: bool = False) -> 
     """
     metadata = _kept_metadata(model) | {"hoi_config": model.config.to_json()}
     metadata |= {"prediction_type": _prediction(model.config)}
-    save_model(path, _single_file_state(model, layouts.TEXT_PREFIX, half), metadata)
+    save_model(path, _single_file_state(model, TEXT_PREFIX, half), metadata)
 
 
 def export_official(model: HOIDiffusion, folder: str | Path, half: bool = False) -> tuple[Path, Path]:
@@ -97,9 +107,9 @@ def export_official(model: HOIDiffusion, folder: str | Path, half: bool = False)
         raise ValueError("the official layout needs condition encoders, and this is a base model: export to single")
     step, folder = model.metadata.get("step", "0"), Path(folder)
     adapter, base = folder / f"model_ad_{step}.pth", folder / f"model_sd_{step}.ckpt"
-    tensors = _renamed(state, layouts.official_adapter_names(state))
+    tensors = _renamed(state, official_adapter_names(state))
     write_atomically(adapter, lambda temporary: torch.save(tensors, temporary))
-    whole = _single_file_state(model, layouts.SHORT_TEXT_PREFIX, half)
+    whole = _single_file_state(model, SHORT_TEXT_PREFIX, half)
     write_atomically(base, lambda temporary: torch.save(whole, temporary))
     return adapter, base
 
@@ -115,14 +125,14 @@ def export_diffusers(model: HOIDiffusion, folder: str | Path, half: bool = False
     texts = {path: _json(settings) for path, settings in folder_config(model.config).items()}
     texts |= {"model_index.json": _json(MODEL_INDEX), "README.md": _readme(model, folder.name), **_tokenizer_files()}
     state, metadata = _state(model, half), _kept_metadata(model)
-    unet = layouts.diffusers_unet_names(state, model.config.unet)
-    vae = layouts.diffusers_vae_names(state, model.config.vae)
+    unet = diffusers_unet_names(state, model.config.unet)
+    vae = diffusers_vae_names(state, model.config.vae)
     text = {ours: tuple(f"text_model.{key}" for key in keys)
-            for ours, keys in layouts.text_names(model.config.text).items()}  # fmt: skip
+            for ours, keys in text_names(model.config.text).items()}  # fmt: skip
     parts = {"unet/diffusion_pytorch_model": unet, "vae/diffusion_pytorch_model": vae, "text_encoder/model": text}
     if model.condition_encoders is not None:
         for name in CONDITION_NAMES:
-            parts[f"{ADAPTER_FOLDERS[name]}/diffusion_pytorch_model"] = layouts.diffusers_adapter_names(state, name)
+            parts[f"{ADAPTER_FOLDERS[name]}/diffusion_pytorch_model"] = diffusers_adapter_names(state, name)
             texts[f"{ADAPTER_FOLDERS[name]}/config.json"] = _json(adapter_config(model.config))
     unfinished = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -154,7 +164,7 @@ def schedule_buffers(config: ModelConfig) -> dict[str, Tensor]:
         (1 / abar - 1).sqrt(), variance, variance.clamp(min=1e-20).log(), noise_betas * before.sqrt() / (1 - abar),
         (1 - before) * alphas.sqrt() / (1 - abar),
     )  # fmt: skip
-    return {name: value.float() for name, value in zip(layouts.SCHEDULE_BUFFERS, values, strict=True)}
+    return {name: value.float() for name, value in zip(SCHEDULE_BUFFERS, values, strict=True)}
 
 
 def _kept_metadata(model: HOIDiffusion) -> dict[str, str]:
@@ -176,7 +186,7 @@ def _renamed(state: Mapping[str, Tensor], sources: Sources) -> dict[str, Tensor]
 
 def _single_file_state(model: HOIDiffusion, text_prefix: str, half: bool) -> dict[str, Tensor]:
     state = _state(model, half)
-    names = layouts.single_file_names(state, model.config.text, text_prefix)
+    names = single_file_names(state, model.config.text, text_prefix)
     return schedule_buffers(model.config) | _renamed(state, names)
 
 

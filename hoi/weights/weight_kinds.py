@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hoi.common.tensors import WeightFile, shown
-from hoi.weights.layouts import UNET_PREFIX, VAE_PREFIX
-from hoi.weights.names import OFFICIAL_BRANCHES
+from hoi.weights.names import OFFICIAL_BRANCHES, UNET_PREFIX, VAE_PREFIX
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -16,10 +16,24 @@ from torch import Tensor
 from hoi.common.tensors import WeightFile, is_finite, shown
 from hoi.network.config import ModelConfig
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion, prepared
-from hoi.weights import layouts
 from hoi.weights.diffusers_config import PARTS
-from hoi.weights.layouts import Sources
-from hoi.weights.padding import LAST_LAYER, padding
+from hoi.weights.names import (
+    LAST_LAYER,
+    POSITION_IDS,
+    SHORT_TEXT_PREFIX,
+    SINGLE_FILE_EXTRAS,
+    TEXT_PREFIX,
+    Sources,
+    diffusers_adapter_names,
+    diffusers_unet_names,
+    diffusers_vae_names,
+    ema_name,
+    official_adapter_names,
+    padding,
+    single_file_names,
+    t2i_adapter_names,
+    text_names,
+)
 
 ADAPTER_FOLDERS = {name: f"adapter_{name}" for name in CONDITION_NAMES}  # of an export of ours
 VARIANTS = ("", ".fp16", ".non_ema")  # of file names in a diffusers folder, the best first
@@ -54,11 +68,11 @@ def expected_shapes(config: ModelConfig, with_conditions: bool) -> dict[str, tup
 
 def single_file(file: WeightFile, config: ModelConfig, ema_only: bool) -> Piece:
     ours = expected_shapes(config, with_conditions=False)
-    short = any(name.startswith(layouts.SHORT_TEXT_PREFIX + "embeddings.") for name in file)
-    prefix = layouts.SHORT_TEXT_PREFIX if short else layouts.TEXT_PREFIX
-    sources = layouts.single_file_names(ours, config.text, prefix)
-    averages = {name: (layouts.ema_name(theirs),) for name, (theirs, *_) in sources.items() if name.startswith("unet.")}
-    extras = layouts.SINGLE_FILE_EXTRAS | {theirs for (theirs,) in averages.values()}
+    short = any(name.startswith(SHORT_TEXT_PREFIX + "embeddings.") for name in file)
+    prefix = SHORT_TEXT_PREFIX if short else TEXT_PREFIX
+    sources = single_file_names(ours, config.text, prefix)
+    averages = {name: (ema_name(theirs),) for name, (theirs, *_) in sources.items() if name.startswith("unet.")}
+    extras = SINGLE_FILE_EXTRAS | {theirs for (theirs,) in averages.values()}
     if ema_only:
         sources |= averages
     return Piece(file, sources, frozenset(extras))
@@ -69,13 +83,13 @@ def diffusers_folder(folder: Path, config: ModelConfig) -> list[Piece]:
     unet, vae, text = (WeightFile(weights_in(folder / part, part == "text_encoder")) for part in PARTS)
     old_attention = any(name.endswith("attentions.0.query.weight") for name in vae)
     prefix = "text_model." if any(name.startswith("text_model.") for name in text) else ""
-    text_sources = {name: tuple(prefix + k for k in keys) for name, keys in layouts.text_names(config.text).items()}
+    text_sources = {name: tuple(prefix + k for k in keys) for name, keys in text_names(config.text).items()}
     added = frozenset(padding(config.unet))
     zeros = frozenset(name for name in added & unet.keys() if name.endswith(LAST_LAYER))
     return [
-        Piece(unet, layouts.diffusers_unet_names(ours, config.unet), added, zeros),
-        Piece(vae, layouts.diffusers_vae_names(ours, config.vae, old_attention)),
-        Piece(text, text_sources, frozenset({prefix + layouts.POSITION_IDS})),
+        Piece(unet, diffusers_unet_names(ours, config.unet), added, zeros),
+        Piece(vae, diffusers_vae_names(ours, config.vae, old_attention)),
+        Piece(text, text_sources, frozenset({prefix + POSITION_IDS})),
         *adapter_folders(folder, ours),
     ]
 
@@ -90,11 +104,11 @@ def adapter_folders(folder: Path, ours: list[str]) -> list[Piece]:
 
 
 def official_adapter(file: WeightFile, ours: list[str]) -> Piece:
-    return _with_prefix(Piece(file, layouts.official_adapter_names(ours)))
+    return _with_prefix(Piece(file, official_adapter_names(ours)))
 
 
 def t2i_adapter(file: WeightFile, ours: list[str], branch: str, saved_by_diffusers: bool) -> Piece:
-    names = layouts.diffusers_adapter_names if saved_by_diffusers else layouts.t2i_adapter_names
+    names = diffusers_adapter_names if saved_by_diffusers else t2i_adapter_names
     sources = names(ours, branch)
     return Piece(file, sources) if saved_by_diffusers else _with_prefix(Piece(file, sources))
 

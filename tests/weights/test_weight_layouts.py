@@ -7,7 +7,7 @@ import torch
 
 from hoi.network.config import sd1_config
 from hoi.network.model import HOIDiffusion
-from hoi.weights import layouts
+from hoi.weights import names as names_module
 from hoi.weights.weight_kinds import EMA_ONLY, SINGLE_FILE, kind_of
 
 # sha256 over sorted lines.  The tables: the names of a Stable Diffusion 1.x file, and what diffusers' own converters
@@ -27,40 +27,40 @@ def digest(lines: set[str]) -> str:
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
-def pairs(first: layouts.Sources, second: layouts.Sources, folder: str = "") -> set[str]:
+def pairs(first: names_module.Sources, second: names_module.Sources, folder: str = "") -> set[str]:
     """Lines "first second" for all of our tensors that both know, stacked ones cut apart."""
     return {f"{a} {folder}{b}" for name in second for a, b in zip(first[name], second[name], strict=True)}
 
 
 def test_single_file_names_are_those_of_the_table(ours):
-    names = layouts.single_file_names(ours, sd1_config().text)
+    names = names_module.single_file_names(ours, sd1_config().text)
     theirs = {theirs for several in names.values() for theirs in several}
     assert len(theirs) == 1130 and digest(theirs) == SINGLE_NAMES
 
 
 def test_diffusers_names_are_those_that_its_converters_give(ours):
     config = sd1_config()
-    single = layouts.single_file_names(ours, config.text)
-    text = {name: tuple(f"text_model.{key}" for key in keys) for name, keys in layouts.text_names(config.text).items()}
-    lines = pairs(single, layouts.diffusers_unet_names(ours, config.unet), "unet/")
-    lines |= pairs(single, layouts.diffusers_vae_names(ours, config.vae), "vae/")
+    single = names_module.single_file_names(ours, config.text)
+    text = {name: tuple(f"text_model.{key}" for key in keys) for name, keys in names_module.text_names(config.text).items()}
+    lines = pairs(single, names_module.diffusers_unet_names(ours, config.unet), "unet/")
+    lines |= pairs(single, names_module.diffusers_vae_names(ours, config.vae), "vae/")
     lines |= pairs(single, text, "text_encoder/")
     assert len(lines) == 1130 and digest(lines) == SINGLE_TO_DIFFUSERS
 
 
 def test_old_attention_names_of_the_vae_are_those_of_the_table(ours):
-    single = layouts.single_file_names(ours, sd1_config().text)
-    old = layouts.diffusers_vae_names(ours, sd1_config().vae, old_attention=True)
+    single = names_module.single_file_names(ours, sd1_config().text)
+    old = names_module.diffusers_vae_names(ours, sd1_config().vae, old_attention=True)
     lines = pairs(single, {name: keys for name, keys in old.items() if ".attn_1." in name and ".norm." not in name})
     assert len(lines) == 16 and digest(lines) == SINGLE_TO_OLD_VAE
 
 
 def test_averages_lose_every_dot_and_stay_distinct(ours):
     name = "model.diffusion_model.input_blocks.0.0.weight"
-    assert layouts.ema_name(name) == "model_ema.diffusion_modelinput_blocks00weight"
+    assert names_module.ema_name(name) == "model_ema.diffusion_modelinput_blocks00weight"
     unet = [name for name in ours if name.startswith("unet.")]
-    single = layouts.single_file_names(ours, sd1_config().text)
-    assert len({layouts.ema_name(single[name][0]) for name in unet}) == 686
+    single = names_module.single_file_names(ours, sd1_config().text)
+    assert len({names_module.ema_name(single[name][0]) for name in unet}) == 686
 
 
 def test_a_file_with_averages_beside_the_weights_is_no_averages_only_file():
