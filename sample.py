@@ -46,8 +46,8 @@ from hoi.toyworld.prompts import (
     read_prompts,
     untaught_words,
 )
-from hoi.weights import public_weights
-from hoi.weights.public_weights import normals_differ, source_hash
+from hoi.weights import load
+from hoi.weights.load import normals_differ, source_hash
 
 BUILT_IN = Path(__file__).parent / "hoi" / "assets" / "tiny.safetensors"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "hoidiffusion" / "grasps"
@@ -166,7 +166,7 @@ def load_model(args: argparse.Namespace, device: str) -> tuple[HOIDiffusion, dic
         raise FileNotFoundError(f"the built-in weights {path} are missing: train them (README) or name --checkpoint")
     if args.base:
         dtypes = dict.fromkeys(("unet", "condition_encoders"), DTYPES[dtype])
-        model = public_weights.load_model(path, args.adapter, device=device, dtype=dtypes)
+        model = load.load_model(path, args.adapter, device=device, dtype=dtypes)
     else:
         path = path / "model.safetensors" if path.is_dir() else path
         model = HOIDiffusion.from_file(path, device)

@@ -47,7 +47,7 @@ from hoi.training.interruption import StopSignals, agreed, check_same_run, gradi
 from hoi.training.pretraining import TEXT_SHRINK, TextStage, VaeStage
 from hoi.training.toy_clip import FILE_NAME, save_toy_clip
 from hoi.training.training_log import TrainingLog
-from hoi.weights.public_weights import init_branch, load_adapter, load_model, source_hash
+from hoi.weights.load import init_branch, load_adapter, load_model, source_hash
 
 LOG_EVERY = 10  # steps
 # `hoi` has the paper's values (Sec. 4.1); the others are for training small networks from scratch.

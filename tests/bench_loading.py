@@ -21,8 +21,8 @@ sys.path.insert(0, str(ROOT))
 
 from hoi.network.config import sd1_config  # noqa: E402
 from hoi.network.model import HOIDiffusion  # noqa: E402
+from hoi.weights.load import load_model  # noqa: E402
 from hoi.weights.names import single_file_names  # noqa: E402
-from hoi.weights.public_weights import load_model  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:

@@ -6,9 +6,19 @@ from pathlib import Path
 
 from hoi.common.tensors import WeightFile
 from hoi.network.config import PRESETS
-from hoi.weights.public_weights import whole_model
-from hoi.weights.weight_kinds import CLIP, DIFFUSERS_T2I_ADAPTER, OFFICIAL_ADAPTER, OWN, T2I_ADAPTER, kind_of
-from hoi.weights.weight_pieces import check_piece, expected_shapes, official_adapter, t2i_adapter
+from hoi.weights.load import (
+    CLIP,
+    DIFFUSERS_T2I_ADAPTER,
+    OFFICIAL_ADAPTER,
+    OWN,
+    T2I_ADAPTER,
+    check_piece,
+    expected_shapes,
+    kind_of,
+    official_adapter,
+    t2i_adapter,
+    whole_model,
+)
 
 DIFFUSERS_FOLDER = "a diffusers folder"
 

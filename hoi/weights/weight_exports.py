@@ -20,6 +20,7 @@ from hoi.common.tensors import save_model
 from hoi.network.config import ModelConfig
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion
 from hoi.weights.diffusers_config import adapter_config, folder_config
+from hoi.weights.load import ADAPTER_FOLDERS
 from hoi.weights.names import (
     SCHEDULE_BUFFERS,
     SHORT_TEXT_PREFIX,
@@ -33,7 +34,6 @@ from hoi.weights.names import (
     single_file_names,
     text_names,
 )
-from hoi.weights.weight_pieces import ADAPTER_FOLDERS
 
 FORMATS = ("own", "official", "single", "diffusers")
 MODEL_INDEX = {

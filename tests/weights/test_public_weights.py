@@ -38,7 +38,7 @@ from hoi.data.dataset import read_records
 from hoi.data.dataset_writer import DatasetWriter, complete_record, write_pictures
 from hoi.network.model import HOIDiffusion
 from hoi.weights.__main__ import main
-from hoi.weights.public_weights import init_branch, load_adapter, load_model, source_hash
+from hoi.weights.load import init_branch, load_adapter, load_model, source_hash
 
 ROOT = Path(__file__).parents[2]
 BRANCHES = {"pose_ada": "skeleton", "depth_ada": "normal", "mask_ada": "segmentation"}  # official name -> ours

@@ -27,7 +27,7 @@ from hoi.network.model import HOIDiffusion
 from hoi.network.samplers import sample_latents
 from hoi.network.text import tokenize
 from hoi.weights.diffusers_config import read_folder_config
-from hoi.weights.public_weights import load_model
+from hoi.weights.load import load_model
 from hoi.weights.weight_exports import export_diffusers, export_official, export_own, export_single, schedule_buffers
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
