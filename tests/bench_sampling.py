@@ -41,8 +41,8 @@ from hoi.network.kernels import PackedConv2d, PackedLinear, pack  # noqa: E402
 from hoi.network.model import HOIDiffusion  # noqa: E402
 from hoi.network.unet import UNet  # noqa: E402
 from hoi.network.vae import VAE  # noqa: E402
+from hoi.weights.export import export_single  # noqa: E402
 from hoi.weights.names import to_official_adapter_names  # noqa: E402
-from hoi.weights.weight_exports import export_single  # noqa: E402
 
 BASE, ADAPTER = "sd.safetensors", "model_ad_1.pth"
 WHOLE = "everything"

@@ -15,8 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from hoi.network.config import PRESETS  # noqa: E402
+from hoi.weights.export import FORMATS, export_diffusers, export_official, export_own, export_single  # noqa: E402
 from hoi.weights.load import load_model, source_hash  # noqa: E402
-from hoi.weights.weight_exports import FORMATS, export_diffusers, export_official, export_own, export_single  # noqa: E402
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -27,8 +27,8 @@ from hoi.network.model import HOIDiffusion
 from hoi.network.samplers import sample_latents
 from hoi.network.text import tokenize
 from hoi.weights.diffusers_config import read_folder_config
+from hoi.weights.export import export_diffusers, export_official, export_own, export_single, schedule_buffers
 from hoi.weights.load import load_model
-from hoi.weights.weight_exports import export_diffusers, export_official, export_own, export_single, schedule_buffers
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import export_weights  # noqa: E402
