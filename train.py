@@ -39,10 +39,11 @@ from hoi.common.machine import check_device, has_fast_bf16, join_processes, keep
 from hoi.network.config import PRESETS
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion
 from hoi.toyworld.words import words_in
-from hoi.training import caching, stages
+from hoi.training import data as training_data
 from hoi.training import run as training_run
+from hoi.training import stages
 from hoi.training.averaging import WeightAverage
-from hoi.training.batches import Share, TrainingSet, read_ahead
+from hoi.training.data import Share, TrainingSet, read_ahead
 from hoi.training.interruption import StopSignals, agreed, check_same_run, gradient_norm, unusable_step
 from hoi.training.pretraining import TEXT_SHRINK, TextStage, VaeStage
 from hoi.training.toy_clip import FILE_NAME, save_toy_clip
@@ -198,10 +199,10 @@ def build_stage(args: argparse.Namespace, model: HOIDiffusion, share: Share, bf1
         return TextStage(model, pictures, share, args.seed, meaning)
 
     sets = [pictures, TrainingSet(args.reg_data, side, side)] if args.reg_data else [pictures]
-    data, *buffer = (caching.cached(model, each, Path(args.out) / "latents", args.cache_text, bf16) for each in sets)
+    data, *buffer = (training_data.cached(model, each, Path(args.out) / "latents", args.cache_text, bf16) for each in sets)
     if args.stage == "base":
         if not model.metadata.get("scaling_factor_measured"):
-            model.set_scaling_factor(caching.measured_scaling_factor(data.latents))
+            model.set_scaling_factor(training_data.measured_scaling_factor(data.latents))
         model.unet.requires_grad_(True)
         stage = stages.BaseStage(model, data, share, args.seed, args.caption_dropout)
     else:

@@ -18,9 +18,10 @@ from hoi.common import tensors
 from hoi.data.dataset import load_conditions, load_image, read_records
 from hoi.network.model import stack_conditions
 from hoi.network.pipeline import PictureMaker, SamplingSettings
-from hoi.training import caching, stages
+from hoi.training import data as training_data
 from hoi.training import run as training_run
-from hoi.training.batches import Share, TrainingSet, draw_indices
+from hoi.training import stages
+from hoi.training.data import Share, TrainingSet, draw_indices
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +104,7 @@ def gradients(world: Path, share: Share) -> dict[str, torch.Tensor]:
     model = small_model(with_conditions=True)
     pictures, buffer = (TrainingSet([world / name], SIDE, SIDE) for name in ("data", "buffer"))
     folder = world / f"latents-{share.world_size}"
-    data, background = (caching.cached(model, each, folder) for each in (pictures, buffer))
+    data, background = (training_data.cached(model, each, folder) for each in (pictures, buffer))
     model.freeze_for_fine_tuning()
     stage = stages.HoiStage(model, data, share, 1, 0.3, stages.Regularization(background, share.batch_size))
     if share.world_size > 1:
@@ -119,7 +120,7 @@ def gradients(world: Path, share: Share) -> dict[str, torch.Tensor]:
 
 def half_the_work(rank: int, world: Path, port: int) -> None:
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    caching.ROWS, written, write = 3, [], files_module.write_atomically
+    training_data.ROWS, written, write = 3, [], files_module.write_atomically
     files_module.write_atomically = lambda path, save: (written.append(path.name), write(path, save))
     found = gradients(world, Share(2, rank, 2))
     (world / f"written{rank}").write_text(" ".join(written))
@@ -143,10 +144,10 @@ def test_processes_share_the_encoding_and_leave_the_bytes_of_one(two_processes, 
     # Files of ten pictures, then of the five of the buffer.
     assert [(world / f"written{rank}").read_text() for rank in range(2)] == [
         "00000.npy 00002.npy 00000.npy", "00001.npy 00003.npy 00001.npy"]  # fmt: skip
-    monkeypatch.setattr(caching, "ROWS", 3)
+    monkeypatch.setattr(training_data, "ROWS", 3)
     torch.set_num_threads(1)
     for name in ("data", "buffer"):
-        caching.cached(small_model(with_conditions=True), TrainingSet([world / name], SIDE, SIDE), tmp_path)
+        training_data.cached(small_model(with_conditions=True), TrainingSet([world / name], SIDE, SIDE), tmp_path)
     files = [path.relative_to(tmp_path) for path in tmp_path.rglob("*.npy")]
     assert len(files) == 6
     for name in files:
@@ -154,26 +155,26 @@ def test_processes_share_the_encoding_and_leave_the_bytes_of_one(two_processes, 
 
 
 def test_an_interrupted_encoding_makes_only_what_is_missing(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(caching, "ROWS", 4)
+    monkeypatch.setattr(training_data, "ROWS", 4)
     model, pictures = small_model(with_conditions=False), TrainingSet([world / "data"], SIDE, SIDE)
-    whole = caching.cached(model, pictures, tmp_path).latents.values[range(10)]
+    whole = training_data.cached(model, pictures, tmp_path).latents.values[range(10)]
     first, second, third = sorted(tmp_path.rglob("*.npy"))
     second.unlink()
     (second.parent / f".{second.name}.tmp").write_bytes(b"half")  # as a killed process leaves it
     kept = [path.stat().st_mtime_ns for path in (first, third)]
-    np.testing.assert_array_equal(caching.cached(model, pictures, tmp_path).latents.values[range(10)], whole)
+    np.testing.assert_array_equal(training_data.cached(model, pictures, tmp_path).latents.values[range(10)], whole)
     assert [path.stat().st_mtime_ns for path in (first, third)] == kept
     assert sorted(second.parent.iterdir()) == [first, second, third]
 
 
 def test_more_files_than_a_process_may_open_are_read_all_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr(caching, "ROWS", 1)
-    monkeypatch.setattr(caching, "OPEN", 4)
+    monkeypatch.setattr(training_data, "ROWS", 1)
+    monkeypatch.setattr(training_data, "OPEN", 4)
     rows = torch.arange(60.0)[:, None]
     limits, here = resource.getrlimit(resource.RLIMIT_NOFILE), len(os.listdir("/proc/self/fd"))
     resource.setrlimit(resource.RLIMIT_NOFILE, (here + 20, limits[1]))
     try:
-        written = caching.write_rows(tmp_path, 60, lambda start, end: rows[start:end], 1, "rows")
+        written = training_data.write_rows(tmp_path, 60, lambda start, end: rows[start:end], 1, "rows")
         assert written[range(59, -1, -1)].ravel().tolist() == list(range(59, -1, -1))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
@@ -181,14 +182,14 @@ def test_more_files_than_a_process_may_open_are_read_all_the_same(tmp_path, monk
 
 def test_latents_are_encoded_anew_for_another_autoencoder_and_for_nothing_else(world, tmp_path):
     model, pictures = small_model(with_conditions=False), TrainingSet([world / "data"], SIDE, SIDE)
-    caching.cached(model, pictures, tmp_path)
+    training_data.cached(model, pictures, tmp_path)
     torch.nn.init.normal_(model.unet.out[2].weight)
     model.metadata, model.vae = {"step": "7"}, model.vae.to(memory_format=torch.channels_last)
-    caching.cached(model, pictures, tmp_path)
+    training_data.cached(model, pictures, tmp_path)
     assert len(list(tmp_path.iterdir())) == 1
     with torch.no_grad():
         model.vae.quant_conv.bias[0] += 1e-6
-    caching.cached(model, pictures, tmp_path)
+    training_data.cached(model, pictures, tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -213,7 +214,7 @@ def test_every_record_is_seen_once_an_epoch_whatever_the_number_of_processes():
 def test_latents_are_drawn_anew_from_the_cached_posterior(world):
     model = small_model(with_conditions=True)
     pictures = TrainingSet([world / "data"], SIDE, SIDE)
-    latents = caching.cached(model, pictures, world / "latents-posterior").latents
+    latents = training_data.cached(model, pictures, world / "latents-posterior").latents
     indices, noise = np.array([4, 1]), torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         posterior = model.vae.encode(pictures.images(indices))
@@ -224,7 +225,7 @@ def test_latents_are_drawn_anew_from_the_cached_posterior(world):
 def test_previews_show_the_training_pictures_above_what_each_caption_and_geometry_gives_alone(world):
     model = small_model(with_conditions=True)
     data = TrainingSet([world / "data"], SIDE, SIDE)
-    encoded = caching.cached(model, data, world / "latents-preview")
+    encoded = training_data.cached(model, data, world / "latents-preview")
     skeletons, _, shown, made = stages.HoiStage(model, encoded, Share(2), seed=0).preview()
     records = read_records(world / "data")
     settings = SamplingSettings("dpm++", 2, model.config.guidance_scale)
@@ -241,9 +242,9 @@ def test_previews_show_the_training_pictures_above_what_each_caption_and_geometr
 
 def test_the_measured_scaling_factor_gives_the_cached_latents_unit_deviation(world):
     data = TrainingSet([world / "data"], SIDE, SIDE)
-    latents = caching.cached(small_model(with_conditions=False), data, world / "latents-deviation").latents
+    latents = training_data.cached(small_model(with_conditions=False), data, world / "latents-deviation").latents
     means = torch.from_numpy(latents.values[range(10)][:, 0])
-    scaled = caching.measured_scaling_factor(latents) * means.double()
+    scaled = training_data.measured_scaling_factor(latents) * means.double()
     assert float((scaled - scaled.mean()).square().mean().sqrt()) == pytest.approx(1.0, rel=1e-12)
 
 

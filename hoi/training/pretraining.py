@@ -15,7 +15,7 @@ from hoi.common.sheets import to_uint8
 from hoi.network.model import HOIDiffusion
 from hoi.network.text import tokenize
 from hoi.network.vae import VAE, vae_loss
-from hoi.training.batches import Batch, Share, TrainingSet, draw_indices, step_generator
+from hoi.training.data import Batch, Share, TrainingSet, draw_indices, step_generator
 from hoi.training.small_clip import PictureText, clip_loss
 from hoi.training.stages import PREVIEWS, spread
 

@@ -20,8 +20,7 @@ from hoi.network.diffusion import TrainingBatch, draw_training_noise, eps_loss, 
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion
 from hoi.network.pipeline import PictureMaker, SamplingSettings
 from hoi.network.text import tokenize
-from hoi.training.batches import Batch, Share, draw_indices, step_generator
-from hoi.training.caching import EncodedData
+from hoi.training.data import Batch, EncodedData, Share, draw_indices, step_generator
 
 PREVIEWS = 8
 REG_MODES = ("sum", "swap")

@@ -22,7 +22,7 @@ from hoi.data import dataset
 from hoi.geometry.render import HAND
 from hoi.toyworld.backgrounds import BACKGROUNDS
 from hoi.toyworld.words import words_in
-from hoi.training.batches import read_ahead, step_generator
+from hoi.training.data import read_ahead, step_generator
 from hoi.verify.scores import load_rgb, true_keypoints, true_label_map
 from hoi.verify.verifier import JOINTS, Outputs, Verifier, pixels_to_cells, resized, resized_points, to_input
 

@@ -1,4 +1,4 @@
-"""hoi/training/batches.py: what cannot be trained on is found before training, by name."""
+"""hoi/training/data.py: what cannot be trained on is found before training, by name."""
 
 import shutil
 from pathlib import Path
@@ -10,7 +10,7 @@ from training_world import SIDE, hoi_args, make_folder, make_world
 import train
 from hoi.data.dataset import read_records
 from hoi.data.dataset_writer import write_records
-from hoi.training.batches import TrainingSet
+from hoi.training.data import TrainingSet
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,9 @@ from training_world import assert_same, hoi_args, make_world
 
 import train
 from hoi.common import tensors
-from hoi.training import batches, stages
+from hoi.training import data as training_data
 from hoi.training import run as training_run
+from hoi.training import stages
 from hoi.training.interruption import gradient_norm
 
 ROOT = Path(__file__).parents[2]
@@ -164,7 +165,7 @@ def test_a_poisoned_picture_stops_the_run_by_name_before_any_weight_moves(world,
     out = tmp_path / "run"
     more = ["--batch-size", "1", "--reg-batch-size", "2", "--save-every", "1", "--steps"]
     run(world, out, *more, "2")
-    indices = [int(batches.draw_indices(10, batches.Share(1), 0, step)[0]) for step in range(4)]
+    indices = [int(training_data.draw_indices(10, training_data.Share(1), 0, step)[0]) for step in range(4)]
     poisoned = indices[3]  # step 4; a shuffle of ten, so no step before sees it
     for path in (out / "latents").glob("latents-*/00000.npy"):
         values = np.load(path)

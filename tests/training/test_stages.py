@@ -1,4 +1,4 @@
-"""hoi/training/stages.py and hoi/training/batches.py: modes of regularisation, ablations, accumulation, cached text."""
+"""hoi/training/stages.py and hoi/training/data.py: modes of regularisation, ablations, accumulation, cached text."""
 
 import json
 from pathlib import Path
@@ -13,9 +13,10 @@ import train
 from hoi.common import tensors
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion
 from hoi.network.text import tokenize
-from hoi.training import batches, caching, stages
+from hoi.training import data as training_data
 from hoi.training import run as training_run
-from hoi.training.batches import Share, TrainingSet, draw_indices
+from hoi.training import stages
+from hoi.training.data import Share, TrainingSet, draw_indices
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +28,13 @@ def make_stage(world: Path, share: Share, reg: dict | None = None, text: bool = 
     """A stage on the world's data; `reg` are settings of the Regularization, None for none."""
     model = small_model(with_conditions=freeze.get("conditions") != ())
     sets = [TrainingSet([world / name], SIDE, SIDE) for name in ("data", "buffer")]
-    data, buffer = (caching.cached(model, each, world / "latents", text) for each in sets)
+    data, buffer = (training_data.cached(model, each, world / "latents", text) for each in sets)
     model.freeze_for_fine_tuning(**freeze)
     regularization = None if reg is None else stages.Regularization(buffer, **{"batch_size": share.batch_size} | reg)
     return stages.HoiStage(model, data, share, 1, 0.3, regularization)
 
 
-def same(a: batches.Batch, b: batches.Batch) -> bool:
+def same(a: training_data.Batch, b: training_data.Batch) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
@@ -90,7 +91,7 @@ def test_cached_latents_and_text_give_the_loss_that_encoding_everything_anew_giv
     batch, model = stage.batch(2), stage.frozen["model"]
     assert ("context" in batch, "token_ids" in batch) == (bool(text), not text)
     # The same generator state as the stage's: posterior, timesteps, noise, dropped captions in this order.
-    generator = batches.step_generator(1, 2, 0)
+    generator = training_data.step_generator(1, 2, 0)
     posterior_noise = torch.randn(4, 4, 16, 16, generator=generator)
     timesteps = torch.randint(1000, (4,), generator=generator)
     noise = torch.randn(4, 4, 16, 16, generator=generator)

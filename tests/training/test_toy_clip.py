@@ -11,7 +11,7 @@ import train
 from hoi.metrics.clip import load_toy_clip, toy_clip_scores
 from hoi.network.text import TextConfig, TextEncoder, tokenize
 from hoi.training import run as training_run
-from hoi.training.batches import TrainingSet
+from hoi.training.data import TrainingSet
 from hoi.training.small_clip import PictureText
 from hoi.training.toy_clip import save_toy_clip
 
