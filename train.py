@@ -42,12 +42,18 @@ from hoi.toyworld.words import words_in
 from hoi.training import data as training_data
 from hoi.training import run as training_run
 from hoi.training import stages
-from hoi.training.averaging import WeightAverage
 from hoi.training.data import Share, TrainingSet, read_ahead
-from hoi.training.interruption import StopSignals, agreed, check_same_run, gradient_norm, unusable_step
+from hoi.training.run import (
+    StopSignals,
+    TrainingLog,
+    WeightAverage,
+    agreed,
+    check_same_run,
+    gradient_norm,
+    unusable_step,
+)
 from hoi.training.stages import TEXT_SHRINK, TextStage, VaeStage
 from hoi.training.toy_clip import FILE_NAME, save_toy_clip
-from hoi.training.training_log import TrainingLog
 from hoi.weights.load import init_branch, load_adapter, load_model, source_hash
 
 LOG_EVERY = 10  # steps

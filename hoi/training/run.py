@@ -1,18 +1,208 @@
-"""Training states: written whole, found again, and read without running code."""
+"""Leaving a training run at a good moment, and coming back to the same one.  Signals, losses, gradients, settings -> go
+on or stop, agreed between processes.
+
+Moving average of the trained weights, which is smoother than the weights of any step.  weights, step -> weights.
+
+What a training run leaves to read.  Losses of its steps -> log.jsonl, loss.png.
+
+Training states: written whole, found again, and read without running code.
+"""
 
 from __future__ import annotations
 
+import json
+import math
 import re
+import signal
+import threading
+import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType, TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from hoi.common.files import write_atomically
+from hoi.common.sheets import curve, smooth
 from hoi.common.tensors import load_torch_file
+
+# What may change between parts of one run: its length and housekeeping.
+FREE_SETTINGS = (
+    "steps", "save_every", "keep_states", "preview_every", "threads", "device", "dtype", "out", "accumulate",
+)  # fmt: skip
+
+
+class StopSignals:
+    """Within this block SIGTERM and SIGINT (Ctrl-C) only leave a note, so that the step at hand can be finished.
+
+    received   the signal's number, or None
+    More of them change nothing: launchers pass on what the terminal has sent already.  SIGKILL leaves at once.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+            self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = self.received or number
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def agreed(*flags: bool, device: str | torch.device = "cpu") -> list[bool]:
+    """Each flag as any process has it: without agreement one would leave while the others wait for its gradients."""
+    if not dist.is_initialized():
+        return list(flags)
+    votes = torch.tensor(flags, dtype=torch.int32, device=device)
+    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+    return [bool(vote) for vote in votes.tolist()]
+
+
+def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
+    """Euclidean norm of all gradients together, a scalar; not finite as soon as one of their numbers is not."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+
+
+def unusable_step(
+    step: int,
+    losses: Sequence[float],
+    norm: float,
+    names: Sequence[Sequence[str]],
+    learning_rate: float,
+    rank: int,
+    saved: int,
+) -> str:
+    """What to say of a step whose loss or gradient is not finite on this or another process.
+
+    losses, names  of the step's parts, and of the pictures in each
+    saved          step of the last training state
+    """
+    culprits = [names[k] for k, loss in enumerate(losses) if not math.isfinite(loss)] or names
+    return (
+        f"step {step + 1}: loss {', '.join(map(str, losses))}, gradient norm {norm} (process {rank}, learning rate "
+        f"{learning_rate:g}); pictures {', '.join(name for group in culprits for name in group)}. No weight was "
+        f"touched; the last state is of step {saved}. Look at these pictures, or try --dtype fp32, or begin anew with "
+        "a lower --learning-rate or --clip-gradient in another --out"
+    )
+
+
+def check_same_run(
+    folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], processes_before: int, processes: int
+) -> None:
+    """Raise ValueError unless `now` goes on with the run that `before` began; only FREE_SETTINGS may differ.
+
+    before, now  settings by name, those of train.py
+    """
+    if changed := [name for name in now if name not in FREE_SETTINGS and before.get(name) != now[name]]:
+        details = ", ".join(f"--{name.replace('_', '-')} was {before.get(name)}, is {now[name]}" for name in changed)
+        raise ValueError(f"{folder} holds a run with other settings ({details}); use them again or another --out")
+    if now["reg_mode"] == "swap" and processes_before != processes:
+        raise ValueError(
+            f"{folder} holds a run of {processes_before} processes, each with its own --reg-mode swap; here are "
+            f"{processes}"
+        )
+    batches = processes_before * before["accumulate"]
+    if batches != processes * now["accumulate"]:
+        raise ValueError(
+            f"{folder} holds a run with {batches} batches a step (processes x --accumulate); here they are "
+            f"{processes} x {now['accumulate']}: set --accumulate to make up for it, or use another --out"
+        )
+
+
+EVERY = 4  # steps; the average moves slowly enough
+
+
+class WeightAverage:
+    """Exponential average of `trained` (parameters by name); nothing at all when decay is 0.
+
+    decay   a step, e.g. 0.998; at first less, so that the average does not remember the beginning
+    values  by name, on the device of the weights; part of the training state
+    """
+
+    def __init__(self, trained: Mapping[str, nn.Parameter], decay: float) -> None:
+        self.trained, self.decay = trained, decay
+        self.values = {name: parameter.detach().clone() for name, parameter in trained.items()} if decay else {}
+
+    def restore(self, values: Mapping[str, Tensor]) -> None:
+        """Go on from the values of a training state."""
+        self.values = {name: value.to(self.trained[name].device) for name, value in values.items()}
+
+    def update(self, done: int) -> None:
+        """Take in the weights as they are after `done` steps."""
+        if self.values and done % EVERY == 0:
+            decay = min(self.decay**EVERY, done / (done + 10 * EVERY))
+            weights = [self.trained[name].detach() for name in self.values]
+            torch._foreach_lerp_(list(self.values.values()), weights, 1 - decay)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within this block the model carries the average, if there is one."""
+        own = {name: self.trained[name].detach().clone() for name in self.values}
+        for name, value in self.values.items():
+            self.trained[name].data.copy_(value)
+        try:
+            yield
+        finally:
+            for name, value in own.items():
+                self.trained[name].data.copy_(value)
+
+
+NO_LOSS = {"step", "learning_rate", "gradient_norm", "pictures_per_second"}
+
+
+class TrainingLog:
+    """log.jsonl in a run's folder, one object now and then.
+
+    start  steps that are done; lines of later ones, left by an interrupted run, are dropped: they are done again
+    """
+
+    def __init__(self, folder: Path, start: int) -> None:
+        self.path = folder / "log.jsonl"
+        self._logged, self._time = start, time.time()
+        if self.path.exists():
+            whole = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
+            kept = "".join(f"{line}\n" for line in whole if json.loads(line)["step"] <= start)
+            write_atomically(self.path, lambda temporary: temporary.write_text(kept))
+
+    def append(
+        self, step: int, losses: Mapping[str, Sequence[Tensor]], pictures: int, **others: float
+    ) -> dict[str, float]:
+        """Write and return a line: the mean of each loss over the parts of this step, and others.
+
+        pictures  of one step, all processes together, for the pictures a second since the last line
+        """
+        rate = (step - self._logged) * pictures / (time.time() - self._time)
+        self._logged, self._time = step, time.time()
+        line = {"step": step, **{name: torch.stack(list(parts)).mean().item() for name, parts in losses.items()}}
+        line |= {**others, "pictures_per_second": round(rate, 1)}
+        with open(self.path, "a") as log:
+            log.write(json.dumps(line) + "\n")
+        return line
+
+    def draw(self) -> None:
+        """loss.png, all losses so far, smoothed."""
+        lines = [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
+        if not lines:
+            return
+        names = sorted({name for line in lines for name in line} - NO_LOSS)
+        series = {name: smooth([(line["step"], line[name]) for line in lines if name in line], 10) for name in names}
+        curve(series, f"{self.path.parent.name}: step {lines[-1]['step']}").save(self.path.parent / "loss.png")
+
 
 STATE_PATTERN = "state_{step:09d}.pt"
 

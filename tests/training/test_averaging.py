@@ -1,9 +1,9 @@
-"""hoi/training/averaging.py: the average is the formula's, and the model carries it only where it is asked to."""
+"""hoi/training/run.py: the average is the formula's, and the model carries it only where it is asked to."""
 
 import pytest
 import torch
 
-from hoi.training.averaging import WeightAverage
+from hoi.training.run import WeightAverage
 
 
 def run(decay: float, steps: int) -> tuple[WeightAverage, list[float]]:

@@ -1,4 +1,4 @@
-"""hoi/training/interruption.py and train.py under fire: killed, stopped and poisoned runs, damaged states."""
+"""hoi/training/run.py and train.py under fire: killed, stopped and poisoned runs, damaged states."""
 
 import json
 import multiprocessing as mp
@@ -21,7 +21,7 @@ from hoi.common import tensors
 from hoi.training import data as training_data
 from hoi.training import run as training_run
 from hoi.training import stages
-from hoi.training.interruption import gradient_norm
+from hoi.training.run import gradient_norm
 
 ROOT = Path(__file__).parents[2]
 
