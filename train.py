@@ -52,8 +52,8 @@ from hoi.training.run import (
     gradient_norm,
     unusable_step,
 )
+from hoi.training.small_clip import FILE_NAME, save_toy_clip
 from hoi.training.stages import TEXT_SHRINK, TextStage, VaeStage
-from hoi.training.toy_clip import FILE_NAME, save_toy_clip
 from hoi.weights.load import init_branch, load_adapter, load_model, source_hash
 
 LOG_EVERY = 10  # steps

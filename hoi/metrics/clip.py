@@ -16,8 +16,7 @@ from torch import Tensor
 from hoi.common.tensors import load_model_file, strict_load
 from hoi.metrics.clip_score import Clip, clip_scores
 from hoi.network.text import TextConfig, TextEncoder, tokenize
-from hoi.training.small_clip import PictureText
-from hoi.training.toy_clip import FILE_NAME, KIND
+from hoi.training.small_clip import FILE_NAME, KIND, PictureText
 
 BATCH = 64
 

@@ -1,14 +1,27 @@
-"""A picture and a text tower that meet: the small CLIP, and its loss."""
+"""The small CLIP of stage text as a file.  Its weights <-> clip.safetensors -> scores of pictures against captions.
+
+CLIP knows nothing of the toy world, and this one nothing else: in its tables (Sec. 5) it stands in for CLIPScore.
+
+A picture and a text tower that meet: the small CLIP, and its loss.
+"""
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import asdict
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hoi.common.tensors import save_model
 from hoi.network.text import TextEncoder
+
+KIND = "toy-clip"
+FILE_NAME = "clip.safetensors"
+
 
 # --- pretraining against pictures ---
 
@@ -46,6 +59,14 @@ class PictureText(nn.Module):
     def forward(self, image: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
         """The same of pictures and their captions, as unit vectors."""
         return F.normalize(self.encode_image(image), dim=1), F.normalize(self.encode_text(token_ids), dim=1)
+
+
+def save_toy_clip(path: str | Path, pair: PictureText, side: int) -> None:
+    """Write both towers in half precision; side is the size of the pictures that it was trained on, pixels."""
+    sizes = {"text": asdict(pair.text_encoder.config), "embed_dim": pair.text_projection.out_features,
+             "channels": pair.picture_encoder[0].out_channels}  # fmt: skip
+    state = {name: tensor.half() for name, tensor in pair.state_dict().items()}
+    save_model(path, state, {"kind": KIND, "side": str(side), "sizes": json.dumps(sizes)})
 
 
 def clip_loss(picture_vectors: Tensor, text_vectors: Tensor, log_temperature: Tensor, groups: Tensor) -> Tensor:

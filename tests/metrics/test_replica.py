@@ -18,8 +18,7 @@ from hoi.metrics.clip import load_toy_clip, toy_clip_scores
 from hoi.metrics.measurement import Sheet
 from hoi.network.text import TextConfig, TextEncoder
 from hoi.toyworld.backgrounds import BACKGROUNDS
-from hoi.training.small_clip import PictureText
-from hoi.training.toy_clip import save_toy_clip
+from hoi.training.small_clip import PictureText, save_toy_clip
 from hoi.verify import report
 from hoi.verify.verifier import Verifier, save_verifier
 from tools import replica_table

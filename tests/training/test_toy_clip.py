@@ -1,4 +1,4 @@
-"""hoi/training/toy_clip.py: the file that stage text writes holds what was trained, and scores as CLIPScore does."""
+"""hoi/training/small_clip.py: the file that stage text writes holds what was trained, and scores as CLIPScore does."""
 
 import numpy as np
 import pytest
@@ -12,8 +12,7 @@ from hoi.metrics.clip import load_toy_clip, toy_clip_scores
 from hoi.network.text import TextConfig, TextEncoder, tokenize
 from hoi.training import run as training_run
 from hoi.training.data import TrainingSet
-from hoi.training.small_clip import PictureText
-from hoi.training.toy_clip import save_toy_clip
+from hoi.training.small_clip import PictureText, save_toy_clip
 
 CAPTIONS = ["A hand is grasping a red mug", "an orange bowl in the snow", "Waves", "a can on the moon with night sky"]
 
