@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hoi.toyworld import scenery
-from hoi.toyworld.brushes import Color, between, ground_grid, noise, over, picture_grid, ramp, rgb, sample, step
+from hoi.toyworld.scenery import Color, between, ground_grid, noise, over, picture_grid, ramp, rgb, sample, step
 
 Painter = Callable[[np.random.Generator, int, int], np.ndarray]
 
