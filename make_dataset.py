@@ -40,7 +40,7 @@ from hoi.geometry.grabnet import load_grabnet
 from hoi.geometry.hand import load_hand
 from hoi.geometry.objects import CATEGORIES, ObjectMesh, collect_objects, object_card
 from hoi.geometry.scene import CONTENTS, GraspedObject
-from hoi.toyworld.prompts import check_placeholders
+from hoi.toyworld.words import check_placeholders
 from real_pictures import add_real_picture_flags, convert_pictures, wants_real_pictures
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "hoidiffusion" / "grasps"

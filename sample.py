@@ -39,7 +39,7 @@ from hoi.network.kernels import pack
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion, stack_conditions
 from hoi.network.pipeline import PictureMaker, SamplingSettings, join_features, set_precision
 from hoi.network.samplers import SAMPLERS
-from hoi.toyworld.prompts import (
+from hoi.toyworld.words import (
     DEFAULT_PROMPTS,
     default_negative_prompt,
     default_scenery_prompts,

@@ -38,7 +38,7 @@ from hoi.geometry.render import Renderer
 from hoi.network.model import HOIDiffusion, stack_conditions
 from hoi.network.pipeline import PictureMaker, SamplingSettings, clip_pictures
 from hoi.network.unet import PARTS
-from hoi.toyworld.prompts import DEFAULT_PROMPTS, fill
+from hoi.toyworld.words import DEFAULT_PROMPTS, fill
 from sample import (
     CACHE,
     add_model_flags,

@@ -30,7 +30,7 @@ from hoi.network.model import ConditionEncoders, HOIDiffusion
 from hoi.network.text import TextConfig, TextEncoder, tokenize
 from hoi.network.unet import UNetConfig
 from hoi.network.vae import VAEConfig
-from hoi.toyworld.prompts import (
+from hoi.toyworld.words import (
     STOCK_NEGATIVE_PROMPT,
     default_negative_prompt,
     default_scenery_prompts,

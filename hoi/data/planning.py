@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hoi.data.geometry import FolderGeometries, SceneGeometries
-from hoi.toyworld.prompts import fill
+from hoi.toyworld.words import fill
 
 
 @dataclass(frozen=True)
