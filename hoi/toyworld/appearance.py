@@ -14,8 +14,17 @@ import numpy as np
 from hoi.geometry.camera import Camera
 from hoi.geometry.render import GBuffer
 from hoi.toyworld.backgrounds import BACKGROUNDS, paint_background
-from hoi.toyworld.materials import COLORS, object_surface, skin_surface
-from hoi.toyworld.shading import Light, Part, ambience, drop_shadow, lit, visible_parts
+from hoi.toyworld.shading import (
+    COLORS,
+    Light,
+    Part,
+    ambience,
+    drop_shadow,
+    lit,
+    object_surface,
+    skin_surface,
+    visible_parts,
+)
 from hoi.toyworld.words import caption_words
 
 # Mean colours inside the object mask, measured on 1100 shaded pictures: light and film move them from the albedo.
