@@ -31,8 +31,7 @@ from hoi.geometry.hand import HandModel, load_hand
 from hoi.geometry.objects import CATEGORIES
 from hoi.geometry.scene import render_scene
 from hoi.metrics.flicker import clip_flicker
-from hoi.toyworld.appearance import sample_look
-from hoi.toyworld.looks import shade_scene
+from hoi.toyworld.looks import sample_look, shade_scene
 from hoi.verify.verifier import BUILT_IN, Verifier, load_verifier, look_at
 from sample import load_model
 

@@ -31,8 +31,7 @@ from hoi.geometry.scene import (
     render_scene,
     scene_conditions,
 )
-from hoi.toyworld.appearance import sample_look
-from hoi.toyworld.looks import shade_scene
+from hoi.toyworld.looks import sample_look, shade_scene
 
 
 @dataclass(frozen=True)

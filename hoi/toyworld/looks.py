@@ -1,12 +1,177 @@
-"""A scene with a look: drawn, shaded, captioned."""
+"""The toy world's looks.  GBuffer + Camera + Look -> picture (H, W, 3) uint8, and its caption.
+
+Geometry is rendered once and shaded many times: materials, light and scenery cost a few milliseconds each.  The looks
+and phrases are those of the paper's figures (Sec. 4 and appendix).  Shading works on display values: cheap, and a named
+colour keeps its mean.
+
+A scene with a look: drawn, shaded, captioned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 
-from hoi.geometry.camera import scale_camera
+from hoi.geometry.camera import Camera, scale_camera
 from hoi.geometry.render import GBuffer
 from hoi.geometry.scene import Scene, noun
-from hoi.toyworld.appearance import Look, caption, reduce_image, shade
-from hoi.toyworld.backgrounds import paint_background
+from hoi.toyworld.backgrounds import BACKGROUNDS, paint_background
+from hoi.toyworld.shading import (
+    COLORS,
+    Light,
+    Part,
+    ambience,
+    drop_shadow,
+    lit,
+    object_surface,
+    skin_surface,
+    visible_parts,
+)
+from hoi.toyworld.words import caption_words
+
+# Mean colours inside the object mask, measured on 1100 shaded pictures: light and film move them from the albedo.
+PALETTE: dict[str, tuple[float, float, float]] = {
+    "red": (0.75, 0.12, 0.14), "orange": (0.84, 0.48, 0.08), "yellow": (0.84, 0.80, 0.16), "green": (0.12, 0.53, 0.19),
+    "blue": (0.14, 0.29, 0.75), "purple": (0.48, 0.18, 0.62), "pink": (0.85, 0.55, 0.71), "white": (0.80, 0.80, 0.80),
+    "black": (0.10, 0.10, 0.11), "brown": (0.40, 0.22, 0.11), "gray": (0.44, 0.44, 0.45),
+}
+
+# name -> (caption word, share of the looks, share of these that also has a colour word)
+MATERIALS: dict[str, tuple[str, float, float]] = {
+    "plain": ("", 0.34, 1.0), "glossy": ("", 0.22, 1.0), "metallic": ("metallic", 0.13, 0.6),
+    "striped": ("striped", 0.10, 1.0), "wooden": ("wooden", 0.08, 0.0), "marble": ("marble", 0.07, 0.0),
+    "gothic-style": ("gothic-style", 0.03, 0.0), "medieval-style": ("medieval-style", 0.03, 0.0),
+}
+_CHROME = (np.float32([-1, -0.35, -0.05, 0.04, 0.3, 0.62, 1]), np.float32([0.75, 0.5, 0.22, 1.45, 1.15, 0.72, 1.25]))
+
+
+@dataclass(frozen=True)
+class Look:
+    """Everything about a picture that is not geometry; plain values, so it can be written into a record.
+
+    object_color     key of COLORS, "" where the material has its own
+    material         key of MATERIALS
+    background       key of BACKGROUNDS
+    skin_tone        0 light ... 1 dark;  skin_warmth in [-1, 1]
+    light_direction  (3,) unit, camera frame, points to the lamp (y < 0: above)
+    key_strength     share of the lamp in the light, the rest is sky and ground
+    exposure         mean brightness of the lit object relative to its colour
+    pattern          numbers in [0, 1) that place stripes, grain and veins
+    """
+
+    object_color: str
+    material: str
+    background: str
+    skin_tone: float
+    skin_warmth: float
+    light_direction: tuple[float, float, float]
+    key_strength: float
+    exposure: float
+    pattern: tuple[float, ...]
+
+
+def sample_look(generator: np.random.Generator, style: str = "any") -> Look:
+    """Draw a look.
+
+    style  "any": all scenery and materials; "lab": laboratory backgrounds and soft light (the paper's real recordings);
+           "scenic": everything but the laboratory
+    """
+    if style not in ("any", "lab", "scenic"):
+        raise ValueError(f"style {style!r} is unknown; choose any, lab or scenic")
+    lab = style == "lab" or (style == "any" and generator.random() < 0.2)
+    names = [name for name, background in BACKGROUNDS.items() if background.lab == lab]
+    shares = np.array([share for _, share, _ in MATERIALS.values()])
+    material = list(MATERIALS)[generator.choice(len(MATERIALS), p=shares / shares.sum())]
+    colored = generator.random() < MATERIALS[material][2]
+    azimuth, height = generator.uniform(-1.9, 1.9), generator.uniform(0.35, 1.1)
+    light = np.array([np.sin(azimuth) * np.cos(height), -np.sin(height), -np.cos(azimuth) * np.cos(height)])
+    return Look(
+        object_color=list(COLORS)[generator.integers(len(COLORS))] if colored else "",
+        material=material,
+        background=names[generator.integers(len(names))],
+        skin_tone=float(generator.beta(1.1, 1.5)),
+        skin_warmth=float(generator.uniform(-1, 1)),
+        light_direction=tuple(float(v) for v in light),
+        key_strength=float(generator.uniform(0.35, 0.5) if lab else generator.uniform(0.45, 0.7)),
+        exposure=float(generator.uniform(0.94, 1.06)),
+        pattern=tuple(float(v) for v in generator.random(6)),
+    )
+
+
+def caption(
+    look: Look,
+    category: str | None,
+    has_hand: bool,
+    generator: np.random.Generator | None = None,
+    with_adjectives: bool = True,
+    with_background: bool = True,
+) -> str:
+    """The sentence for a picture of this look.
+
+    category   any noun; None gives a sentence about the scenery alone, or about a hand alone when has_hand
+    generator  None gives the paper's template, otherwise paraphrases are mixed in
+    """
+    if category is None and has_hand:
+        category, has_hand, with_adjectives = "hand", False, False
+    color, material = (look.object_color, MATERIALS[look.material][0]) if with_adjectives else ("", "")
+    background = look.background if with_background or category is None else ""
+    return caption_words(color, material, background, category, has_hand, generator)
+
+
+def nearest_color(color: np.ndarray) -> str:
+    """Word of the palette colour nearest to a mean colour (3,) in [0, 1]."""
+    return min(PALETTE, key=lambda name: float(np.sum((np.asarray(color) - PALETTE[name]) ** 2)))
+
+
+def reduce_image(image: np.ndarray, factor: int) -> np.ndarray:
+    """Area-average a picture (H, W, ...) by a whole factor, same dtype.  Raises ValueError if it does not fit."""
+    height, width = image.shape[:2]
+    if height % factor or width % factor:
+        raise ValueError(f"picture of {height} x {width} cannot be reduced {factor} times; choose a divisor of both")
+    blocks = image.reshape(height // factor, factor, width // factor, factor, *image.shape[2:])
+    mean = blocks.mean((1, 3), dtype=np.float32)
+    return (mean + 0.5).astype(np.uint8) if image.dtype == np.uint8 else mean.astype(image.dtype)
+
+
+def shade(
+    gbuffer: GBuffer, camera: Camera, look: Look, generator: np.random.Generator, reduce: int = 1,
+    background: np.ndarray | None = None,
+) -> np.ndarray:
+    """Picture of one G-buffer in one look.
+
+    generator   draws the scenery; the foreground depends on look and geometry (and on the scenery's tint) only
+    reduce      area-average the result by this factor, which antialiases silhouettes
+    background  (H, W, 3) float32 in [0, 1] instead of a fresh draw of look.background, e.g. from a bank
+    returns     (H/reduce, W/reduce, 3) uint8
+    Raises ValueError when the sizes of G-buffer, camera and background disagree, or for an unknown word.
+    """
+    height, width = gbuffer.label_map.shape
+    if (camera.height, camera.width) != (height, width):
+        raise ValueError(f"camera is {camera.height} x {camera.width}, G-buffer {height} x {width}; make them equal")
+    fresh = background is None
+    image = paint_background(look.background, generator, height, width) if fresh else np.array(background, np.float32)
+    if image.shape != (height, width, 3):
+        raise ValueError(f"background has shape {image.shape}, expected {(height, width, 3)}")
+    mask = gbuffer.label_map > 0
+    if mask.any():
+        above, below = ambience(image)
+        if BACKGROUNDS[look.background].table:
+            drop_shadow(image, mask)
+        light = Light(np.float32(look.light_direction), look.key_strength, look.exposure, above, below)
+        _shade_parts(image, visible_parts(gbuffer, camera, light.direction), look, light)
+    picture = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+    return picture if reduce == 1 else reduce_image(picture, reduce)
+
+
+def _shade_parts(image: np.ndarray, parts: dict[int, Part], look: Look, light: Light) -> None:
+    """Paint hand (1) and object (2) over the scenery, in place.  Neither looks at the other's material."""
+    for label, part in parts.items():
+        if label == 1:
+            surface = skin_surface(part.canonical, look.skin_tone, look.skin_warmth, look.pattern)
+        else:
+            surface = object_surface(part.canonical, look.object_color, look.material, look.pattern)
+        image[part.rows, part.columns] = lit(part, surface, light)
 
 
 def shade_scene(

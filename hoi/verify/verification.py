@@ -22,7 +22,7 @@ import numpy as np
 
 from hoi.data import dataset
 from hoi.geometry.render import HAND, OBJECT, joints_shown
-from hoi.toyworld.appearance import nearest_color
+from hoi.toyworld.looks import nearest_color
 from hoi.toyworld.words import words_in
 from hoi.verify.estimators import HandPrediction, closest_hand
 from hoi.verify.scores import true_keypoints, true_label_map

@@ -20,8 +20,7 @@ from hoi.geometry.scene import (
     plain_text,
     render_scene,
 )
-from hoi.toyworld.appearance import sample_look
-from hoi.toyworld.looks import shade_scene
+from hoi.toyworld.looks import sample_look, shade_scene
 
 SIZE = 128
 

@@ -8,8 +8,8 @@ import pytest
 
 from hoi.geometry.camera import Camera, look_at, make_intrinsics
 from hoi.geometry.render import GBuffer
-from hoi.toyworld.appearance import MATERIALS, PALETTE, caption, nearest_color, reduce_image, sample_look, shade
 from hoi.toyworld.backgrounds import BACKGROUNDS, paint_background
+from hoi.toyworld.looks import MATERIALS, PALETTE, caption, nearest_color, reduce_image, sample_look, shade
 from hoi.toyworld.shading import COLORS
 from hoi.toyworld.words import words_in
 

@@ -13,8 +13,8 @@ from hoi.common import files
 from hoi.data.check import check_folder
 from hoi.data.dataset import read_records
 from hoi.geometry.render import joints_shown
-from hoi.toyworld.appearance import PALETTE
 from hoi.toyworld.backgrounds import BACKGROUNDS
+from hoi.toyworld.looks import PALETTE
 from hoi.verify import __main__ as verify
 from hoi.verify import report as report_module
 from hoi.verify import selection, verifier, witnesses
