@@ -10,7 +10,7 @@
 
 It prints what it found in the meshes, a progress bar with the time left, and what to look at (grid.png).  Running the
 same command again continues where it stopped; record i depends on --seed and i alone, not on --workers or --num.
-The folder's format is described in hoi/data/dataset.py.  Paper: Sec. 3.2 (grasp, trajectory, rendering).
+The folder's format is described in hoi/data/folder.py.  Paper: Sec. 3.2 (grasp, trajectory, rendering).
 """
 
 # ruff: noqa: E402

@@ -12,7 +12,7 @@ import pytest
 from smplx.vertex_ids import vertex_ids
 from verifier_world import SIDE, make_folder
 
-from hoi.data.dataset import read_records
+from hoi.data.folder import read_records
 from hoi.verify.estimators import check_covers, read_keypoint_predictions
 
 NAME = "images/000000.png"

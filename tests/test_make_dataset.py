@@ -16,7 +16,7 @@ import trimesh
 
 import make_dataset
 from hoi.data import dataset_writer
-from hoi.data.dataset import load_conditions, load_image, read_records
+from hoi.data.folder import load_conditions, load_image, read_records
 from hoi.data.scene_maker import SceneMaker
 from hoi.export import nocs
 from hoi.geometry.objects import collect_objects

@@ -15,7 +15,7 @@ from training_world import SIDE, assert_same, hoi_args, make_world, small_model
 import train
 from hoi.common import files as files_module
 from hoi.common import tensors
-from hoi.data.dataset import load_conditions, load_image, read_records
+from hoi.data.folder import load_conditions, load_image, read_records
 from hoi.network.model import stack_conditions
 from hoi.network.pipeline import PictureMaker, SamplingSettings
 from hoi.training import data as training_data

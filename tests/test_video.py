@@ -18,7 +18,7 @@ import sample
 import video
 from hoi.common.sheets import encode_mp4, write_clip
 from hoi.data.check import check_folder
-from hoi.data.dataset import load_image, load_mesh, read_records
+from hoi.data.folder import load_image, load_mesh, read_records
 from hoi.network.pipeline import PictureMaker
 
 FRAMES = 4

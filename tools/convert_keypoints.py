@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from hoi.common.command import told_problems  # noqa: E402
 from hoi.common.files import read_json, write_bytes_atomically  # noqa: E402
-from hoi.data.dataset import load_image, read_records  # noqa: E402
+from hoi.data.folder import load_image, read_records  # noqa: E402
 from hoi.geometry.hand import MANO_TO_OPENPOSE  # noqa: E402
 from hoi.verify.estimators import JOINTS, numbers  # noqa: E402
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from hoi.common.sheets import contact_sheet  # noqa: E402
-from hoi.data import dataset  # noqa: E402
+from hoi.data import folder  # noqa: E402
 
 LOOKS = (
     "A hand is grasping a pink {object} on the beach",
@@ -35,8 +35,8 @@ LOOKS = (
 def sample(out: Path, *flags: str) -> tuple[list[dict], list[np.ndarray]]:
     """Run sample.py; records and pictures in the order of their index."""
     subprocess.run([sys.executable, "sample.py", "--out", str(out), *flags], cwd=ROOT, check=True)
-    records = sorted(dataset.read_records(out), key=lambda record: record["index"])
-    return records, [dataset.load_image(out, record) for record in records]
+    records = sorted(folder.read_records(out), key=lambda record: record["index"])
+    return records, [folder.load_image(out, record) for record in records]
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
     records, pictures = sample(out, "--object", "mug", "bottle", "can", "--prompt", *LOOKS, "--seed", "3", *weights)
     rows = []
     for first in range(0, len(pictures), len(LOOKS)):
-        segmentation = dataset.load_conditions(out, records[first]).segmentation
+        segmentation = folder.load_conditions(out, records[first]).segmentation
         rows.append([segmentation, *pictures[first : first + len(LOOKS)]])
     contact_sheet(rows).save(docs / "one_shape.png", optimize=True)
 
@@ -56,14 +56,14 @@ def main() -> None:
     for k, prompt in enumerate(chosen):
         records, pictures = sample(Path(f"{out}_{k}"), "--prompt", prompt, "--num", "8", "--seed", "5", *weights)
         rows.append(pictures)
-    shapes = [dataset.load_conditions(Path(f"{out}_{k}"), record).segmentation for record in records]
+    shapes = [folder.load_conditions(Path(f"{out}_{k}"), record).segmentation for record in records]
     contact_sheet([shapes, *rows]).save(docs / "one_look.png", optimize=True)
 
     out = runs / "strip"
     records, pictures = sample(out, "--seed", "1", *weights)
     tiles = []
     for record, picture in list(zip(records, pictures, strict=True))[::5][:4]:  # another object and another look each
-        conditions = dataset.load_conditions(out, record)
+        conditions = folder.load_conditions(out, record)
         tiles += [conditions.skeleton, conditions.normal, conditions.segmentation, picture]
     contact_sheet([tiles[:8], tiles[8:]]).save(docs / "strip.png", optimize=True)
     for path in sorted(docs.glob("*.png")):

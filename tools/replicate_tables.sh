@@ -37,7 +37,7 @@ shapes="--shade --size 128 --framing tight --grasps-per-object 4 --style any --n
     --content hand_object=1 --object-instances 4 --object-seed 900"
 python make_dataset.py $shapes --seed 900 --looks 1 --num 208 --out "$evaluation/shaded"
 python make_dataset.py $shapes --seed 901 --looks 2 --num 2000 --out "$out/reference"
-python -c "import sys; from hoi.data.dataset import read_records
+python -c "import sys; from hoi.data.folder import read_records
 for record in read_records(sys.argv[1]): print(record['text'])" "$evaluation/shaded" > "$out/captions.txt"
 
 for name in $names; do

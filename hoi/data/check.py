@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hoi.conditions import SEGMENTATION_COLORS, draw_conditions, draw_skeleton
-from hoi.data.dataset import (
+from hoi.data.folder import (
     NUMBER_KEYS,
     PICTURE_FOLDERS,
     RECORD_KEYS,

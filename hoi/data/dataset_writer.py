@@ -12,7 +12,7 @@ from hoi.common.files import encode_png, explain_full_disk, write_bytes_atomical
 from hoi.common.sheets import contact_sheet
 from hoi.conditions import Conditions
 from hoi.data.data_card import data_card
-from hoi.data.dataset import (
+from hoi.data.folder import (
     CONDITION_KEYS,
     NUMBER_KEYS,
     PICTURE_FOLDERS,

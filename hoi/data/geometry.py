@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from hoi.conditions import Conditions, blank_conditions
-from hoi.data.dataset import (
+from hoi.data.dataset_writer import write_object, write_pictures
+from hoi.data.folder import (
     CONDITION_KEYS,
     PICTURE_FOLDERS,
     load_conditions,
@@ -22,7 +23,6 @@ from hoi.data.dataset import (
     missing_files,
     read_records,
 )
-from hoi.data.dataset_writer import write_object, write_pictures
 from hoi.geometry.hand import HandModel
 from hoi.geometry.objects import ObjectMesh
 from hoi.geometry.render import Renderer
@@ -47,7 +47,7 @@ PICTURE_KEYS = (
 class Geometry:
     """Conditions and annotation of one view.
 
-    record        annotation under the keys of hoi/data/dataset.py, without file names
+    record        annotation under the keys of hoi/data/folder.py, without file names
     conditions    None where the record has none (scenery)
     depth         (H, W) metres or None
     object_mask   (H, W) bool or None

@@ -16,7 +16,7 @@ def quoted(value: object) -> str:
 def webui_parameters(record: dict[str, Any]) -> str:
     """The text that Stable Diffusion web UIs write under `parameters` and read back: prompt, negative prompt, settings.
 
-    record  a generated record (hoi/data/dataset.py) with height and width
+    record  a generated record (hoi/data/folder.py) with height and width
     The hash is the first ten digits of the weight file's SHA-256, as there.
     """
     settings = {

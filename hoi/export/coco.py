@@ -2,7 +2,7 @@
 
 Category 1 is the hand with 21 keypoints, the others are the nouns of the objects.  What COCO has no place for stands
 under extra keys, which its readers ignore: the hand's parameters and 3D keypoints at the hand's annotation, the pose at
-the object's, intrinsics at the picture; units and frames are those of hoi/data/dataset.py.
+the object's, intrinsics at the picture; units and frames are those of hoi/data/folder.py.
 """
 
 import json
@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from hoi.conditions import BONES
-from hoi.data.dataset import load_depth, load_label_map
+from hoi.data.folder import load_depth, load_label_map
 from hoi.export.export_folder import bounds, copy_picture, hand_annotation, lacking
 from hoi.geometry.hand import FINGER_NAMES
 from hoi.geometry.render import HAND, OBJECT, joints_shown

@@ -21,7 +21,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
-from hoi.data.dataset import CONDITION_KEYS, load_label_map
+from hoi.data.folder import CONDITION_KEYS, load_label_map
 from hoi.export.export_folder import copy_picture, lacking
 from hoi.geometry.hand import MANO_TO_OPENPOSE
 

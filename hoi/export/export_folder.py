@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hoi.data.dataset import load_picture
+from hoi.data.folder import load_picture
 
-# Annotation that formats without hands have no place for, in the units and frames of hoi/data/dataset.py.
+# Annotation that formats without hands have no place for, in the units and frames of hoi/data/folder.py.
 HAND_KEYS = (
     "hand_side", "hand_model", "hand_betas", "global_orient", "hand_pose", "transl", "keypoints_3d", "keypoints_2d",
     "keypoint_convention", "contact", "penetration_mm",

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
-from hoi.data.dataset import load_depth, load_image, load_label_map, load_mesh
+from hoi.data.folder import load_depth, load_image, load_label_map, load_mesh
 from hoi.export.export_folder import bounds, hand_annotation, lacking, lines_of_json
 from hoi.geometry.camera import CAMERA_FOV_DEG, Camera, make_intrinsics
 from hoi.geometry.render import OBJECT, Renderer

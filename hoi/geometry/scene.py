@@ -188,7 +188,7 @@ def noun(object_mesh: ObjectMesh) -> str:
 
 
 def annotate(scene: Scene, frame: int, hand: HandModel, field: DistanceField | None = None) -> dict[str, Any]:
-    """Ground truth of one frame under the record keys of hoi/data/dataset.py; null where the scene does not have it.
+    """Ground truth of one frame under the record keys of hoi/data/folder.py; null where the scene does not have it.
 
     field  distance to scene.object_mesh; measures contact in frames before the grasp (null without it)
     Hand parameters and keypoints_3d are in the camera frame.  `contact` means skin within 2.5 mm of the surface.

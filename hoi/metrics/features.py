@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from hoi.common.files import write_atomically
-from hoi.data.dataset import read_records
+from hoi.data.folder import read_records
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
 PART = 512  # pictures in one file of the cache

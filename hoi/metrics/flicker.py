@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import map_coordinates, maximum_filter, minimum_filter
 
-from hoi.data.dataset import load_depth, load_image, load_label_map, load_mesh, read_records
+from hoi.data.folder import load_depth, load_image, load_label_map, load_mesh, read_records
 from hoi.geometry.camera import project, transform_points
 from hoi.geometry.contact import sample_faces
 from hoi.geometry.hand import HandModel, HandPose, load_hand

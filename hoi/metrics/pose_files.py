@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from hoi.common.files import read_json
-from hoi.data.dataset import load_mesh
+from hoi.data.folder import load_mesh
 from hoi.export.nocs import Normalization
 from hoi.metrics.pose_metrics import CLASSES, Objects
 from hoi.verify.estimators import check_covers, numbers

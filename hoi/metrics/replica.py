@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from hoi.data import dataset
+from hoi.data.folder import load_image, read_records
 from hoi.geometry.render import HAND, OBJECT
 from hoi.metrics.bootstrap import Statistic, mean_of, ratio_of
 from hoi.metrics.clip import load_toy_clip, toy_clip_scores
@@ -82,12 +82,12 @@ def measure_pictures(sheet: Sheet, folder: Path, shaded: Path, judges: Judges) -
 
     Raises ValueError when the two folders do not hold the same captions in the same order, or none.
     """
-    records, others = dataset.read_records(shaded), dataset.read_records(folder)
+    records, others = read_records(shaded), read_records(folder)
     texts = [record["text"] for record in records]
     if not records or [record["text"] for record in others] != texts:
         raise ValueError(f"{folder} ({len(others)} records) does not hold the captions of {shaded} ({len(records)})")
     add_frechet(sheet, judges.run, find_pictures(folder, WORKERS), judges.reference, judges.extractor)
-    images = [dataset.load_image(folder, record) for record in others]
+    images = [load_image(folder, record) for record in others]
     scores = toy_clip_scores(judges.clip, images, texts)
     sheet.add(TOY_CLIP, mean_of(scores), len(scores), "higher", "2.5 max(cosine, 0) of the small CLIP of stage text")
     seen = Witnesses(judges.verifier).look(images)

@@ -28,14 +28,14 @@ from tqdm import tqdm
 from hoi.common.files import write_atomically
 from hoi.common.tensors import weights_hash
 from hoi.conditions import Conditions, blank_conditions
-from hoi.data import dataset
+from hoi.data.folder import CONDITION_KEYS, load_conditions, load_image, read_records
 from hoi.network.model import HOIDiffusion, stack_conditions
 from hoi.network.text import tokenize
 
 Batch = dict[str, Tensor]
 
 # Of a record all that training asks for: its geometry would take ten times as much memory, in every process.
-KEYS = ("index", "file_name", "text", "height", "width", "normal_source", *dataset.CONDITION_KEYS)
+KEYS = ("index", "file_name", "text", "height", "width", "normal_source", *CONDITION_KEYS)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class TrainingSet:
         self.height, self.width = height, width
         self.entries: list[tuple[Path, dict]] = []
         for folder in map(Path, folders):
-            records = dataset.read_records(folder, KEYS)
+            records = read_records(folder, KEYS)
             if not records:
                 raise ValueError(f"{folder} holds no records; make them with make_dataset.py or sample.py")
             listed: dict[str, set[str]] = {}
@@ -99,7 +99,7 @@ class TrainingSet:
                 f"{folder} record {record['index']}: the picture is {size[1]}x{size[0]} px, the model takes "
                 f"{self.width}x{self.height}; make the folder with --size {self.width}"
             )
-        for path in filter(None, (record.get(key) for key in ("file_name", *dataset.CONDITION_KEYS))):
+        for path in filter(None, (record.get(key) for key in ("file_name", *CONDITION_KEYS))):
             parent, name = os.path.split(path)
             if parent not in listed:
                 listed[parent] = set(os.listdir(folder / parent)) if (folder / parent).is_dir() else set()
@@ -121,7 +121,7 @@ class TrainingSet:
 
     def _image(self, index: int) -> np.ndarray:
         folder, record = self.entries[index]
-        image = dataset.load_image(folder, record)
+        image = load_image(folder, record)
         if image.shape != (self.height, self.width, 3):
             expected = (self.height, self.width, 3)
             raise ValueError(f"{folder / record['file_name']} has shape {image.shape}, its record says {expected}")
@@ -135,7 +135,7 @@ class TrainingSet:
         folder, record = self.entries[index]
         if record.get("segmentation_file_name") is None:
             return blank_conditions(self.height, self.width)
-        return dataset.load_conditions(folder, record)
+        return load_conditions(folder, record)
 
     def fingerprint(self) -> str:
         """Changes when a picture is added, removed or rewritten: names, sizes and times of all picture files."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hoi.common.command import told_problems
 from hoi.common.machine import keep_freed_memory
-from hoi.data import dataset
+from hoi.data import folder
 from hoi.verify import estimators
 from hoi.verify.report import as_table, measure, verify_folder
 from hoi.verify.selection import choose, copy_records, describe_yield, parse_keep, write_list
@@ -86,7 +86,7 @@ def parse_args(words: list[str]) -> argparse.Namespace:
 
 def score_command(args: argparse.Namespace) -> None:
     conditions = parse_keep(args.keep) if args.keep else []
-    records = dataset.read_records(args.folder)
+    records = folder.read_records(args.folder)
     anew = args.verifier or args.keypoints or args.contacts or args.pck_threshold or not args.network
     if not conditions or anew or not records or not all(record.get("verification") for record in records):
         verifier, threshold = (args.verifier or BUILT_IN) if args.network else None, args.pck_threshold or PCK_THRESHOLD

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from hoi.data import dataset
 from hoi.data.dataset_writer import refresh_card, write_records
+from hoi.data.folder import load_image, read_records
 from hoi.verify.verification import PCK_THRESHOLD, Truth, load_truth, mean_scores, score_picture
 from hoi.verify.verification_report import write_report
 from hoi.verify.verifier import BUILT_IN, load_verifier
@@ -29,7 +29,7 @@ def verify_folder(
     if parts:
         raise ValueError(f"{folder} has {parts[0].name}: its run is not finished; finish it by the same command first")
     before = lines.stat().st_mtime_ns if lines.is_file() else None
-    records = dataset.read_records(folder)
+    records = read_records(folder)
     witnesses = load_witnesses(folder, records, verifier, keypoints, contacts)
     found = list(score_records(folder, records, witnesses, pck_threshold))
     records = [record | {"verification": scores} for record, scores in zip(records, found, strict=True)]
@@ -48,13 +48,13 @@ def measure(verifier_path: Path, shaded: Path, generated: Path) -> dict[str, dic
     Raises ValueError when the two folders do not hold the same captions in the same order.
     """
     verifier = load_verifier(verifier_path)
-    records, others = dataset.read_records(shaded), dataset.read_records(generated)
+    records, others = read_records(shaded), read_records(generated)
     if not records or [r["text"] for r in others] != [r["text"] for r in records]:
         raise ValueError(f"{generated} does not hold the captions of {shaded}; make it with sample.py --data {shaded}")
     truths = [load_truth(shaded, record) for record in records]
 
     def rows(folder: Path, held_against: list[Truth]) -> dict[str, float | None]:
-        images = [dataset.load_image(folder, record) for record in (records if folder == shaded else others)]
+        images = [load_image(folder, record) for record in (records if folder == shaded else others)]
         seen = Witnesses(verifier).look(images)
         scored = zip(images, held_against, seen, strict=True)
         return mean_scores([score_picture(i, t, s, verifier.backgrounds) for i, t, s in scored], TABLE)

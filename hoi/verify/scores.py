@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from hoi.data import dataset
+from hoi.data.folder import CONDITION_KEYS, load_image, load_label_map
 from hoi.verify.verifier import JOINTS
 
 
 def load_rgb(folder: Path, record: dict[str, Any]) -> np.ndarray:
     """(H, W, 3) uint8.  Raises FileNotFoundError or ValueError naming a picture that is missing, damaged or not RGB."""
-    image = dataset.load_image(folder, record)
+    image = load_image(folder, record)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(
             f"{record['file_name']} is {image.shape} {image.dtype}, expected (H, W, 3) uint8: an RGB picture"
@@ -22,8 +22,8 @@ def load_rgb(folder: Path, record: dict[str, Any]) -> np.ndarray:
 def true_label_map(folder: Path, record: dict[str, Any]) -> np.ndarray | None:
     """(H, W) 0/1/2 of the record's segmentation; all 0 for scenery, which has no conditions at all; None if unsaid."""
     if record.get("segmentation_file_name") is not None:
-        return dataset.load_label_map(folder, record)
-    if all(record.get(key) is None for key in dataset.CONDITION_KEYS):
+        return load_label_map(folder, record)
+    if all(record.get(key) is None for key in CONDITION_KEYS):
         return np.zeros((record["height"], record["width"]), np.uint8)
     return None
 

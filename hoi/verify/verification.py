@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from hoi.data import dataset
+from hoi.data.folder import load_depth
 from hoi.geometry.render import HAND, OBJECT, joints_shown
 from hoi.toyworld.looks import nearest_color
 from hoi.toyworld.words import words_in
@@ -67,7 +67,7 @@ def load_truth(folder: Path, record: dict[str, Any]) -> Truth:
     inside = ((points > -0.5) & (points < size - 0.5)).all(axis=1)
     depth = z = None
     if record.get("depth_file_name") is not None and record.get("keypoints_3d") is not None:
-        depth, z = dataset.load_depth(folder, record), np.reshape(record["keypoints_3d"], (21, 3))[:, 2]
+        depth, z = load_depth(folder, record), np.reshape(record["keypoints_3d"], (21, 3))[:, 2]
     visible = inside if label_map is None else inside & joints_shown(points, label_map, depth, z)
     return Truth(label_map, points, visible, inside, text)
 

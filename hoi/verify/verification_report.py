@@ -11,7 +11,7 @@ from PIL import Image
 from hoi.common.files import encode_png, write_bytes_atomically
 from hoi.common.sheets import contact_sheet, histogram
 from hoi.conditions import draw_skeleton
-from hoi.data.dataset import load_image
+from hoi.data.folder import load_image
 from hoi.verify.verification import SCORES
 
 REPORT_FOLDER = "verification"

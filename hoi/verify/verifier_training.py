@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hoi.common.machine import has_fast_bf16
-from hoi.data import dataset
+from hoi.data.folder import read_records
 from hoi.geometry.render import HAND
 from hoi.toyworld.backgrounds import BACKGROUNDS
 from hoi.toyworld.words import words_in
@@ -45,7 +45,7 @@ class Lessons:
     def __init__(self, folders: Sequence[Path], side: int) -> None:
         self.side, self.entries = side, []
         for folder in map(Path, folders):
-            records = dataset.read_records(folder)
+            records = read_records(folder)
             generated = [record["file_name"] for record in records if record.get("checkpoint") is not None]
             blank = [record["index"] for record in records if record["file_name"] is None]
             if generated:

@@ -11,8 +11,8 @@ import pytest
 from hoi.common.command import how_made
 from hoi.data.check import check_folder
 from hoi.data.data_card import card_text, data_card
-from hoi.data.dataset import read_records
 from hoi.data.dataset_writer import DatasetWriter, read_card, refresh_card, write_pictures
+from hoi.data.folder import read_records
 
 WEIGHTS = {"name": "sd.safetensors", "sha256": "ab" * 32, "adapter": "ad.pth", "adapter_sha256": "cd" * 32}
 

@@ -14,7 +14,8 @@ from PIL import Image
 from hoi.conditions import SEGMENTATION_COLORS, Conditions
 from hoi.data import dataset_writer
 from hoi.data.check import check_folder
-from hoi.data.dataset import (
+from hoi.data.dataset_writer import DatasetWriter, refuse_other_job, write_object, write_pictures, write_records
+from hoi.data.folder import (
     PICTURE_FOLDERS,
     RECORD_KEYS,
     load_conditions,
@@ -24,7 +25,6 @@ from hoi.data.dataset import (
     load_object_mask,
     read_records,
 )
-from hoi.data.dataset_writer import DatasetWriter, refuse_other_job, write_object, write_pictures, write_records
 from hoi.geometry.grasp import Grasp
 from hoi.geometry.hand import HandPose
 from hoi.geometry.objects import make_object

@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from silhouettes import depth_of, iou
 
-from hoi.data.dataset import load_mesh, load_object_mask, load_picture, read_records
+from hoi.data.folder import load_mesh, load_object_mask, load_picture, read_records
 from hoi.export.coco import keypoint_states, run_lengths
 from hoi.export.formats import export
 

@@ -9,7 +9,7 @@ import trimesh
 from PIL import Image
 from silhouettes import depth_of, iou
 
-from hoi.data.dataset import load_object_mask, read_records
+from hoi.data.folder import load_object_mask, read_records
 from hoi.export import nocs
 from hoi.export.formats import export
 

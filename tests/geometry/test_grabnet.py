@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 
 import make_dataset
 from hoi.data import scene_maker
-from hoi.data.dataset import read_records
+from hoi.data.folder import read_records
 from hoi.geometry import grabnet as grabnet_module
 from hoi.geometry.contact import DistanceField
 from hoi.geometry.grabnet import draw_hands, find_grabnet_grasps, load_grabnet, pose_of, prepare_object, rotations_of

@@ -12,7 +12,7 @@ import verifier_world
 
 import sample
 import train
-from hoi.data import dataset
+from hoi.data import folder as folder_module
 from hoi.metrics import replica
 from hoi.metrics.clip import load_toy_clip, toy_clip_scores
 from hoi.metrics.measurement import Sheet
@@ -102,8 +102,8 @@ def test_numbers_are_those_of_the_verifier_and_the_small_clip(world):
         key, factor, _ = replica.SCORED[name]
         assert numbers[name] == pytest.approx(factor * expected[key], abs=1e-5), name
     assert 0 < numbers[replica.PCK] < 1
-    records = dataset.read_records(world / "all/pictures")
-    images = [dataset.load_image(world / "all/pictures", record) for record in records]
+    records = folder_module.read_records(world / "all/pictures")
+    images = [folder_module.load_image(world / "all/pictures", record) for record in records]
     scores = toy_clip_scores(load_toy_clip(world / "clip.safetensors"), images, [r["text"] for r in records])
     assert numbers[replica.TOY_CLIP] == pytest.approx(scores.mean())
     assert measured(world, "shaded", "shaded")[replica.FRECHET] == pytest.approx(0, abs=1e-6)

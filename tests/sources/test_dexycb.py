@@ -13,7 +13,7 @@ from real_layouts import INTRINSICS, SERIALS, SUBJECTS, project, write_dexycb, w
 
 import make_dataset
 from hoi.data.check import check_folder
-from hoi.data.dataset import load_conditions, load_depth, load_image, load_object_mask, read_records
+from hoi.data.folder import load_conditions, load_depth, load_image, load_object_mask, read_records
 from hoi.geometry.hand import HandPose, load_hand
 from hoi.sources.dexycb import SPLITS, DexYCB
 from hoi.sources.dexycb_files import _read_yaml

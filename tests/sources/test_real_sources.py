@@ -13,7 +13,7 @@ from real_layouts import INTRINSICS, draw, project, write_ho3d, write_mano, writ
 import make_dataset
 from hoi.conditions import draw_normal, normals_from_inverse_depth
 from hoi.data.check import check_folder
-from hoi.data.dataset import load_conditions, load_depth, load_image, read_records
+from hoi.data.folder import load_conditions, load_depth, load_image, read_records
 from hoi.geometry.hand import HandPose, load_hand
 from hoi.sources.depth_normals import DepthEstimator, normals_from_depth, read_depth_file
 from hoi.sources.ho3d import HO3D

@@ -11,7 +11,7 @@ from verifier_world import SIDE, draw, make_folder
 
 from hoi.common import files
 from hoi.data.check import check_folder
-from hoi.data.dataset import read_records
+from hoi.data.folder import read_records
 from hoi.geometry.render import joints_shown
 from hoi.toyworld.backgrounds import BACKGROUNDS
 from hoi.toyworld.looks import PALETTE
