@@ -33,8 +33,8 @@ from tqdm import tqdm
 from hoi.common.command import how_made, positive, told_problems
 from hoi.common.machine import mapper
 from hoi.data.check import check_folder
-from hoi.data.dataset_writer import DatasetWriter, open_folder, refuse_other_job
 from hoi.data.scene_maker import SceneMaker, SceneSettings
+from hoi.data.writer import DatasetWriter, open_folder, refuse_other_job
 from hoi.geometry.camera import CAMERA_FOV_DEG, FRAMINGS
 from hoi.geometry.grabnet import load_grabnet
 from hoi.geometry.hand import load_hand

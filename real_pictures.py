@@ -19,8 +19,8 @@ import torch
 
 from hoi.common.command import how_made, positive
 from hoi.common.machine import mapper
-from hoi.data.dataset_writer import open_folder
 from hoi.data.folder import read_records
+from hoi.data.writer import open_folder
 from hoi.sources.captions import CAPTION_FILE, Captioner, apply_captions, caption_folder, read_captions
 from hoi.sources.depth_normals import DPT_HYBRID
 from hoi.sources.dexycb import DexYCB

@@ -27,10 +27,8 @@ from hoi.common.files import encode_png, write_bytes_atomically
 from hoi.common.machine import keep_freed_memory
 from hoi.common.sheets import write_clip
 from hoi.data.clip_frames import MAX_PENETRATION_MM, ApproachFrames, TrajectoryFrames, approach_scene
-from hoi.data.dataset_writer import DatasetWriter, complete_record, open_folder, write_pictures
 from hoi.data.folder import RECORD_KEYS, load_conditions, load_image, read_description, read_records
-from hoi.data.png_text import png_text
-from hoi.data.writer import strip
+from hoi.data.writer import DatasetWriter, complete_record, open_folder, png_text, strip, write_pictures
 from hoi.geometry.camera import FRAMINGS
 from hoi.geometry.hand import load_hand
 from hoi.geometry.objects import collect_objects, object_card

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hoi.data.dataset_writer import DatasetWriter, write_object, write_pictures
+from hoi.data.writer import DatasetWriter, write_object, write_pictures
 from hoi.geometry.grasp import Grasp
 from hoi.geometry.hand import HandModel, HandPose, load_hand
 from hoi.geometry.objects import make_object

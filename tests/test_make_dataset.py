@@ -15,7 +15,7 @@ import pytest
 import trimesh
 
 import make_dataset
-from hoi.data import dataset_writer
+from hoi.data import writer
 from hoi.data.folder import load_conditions, load_image, read_records
 from hoi.data.scene_maker import SceneMaker
 from hoi.export import nocs
@@ -112,7 +112,7 @@ def test_check_accepts_what_was_made_and_refuses_a_changed_number(sixty, tmp_pat
     assert exit_status.value.code == 0 and "3 geometries rendered again" in capsys.readouterr().out
     records = read_records(tmp_path / "out")
     records[1]["transl"][0] += 0.001
-    dataset_writer.write_records(tmp_path / "out", records)
+    writer.write_records(tmp_path / "out", records)
     with pytest.raises(SystemExit) as exit_status:
         main(parse_args(check))
     assert exit_status.value.code == 1 and "PROBLEM: record 1: hand parameters" in capsys.readouterr().out
@@ -240,7 +240,7 @@ def test_a_full_disk_stops_with_a_message_and_keeps_finished_records(tmp_path, c
         return open(path, mode)
 
     with monkeypatch.context() as patch:
-        patch.setattr(dataset_writer, "open", full_after_forty_files, raising=False)
+        patch.setattr(writer, "open", full_after_forty_files, raising=False)
         with pytest.raises(SystemExit, match="the disk is full; finished records are safe"):
             make_dataset.run(arguments("--num 20", tmp_path / "out", cache))
     finished = len(read_records(tmp_path / "out"))

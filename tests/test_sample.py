@@ -22,7 +22,7 @@ from hoi.common.files import sha256_of
 from hoi.common.tensors import load_model_file, save_model
 from hoi.data.check import check_folder
 from hoi.data.folder import load_conditions, load_image, load_mesh, read_records
-from hoi.data.png_text import webui_parameters
+from hoi.data.writer import webui_parameters
 from hoi.geometry import grasp_search
 from hoi.network import pipeline
 from hoi.network.config import ModelConfig

@@ -7,7 +7,7 @@ import torch
 
 import train
 from hoi.conditions import Conditions
-from hoi.data.dataset_writer import DatasetWriter, write_pictures
+from hoi.data.writer import DatasetWriter, write_pictures
 from hoi.network.config import ModelConfig
 from hoi.network.model import HOIDiffusion
 from hoi.network.text import TextConfig

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from hoi.conditions import Conditions, draw_segmentation
-from hoi.data.dataset_writer import DatasetWriter, write_pictures
+from hoi.data.writer import DatasetWriter, write_pictures
 
 SIDE = 32
 HAND_SIDE, OBJECT_SIDE = 14, 6

@@ -1,5 +1,5 @@
 """The dataset folder, what every script reads and writes: disk -> records, pictures.  (Back:
-hoi/data/dataset_writer.py.)
+hoi/data/writer.py.)
 
     out/metadata.jsonl             one JSON object a picture, first key `file_name` (a Hugging Face image folder)
     out/images/000000.png          RGB, absent in a conditions-only folder

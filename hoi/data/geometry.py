@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from hoi.conditions import Conditions, blank_conditions
-from hoi.data.dataset_writer import write_object, write_pictures
 from hoi.data.folder import (
     CONDITION_KEYS,
     PICTURE_FOLDERS,
@@ -23,6 +22,7 @@ from hoi.data.folder import (
     missing_files,
     read_records,
 )
+from hoi.data.writer import write_object, write_pictures
 from hoi.geometry.hand import HandModel
 from hoi.geometry.objects import ObjectMesh
 from hoi.geometry.render import Renderer

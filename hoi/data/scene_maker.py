@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from hoi.data.dataset_writer import write_object, write_pictures
 from hoi.data.folder import PICTURE_FOLDERS
+from hoi.data.writer import write_object, write_pictures
 from hoi.geometry.camera import CAMERA_FOV_DEG
 from hoi.geometry.contact import DistanceField
 from hoi.geometry.grabnet import find_grabnet_grasps, load_grabnet

@@ -4,9 +4,8 @@ from collections import Counter
 from pathlib import Path
 
 from hoi.common.files import new_folder
-from hoi.data.data_card import card_text
-from hoi.data.dataset_writer import read_card
 from hoi.data.folder import read_records
+from hoi.data.writer import card_text, read_card
 from hoi.export import bop, coco, csv_export, nocs
 
 FORMATS = {"bop": bop, "nocs": nocs, "coco": coco, "csv": csv_export}

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from hoi.data.dataset_writer import write_records
 from hoi.data.folder import load_image, read_records
+from hoi.data.writer import write_records
 
 # The paper asks its model in seven ways, three to fill in and four to describe; these are the same questions in our
 # words.  {object} is the noun.

@@ -17,7 +17,7 @@ from hoi.conditions import (
     normals_from_inverse_depth,
     scale_inverse_depth,
 )
-from hoi.data.dataset_writer import DatasetWriter, write_object, write_pictures
+from hoi.data.writer import DatasetWriter, write_object, write_pictures
 from hoi.geometry.camera import Camera, inside_picture, transform_points
 from hoi.geometry.hand import HandMesh, load_hand
 from hoi.geometry.render import GBuffer, Renderer

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from hoi.data.dataset_writer import refresh_card, write_records
 from hoi.data.folder import load_image, read_records
+from hoi.data.writer import refresh_card, write_records
 from hoi.verify.verification import PCK_THRESHOLD, Truth, load_truth, mean_scores, score_picture
 from hoi.verify.verification_report import write_report
 from hoi.verify.verifier import BUILT_IN, load_verifier

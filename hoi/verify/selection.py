@@ -11,8 +11,8 @@ from typing import Any
 from tqdm import tqdm
 
 from hoi.common.files import write_bytes_atomically
-from hoi.data.dataset_writer import DatasetWriter
 from hoi.data.folder import PICTURE_FOLDERS, read_description
+from hoi.data.writer import DatasetWriter
 from hoi.verify.verification import SCORES
 
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}

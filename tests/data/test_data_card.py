@@ -10,9 +10,8 @@ import pytest
 
 from hoi.common.command import how_made
 from hoi.data.check import check_folder
-from hoi.data.data_card import card_text, data_card
-from hoi.data.dataset_writer import DatasetWriter, read_card, refresh_card, write_pictures
 from hoi.data.folder import read_records
+from hoi.data.writer import DatasetWriter, card_text, data_card, read_card, refresh_card, write_pictures
 
 WEIGHTS = {"name": "sd.safetensors", "sha256": "ab" * 32, "adapter": "ad.pth", "adapter_sha256": "cd" * 32}
 

@@ -12,9 +12,8 @@ import trimesh
 from PIL import Image
 
 from hoi.conditions import SEGMENTATION_COLORS, Conditions
-from hoi.data import dataset_writer
+from hoi.data import writer as writer_module
 from hoi.data.check import check_folder
-from hoi.data.dataset_writer import DatasetWriter, refuse_other_job, write_object, write_pictures, write_records
 from hoi.data.folder import (
     PICTURE_FOLDERS,
     RECORD_KEYS,
@@ -25,6 +24,7 @@ from hoi.data.folder import (
     load_object_mask,
     read_records,
 )
+from hoi.data.writer import DatasetWriter, refuse_other_job, write_object, write_pictures, write_records
 from hoi.geometry.grasp import Grasp
 from hoi.geometry.hand import HandPose
 from hoi.geometry.objects import make_object
@@ -293,7 +293,7 @@ def test_a_full_disk_leaves_no_half_record_wherever_it_strikes(tmp_path, monkeyp
         folder = tmp_path / str(room)
         writer = DatasetWriter(folder, {})
         with monkeypatch.context() as patch:
-            patch.setattr(dataset_writer, "open", FullDisk(room), raising=False)
+            patch.setattr(writer_module, "open", FullDisk(room), raising=False)
             with pytest.raises(OSError, match="disk is full; finished records are safe"):
                 write(writer, 0, {"text": "x"}, **pictures())
         assert not any(name.endswith(".tmp") for name in files_of(folder))

@@ -9,8 +9,8 @@ import trimesh
 from PIL import Image
 from silhouettes import depth_of, iou
 
-from hoi.data.dataset_writer import write_records
 from hoi.data.folder import load_object_mask, load_picture, read_records
+from hoi.data.writer import write_records
 from hoi.export.formats import export
 from hoi.geometry.hand import HandPose
 from hoi.sources.official_csv import OfficialCSV

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hoi.data.dataset_writer import write_records
 from hoi.data.folder import load_picture, read_records
+from hoi.data.writer import write_records
 from hoi.export import export_folder, formats
 from hoi.export.__main__ import run
 from hoi.export.formats import FORMATS, export

@@ -8,8 +8,8 @@ import torch._dynamo  # noqa: F401 - transformers loads it; it must come before 
 from PIL import Image
 
 from hoi.conditions import blank_conditions
-from hoi.data.dataset_writer import DatasetWriter, write_pictures
 from hoi.data.folder import read_records
+from hoi.data.writer import DatasetWriter, write_pictures
 from hoi.sources.captions import (
     CAPTION_FORMS,
     Captioner,

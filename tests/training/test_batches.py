@@ -8,8 +8,8 @@ from PIL import Image
 from training_world import SIDE, hoi_args, make_folder, make_world
 
 import train
-from hoi.data.dataset_writer import write_records
 from hoi.data.folder import read_records
+from hoi.data.writer import write_records
 from hoi.training.data import TrainingSet
 
 

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 from verifier_world import SIDE, draw, make_folder
 
-from hoi.data.dataset_writer import DatasetWriter, write_pictures
 from hoi.data.folder import load_image, read_records
+from hoi.data.writer import DatasetWriter, write_pictures
 from hoi.toyworld.backgrounds import BACKGROUNDS
 from hoi.verify import verifier, verifier_training
 from hoi.verify.verification import load_truth, mean_scores, score_picture

@@ -34,8 +34,8 @@ import sample
 import train
 from hoi.common.tensors import WeightFile
 from hoi.conditions import Conditions
-from hoi.data.dataset_writer import DatasetWriter, complete_record, write_pictures
 from hoi.data.folder import read_records
+from hoi.data.writer import DatasetWriter, complete_record, write_pictures
 from hoi.network.model import HOIDiffusion
 from hoi.weights.__main__ import main
 from hoi.weights.load import init_branch, load_adapter, load_model, source_hash
