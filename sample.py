@@ -28,8 +28,7 @@ from tqdm import tqdm
 from hoi.common.command import how_made, positive, told_problems
 from hoi.common.machine import check_device, has_fast_bf16, keep_freed_memory
 from hoi.data.folder import RECORD_KEYS, read_description
-from hoi.data.geometry import FolderGeometries, SceneGeometries
-from hoi.data.planning import Request, plan
+from hoi.data.views import FolderGeometries, Request, SceneGeometries, plan
 from hoi.data.writer import DatasetWriter, complete_record, open_folder, png_text, write_pictures
 from hoi.geometry.camera import FRAMINGS
 from hoi.geometry.hand import load_hand

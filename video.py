@@ -26,8 +26,8 @@ from hoi.common.command import how_made, positive, told_problems
 from hoi.common.files import encode_png, write_bytes_atomically
 from hoi.common.machine import keep_freed_memory
 from hoi.common.sheets import write_clip
-from hoi.data.clip_frames import MAX_PENETRATION_MM, ApproachFrames, TrajectoryFrames, approach_scene
 from hoi.data.folder import RECORD_KEYS, load_conditions, load_image, read_description, read_records
+from hoi.data.views import MAX_PENETRATION_MM, ApproachFrames, TrajectoryFrames, approach_scene
 from hoi.data.writer import DatasetWriter, complete_record, open_folder, png_text, strip, write_pictures
 from hoi.geometry.camera import FRAMINGS
 from hoi.geometry.hand import load_hand

@@ -7,7 +7,7 @@ import pytest
 import trimesh
 
 import video
-from hoi.data.clip_frames import ApproachFrames
+from hoi.data.views import ApproachFrames
 from hoi.geometry.hand import HandModel
 from hoi.network.config import tiny_config
 from hoi.network.model import HOIDiffusion
