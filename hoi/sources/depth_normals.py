@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from hoi.sources.source_frame import Rejected, box_around
+from hoi.sources.frame import Rejected, box_around
 
 FIT_SIGMA_PX, FIT_REACH_PX = 2.5, 7  # of the Gaussian window, pixels of the depth picture
 FARTHEST = 0.3  # metres from a region's median depth; what lies beyond is a fault of the sensor, not hand or object

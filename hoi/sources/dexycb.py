@@ -13,7 +13,7 @@ import numpy as np
 from hoi.geometry.hand import HandPose, pca_to_hand_pose
 from hoi.geometry.mano import read_pca
 from hoi.sources.dexycb_files import HEIGHT, WIDTH, Recording, read_betas, read_intrinsics, read_labels, read_meta
-from hoi.sources.source_frame import PosedObject, Rejected, SourceFrame, read_picture
+from hoi.sources.frame import PosedObject, Rejected, SourceFrame, read_picture
 from hoi.sources.ycb import YCB, load_ycb, model_path
 
 CAMERAS = (

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hoi.sources.source_frame import Rejected
+from hoi.sources.frame import Rejected
 from hoi.sources.ycb import YCB
 
 HEIGHT, WIDTH = 480, 640

@@ -1,12 +1,169 @@
-"""What every real dataset becomes first, and what became of its frames."""
+"""One photograph of a real dataset and the square crop around its hand and object.  File contents -> SourceFrame,
+Window.  Paper: Sec. 4 (training data).
+
+What every real dataset becomes first, and what became of its frames.
+"""
 
 import json
 import os
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from hoi.sources.source_frame import SourceFrame
+import numpy as np
+from PIL import Image
+
+from hoi.geometry.camera import crop_intrinsics
+from hoi.geometry.hand import HandPose
+from hoi.geometry.objects import ObjectMesh
+
+
+class Rejected(Exception):
+    """A frame that gives no record.
+
+    reason  a sentence without numbers, so that equal reasons can be counted
+    detail  what exactly, for the list of rejected frames
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason} ({detail})" if detail else reason)
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True)
+class PosedObject:
+    """An object in the picture.
+
+    object_mesh       in the dataset's own model frame, metres; None where its file is not there
+    object_to_camera  (4, 4) rigid
+    """
+
+    object_mesh: ObjectMesh | None
+    object_to_camera: np.ndarray
+
+
+@dataclass(frozen=True)
+class SourceFrame:
+    """What the files of one picture say, in the pixels of the whole picture.  None: they do not say it.
+
+    name                 unique in the dataset, a relative path without suffix; captions and depth files are found by it
+    source               name of the dataset
+    image                (H, W, 3) uint8
+    noun                 what captions call the object
+    sentence             the caption that the dataset itself gives
+    label_map            (H, W) uint8, 0 background, 1 hand, 2 object
+    box                  left, top, right, bottom in pixels, the last two exclusive; None: around hand and object
+    skeleton             (H, W, 3) uint8, already drawn; None: drawn at keypoints_2d
+    keypoints_3d         (21, 3) metres, camera frame, OpenPose order
+    keypoints_2d         (21, 2) pixels
+    keypoint_convention  whose fingertips these are: hand packages take different skin vertices
+    intrinsics           (3, 3) pixels
+    depth                (H, W) float32 metres, 0 = unknown
+    hand_pose            camera frame, our convention
+    hand_side            known even where hand_pose is not
+    objects              the held one first
+    is_scenery           a picture without hand or object, for the background buffer
+    """
+
+    name: str
+    source: str
+    image: np.ndarray
+    noun: str | None = None
+    sentence: str | None = None
+    label_map: np.ndarray | None = None
+    box: tuple[int, int, int, int] | None = None
+    skeleton: np.ndarray | None = None
+    keypoints_3d: np.ndarray | None = None
+    keypoints_2d: np.ndarray | None = None
+    keypoint_convention: str | None = None
+    intrinsics: np.ndarray | None = None
+    depth: np.ndarray | None = None
+    hand_pose: HandPose | None = None
+    hand_side: str | None = None
+    objects: tuple[PosedObject, ...] = ()
+    is_scenery: bool = False
+
+
+@dataclass(frozen=True)
+class Window:
+    """A box of the picture, made square with black and resized to size x size pixels.
+
+    The authors' reader pads (side - h) // 2 on both sides, so its square can be one pixel short and is then stretched;
+    here the odd pixel goes to the right or the bottom and both axes have one scale.
+    """
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+    size: int
+
+    @property
+    def side(self) -> int:
+        """Of the square, in pixels of the whole picture."""
+        return max(self.right - self.left, self.bottom - self.top)
+
+    @property
+    def corner(self) -> tuple[int, int]:
+        """Left and top of the square."""
+        height, width = self.bottom - self.top, self.right - self.left
+        return self.left - (self.side - width) // 2, self.top - (self.side - height) // 2
+
+    def intrinsics(self, intrinsics: np.ndarray) -> np.ndarray:
+        """Of the crop: (3, 3) -> (3, 3)."""
+        return crop_intrinsics(intrinsics, *self.corner, self.side, self.side, self.size, self.size)
+
+    def points(self, points: np.ndarray) -> np.ndarray:
+        """Pixels of the whole picture -> pixels of the crop, (..., 2)."""
+        return (points + 0.5 - np.array(self.corner)) * (self.size / self.side) - 0.5
+
+    def square(self, pixels: np.ndarray) -> np.ndarray:
+        """The square before it is resized, zero beside the box: (H, W, ...) -> (side, side, ...)."""
+        left, top = self.corner
+        canvas = np.zeros((self.side, self.side, *pixels.shape[2:]), dtype=pixels.dtype)
+        box = pixels[self.top : self.bottom, self.left : self.right]
+        canvas[self.top - top : self.bottom - top, self.left - left : self.right - left] = box
+        return canvas
+
+    def cut_picture(self, picture: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 -> (size, size, 3), bilinear as in the authors' reader."""
+        square = Image.fromarray(self.square(picture))
+        return np.asarray(square.resize((self.size, self.size), Image.Resampling.BILINEAR))
+
+    def cut_map(self, values: np.ndarray) -> np.ndarray:
+        """(H, W) labels or depths -> (size, size): the nearest pixel, since mixtures of them mean nothing."""
+        nearest = ((np.arange(self.size) + 0.5) * (self.side / self.size)).astype(np.int64)
+        return self.square(values)[np.ix_(nearest, nearest)]
+
+
+def box_around(mask: np.ndarray, margin: int) -> tuple[int, int, int, int]:
+    """Tight box of a mask (H, W) bool, grown by `margin` pixels and cut at the picture's border.
+
+    returns  left, top, right, bottom; the last two exclusive
+    Source: the authors' preparation script, whose margin is 50.
+    """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    height, width = mask.shape
+    return (
+        max(int(columns[0]) - margin, 0), max(int(rows[0]) - margin, 0),
+        min(int(columns[-1]) + 1 + margin, width), min(int(rows[-1]) + 1 + margin, height),
+    )  # fmt: skip
+
+
+def read_picture(path, what: str, mode: str | None = "RGB") -> np.ndarray:
+    """A picture file as an array; mode None keeps the file's own (16-bit depth).
+
+    Raises Rejected with "<what> is missing" or "<what> is damaged".
+    """
+    if not path.is_file():
+        raise Rejected(f"{what} is missing", str(path))
+    try:
+        with Image.open(path) as picture:
+            return np.array(picture.convert(mode) if mode else picture)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise Rejected(f"{what} is damaged", f"{path}: {error}") from error
+
 
 REJECTED_FILE = "rejected.jsonl"
 

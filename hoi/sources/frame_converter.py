@@ -23,8 +23,7 @@ from hoi.geometry.hand import HandMesh, load_hand
 from hoi.geometry.render import GBuffer, Renderer
 from hoi.geometry.scene import PLAIN_TEXTS
 from hoi.sources.depth_normals import DPT_HYBRID, DepthEstimator, normals_from_depth, read_depth_file, resize_normals
-from hoi.sources.frame import RejectionLog, Source
-from hoi.sources.source_frame import PosedObject, Rejected, SourceFrame, Window, box_around
+from hoi.sources.frame import PosedObject, Rejected, RejectionLog, Source, SourceFrame, Window, box_around
 from hoi.sources.sources import check_needs
 
 STROKES = ("crop", "source")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from hoi.conditions import read_segmentation
-from hoi.sources.source_frame import Rejected, SourceFrame, read_picture
+from hoi.sources.frame import Rejected, SourceFrame, read_picture
 
 COLUMNS = ("image", "skeleton", "top", "bottom", "left", "right", "sentence", "seg", "mask")
 SCENERY_COLUMNS = ("image", "sentence")

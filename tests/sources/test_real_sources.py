@@ -16,9 +16,9 @@ from hoi.data.check import check_folder
 from hoi.data.folder import load_conditions, load_depth, load_image, read_records
 from hoi.geometry.hand import HandPose, load_hand
 from hoi.sources.depth_normals import DepthEstimator, normals_from_depth, read_depth_file
+from hoi.sources.frame import Rejected, Window
 from hoi.sources.ho3d import HO3D
 from hoi.sources.official_csv import label_map_of
-from hoi.sources.source_frame import Rejected, Window
 from make_dataset import main, parse_args
 
 HAND, OBJECT = [128, 128, 128], [153, 51, 51]
