@@ -5,7 +5,7 @@
     python make_dataset.py --csv train.csv --normals estimated --out data/hoi4d         # the authors' own format
 
 It prints a progress bar, how many frames were rejected and why, and how well the records fit their own annotation.
-What happens to a frame is in hoi/sources/frame_converter.py.  Paper: Sec. 4 (training data).
+What happens to a frame is in hoi/sources/convert.py.  Paper: Sec. 4 (training data).
 """
 
 import argparse
@@ -22,13 +22,22 @@ from hoi.common.machine import mapper
 from hoi.data.folder import read_records
 from hoi.data.writer import open_folder
 from hoi.sources.captions import CAPTION_FILE, Captioner, apply_captions, caption_folder, read_captions
+from hoi.sources.convert import (
+    MARGIN,
+    MIN_AREA,
+    NORMALS,
+    STROKES,
+    FrameConverter,
+    check_needs,
+    convert_frames,
+    fit_warning,
+    summary,
+)
 from hoi.sources.depth_normals import DPT_HYBRID
 from hoi.sources.dexycb import DexYCB
 from hoi.sources.frame import RejectionLog, Source
-from hoi.sources.frame_converter import MARGIN, MIN_AREA, STROKES, FrameConverter, convert_frames
 from hoi.sources.ho3d import HO3D
 from hoi.sources.official_csv import OfficialCSV
-from hoi.sources.sources import NORMALS, check_needs, fit_warning, summary
 
 # What decides the records; a folder begun with other values is refused instead of mixed.
 PICTURE_JOB_FLAGS = (

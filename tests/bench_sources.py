@@ -27,8 +27,8 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 from real_layouts import SERIALS, write_dexycb, write_mano
 
+from hoi.sources.convert import FrameConverter
 from hoi.sources.dexycb import DexYCB
-from hoi.sources.frame_converter import FrameConverter
 
 
 def add_noise(root: Path, level: float) -> None:
