@@ -15,8 +15,8 @@ from scipy.spatial.transform import Rotation
 
 from hoi.geometry.camera import project, transform_points
 from hoi.geometry.hand import MANO_TO_OPENPOSE, HandModel, HandPose, hand_pose_in_camera, load_hand
+from hoi.sources.dexycb import YCB_NOUNS, load_ycb, model_path
 from hoi.sources.frame import PosedObject, Rejected, SourceFrame, read_picture
-from hoi.sources.ycb import YCB_NOUNS, load_ycb, model_path
 
 OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 DEPTH_SCALE = 0.00012498664727900177  # metres per step of the depth pictures

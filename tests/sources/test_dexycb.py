@@ -15,8 +15,7 @@ import make_dataset
 from hoi.data.check import check_folder
 from hoi.data.folder import load_conditions, load_depth, load_image, load_object_mask, read_records
 from hoi.geometry.hand import HandPose, load_hand
-from hoi.sources.dexycb import SPLITS, DexYCB
-from hoi.sources.dexycb_files import _read_yaml
+from hoi.sources.dexycb import SPLITS, DexYCB, _read_yaml
 from make_dataset import main, parse_args
 
 HAND, OBJECT = [128, 128, 128], [153, 51, 51]
