@@ -33,10 +33,10 @@ from hoi.sources.convert import (
     fit_warning,
     summary,
 )
-from hoi.sources.depth_normals import DPT_HYBRID
 from hoi.sources.dexycb import DexYCB
 from hoi.sources.frame import RejectionLog, Source
 from hoi.sources.ho3d import HO3D
+from hoi.sources.normals import DPT_HYBRID
 from hoi.sources.official_csv import OfficialCSV
 
 # What decides the records; a folder begun with other values is refused instead of mixed.

@@ -28,8 +28,8 @@ from hoi.geometry.hand import HandMesh, load_hand
 from hoi.geometry.mano import WHERE
 from hoi.geometry.render import GBuffer, Renderer
 from hoi.geometry.scene import PLAIN_TEXTS
-from hoi.sources.depth_normals import DPT_HYBRID, DepthEstimator, normals_from_depth, read_depth_file, resize_normals
 from hoi.sources.frame import PosedObject, Rejected, RejectionLog, Source, SourceFrame, Window, box_around
+from hoi.sources.normals import DPT_HYBRID, DepthEstimator, normals_from_depth, read_depth_file, resize_normals
 
 NORMALS = ("rendered", "sensor-depth", "depth-files", "estimated")
 FIT_LIMIT_MM = 2.0  # rounding gives a thousandth of it

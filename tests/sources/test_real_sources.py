@@ -15,9 +15,9 @@ from hoi.conditions import draw_normal, normals_from_inverse_depth
 from hoi.data.check import check_folder
 from hoi.data.folder import load_conditions, load_depth, load_image, read_records
 from hoi.geometry.hand import HandPose, load_hand
-from hoi.sources.depth_normals import DepthEstimator, normals_from_depth, read_depth_file
 from hoi.sources.frame import Rejected, Window
 from hoi.sources.ho3d import HO3D
+from hoi.sources.normals import DepthEstimator, normals_from_depth, read_depth_file
 from hoi.sources.official_csv import label_map_of
 from make_dataset import main, parse_args
 
