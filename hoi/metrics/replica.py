@@ -20,13 +20,12 @@ from hoi.metrics.extractors import verifier_extractor
 from hoi.metrics.feature_metrics import Reference, Run, add_frechet
 from hoi.metrics.features import Extractor, find_pictures
 from hoi.metrics.measurement import PERCENT, SHARE, Sheet
-from hoi.verify.verification import PCK_THRESHOLD, load_truth, score_picture
+from hoi.verify.scores import PCK_THRESHOLD, Witnesses, load_truth, score_picture
 from hoi.verify.verifier import Verifier, load_verifier
-from hoi.verify.witnesses import Witnesses
 
 NEIGHBOURS = np.ones((3, 3), bool)  # pixels side by side or corner to corner
 BATCH, WORKERS = 32, 2
-# Names of the numbers, and which scores of hoi/verify/verification.py some of them are, times what.
+# Names of the numbers, and which scores of hoi/verify/scores.py some of them are, times what.
 FRECHET, TOY_CLIP, CONTACT = "Frechet distance (verifier)", "toy CLIPScore", "toy contact, %"
 HAND_IOU, OBJECT_IOU, PCK = "hand IoU", "object IoU", f"PCK@{PCK_THRESHOLD:g}"
 COLOR, BACKGROUND = "colour word, %", "background word, %"

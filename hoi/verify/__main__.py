@@ -6,7 +6,7 @@
     python -m hoi.verify train --data runs/toy/any runs/toy/lab --out verifier.safetensors --minutes 20
     python -m hoi.verify measure --shaded runs/eval/shaded --generated runs/eval/generated
 
-What each score means is in hoi/verify/verification.py.  The built-in verifier knows the toy world; for other pictures
+What each score means is in hoi/verify/scores.py.  The built-in verifier knows the toy world; for other pictures
 train one on real pictures, or bring the keypoints of a hand estimator.  Nothing is deleted.
 """
 
@@ -19,8 +19,8 @@ from hoi.common.machine import keep_freed_memory
 from hoi.data import folder
 from hoi.verify import estimators
 from hoi.verify.report import as_table, measure, verify_folder
+from hoi.verify.scores import PCK_THRESHOLD
 from hoi.verify.selection import choose, copy_records, describe_yield, parse_keep, write_list
-from hoi.verify.verification import PCK_THRESHOLD
 from hoi.verify.verification_report import as_markdown
 from hoi.verify.verifier import BUILT_IN, SIDE, save_verifier
 from hoi.verify.verifier_training import minutes_passed, train_verifier

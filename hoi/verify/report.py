@@ -5,10 +5,18 @@ from typing import Any
 
 from hoi.data.folder import load_image, read_records
 from hoi.data.writer import refresh_card, write_records
-from hoi.verify.verification import PCK_THRESHOLD, Truth, load_truth, mean_scores, score_picture
+from hoi.verify.scores import (
+    PCK_THRESHOLD,
+    Truth,
+    Witnesses,
+    load_truth,
+    load_witnesses,
+    mean_scores,
+    score_picture,
+    score_records,
+)
 from hoi.verify.verification_report import write_report
 from hoi.verify.verifier import BUILT_IN, load_verifier
-from hoi.verify.witnesses import Witnesses, load_witnesses, score_records
 
 TABLE = ("iou_foreground", "iou_hand", "iou_object", "pck", "color_right", "background_right")
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from hoi.common.files import write_bytes_atomically
 from hoi.data.folder import PICTURE_FOLDERS, read_description
 from hoi.data.writer import DatasetWriter
-from hoi.verify.verification import SCORES
+from hoi.verify.scores import SCORES
 
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 CONDITION = re.compile(r"\s*(\w+)\s*(>=|<=|>|<)\s*(\S+)\s*")

@@ -12,7 +12,7 @@ from hoi.common.files import encode_png, write_bytes_atomically
 from hoi.common.sheets import contact_sheet, histogram
 from hoi.conditions import draw_skeleton
 from hoi.data.folder import load_image
-from hoi.verify.verification import SCORES
+from hoi.verify.scores import SCORES
 
 REPORT_FOLDER = "verification"
 PERCENTILES = (5, 25, 50, 75, 95)

@@ -11,7 +11,7 @@ from hoi.data.folder import load_image, read_records
 from hoi.data.writer import DatasetWriter, write_pictures
 from hoi.toyworld.backgrounds import BACKGROUNDS
 from hoi.verify import verifier, verifier_training
-from hoi.verify.verification import load_truth, mean_scores, score_picture
+from hoi.verify.scores import load_truth, mean_scores, score_picture
 
 
 def gaussian_logits(points: np.ndarray, height: int, width: int, spread: float) -> torch.Tensor:

@@ -17,9 +17,10 @@ from hoi.toyworld.backgrounds import BACKGROUNDS
 from hoi.toyworld.looks import PALETTE
 from hoi.verify import __main__ as verify
 from hoi.verify import report as report_module
-from hoi.verify import selection, verifier, witnesses
+from hoi.verify import scores as scores_module
+from hoi.verify import selection, verifier
 from hoi.verify.estimators import HandPrediction
-from hoi.verify.verification import SCORES, Truth, load_truth, score_picture
+from hoi.verify.scores import SCORES, Truth, load_truth, score_picture
 from hoi.verify.verifier import Seen, Verifier, save_verifier
 
 WORDS = sorted(BACKGROUNDS)
@@ -155,10 +156,10 @@ def test_an_interrupted_run_and_a_full_disk_change_nothing(folder, verifier_file
         return witnesses_load(truth_folder, record)
 
     witnesses_load = load_truth
-    monkeypatch.setattr(witnesses, "load_truth", stop_at_the_last)
+    monkeypatch.setattr(scores_module, "load_truth", stop_at_the_last)
     with pytest.raises(KeyboardInterrupt):
         report_module.verify_folder(folder, verifier_file)
-    monkeypatch.setattr(witnesses, "load_truth", witnesses_load)
+    monkeypatch.setattr(scores_module, "load_truth", witnesses_load)
     assert (folder / "metadata.jsonl").read_bytes() == content
 
     def full(*paths):
@@ -180,7 +181,7 @@ def test_records_that_someone_adds_meanwhile_are_not_lost(folder, verifier_file,
         return load(path)
 
     load = verifier.load_verifier
-    monkeypatch.setattr(witnesses, "load_verifier", append_one)
+    monkeypatch.setattr(scores_module, "load_verifier", append_one)
     with pytest.raises(ValueError, match="changed while its pictures were verified; nothing was written"):
         report_module.verify_folder(folder, verifier_file)
     assert len(read_records(folder)) == 21
