@@ -21,9 +21,9 @@ from hoi.verify import estimators
 from hoi.verify.report import as_table, measure, verify_folder
 from hoi.verify.scores import PCK_THRESHOLD
 from hoi.verify.selection import choose, copy_records, describe_yield, parse_keep, write_list
+from hoi.verify.training import minutes_passed, train_verifier
 from hoi.verify.verification_report import as_markdown
 from hoi.verify.verifier import BUILT_IN, SIDE, save_verifier
-from hoi.verify.verifier_training import minutes_passed, train_verifier
 
 COMMANDS = ("score", "train", "measure")
 

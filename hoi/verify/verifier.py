@@ -1,7 +1,7 @@
 """A small network that looks at pictures.  Picture -> label map, 21 hand keypoints, background word, confidence.
 
 Pictures of any size are resized to the network's own square (128 px unless trained for another; its file says which),
-and what it finds there is brought back to the picture's pixels.  hoi/verify/verifier_training.py trains it.
+and what it finds there is brought back to the picture's pixels.  hoi/verify/training.py trains it.
 """
 
 import json

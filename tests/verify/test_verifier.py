@@ -1,4 +1,4 @@
-"""hoi/verify/verifier.py, hoi/verify/verifier_training.py: heat maps are exact, moved lessons stay true, and the
+"""hoi/verify/verifier.py, hoi/verify/training.py: heat maps are exact, moved lessons stay true, and the
 network learns."""
 
 import numpy as np
@@ -10,7 +10,7 @@ from verifier_world import SIDE, draw, make_folder
 from hoi.data.folder import load_image, read_records
 from hoi.data.writer import DatasetWriter, write_pictures
 from hoi.toyworld.backgrounds import BACKGROUNDS
-from hoi.verify import verifier, verifier_training
+from hoi.verify import training, verifier
 from hoi.verify.scores import load_truth, mean_scores, score_picture
 
 
@@ -42,7 +42,7 @@ def test_level_heat_is_no_confidence_and_a_peak_in_the_corner_stays_there():
 
 def test_targets_decode_to_the_keypoints_that_they_were_made_of():
     points = torch.from_numpy(np.random.default_rng(1).uniform(8, 54, (2, 21, 2))).float()
-    targets, known = verifier_training.heat_targets(points, torch.ones(2, 64, 64), 32, 32)
+    targets, known = training.heat_targets(points, torch.ones(2, 64, 64), 32, 32)
     found, _ = verifier.decode_heat(targets.clamp_min(1e-30).log())
     assert known.all()
     torch.testing.assert_close(verifier.cells_to_pixels(found), points, atol=1e-3, rtol=0)
@@ -55,7 +55,7 @@ def test_a_moved_picture_takes_its_labels_and_keypoints_along():
     labels = torch.from_numpy((blobs > 0.5).astype(np.uint8))
     image = torch.from_numpy(blobs).float()[:, None].expand(-1, 3, -1, -1)
     generator = torch.Generator().manual_seed(0)
-    moved = verifier_training.move(image, labels, torch.from_numpy(points).float(), generator)
+    moved = training.move(image, labels, torch.from_numpy(points).float(), generator)
     for weights in (moved["image"][:, 0], moved["labels"].float()):
         total = weights.sum((1, 2))
         centre = torch.stack([(weights * torch.from_numpy(axis)).sum((1, 2)) / total for axis in (x, y)], dim=1)
@@ -71,7 +71,7 @@ def lesson_outputs(count: int) -> verifier.Outputs:
 
 def test_a_record_teaches_only_what_it_has():
     hand = torch.ones(1, SIDE, SIDE, dtype=torch.uint8)
-    nobody_knows, no_points = torch.full_like(hand, verifier_training.UNKNOWN), torch.full((1, 21, 2), torch.nan)
+    nobody_knows, no_points = torch.full_like(hand, training.UNKNOWN), torch.full((1, 21, 2), torch.nan)
     inside_and_out = torch.full((1, 21, 2), 10.0)
     inside_and_out[0, 5:] = -4.0
     unnamed = torch.tensor([-1])
@@ -83,7 +83,7 @@ def test_a_record_teaches_only_what_it_has():
     ):
         outputs = lesson_outputs(1)
         outputs.heat.data += torch.randn(outputs.heat.shape, generator=torch.Generator().manual_seed(0))
-        verifier_training.verifier_loss(outputs, {"labels": labels, "points": points, "background": unnamed}).backward()
+        training.verifier_loss(outputs, {"labels": labels, "points": points, "background": unnamed}).backward()
         gradients = {name: getattr(outputs, name).grad for name in ("labels", "heat", "background")}
         assert {name for name, g in gradients.items() if g is not None and g.abs().sum() > 0} == taught
     assert (gradients["heat"][0, :5].abs().sum() > 0) and gradients["heat"][0, 5:].abs().sum() == 0
@@ -94,9 +94,9 @@ def test_a_folder_without_any_3d_annotation_or_conditions_gives_lessons(tmp_path
     writer = DatasetWriter(tmp_path / "scenery", {"command": "test"})
     writer.append(write_pictures(tmp_path / "scenery", 0, {"text": "the sea"}, np.full((64, 48, 3), 7, np.uint8)))
     writer.finish(grid=False)
-    lessons = verifier_training.Lessons([tmp_path / "csv", tmp_path / "scenery"], SIDE)
+    lessons = training.Lessons([tmp_path / "csv", tmp_path / "scenery"], SIDE)
     generator = torch.Generator().manual_seed(0)
-    batch = verifier_training.augment(lessons.read([0, 1]), generator)
+    batch = training.augment(lessons.read([0, 1]), generator)
     assert batch["image"].shape == (2, 3, SIDE, SIDE) and batch["points"].isnan().all()
     assert set(batch["labels"][0].unique().tolist()) == {0, 1, 2} and batch["labels"][1].max() == 0
     assert sorted(BACKGROUNDS)[batch["background"][0]] == "on the beach"
@@ -105,13 +105,13 @@ def test_a_folder_without_any_3d_annotation_or_conditions_gives_lessons(tmp_path
 def test_the_verifier_refuses_to_learn_from_generated_pictures_and_from_nothing(tmp_path):
     make_folder(tmp_path / "generated", 3, checkpoint={"name": "x", "sha256": "0"})
     with pytest.raises(ValueError, match="generated: 3 pictures .first images/000000.png. are generated; .* shaded or"):
-        verifier_training.Lessons([tmp_path / "generated"], SIDE)
+        training.Lessons([tmp_path / "generated"], SIDE)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "metadata.jsonl").write_text("")
     with pytest.raises(ValueError, match="empty has no records"):
-        verifier_training.Lessons([tmp_path / "empty"], SIDE)
+        training.Lessons([tmp_path / "empty"], SIDE)
     make_folder(tmp_path / "short", 1, extra=0)
-    lessons = verifier_training.Lessons([tmp_path / "short"], SIDE)
+    lessons = training.Lessons([tmp_path / "short"], SIDE)
     lessons.entries[0][1]["keypoints_2d"] = [1.0] * 40
     with pytest.raises(ValueError, match=r"000000.png: keypoints_2d is \(40,\), expected 42 finite"):
         lessons.read([0])
@@ -122,7 +122,7 @@ def trained(tmp_path_factory) -> verifier.Verifier:
     """After a few seconds of lessons, and through its file."""
     folder = tmp_path_factory.mktemp("verifier")
     lessons = make_folder(folder / "train", 96)
-    made = verifier_training.train_verifier([lessons], np.linspace(0, 1, 150), seed=0, side=SIDE, batch_size=16)
+    made = training.train_verifier([lessons], np.linspace(0, 1, 150), seed=0, side=SIDE, batch_size=16)
     verifier.save_verifier(folder / "v.safetensors", made)
     assert (folder / "v.safetensors").stat().st_size < 3e6
     return verifier.load_verifier(folder / "v.safetensors")
