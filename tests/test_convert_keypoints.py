@@ -13,7 +13,7 @@ from smplx.vertex_ids import vertex_ids
 from verifier_world import SIDE, make_folder
 
 from hoi.data.folder import read_records
-from hoi.verify.estimators import check_covers, read_keypoint_predictions
+from hoi.verify.predictions import check_covers, read_keypoint_predictions
 
 NAME = "images/000000.png"
 POINTS = np.random.default_rng(0).uniform(-0.4, 0.4, (21, 2))

@@ -1,4 +1,4 @@
-"""Keypoints of FrankMocap, HaMeR and MediaPipe -> the JSON that hoi/verify/estimators.py reads.
+"""Keypoints of FrankMocap, HaMeR and MediaPipe -> the JSON that hoi/verify/predictions.py reads.
 
     python tools/convert_keypoints.py frankmocap dumped.json --out keypoints.json
     python tools/convert_keypoints.py hamer dumped.json --out keypoints.json
@@ -33,7 +33,7 @@ from hoi.common.command import told_problems  # noqa: E402
 from hoi.common.files import read_json, write_bytes_atomically  # noqa: E402
 from hoi.data.folder import load_image, read_records  # noqa: E402
 from hoi.geometry.hand import MANO_TO_OPENPOSE  # noqa: E402
-from hoi.verify.estimators import JOINTS, numbers  # noqa: E402
+from hoi.verify.predictions import JOINTS, numbers  # noqa: E402
 
 MEDIAPIPE_MODEL = "https://ai.google.dev/edge/mediapipe/solutions/vision/hand_landmarker"
 MAX_HANDS = 2
@@ -148,7 +148,7 @@ def _mediapipe_hands(found: Any, height: int, width: int) -> Iterator[dict[str, 
 
 
 def write_predictions(path: Path, predictions: dict[str, list[dict[str, Any]]]) -> None:
-    """Write what hoi.verify.estimators.read_keypoint_predictions reads."""
+    """Write what hoi.verify.predictions.read_keypoint_predictions reads."""
     text = json.dumps({"predictions": predictions}, default=lambda array: array.tolist())
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes_atomically(path, (text + "\n").encode())

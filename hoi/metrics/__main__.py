@@ -10,7 +10,7 @@
     python -m hoi.metrics --clips DIR DIR ...                             flicker
 
 DIR is a dataset folder or any folder of pictures.  The table is printed and written to metrics.md and metrics.json.
-Formats of predictions: hoi/verify/estimators.py (keypoints, contact), hoi/metrics/pose_files.py (object poses).
+Formats of predictions: hoi/verify/predictions.py (keypoints, contact), hoi/metrics/pose_files.py (object poses).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from hoi.metrics.measurement import Sheet, as_table
 from hoi.metrics.pose_files import read_poses
 from hoi.metrics.pose_metrics import BOXES, add_pose_numbers
 from hoi.metrics.reference_file import save_statistics
-from hoi.verify.estimators import check_covers, read_contact_predictions, read_keypoint_predictions
+from hoi.verify.predictions import check_covers, read_contact_predictions, read_keypoint_predictions
 from hoi.verify.verifier import BUILT_IN, load_verifier
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "open_clip_torch", "timm")  # that decide numbers

@@ -16,7 +16,7 @@ import numpy as np
 from hoi.metrics.bootstrap import mean_of, ratio_of
 from hoi.metrics.measurement import PERCENT, SHARE, Sheet
 from hoi.metrics.umeyama import umeyama
-from hoi.verify.estimators import (
+from hoi.verify.predictions import (
     CONTACT_STATES,
     PORTABLE_OBJECT,
     ContactPrediction,

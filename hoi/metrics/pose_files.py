@@ -26,7 +26,7 @@ from hoi.common.files import read_json
 from hoi.data.folder import load_mesh
 from hoi.export.nocs import Normalization
 from hoi.metrics.pose_metrics import CLASSES, Objects
-from hoi.verify.estimators import check_covers, numbers
+from hoi.verify.predictions import check_covers, numbers
 
 PREDICTION_KEYS = {"category", "score", "model_to_camera", "size"}
 

@@ -2,7 +2,7 @@
 
     python -m hoi.verify DIR                                   # adds `verification` to every record; DIR/verification/
     python -m hoi.verify DIR --keep "iou_hand>0.8,pck>0.9" --list keep.txt        # or --out DIR2; prints the yield
-    python -m hoi.verify DIR --keypoints hamer.json --contacts 100doh.json         # formats: hoi/verify/estimators.py
+    python -m hoi.verify DIR --keypoints hamer.json --contacts 100doh.json         # formats: hoi/verify/predictions.py
     python -m hoi.verify train --data runs/toy/any runs/toy/lab --out verifier.safetensors --minutes 20
     python -m hoi.verify measure --shaded runs/eval/shaded --generated runs/eval/generated
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from hoi.common.command import told_problems
 from hoi.common.machine import keep_freed_memory
 from hoi.data import folder
-from hoi.verify import estimators
+from hoi.verify import predictions
 from hoi.verify.report import as_table, measure, verify_folder
 from hoi.verify.scores import PCK_THRESHOLD
 from hoi.verify.selection import choose, copy_records, describe_yield, parse_keep, write_list
@@ -66,7 +66,7 @@ def parse_args(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m hoi.verify", description=__doc__, **raw)
     commands = parser.add_subparsers(dest="command", required=True)
     score = "score the pictures of DIR (the word `score` may be left out); its help has the formats of --keypoints, ..."
-    add_score_flags(commands.add_parser("score", help=score, epilog=estimators.__doc__, **raw))
+    add_score_flags(commands.add_parser("score", help=score, epilog=predictions.__doc__, **raw))
     add_train_flags(commands.add_parser("train", help="train a verifier on shaded or real pictures"))
     add_measure_flags(
         commands.add_parser("measure", help="score generated pictures beside shaded ones of the same records")

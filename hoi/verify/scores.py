@@ -31,7 +31,7 @@ from hoi.data.folder import CONDITION_KEYS, load_depth, load_image, load_label_m
 from hoi.geometry.render import HAND, OBJECT, joints_shown
 from hoi.toyworld.looks import nearest_color
 from hoi.toyworld.words import words_in
-from hoi.verify.estimators import (
+from hoi.verify.predictions import (
     PORTABLE_OBJECT,
     ContactPrediction,
     HandPrediction,

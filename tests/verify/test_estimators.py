@@ -1,12 +1,12 @@
-"""hoi/verify/estimators.py: predictions of other programs are read exactly or refused by name."""
+"""hoi/verify/predictions.py: predictions of other programs are read exactly or refused by name."""
 
 import json
 
 import numpy as np
 import pytest
 
-from hoi.verify import estimators
-from hoi.verify.estimators import ContactPrediction, HandPrediction
+from hoi.verify import predictions as predictions_module
+from hoi.verify.predictions import ContactPrediction, HandPrediction
 
 POINTS = [[float(joint), 2.0 * joint] for joint in range(21)]
 NAME = "images/000000.png"
@@ -21,12 +21,12 @@ def written(folder, predictions) -> str:
 def test_keypoints_and_what_is_optional_are_read_as_they_were_written(tmp_path):
     full = {"keypoints_2d": POINTS, "scores": [0.5] * 21, "hand_side": "left", "keypoints_3d": [[0, 1, 2]] * 21}
     path = written(tmp_path, {NAME: [full, {"keypoints_2d": POINTS, "scores": None}], "images/000001.png": []})
-    first, second = estimators.read_keypoint_predictions(path)[NAME]
+    first, second = predictions_module.read_keypoint_predictions(path)[NAME]
     np.testing.assert_array_equal(first.keypoints_2d, POINTS)
     np.testing.assert_array_equal(first.keypoints_3d[20], [0, 1, 2])
     assert first.hand_side == "left" and first.scores.tolist() == [0.5] * 21
     assert second.scores is None and second.hand_side is None and second.keypoints_3d is None
-    assert estimators.read_keypoint_predictions(path)["images/000001.png"] == []
+    assert predictions_module.read_keypoint_predictions(path)["images/000001.png"] == []
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_keypoints_and_what_is_optional_are_read_as_they_were_written(tmp_path):
 )
 def test_a_wrong_hand_is_refused_with_its_place(tmp_path, entry, message):
     with pytest.raises(ValueError, match=message):
-        estimators.read_keypoint_predictions(written(tmp_path, {NAME: [entry]}))
+        predictions_module.read_keypoint_predictions(written(tmp_path, {NAME: [entry]}))
 
 
 @pytest.mark.parametrize(
@@ -52,16 +52,16 @@ def test_a_wrong_hand_is_refused_with_its_place(tmp_path, entry, message):
 def test_another_file_is_refused(tmp_path, content, message):
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(ValueError, match=message):
-        estimators.read_keypoint_predictions(tmp_path / "x.json")
+        predictions_module.read_keypoint_predictions(tmp_path / "x.json")
     with pytest.raises(FileNotFoundError, match="convert_keypoints.py --help"):
-        estimators.read_keypoint_predictions(tmp_path / "absent.json")
+        predictions_module.read_keypoint_predictions(tmp_path / "absent.json")
 
 
 @pytest.mark.parametrize("state", [5, -1, True, 3.0, "3"])
 def test_a_contact_state_is_one_of_five(tmp_path, state):
     entry = {"box": [0, 0, 1, 1], "score": 0.9, "state": state}
     with pytest.raises(ValueError, match="state is .*, expected 0 to 4"):
-        estimators.read_contact_predictions(written(tmp_path, {NAME: [entry]}))
+        predictions_module.read_contact_predictions(written(tmp_path, {NAME: [entry]}))
 
 
 def test_the_state_of_a_picture_is_that_of_the_surest_hand_above_the_threshold(tmp_path):
@@ -69,24 +69,24 @@ def test_the_state_of_a_picture_is_that_of_the_surest_hand_above_the_threshold(t
         {"box": [0, 0, 9, 9], "score": 0.6, "state": 0},
         {"box": [1, 1, 5, 5], "score": 0.9, "state": 3, "hand_side": "right", "offset": [0.1, 1, 0]},
     ]
-    read = estimators.read_contact_predictions(written(tmp_path, {NAME: hands}))[NAME]
-    assert estimators.contact_state(read) == estimators.PORTABLE_OBJECT
-    assert estimators.contact_state(read[:1]) == 0
-    assert estimators.contact_state(read, min_score=0.95) == -1 and estimators.contact_state([]) == -1
-    assert estimators.CONTACT_STATES[estimators.PORTABLE_OBJECT] == "portable object"
+    read = predictions_module.read_contact_predictions(written(tmp_path, {NAME: hands}))[NAME]
+    assert predictions_module.contact_state(read) == predictions_module.PORTABLE_OBJECT
+    assert predictions_module.contact_state(read[:1]) == 0
+    assert predictions_module.contact_state(read, min_score=0.95) == -1 and predictions_module.contact_state([]) == -1
+    assert predictions_module.CONTACT_STATES[predictions_module.PORTABLE_OBJECT] == "portable object"
     assert isinstance(read[1], ContactPrediction) and read[1].hand_side == "right"
 
 
 def test_predictions_must_be_of_exactly_the_pictures():
-    estimators.check_covers({"a": [], "b": []}, ["b", "a"], "f.json")
+    predictions_module.check_covers({"a": [], "b": []}, ["b", "a"], "f.json")
     with pytest.raises(ValueError, match=r"f.json: 1 pictures are not in the dataset \(c\)"):
-        estimators.check_covers({"a": [], "c": []}, ["a"], "f.json")
+        predictions_module.check_covers({"a": [], "c": []}, ["a"], "f.json")
     with pytest.raises(ValueError, match=r"4 pictures of the dataset have no entry \(b, c, d \.\.\.\); write \[\]"):
-        estimators.check_covers({"a": []}, list("abcde"), "f.json")
+        predictions_module.check_covers({"a": []}, list("abcde"), "f.json")
 
 
 def test_the_closest_of_several_hands_is_taken():
     target = np.array(POINTS)
     hands = [HandPrediction(target + offset) for offset in (9.0, -1.0, 4.0)]
-    assert estimators.closest_hand(hands, target) is hands[1]
-    assert estimators.closest_hand([], target) is None
+    assert predictions_module.closest_hand(hands, target) is hands[1]
+    assert predictions_module.closest_hand([], target) is None

@@ -19,7 +19,7 @@ from hoi.verify import __main__ as verify
 from hoi.verify import report as report_module
 from hoi.verify import scores as scores_module
 from hoi.verify import selection, verifier
-from hoi.verify.estimators import HandPrediction
+from hoi.verify.predictions import HandPrediction
 from hoi.verify.scores import SCORES, Truth, load_truth, score_picture
 from hoi.verify.verifier import Seen, Verifier, save_verifier
 
