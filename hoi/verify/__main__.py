@@ -18,11 +18,19 @@ from hoi.common.command import told_problems
 from hoi.common.machine import keep_freed_memory
 from hoi.data import folder
 from hoi.verify import predictions
-from hoi.verify.report import as_table, measure, verify_folder
+from hoi.verify.report import (
+    as_markdown,
+    as_table,
+    choose,
+    copy_records,
+    describe_yield,
+    measure,
+    parse_keep,
+    verify_folder,
+    write_list,
+)
 from hoi.verify.scores import PCK_THRESHOLD
-from hoi.verify.selection import choose, copy_records, describe_yield, parse_keep, write_list
 from hoi.verify.training import minutes_passed, train_verifier
-from hoi.verify.verification_report import as_markdown
 from hoi.verify.verifier import BUILT_IN, SIDE, save_verifier
 
 COMMANDS = ("score", "train", "measure")

@@ -18,7 +18,7 @@ from hoi.toyworld.looks import PALETTE
 from hoi.verify import __main__ as verify
 from hoi.verify import report as report_module
 from hoi.verify import scores as scores_module
-from hoi.verify import selection, verifier
+from hoi.verify import verifier
 from hoi.verify.predictions import HandPrediction
 from hoi.verify.scores import SCORES, Truth, load_truth, score_picture
 from hoi.verify.verifier import Seen, Verifier, save_verifier
@@ -273,25 +273,25 @@ def test_without_the_built_in_verifier_the_message_says_how_to_train_one(folder,
 
 
 def test_conditions_are_comparisons_and_a_missing_score_does_not_pass():
-    conditions = selection.parse_keep(" iou_hand >0.8,pck>=0.9 ,keypoint_error_px<4e0")
+    conditions = report_module.parse_keep(" iou_hand >0.8,pck>=0.9 ,keypoint_error_px<4e0")
     assert [str(c) for c in conditions] == ["iou_hand>0.8", "pck>=0.9", "keypoint_error_px<4"]
     good = {"iou_hand": 0.81, "pck": 0.9, "keypoint_error_px": 3.9}
     for scores, passes in (
         (good, 1), (good | {"iou_hand": 0.8}, 0), (good | {"pck": 0.89}, 0), (good | {"keypoint_error_px": None}, 0)
     ):  # fmt: skip
-        assert len(selection.choose([{"verification": scores}], conditions)) == passes
-    assert not selection.choose([{"verification": None}], conditions)
+        assert len(report_module.choose([{"verification": scores}], conditions)) == passes
+    assert not report_module.choose([{"verification": None}], conditions)
 
 
 @pytest.mark.parametrize("text", ["", "pck", "pck>", "pck=>0.5", "pck>high", "pck>0.5,", "0.5<pck", "pck>1 or 1"])
 def test_anything_but_a_comparison_is_refused(text):
     with pytest.raises(ValueError, match="is not score>number"):
-        selection.parse_keep(text)
+        report_module.parse_keep(text)
 
 
 def test_an_unknown_score_is_refused_with_the_names_that_there_are():
     with pytest.raises(ValueError, match="no score '__import__'; scores are iou_hand, .*pck"):
-        selection.parse_keep("__import__>0")
+        report_module.parse_keep("__import__>0")
 
 
 def test_keep_says_what_to_do_with_what_passes(capsys):
