@@ -24,7 +24,7 @@ from scipy.spatial.distance import cdist
 from tqdm import tqdm
 
 from hoi.data.folder import load_label_map, load_mesh, load_object_mask
-from hoi.export.export_folder import bounds, copy_picture, hand_annotation, lacking, lines_of_json, save_mask
+from hoi.export.folder import bounds, copy_picture, hand_annotation, lacking, lines_of_json, save_mask
 from hoi.geometry.camera import Camera, project, transform_points
 from hoi.geometry.objects import ALREADY_CENTRED, make_object
 from hoi.geometry.render import OBJECT, Renderer

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from hoi.conditions import BONES
 from hoi.data.folder import load_depth, load_label_map
-from hoi.export.export_folder import bounds, copy_picture, hand_annotation, lacking
+from hoi.export.folder import bounds, copy_picture, hand_annotation, lacking
 from hoi.geometry.hand import FINGER_NAMES
 from hoi.geometry.render import HAND, OBJECT, joints_shown
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from hoi.common.files import new_folder
 from hoi.data.folder import read_records
 from hoi.data.writer import card_text, read_card
-from hoi.export import bop, coco, csv_export, nocs
+from hoi.export import bop, coco, nocs, official_csv
 
-FORMATS = {"bop": bop, "nocs": nocs, "coco": coco, "csv": csv_export}
+FORMATS = {"bop": bop, "nocs": nocs, "coco": coco, "csv": official_csv}
 CARD_NAMES = {"bop": "dataset_info.md"}  # README.md elsewhere
 
 

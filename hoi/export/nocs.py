@@ -26,7 +26,7 @@ from PIL import Image, ImageFilter
 from tqdm import tqdm
 
 from hoi.data.folder import load_depth, load_image, load_label_map, load_mesh
-from hoi.export.export_folder import bounds, hand_annotation, lacking, lines_of_json
+from hoi.export.folder import bounds, hand_annotation, lacking, lines_of_json
 from hoi.geometry.camera import CAMERA_FOV_DEG, Camera, make_intrinsics
 from hoi.geometry.render import OBJECT, Renderer
 

@@ -11,7 +11,7 @@ import pytest
 
 from hoi.data.folder import load_picture, read_records
 from hoi.data.writer import write_records
-from hoi.export import export_folder, formats
+from hoi.export import folder, formats
 from hoi.export.__main__ import run
 from hoi.export.formats import FORMATS, export
 
@@ -34,7 +34,7 @@ def test_a_full_disk_says_so_and_leaves_nothing_behind(export_source, tmp_path, 
         Path(target).write_bytes(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(export_folder.shutil, "copyfile", full)
+    monkeypatch.setattr(folder.shutil, "copyfile", full)
     with pytest.raises(SystemExit, match="disk is full; the unfinished export was removed"):
         run(["--format", "coco", str(export_source), str(tmp_path / "out")])
     assert not list(tmp_path.iterdir())

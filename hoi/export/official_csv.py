@@ -22,7 +22,7 @@ from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from hoi.data.folder import CONDITION_KEYS, load_label_map
-from hoi.export.export_folder import copy_picture, lacking
+from hoi.export.folder import copy_picture, lacking
 from hoi.geometry.hand import MANO_TO_OPENPOSE
 
 TRAIN = ("image", "skeleton", "top", "bottom", "left", "right", "sentence", "seg", "mask")
