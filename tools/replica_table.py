@@ -23,7 +23,7 @@ from hoi.common.command import project_commit, told_problems  # noqa: E402
 from hoi.common.files import sha256_of, write_bytes_atomically  # noqa: E402
 from hoi.common.tensors import WeightFile  # noqa: E402
 from hoi.metrics import replica  # noqa: E402
-from hoi.metrics.measurement import Sheet, shown  # noqa: E402
+from hoi.metrics.intervals import Sheet, shown  # noqa: E402
 from hoi.verify.verifier import BUILT_IN  # noqa: E402
 
 RESAMPLES, SEED = 200, 0

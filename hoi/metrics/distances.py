@@ -1,6 +1,6 @@
 """Distances between sets of features.  (N, D) features -> Frechet distance, KID, precision and recall, IS.
 
-Each function returns a statistic for hoi/metrics/bootstrap.py: the same formula with pictures that count several times.
+Each function returns a statistic for hoi/metrics/intervals.py: the same formula with pictures that count several times.
  The reference is fixed.  Everything is float64, in blocks where N x N numbers would not fit.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from hoi.metrics.bootstrap import Statistic
+from hoi.metrics.intervals import Statistic
 
 BLOCK = 2048  # rows at a time
 NOT_PSD = 1e-6  # smallest eigenvalue over the largest that counts as rounding

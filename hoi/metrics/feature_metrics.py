@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from hoi.metrics.bootstrap import mean_of
 from hoi.metrics.clip_score import Clip, clip_scores
 from hoi.metrics.distances import (
     Gaussian,
@@ -21,7 +20,7 @@ from hoi.metrics.distances import (
 )
 from hoi.metrics.features import Extractor, PictureSet, extract, find_pictures, shorten
 from hoi.metrics.inception import Inception
-from hoi.metrics.measurement import SHARE, Sheet
+from hoi.metrics.intervals import SHARE, Sheet, mean_of
 from hoi.metrics.reference_file import Statistics, load_statistics
 
 # Of Inception's features: where a Frechet distance looks, and what stands behind it.

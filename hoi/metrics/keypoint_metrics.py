@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hoi.metrics.bootstrap import mean_of, ratio_of
-from hoi.metrics.measurement import PERCENT, SHARE, Sheet
+from hoi.metrics.intervals import PERCENT, SHARE, Sheet, mean_of, ratio_of
 from hoi.metrics.umeyama import umeyama
 from hoi.verify.predictions import (
     CONTACT_STATES,

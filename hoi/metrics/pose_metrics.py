@@ -12,8 +12,7 @@ from itertools import product
 
 import numpy as np
 
-from hoi.metrics.bootstrap import Statistic
-from hoi.metrics.measurement import PERCENT, Sheet
+from hoi.metrics.intervals import PERCENT, Sheet, Statistic
 
 CLASSES = ("background", "bottle", "bowl", "camera", "can", "laptop", "mug")
 SYMMETRIC = (1, 2, 4)  # about y; so is a mug whose handle is hidden

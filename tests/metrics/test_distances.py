@@ -8,7 +8,6 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from hoi.metrics.bootstrap import estimate, mean_of, ratio_of
 from hoi.metrics.distances import (
     fit_gaussian,
     frechet,
@@ -19,6 +18,7 @@ from hoi.metrics.distances import (
     recall,
     square_root,
 )
+from hoi.metrics.intervals import estimate, mean_of, ratio_of
 from hoi.metrics.reference_file import load_statistics, save_statistics
 
 

@@ -8,7 +8,7 @@ import trimesh
 from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 
-from hoi.metrics.measurement import Sheet
+from hoi.metrics.intervals import Sheet
 from hoi.metrics.pose_files import read_poses
 from hoi.metrics.pose_metrics import (
     Hits,

@@ -15,7 +15,7 @@ import train
 from hoi.data import folder as folder_module
 from hoi.metrics import replica
 from hoi.metrics.clip import load_toy_clip, toy_clip_scores
-from hoi.metrics.measurement import Sheet
+from hoi.metrics.intervals import Sheet
 from hoi.network.text import TextConfig, TextEncoder
 from hoi.toyworld.backgrounds import BACKGROUNDS
 from hoi.training.small_clip import PictureText, save_toy_clip
