@@ -33,9 +33,17 @@ from hoi.common.files import sha256_of, write_bytes_atomically
 from hoi.common.machine import check_device
 from hoi.geometry.hand import load_hand
 from hoi.metrics.clip_score import SCORE_PREFIX, SCORE_WEIGHT, load_clip
-from hoi.metrics.extractors import clip_extractor, inception_extractor, timm_extractor, verifier_extractor
 from hoi.metrics.feature_metrics import Reference, Run, add_clip_numbers, add_frechet, add_inception_numbers, annotated
-from hoi.metrics.features import Extractor, PictureSet, find_pictures, shorten
+from hoi.metrics.features import (
+    Extractor,
+    PictureSet,
+    clip_extractor,
+    find_pictures,
+    inception_extractor,
+    shorten,
+    timm_extractor,
+    verifier_extractor,
+)
 from hoi.metrics.flicker import clip_flicker
 from hoi.metrics.inception import RESIZE_MODES, load_inception
 from hoi.metrics.intervals import Sheet, as_table, mean_of
