@@ -32,7 +32,7 @@ from hoi.common.command import positive, told_problems
 from hoi.common.files import sha256_of, write_bytes_atomically
 from hoi.common.machine import check_device
 from hoi.geometry.hand import load_hand
-from hoi.metrics.clip_score import SCORE_PREFIX, SCORE_WEIGHT, load_clip
+from hoi.metrics.clip import SCORE_PREFIX, SCORE_WEIGHT, load_clip
 from hoi.metrics.feature_metrics import Reference, Run, add_clip_numbers, add_frechet, add_inception_numbers, annotated
 from hoi.metrics.features import (
     Extractor,

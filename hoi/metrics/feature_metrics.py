@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hoi.metrics.clip_score import Clip, clip_scores
+from hoi.metrics.clip import Clip, clip_scores
 from hoi.metrics.distances import (
     Gaussian,
     fit_gaussian,

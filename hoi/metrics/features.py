@@ -28,7 +28,7 @@ from tqdm import tqdm
 from hoi.common.files import sha256_of, write_atomically
 from hoi.common.tensors import load_model_file, strict_load
 from hoi.data.folder import read_records
-from hoi.metrics.clip_score import Clip
+from hoi.metrics.clip import Clip
 from hoi.metrics.inception import RESIZE_MODES, Inception, prepare
 from hoi.verify.verifier import Verifier, resized, to_input
 

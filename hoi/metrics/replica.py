@@ -13,8 +13,7 @@ from scipy import ndimage
 
 from hoi.data.folder import load_image, read_records
 from hoi.geometry.render import HAND, OBJECT
-from hoi.metrics.clip import load_toy_clip, toy_clip_scores
-from hoi.metrics.clip_score import Clip
+from hoi.metrics.clip import Clip, load_toy_clip, toy_clip_scores
 from hoi.metrics.feature_metrics import Reference, Run, add_frechet
 from hoi.metrics.features import Extractor, find_pictures, verifier_extractor
 from hoi.metrics.intervals import PERCENT, SHARE, Sheet, Statistic, mean_of, ratio_of

@@ -48,7 +48,7 @@ def _describe_part(file: WeightFile) -> str | None:
     """What a file of condition encoders or of CLIP is; None for a whole model.  Raises when no preset fits."""
     kind = kind_of(file)
     if kind == CLIP:
-        load = f"hoi.metrics.clip_score.load_clip(NAME, {str(file.path)!r})"
+        load = f"hoi.metrics.clip.load_clip(NAME, {str(file.path)!r})"
         use = f"{load}, which holds it against the model of that name"
         return f"{kind} ({len(file)} tensors); for scores: {use}"
     if kind not in (OFFICIAL_ADAPTER, T2I_ADAPTER, DIFFUSERS_T2I_ADAPTER):

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from hoi.metrics.clip_score import load_clip
+from hoi.metrics.clip import load_clip
 
 SIZES = {
     "embed_dim": 16,

@@ -611,7 +611,7 @@ def test_the_checker_knows_parts_of_models_of_either_size(tmp_path, official, ca
     clip = {"logit_scale": torch.zeros(()), "visual.conv1.weight": torch.zeros(8, 3, 4, 4)}
     save_file(clip, tmp_path / "open_clip_model.safetensors")
     assert main([str(tmp_path / "open_clip_model.safetensors")]) == 0
-    assert "in open_clip's layout (2 tensors); for scores: hoi.metrics.clip_score.load_clip(" in capsys.readouterr().out
+    assert "in open_clip's layout (2 tensors); for scores: hoi.metrics.clip.load_clip(" in capsys.readouterr().out
     with pytest.raises(ValueError, match="is a CLIP model in open_clip's layout, expected a whole model"):
         load_model(tmp_path / "open_clip_model.safetensors")
     assert main([str(official)]) == 1
