@@ -33,6 +33,7 @@ from hoi.common.files import sha256_of, write_bytes_atomically
 from hoi.common.machine import check_device
 from hoi.geometry.hand import load_hand
 from hoi.metrics.clip import SCORE_PREFIX, SCORE_WEIGHT, load_clip
+from hoi.metrics.distances import save_statistics
 from hoi.metrics.feature_metrics import Reference, Run, add_clip_numbers, add_frechet, add_inception_numbers, annotated
 from hoi.metrics.features import (
     Extractor,
@@ -50,7 +51,6 @@ from hoi.metrics.intervals import Sheet, as_table, mean_of
 from hoi.metrics.keypoint_metrics import add_contact_numbers, add_keypoint_numbers
 from hoi.metrics.pose_files import read_poses
 from hoi.metrics.pose_metrics import BOXES, add_pose_numbers
-from hoi.metrics.reference_file import save_statistics
 from hoi.verify.predictions import check_covers, read_contact_predictions, read_keypoint_predictions
 from hoi.verify.verifier import BUILT_IN, load_verifier
 

@@ -10,18 +10,19 @@ import numpy as np
 from hoi.metrics.clip import Clip, clip_scores
 from hoi.metrics.distances import (
     Gaussian,
+    Statistics,
     fit_gaussian,
     frechet,
     inception_score,
     inception_splits,
     kid,
+    load_statistics,
     precision,
     recall,
 )
 from hoi.metrics.features import Extractor, PictureSet, extract, find_pictures, shorten
 from hoi.metrics.inception import Inception
 from hoi.metrics.intervals import SHARE, Sheet, mean_of
-from hoi.metrics.reference_file import Statistics, load_statistics
 
 # Of Inception's features: where a Frechet distance looks, and what stands behind it.
 FRECHET_NUMBERS = {

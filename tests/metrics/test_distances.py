@@ -14,12 +14,13 @@ from hoi.metrics.distances import (
     inception_score,
     inception_splits,
     kid,
+    load_statistics,
     precision,
     recall,
+    save_statistics,
     square_root,
 )
 from hoi.metrics.intervals import estimate, mean_of, ratio_of
-from hoi.metrics.reference_file import load_statistics, save_statistics
 
 
 def once(statistic, n: int) -> float:
