@@ -34,7 +34,6 @@ from hoi.common.machine import check_device
 from hoi.geometry.hand import load_hand
 from hoi.metrics.clip import SCORE_PREFIX, SCORE_WEIGHT, load_clip
 from hoi.metrics.distances import save_statistics
-from hoi.metrics.feature_metrics import Reference, Run, add_clip_numbers, add_frechet, add_inception_numbers, annotated
 from hoi.metrics.features import (
     Extractor,
     PictureSet,
@@ -49,6 +48,7 @@ from hoi.metrics.flicker import clip_flicker
 from hoi.metrics.inception import RESIZE_MODES, load_inception
 from hoi.metrics.intervals import Sheet, as_table, mean_of
 from hoi.metrics.keypoint_metrics import add_contact_numbers, add_keypoint_numbers
+from hoi.metrics.pictures import Reference, Run, add_clip_numbers, add_frechet, add_inception_numbers, annotated
 from hoi.metrics.pose_files import read_poses
 from hoi.metrics.pose_metrics import BOXES, add_pose_numbers
 from hoi.verify.predictions import check_covers, read_contact_predictions, read_keypoint_predictions

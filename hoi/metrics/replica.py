@@ -14,9 +14,9 @@ from scipy import ndimage
 from hoi.data.folder import load_image, read_records
 from hoi.geometry.render import HAND, OBJECT
 from hoi.metrics.clip import Clip, load_toy_clip, toy_clip_scores
-from hoi.metrics.feature_metrics import Reference, Run, add_frechet
 from hoi.metrics.features import Extractor, find_pictures, verifier_extractor
 from hoi.metrics.intervals import PERCENT, SHARE, Sheet, Statistic, mean_of, ratio_of
+from hoi.metrics.pictures import Reference, Run, add_frechet
 from hoi.verify.scores import PCK_THRESHOLD, Witnesses, load_truth, score_picture
 from hoi.verify.verifier import Verifier, load_verifier
 
