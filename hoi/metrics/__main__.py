@@ -45,9 +45,9 @@ from hoi.metrics.features import (
     verifier_extractor,
 )
 from hoi.metrics.flicker import clip_flicker
+from hoi.metrics.hands import add_contact_numbers, add_keypoint_numbers
 from hoi.metrics.inception import RESIZE_MODES, load_inception
 from hoi.metrics.intervals import Sheet, as_table, mean_of
-from hoi.metrics.keypoint_metrics import add_contact_numbers, add_keypoint_numbers
 from hoi.metrics.pictures import Reference, Run, add_clip_numbers, add_frechet, add_inception_numbers, annotated
 from hoi.metrics.pose_files import read_poses
 from hoi.metrics.pose_metrics import BOXES, add_pose_numbers

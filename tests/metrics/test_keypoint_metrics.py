@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from hoi.metrics.hands import add_contact_numbers, add_keypoint_numbers, errors_3d_mm, hand_errors
 from hoi.metrics.intervals import Sheet, as_table
-from hoi.metrics.keypoint_metrics import add_contact_numbers, add_keypoint_numbers, errors_3d_mm, hand_errors
 from hoi.verify.predictions import ContactPrediction, HandPrediction
 
 BOX = np.zeros(4)

@@ -8,6 +8,7 @@ import trimesh
 from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 
+from hoi.metrics.hands import umeyama
 from hoi.metrics.intervals import Sheet
 from hoi.metrics.pose_files import read_poses
 from hoi.metrics.pose_metrics import (
@@ -22,7 +23,6 @@ from hoi.metrics.pose_metrics import (
     match_boxes,
     pose_error,
 )
-from hoi.metrics.umeyama import umeyama
 
 BOTTLE, MUG = 1, 6
 

@@ -2,6 +2,8 @@
 
 The paper gives neither PCK's threshold nor its normaliser; here an error counts relative to the longer side of the
 target joints' box, as MMPose does for hands, and an undetected hand has every joint wrong.
+
+Similarity between two sets of corresponding points.  (N, 3) -> (N, 3): scale, rotation, translation.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from hoi.metrics.intervals import PERCENT, SHARE, Sheet, mean_of, ratio_of
-from hoi.metrics.umeyama import umeyama
 from hoi.verify.predictions import (
     CONTACT_STATES,
     PORTABLE_OBJECT,
@@ -152,3 +153,36 @@ def _mean_of_groups(values: np.ndarray, groups: np.ndarray):
     """The mean of the groups' means; a group that a draw misses does not count there."""
     parts = [ratio_of(values * (groups == group), groups == group) for group in sorted(set(groups))]
     return lambda draws: np.nanmean([part(draws) for part in parts], axis=0)
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """x -> scale * rotation @ x + translation."""
+
+    scale: float
+    rotation: np.ndarray
+    translation: np.ndarray
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        """(N, 3) -> (N, 3)"""
+        return self.scale * points @ self.rotation.T + self.translation
+
+
+def umeyama(source: np.ndarray, target: np.ndarray) -> Similarity:
+    """The similarity (never a reflection) that takes source (N, 3) to target (N, 3) with the least squared error.
+
+    Raises ValueError for points on a line or fewer than three, which fix no rotation, and for numbers not finite.
+    Source: Umeyama 1991, eq. 40 to 43.
+    """
+    if source.shape != target.shape or source.ndim != 2 or source.shape[1] != 3:
+        raise ValueError(f"source is {source.shape}, target {target.shape}; expected the same (N, 3) of both")
+    if not (np.isfinite(source).all() and np.isfinite(target).all()):
+        raise ValueError("points to be aligned are not finite")
+    centred_source, centred_target = source - source.mean(axis=0), target - target.mean(axis=0)
+    u, singular, vt = np.linalg.svd(centred_target.T @ centred_source / len(source))
+    if singular[1] <= 1e-9 * max(singular[0], 1e-300) or singular[0] == 0:
+        raise ValueError("points on a line or in one place have no rotation; at least three others are needed")
+    signs = np.array([1.0, 1.0, np.sign(np.linalg.det(u) * np.linalg.det(vt))])
+    rotation = u * signs @ vt
+    scale = float(singular @ signs / (centred_source**2).sum(axis=1).mean())
+    return Similarity(scale, rotation, target.mean(axis=0) - scale * rotation @ source.mean(axis=0))
