@@ -10,7 +10,7 @@
     python -m hoi.metrics --clips DIR DIR ...                             flicker
 
 DIR is a dataset folder or any folder of pictures.  The table is printed and written to metrics.md and metrics.json.
-Formats of predictions: hoi/verify/predictions.py (keypoints, contact), hoi/metrics/pose_files.py (object poses).
+Formats of predictions: hoi/verify/predictions.py (keypoints, contact), hoi/metrics/poses.py (object poses).
 """
 
 from __future__ import annotations
@@ -49,8 +49,7 @@ from hoi.metrics.hands import add_contact_numbers, add_keypoint_numbers
 from hoi.metrics.inception import RESIZE_MODES, load_inception
 from hoi.metrics.intervals import Sheet, as_table, mean_of
 from hoi.metrics.pictures import Reference, Run, add_clip_numbers, add_frechet, add_inception_numbers, annotated
-from hoi.metrics.pose_files import read_poses
-from hoi.metrics.pose_metrics import BOXES, add_pose_numbers
+from hoi.metrics.poses import BOXES, add_pose_numbers, read_poses
 from hoi.verify.predictions import check_covers, read_contact_predictions, read_keypoint_predictions
 from hoi.verify.verifier import BUILT_IN, load_verifier
 

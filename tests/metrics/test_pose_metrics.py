@@ -10,8 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from hoi.metrics.hands import umeyama
 from hoi.metrics.intervals import Sheet
-from hoi.metrics.pose_files import read_poses
-from hoi.metrics.pose_metrics import (
+from hoi.metrics.poses import (
     Hits,
     Objects,
     add_pose_numbers,
@@ -22,6 +21,7 @@ from hoi.metrics.pose_metrics import (
     judge,
     match_boxes,
     pose_error,
+    read_poses,
 )
 
 BOTTLE, MUG = 1, 6
