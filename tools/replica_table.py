@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from hoi.common.command import project_commit, told_problems  # noqa: E402
 from hoi.common.files import sha256_of, write_bytes_atomically  # noqa: E402
 from hoi.common.tensors import WeightFile  # noqa: E402
-from hoi.metrics import replica  # noqa: E402
+from hoi.metrics import toy_tables  # noqa: E402
 from hoi.metrics.intervals import Sheet, shown  # noqa: E402
 from hoi.verify.verifier import BUILT_IN  # noqa: E402
 
@@ -56,29 +56,29 @@ TABLES = {
         {"none": "LDM (finetuned)", "no-normal": "w/o estimated normal maps",
          "no-skeleton": "w/o hand keypoint projection", "no-segmentation": "w/o hand-object segmentation",
          "all": "HOIDiffusion"},
-        (Column(replica.FRECHET, "Frechet distance", "FID (1k)", (86.12, 82.40, 81.93, 78.57, 77.64)),
-         Column(replica.HAND_IOU, "hand IoU"), Column(replica.OBJECT_IOU, "object IoU"), Column(replica.PCK, "PCK")),
+        (Column(toy_tables.FRECHET, "Frechet distance", "FID (1k)", (86.12, 82.40, 81.93, 78.57, 77.64)),
+         Column(toy_tables.HAND_IOU, "hand IoU"), Column(toy_tables.OBJECT_IOU, "object IoU"), Column(toy_tables.PCK, "PCK")),
     ),
     "5": Table(
         "Table 5, appearance regularisation",
         {"no-regularization": "w/o regularization", "all": "HOIDiffusion"},
-        (Column(replica.TOY_CLIP, "CLIPScore stand-in", "CLIPScore", (0.66, 0.79)),
-         Column(replica.COLOR, "colour word, %"), Column(replica.BACKGROUND, "background word, %")),
+        (Column(toy_tables.TOY_CLIP, "CLIPScore stand-in", "CLIPScore", (0.66, 0.79)),
+         Column(toy_tables.COLOR, "colour word, %"), Column(toy_tables.BACKGROUND, "background word, %")),
     ),
     "2": Table(
         "Table 2, hand contact and keypoints",
         {"none": "LDM", "all": "HOIDiffusion"},
-        (Column(replica.contact_of("mug"), "mug, %", "mug, %", (79.12, 92.31)),
-         Column(replica.contact_of("bowl"), "bowl, %", "bowl, %", (78.89, 97.78)),
-         Column(replica.contact_of("bottle"), "bottle, %", "bottle, %", (73.00, 94.00)),
-         Column(replica.contact_of("can"), "can, %", "can, %", (60.64, 97.87)),
-         Column(replica.CONTACT, "contact, mean, %", "contact recall, mean, %", (72.91, 95.49)),
-         Column(replica.PCK, "PCK", "PCK", (0.15, 0.85))),
+        (Column(toy_tables.contact_of("mug"), "mug, %", "mug, %", (79.12, 92.31)),
+         Column(toy_tables.contact_of("bowl"), "bowl, %", "bowl, %", (78.89, 97.78)),
+         Column(toy_tables.contact_of("bottle"), "bottle, %", "bottle, %", (73.00, 94.00)),
+         Column(toy_tables.contact_of("can"), "can, %", "can, %", (60.64, 97.87)),
+         Column(toy_tables.CONTACT, "contact, mean, %", "contact recall, mean, %", (72.91, 95.49)),
+         Column(toy_tables.PCK, "PCK", "PCK", (0.15, 0.85))),
     ),
 }  # fmt: skip
 
 
-def measured(name: str, args: argparse.Namespace, judges: replica.Judges) -> Report:
+def measured(name: str, args: argparse.Namespace, judges: toy_tables.Judges) -> Report:
     """All numbers of one model's pictures, or of the shaded ones; written to OUT/NAME/numbers.json."""
     sheet, folder = Sheet(RESAMPLES, SEED), args.out / name
     pictures, files, steps = folder / "pictures", {"verifier": args.verifier, "clip": args.clip}, None
@@ -88,7 +88,7 @@ def measured(name: str, args: argparse.Namespace, judges: replica.Judges) -> Rep
     else:
         files["model"] = folder / "model.safetensors"
         steps = int(WeightFile(files["model"]).metadata["step"])
-    replica.measure_pictures(sheet, pictures, args.shaded, judges)
+    toy_tables.measure_pictures(sheet, pictures, args.shaded, judges)
     report = {
         "pictures": str(pictures),
         "reference": {"folder": str(args.reference), "n": len(judges.reference.pictures)},
@@ -119,7 +119,7 @@ def as_markdown(table: Table, reports: Mapping[str, Report]) -> str:
     """The table in the paper's shape, then how to read it and where its order differs from the paper's."""
     heads, rows = ["method"], {name: [label] for name, label in (table.rows | {CEILING: "(shaded pictures)"}).items()}
     for column in table.columns:
-        arrow = "↓" if column.number == replica.FRECHET else "↑"
+        arrow = "↓" if column.number == toy_tables.FRECHET else "↑"
         if column.paper:
             heads.append(f"paper: {column.paper_title} {arrow}")
             for row, value in itertools.zip_longest(rows.values(), column.paper):
@@ -138,7 +138,7 @@ def explained(table: Table, reports: Mapping[str, Report]) -> list[str]:
     meant: dict[str, list[str]] = {}  # what the columns are, those of one definition together
     for column in table.columns:
         if number := number_of(ceiling, column.number):
-            to = f" to {ceiling['reference']['n']} shaded pictures" if column.number == replica.FRECHET else ""
+            to = f" to {ceiling['reference']['n']} shaded pictures" if column.number == toy_tables.FRECHET else ""
             meant.setdefault(number["definition"] + to, []).append(f"{column.title} (n = {number['n']})")
     lines = [f"- toy {', '.join(titles)}: {definition}" for definition, titles in meant.items()]
     lines.append(
@@ -181,7 +181,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    judges = replica.load_judges(args.verifier, args.clip, args.reference, args.out / "features")
+    judges = toy_tables.load_judges(args.verifier, args.clip, args.reference, args.out / "features")
     names = dict.fromkeys(name for key in args.tables for name in TABLES[key].rows)
     reports = {name: measured(name, args, judges) for name in [*names, CEILING]}
     for key in args.tables:

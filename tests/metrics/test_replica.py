@@ -13,7 +13,7 @@ import verifier_world
 import sample
 import train
 from hoi.data import folder as folder_module
-from hoi.metrics import replica
+from hoi.metrics import toy_tables
 from hoi.metrics.clip import load_toy_clip, toy_clip_scores
 from hoi.metrics.intervals import Sheet
 from hoi.network.text import TextConfig, TextEncoder
@@ -47,19 +47,19 @@ def label_map(**corners: tuple[int, int, int, int, int]) -> np.ndarray:
     ],
 )
 def test_regions_touch_when_the_largest_ones_have_neighbouring_pixels(drawn, touch):
-    assert replica.regions_touch(drawn) is touch
+    assert toy_tables.regions_touch(drawn) is touch
 
 
 def test_contact_counts_categories_alike():
     sheet = Sheet(resamples=20, seed=0)
-    replica.add_contact(sheet, np.array([True, False, True, True, True]), np.array(["mug", "mug", "can", "can", "can"]))
+    toy_tables.add_contact(sheet, np.array([True, False, True, True, True]), np.array(["mug", "mug", "can", "can", "can"]))
     values = {item.name: (item.estimate.value, item.estimate.n) for item in sheet.measurements}
     assert values == {"toy contact, can, %": (100, 3), "toy contact, mug, %": (50, 2), "toy contact, %": (75, 5)}
 
 
 def test_intervals_of_shares_end_at_100_percent():
     sheet = Sheet(resamples=20, seed=5)  # 90 %, whose shifted percentiles end at 100.5
-    replica.add_contact(sheet, np.arange(10) > 0, np.array(["mug"] * 10))
+    toy_tables.add_contact(sheet, np.arange(10) > 0, np.array(["mug"] * 10))
     assert [item.estimate.high for item in sheet.measurements] == [100, 100]
 
 
@@ -84,36 +84,36 @@ def model_file(steps: int) -> bytes:
     return len(header).to_bytes(8, "little") + header
 
 
-def judges_of(world: Path, reference: str) -> replica.Judges:
+def judges_of(world: Path, reference: str) -> toy_tables.Judges:
     files = world / "verifier.safetensors", world / "clip.safetensors"
-    return replica.load_judges(*files, world / reference, world / "features")
+    return toy_tables.load_judges(*files, world / reference, world / "features")
 
 
 def measured(world: Path, folder: str, reference: str) -> dict[str, float]:
     sheet = Sheet(resamples=0, seed=0)
-    replica.measure_pictures(sheet, world / folder, world / "shaded", judges_of(world, reference))
+    toy_tables.measure_pictures(sheet, world / folder, world / "shaded", judges_of(world, reference))
     return {item.name: item.estimate.value for item in sheet.measurements}
 
 
 def test_numbers_are_those_of_the_verifier_and_the_small_clip(world):
     numbers = measured(world, "all/pictures", "reference")
     expected = report.measure(world / "verifier.safetensors", world / "shaded", world / "all/pictures")["generated"]
-    for name in (replica.HAND_IOU, replica.OBJECT_IOU, replica.PCK, replica.COLOR, replica.BACKGROUND):
-        key, factor, _ = replica.SCORED[name]
+    for name in (toy_tables.HAND_IOU, toy_tables.OBJECT_IOU, toy_tables.PCK, toy_tables.COLOR, toy_tables.BACKGROUND):
+        key, factor, _ = toy_tables.SCORED[name]
         assert numbers[name] == pytest.approx(factor * expected[key], abs=1e-5), name
-    assert 0 < numbers[replica.PCK] < 1
+    assert 0 < numbers[toy_tables.PCK] < 1
     records = folder_module.read_records(world / "all/pictures")
     images = [folder_module.load_image(world / "all/pictures", record) for record in records]
     scores = toy_clip_scores(load_toy_clip(world / "clip.safetensors"), images, [r["text"] for r in records])
-    assert numbers[replica.TOY_CLIP] == pytest.approx(scores.mean())
-    assert measured(world, "shaded", "shaded")[replica.FRECHET] == pytest.approx(0, abs=1e-6)
-    assert numbers[replica.FRECHET] > 1e-4
+    assert numbers[toy_tables.TOY_CLIP] == pytest.approx(scores.mean())
+    assert measured(world, "shaded", "shaded")[toy_tables.FRECHET] == pytest.approx(0, abs=1e-6)
+    assert numbers[toy_tables.FRECHET] > 1e-4
 
 
 def test_pictures_of_other_captions_are_refused(world, tmp_path):
     verifier_world.make_folder(tmp_path / "other", 12, text="A hand is grasping a red mug on the beach")
     with pytest.raises(ValueError, match=r"other \(12 records\) does not hold the captions of .*shaded \(12\)"):
-        replica.measure_pictures(Sheet(0, 0), tmp_path / "other", world / "shaded", judges_of(world, "reference"))
+        toy_tables.measure_pictures(Sheet(0, 0), tmp_path / "other", world / "shaded", judges_of(world, "reference"))
 
 
 def test_the_tool_measures_every_row_and_prints_the_table(world, capsys):
@@ -125,14 +125,14 @@ def test_the_tool_measures_every_row_and_prints_the_table(world, capsys):
     rows = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in printed.splitlines() if "|" in line}
     assert rows["LDM"][0] == "79.12" and rows["LDM"][-2] == "0.15" and rows["HOIDiffusion"][-2] == "0.85"
     assert rows["LDM"][3] == "-"  # no bowl among the records
-    pck = measured(world, "none/pictures", "reference")[replica.PCK]
+    pck = measured(world, "none/pictures", "reference")[toy_tables.PCK]
     assert rows["LDM"][-1].startswith(f"{pck:.4g} (")
     assert "fine-tunes of 7 and 9 steps" in printed and "not equally long: do not compare" in printed
 
 
 def made_up(value: float, spread: float, steps: int | None = 600) -> dict:
     number = {"value": value, "low": value - spread, "high": value + spread, "n": 208, "definition": "d"}
-    numbers = [{"name": name, **number} for name in (replica.FRECHET, replica.TOY_CLIP)]
+    numbers = [{"name": name, **number} for name in (toy_tables.FRECHET, toy_tables.TOY_CLIP)]
     return {"steps": steps, "numbers": numbers, "sha256": {"verifier": "ab" * 32}, "date": "2030-01-01",
             "interval": {"resamples": 200}, "reference": {"n": 2000}}  # fmt: skip
 
