@@ -30,7 +30,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from hoi.common.command import how_made, positive, told_problems
+from hoi.common.command import how_made, positive, problems_as_messages
 from hoi.common.machine import mapper
 from hoi.data.check import check_folder
 from hoi.data.scene_maker import SceneMaker, SceneSettings
@@ -283,7 +283,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"look at {args.out / 'grid.png'}; validate with: python make_dataset.py --check {args.out}")
 
 
-@told_problems("make_dataset.py", "interrupted before the first record; the same command starts again")
+@problems_as_messages("make_dataset.py", "interrupted before the first record; the same command starts again")
 def run(arguments: list[str] | None = None) -> None:
     main(parse_args(arguments))
 

@@ -25,17 +25,17 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from hoi.common.command import how_made, positive, told_problems
+from hoi.common.command import how_made, positive, problems_as_messages
 from hoi.common.machine import check_device, has_fast_bf16, keep_freed_memory
 from hoi.data.folder import RECORD_KEYS, read_description
-from hoi.data.views import FolderGeometries, Request, SceneGeometries, plan
+from hoi.data.views import FolderViews, Request, SceneViews, plan
 from hoi.data.writer import DatasetWriter, complete_record, open_folder, png_text, write_pictures
 from hoi.geometry.camera import FRAMINGS
 from hoi.geometry.hand import load_hand
 from hoi.geometry.objects import CATEGORIES, collect_objects, object_card
 from hoi.network.kernels import pack
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion, stack_conditions
-from hoi.network.pipeline import PictureMaker, SamplingSettings, join_features, set_precision
+from hoi.network.pipeline import Pipeline, SamplingSettings, join_features, set_precision
 from hoi.network.samplers import SAMPLERS
 from hoi.toyworld.words import (
     DEFAULT_PROMPTS,
@@ -191,22 +191,22 @@ def sampling_settings(args: argparse.Namespace, model: HOIDiffusion) -> Sampling
     )
 
 
-def choose_geometries(args: argparse.Namespace, model: HOIDiffusion) -> FolderGeometries | SceneGeometries | None:
+def choose_geometries(args: argparse.Namespace, model: HOIDiffusion) -> FolderViews | SceneViews | None:
     size = model.config.image_size
     if not args.conditions:
         return None
     if args.data is not None:
-        return FolderGeometries(args.data, size)
+        return FolderViews(args.data, size)
     meshes = collect_objects(args.object or CATEGORIES, category=args.category, units=args.units)
     framing = args.framing or ("tight" if model.config.name == "tiny" else "official")
-    return SceneGeometries(
+    return SceneViews(
         meshes, load_hand(args.mano), size, args.seed, args.hand_side, framing, args.grasps_per_object, args.cache
     )
 
 
-def normal_sources(geometries: FolderGeometries | SceneGeometries | None) -> set[str | None]:
+def normal_sources(geometries: FolderViews | SceneViews | None) -> set[str | None]:
     """Where the normal maps come from: rendered here, or what the folder's records say."""
-    if isinstance(geometries, FolderGeometries):
+    if isinstance(geometries, FolderViews):
         return {record.get("normal_source") for record in geometries.records}
     return set() if geometries is None else {"geometry"}
 
@@ -240,7 +240,7 @@ def describe(args, settings, checkpoint, dtype, geometries, prompts) -> dict[str
     job |= {"prompts": None if prompts is None else digest(prompts), "conditions": args.conditions}
     licences: dict[str, Any] = {"weights": f"those of {checkpoint['name']}"}
     objects: list[dict[str, Any]] = []
-    if isinstance(geometries, FolderGeometries):
+    if isinstance(geometries, FolderViews):
         rows = [[record["index"], record["text"], record["keypoints_2d"]] for record in geometries.records]
         job["data"] = digest(rows)
         source = read_description(args.data)
@@ -269,7 +269,7 @@ def say(rank: int, *lines: str) -> None:
 
 def prepare_grasps(geometries, requests: list[Request], rank: int) -> None:
     """Search grasps before the first picture.  Rank 0 first: the others read what it found."""
-    if isinstance(geometries, SceneGeometries):
+    if isinstance(geometries, SceneViews):
         if rank > 0:
             barrier()
         needed = sorted({request.geometry % len(geometries) for request in requests})
@@ -287,8 +287,8 @@ def barrier() -> None:
 def make_pictures(
     args: argparse.Namespace,
     writer: DatasetWriter,
-    maker: PictureMaker,
-    geometries: FolderGeometries | SceneGeometries | None,
+    maker: Pipeline,
+    geometries: FolderViews | SceneViews | None,
     requests: list[Request],
     first_index: dict[int | None, int],
     common: dict[str, Any],
@@ -356,7 +356,7 @@ def main(args: argparse.Namespace) -> None:
     if warning := normals_differ(model, normal_sources(geometries)):
         say(rank, warning)
     prepare_grasps(geometries, todo, rank)
-    if isinstance(geometries, SceneGeometries):
+    if isinstance(geometries, SceneViews):
         say(rank, f"conditions drawn by {geometries.renderer_used()}")
     first_index: dict[int | None, int] = {}
     for request in requests:
@@ -364,7 +364,7 @@ def main(args: argparse.Namespace) -> None:
     common = {key: value for key, value in vars(settings).items() if key in RECORD_KEYS}
     common |= {"seed": args.seed, "checkpoint": checkpoint, "height": config.image_size, "width": config.image_size}
     mine = [todo[i] for i in np.array_split(np.arange(len(todo)), world_size)[rank]]
-    make_pictures(args, writer, PictureMaker(model, settings), geometries, mine, first_index, common, quiet=rank > 0)
+    make_pictures(args, writer, Pipeline(model, settings), geometries, mine, first_index, common, quiet=rank > 0)
     barrier()
     writer.finish()
     say(rank, f"{len(todo)} new pictures, {len(requests)} in all; look at {args.out / 'grid.png'}")
@@ -372,7 +372,7 @@ def main(args: argparse.Namespace) -> None:
         say(rank, f"validate the annotation with: python make_dataset.py --check {args.out}")
 
 
-@told_problems("sample.py", "\ninterrupted: finished pictures are complete; the same command continues")
+@problems_as_messages("sample.py", "\ninterrupted: finished pictures are complete; the same command continues")
 def run(arguments: list[str] | None = None) -> None:
     try:
         main(parse_args(arguments))

@@ -34,7 +34,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from hoi.common.command import told_problems
+from hoi.common.command import problems_as_messages
 from hoi.common.machine import check_device, has_fast_bf16, join_processes, keep_freed_memory
 from hoi.network.config import PRESETS
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion
@@ -52,7 +52,7 @@ from hoi.training.run import (
     gradient_norm,
     unusable_step,
 )
-from hoi.training.small_clip import FILE_NAME, save_toy_clip
+from hoi.training.small_clip import FILE_NAME, save_small_clip
 from hoi.training.stages import TEXT_SHRINK, TextStage, VaeStage
 from hoi.weights.load import init_branch, load_adapter, load_model, source_hash
 
@@ -205,7 +205,8 @@ def build_stage(args: argparse.Namespace, model: HOIDiffusion, share: Share, bf1
         return TextStage(model, pictures, share, args.seed, meaning)
 
     sets = [pictures, TrainingSet(args.reg_data, side, side)] if args.reg_data else [pictures]
-    data, *buffer = (training_data.cached(model, each, Path(args.out) / "latents", args.cache_text, bf16) for each in sets)
+    latents = Path(args.out) / "latents"
+    data, *buffer = (training_data.cached(model, each, latents, args.cache_text, bf16) for each in sets)
     if args.stage == "base":
         if not model.metadata.get("scaling_factor_measured"):
             model.set_scaling_factor(training_data.measured_scaling_factor(data.latents))
@@ -239,7 +240,7 @@ def export(args: argparse.Namespace, model: HOIDiffusion, stage: nn.Module, step
         extra |= {"conditions": ",".join(args.conditions)}
         extra |= {"normal_source": ",".join(sorted(sources))} if sources and "normal" in args.conditions else {}
     if args.stage == "text":  # with the picture tower, which the model has no place for
-        save_toy_clip(Path(args.out) / FILE_NAME, stage.picture_text, model.config.image_size // TEXT_SHRINK)
+        save_small_clip(Path(args.out) / FILE_NAME, stage.picture_text, model.config.image_size // TEXT_SHRINK)
     model.save(Path(args.out) / "model.safetensors", step, kind, shlex.join(["train.py", *sys.argv[1:]]), **extra)
 
 
@@ -363,7 +364,7 @@ def leave(received: int | None, out: Path, done: int, main_process: bool) -> Non
 
 def main() -> None:
     try:
-        with told_problems("train.py", "\ninterrupted before the first step; the same command starts again"):
+        with problems_as_messages("train.py", "\ninterrupted before the first step; the same command starts again"):
             train(parse_args())
     except FloatingPointError as error:
         raise SystemExit(f"train.py: {error}") from error

@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from hoi.common.command import how_made, positive, told_problems
+from hoi.common.command import how_made, positive, problems_as_messages
 from hoi.common.files import encode_png, write_bytes_atomically
 from hoi.common.machine import keep_freed_memory
-from hoi.common.sheets import write_clip
+from hoi.common.sheets import write_video
 from hoi.data.folder import RECORD_KEYS, load_conditions, load_image, read_description, read_records
 from hoi.data.views import MAX_PENETRATION_MM, ApproachFrames, TrajectoryFrames, approach_scene
 from hoi.data.writer import DatasetWriter, complete_record, open_folder, png_text, strip, write_pictures
@@ -34,8 +34,8 @@ from hoi.geometry.hand import load_hand
 from hoi.geometry.objects import collect_objects, object_card
 from hoi.geometry.render import Renderer
 from hoi.network.model import HOIDiffusion, stack_conditions
-from hoi.network.pipeline import PictureMaker, SamplingSettings, clip_pictures
-from hoi.network.unet import PARTS
+from hoi.network.pipeline import Pipeline, SamplingSettings, anchored_pictures
+from hoi.network.unet import UNET_PARTS
 from hoi.toyworld.words import DEFAULT_PROMPTS, fill
 from sample import (
     CACHE,
@@ -74,7 +74,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     clip.add_argument("--anchor", type=int, metavar="I",
                       help="frame that all frames look at (default: the middle, as in the paper)")
     clip.add_argument("--no-anchor", action="store_true", help="every frame on its own")
-    clip.add_argument("--anchor-in", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART",
+    clip.add_argument("--anchor-in", nargs="+", choices=UNET_PARTS, default=list(UNET_PARTS), metavar="PART",
                       help="parts of the U-Net whose self-attentions do: encoder, middle, decoder (the paper: all)")
     clip.add_argument("--same-noise", action=argparse.BooleanOptionalAction, default=True,
                       help="all frames start from the noise of record 0 of sample.py")
@@ -167,7 +167,7 @@ def describe(
         source = read_description(args.trajectory)
         licences["data"], objects = source.get("licences"), source.get("objects") or []
     else:
-        keypoints = [pose.transl.round(6).tolist() for pose in frames.scene.hand_poses]
+        keypoints = [pose.transl.round(6).tolist() for pose in frames.scene.hand_params]
         mesh = frames.scene.object_mesh
         licences["objects"], objects = [mesh.source], [object_card(mesh)]
         job["object"] = mesh.object_id
@@ -186,7 +186,7 @@ def describe(
 def make_frames(
     args: argparse.Namespace,
     writer: DatasetWriter,
-    maker: PictureMaker,
+    maker: Pipeline,
     frames: ApproachFrames | TrajectoryFrames,
     prompt: str,
     anchor: int | None,
@@ -203,7 +203,7 @@ def make_frames(
         return picture_generator(args.seed, 0 if args.same_noise else frame)
 
     with tqdm(total=len(todo), unit="frame") as bar:
-        pictures = clip_pictures(
+        pictures = anchored_pictures(
             maker, prompt, frame_features, frame_generator, todo, anchor, args.chunk or (8 if size < 512 else 1),
             args.anchor_in, lambda step, steps: bar.set_postfix_str(f"step {step} of {steps}"),
         )  # fmt: skip
@@ -221,7 +221,7 @@ def finish(args: argparse.Namespace, writer: DatasetWriter) -> None:
     writer.finish()
     records = read_records(args.out)
     pictures = [load_image(args.out, record) for record in records]
-    files, notes = write_clip(args.out, pictures, args.fps, args.gif)
+    files, notes = write_video(args.out, pictures, args.fps, args.gif)
     sheet = strip([load_conditions(args.out, record) for record in records], pictures)
     write_bytes_atomically(args.out / "strip.png", encode_png(np.asarray(sheet)))
     print(*notes, f"{len(records)} frames; look at {args.out / files[0]} and {args.out / 'strip.png'}", sep="\n")
@@ -248,11 +248,11 @@ def main(args: argparse.Namespace) -> None:
     common = {key: value for key, value in vars(settings).items() if key in RECORD_KEYS}
     common |= {"seed": args.seed, "checkpoint": checkpoint, "height": config.image_size, "width": config.image_size}
     common |= {"text": prompt}
-    make_frames(args, writer, PictureMaker(model, settings), frames, prompt, anchor, common)
+    make_frames(args, writer, Pipeline(model, settings), frames, prompt, anchor, common)
     finish(args, writer)
 
 
-@told_problems("video.py", "\ninterrupted: finished frames are complete; the same command makes the others")
+@problems_as_messages("video.py", "\ninterrupted: finished frames are complete; the same command makes the others")
 def run(arguments: list[str] | None = None) -> None:
     main(parse_args(arguments))
 

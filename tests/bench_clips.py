@@ -30,9 +30,9 @@ from hoi.data.folder import load_image, load_label_map, read_records
 from hoi.geometry.hand import HandModel, load_hand
 from hoi.geometry.objects import CATEGORIES
 from hoi.geometry.scene import render_scene
-from hoi.metrics.flicker import clip_flicker
+from hoi.metrics.flicker import video_flicker
 from hoi.toyworld.looks import sample_look, shade_scene
-from hoi.verify.verifier import BUILT_IN, Verifier, load_verifier, look_at
+from hoi.verify.verifier import BUILT_IN_VERIFIER, Verifier, load_verifier, predict
 from sample import load_model
 
 ANCHORED, SINGLE, FLOOR = "anchor on, same noise", "anchor off, separate noise", "shaded toy world"
@@ -52,7 +52,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--also", nargs="+", default=[], metavar="FLAGS", help="of video.py, each a variant more")
     parser.add_argument("--checkpoint", metavar="FILE", help="default: the built-in weights")
-    parser.add_argument("--verifier", type=Path, default=BUILT_IN, metavar="FILE", help="default: the built-in one")
+    parser.add_argument("--verifier", type=Path, default=BUILT_IN_VERIFIER, metavar="FILE",
+                        help="default: the built-in one")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("out/clips"), metavar="DIR")
     return parser.parse_args()
 
@@ -84,8 +85,8 @@ def measure(
     """One clip, or other pictures of its frames."""
     records = read_records(folder)
     pictures = [load_image(folder, record) for record in records] if pictures is None else pictures
-    found = dataclasses.asdict(clip_flicker(folder, hand, pictures))
-    seen = np.stack([look.label_map for look in look_at(verifier, pictures)])
+    found = dataclasses.asdict(video_flicker(folder, hand, pictures))
+    seen = np.stack([look.label_map for look in predict(verifier, pictures)])
     return found | overlaps(seen, np.stack([load_label_map(folder, record) for record in records]))
 
 

@@ -66,7 +66,7 @@ def grasps(args: argparse.Namespace) -> None:
             found += len(chosen)
             for grasp in chosen:
                 ours, edges = max(ours, grasp.penetration_mm), max(edges, grasp.crossing_edges)
-                theirs = max(theirs, 1000 * depth_by_trimesh(mesh, hand(grasp.hand_pose).vertices))
+                theirs = max(theirs, 1000 * depth_by_trimesh(mesh, hand(grasp.hand_params).vertices))
         print(f"| {name} | {found} | {statistics.median(seconds):.2f} ({max(seconds):.2f}) "
               f"| {ours:.2f} / {theirs:.2f} | {edges} |", flush=True)
 

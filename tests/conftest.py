@@ -8,7 +8,7 @@ import pytest
 
 from hoi.data.writer import DatasetWriter, write_object, write_pictures
 from hoi.geometry.grasp import Grasp
-from hoi.geometry.hand import HandModel, HandPose, load_hand
+from hoi.geometry.hand import HandModel, HandParams, load_hand
 from hoi.geometry.objects import make_object
 from hoi.geometry.render import Renderer
 from hoi.geometry.scene import GraspedObject, annotate, compose_scene, render_scene, scene_conditions
@@ -31,7 +31,7 @@ def export_source(tmp_path_factory, hand, renderer) -> Path:
     """A dataset folder seen by the camera of NOCS, with pictures: a mug in a right hand, a bowl in a left one, a bottle
     alone, a hand alone, scenery, and (seen by another camera) a can that leaves the picture."""
     folder = tmp_path_factory.mktemp("export_source")
-    pose = HandPose(np.array([0.2, 0.4, -0.3]), np.full(45, 0.12), np.array([0.12, 0.03, 0.05]), np.zeros(10))
+    pose = HandParams(np.array([0.2, 0.4, -0.3]), np.full(45, 0.12), np.array([0.12, 0.03, 0.05]), np.zeros(10))
     grasp = Grasp(pose, 0.5, 0, (True, True, True, False, False), True, 1.0)
     writer = DatasetWriter(folder, {"licences": {"objects": ["built-in family"]}})
     for index, (name, content, side) in enumerate(

@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 from test_hand import PARENTS, mano_in_numpy
 
 from hoi.geometry.camera import Camera
-from hoi.geometry.hand import HandPose
+from hoi.geometry.hand import HandParams
 from hoi.geometry.render import Renderer
 
 HEIGHT, WIDTH = 480, 640
@@ -83,7 +83,7 @@ def write_mano(folder):
 
 def posed(arrays, global_orient, fingers, transl, betas, side):
     """Vertices (778, 3) and native joints (16, 3) of either hand, float64, by the formulas of the paper."""
-    pose = HandPose(global_orient, fingers, transl, betas, side)
+    pose = HandParams(global_orient, fingers, transl, betas, side)
     return mano_in_numpy(arrays, pose, mirror=side == "left")
 
 

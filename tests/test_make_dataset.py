@@ -15,6 +15,7 @@ import pytest
 import trimesh
 
 import make_dataset
+from hoi.common import files
 from hoi.data import writer
 from hoi.data.folder import load_conditions, load_image, read_records
 from hoi.data.scene_maker import SceneMaker
@@ -240,7 +241,8 @@ def test_a_full_disk_stops_with_a_message_and_keeps_finished_records(tmp_path, c
         return open(path, mode)
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "open", full_after_forty_files, raising=False)
+        for module in (files, writer):
+            patch.setattr(module, "open", full_after_forty_files, raising=False)
         with pytest.raises(SystemExit, match="the disk is full; finished records are safe"):
             make_dataset.run(arguments("--num 20", tmp_path / "out", cache))
     finished = len(read_records(tmp_path / "out"))

@@ -315,13 +315,13 @@ def test_a_finished_job_is_a_no_op_and_a_lost_picture_is_made_again(tmp_path, ch
     before = images(tmp_path)
     (tmp_path / "images" / "000002.png").unlink()
     asked = []
-    make = pipeline.PictureMaker.pictures
+    make = pipeline.Pipeline.pictures
 
     def noted(self, prompts, *rest):
         asked.append(prompts)
         return make(self, prompts, *rest)
 
-    monkeypatch.setattr(pipeline.PictureMaker, "pictures", noted)
+    monkeypatch.setattr(pipeline.Pipeline, "pictures", noted)
     records = generated(checkpoint, tmp_path, *words)
     assert asked == [[records[2]["text"]]] and np.abs(images(tmp_path) - before).max() <= 1
     capsys.readouterr()

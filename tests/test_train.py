@@ -13,11 +13,10 @@ import torch.multiprocessing as mp
 from training_world import SIDE, assert_same, hoi_args, make_world, small_model
 
 import train
-from hoi.common import files as files_module
 from hoi.common import tensors
 from hoi.data.folder import load_conditions, load_image, read_records
 from hoi.network.model import stack_conditions
-from hoi.network.pipeline import PictureMaker, SamplingSettings
+from hoi.network.pipeline import Pipeline, SamplingSettings
 from hoi.training import data as training_data
 from hoi.training import run as training_run
 from hoi.training import stages
@@ -120,8 +119,8 @@ def gradients(world: Path, share: Share) -> dict[str, torch.Tensor]:
 
 def half_the_work(rank: int, world: Path, port: int) -> None:
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    training_data.ROWS, written, write = 3, [], files_module.write_atomically
-    files_module.write_atomically = lambda path, save: (written.append(path.name), write(path, save))
+    training_data.ROWS, written, write = 3, [], training_data.write_atomically
+    training_data.write_atomically = lambda path, save: (written.append(path.name), write(path, save))
     found = gradients(world, Share(2, rank, 2))
     (world / f"written{rank}").write_text(" ".join(written))
     if rank == 0:
@@ -233,7 +232,7 @@ def test_previews_show_the_training_pictures_above_what_each_caption_and_geometr
         np.testing.assert_array_equal(shown[k], load_image(world / "data", records[k]))
         conditions = load_conditions(world / "data", records[k])
         np.testing.assert_array_equal(skeletons[k], conditions.skeleton)
-        maker = PictureMaker(model, settings)
+        maker = Pipeline(model, settings)
         features = maker.features(stack_conditions([conditions]))
         alone = maker.pictures([records[k]["text"]], features, [torch.Generator().manual_seed(k)])[0]
         assert np.abs(made[k].astype(int) - alone).max() <= 1

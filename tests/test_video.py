@@ -16,10 +16,10 @@ from test_sample import random_model
 
 import sample
 import video
-from hoi.common.sheets import encode_mp4, write_clip
+from hoi.common.sheets import encode_mp4, write_video
 from hoi.data.check import check_folder
 from hoi.data.folder import load_image, load_mesh, read_records
-from hoi.network.pipeline import PictureMaker
+from hoi.network.pipeline import Pipeline
 
 FRAMES = 4
 
@@ -115,13 +115,13 @@ def test_without_anchor_the_frames_are_independent_pictures(tmp_path, checkpoint
 @pytest.fixture
 def batches(monkeypatch) -> list[int]:
     """How many frames are denoised together, batch by batch."""
-    sizes, latents = [], PictureMaker.latents
+    sizes, latents = [], Pipeline.latents
 
     def noted(self, unet, prompts, *rest):
         sizes.append(len(prompts))
         return latents(self, unet, prompts, *rest)
 
-    monkeypatch.setattr(PictureMaker, "latents", noted)
+    monkeypatch.setattr(Pipeline, "latents", noted)
     return sizes
 
 
@@ -231,7 +231,7 @@ def test_an_mp4_shows_the_frames():
 def test_missing_encoders_are_told_and_a_gif_takes_the_place_of_webp(tmp_path, monkeypatch):
     monkeypatch.setattr(features, "check", lambda name: False)
     monkeypatch.setattr("hoi.common.sheets.importlib.util.find_spec", lambda name: None)
-    files, notes = write_clip(tmp_path, [np.zeros((8, 8, 3), np.uint8), np.ones((8, 8, 3), np.uint8)], 8)
+    files, notes = write_video(tmp_path, [np.zeros((8, 8, 3), np.uint8), np.ones((8, 8, 3), np.uint8)], 8)
     assert files == ["clip.gif"] and (tmp_path / "clip.gif").is_file()
     assert "pip install -U pillow" in notes[0] and "pip install av" in notes[1]
 

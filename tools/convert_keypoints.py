@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hoi.common.command import told_problems  # noqa: E402
+from hoi.common.command import problems_as_messages  # noqa: E402
 from hoi.common.files import read_json, write_bytes_atomically  # noqa: E402
 from hoi.data.folder import load_image, read_records  # noqa: E402
 from hoi.geometry.hand import MANO_TO_OPENPOSE  # noqa: E402
@@ -185,5 +185,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    with told_problems("python tools/convert_keypoints.py", "stopped; nothing was written"):
+    with problems_as_messages("python tools/convert_keypoints.py", "stopped; nothing was written"):
         main(parse_args())

@@ -19,12 +19,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hoi.common.command import project_commit, told_problems  # noqa: E402
+from hoi.common.command import problems_as_messages, project_commit  # noqa: E402
 from hoi.common.files import sha256_of, write_bytes_atomically  # noqa: E402
 from hoi.common.tensors import WeightFile  # noqa: E402
 from hoi.metrics import toy_tables  # noqa: E402
-from hoi.metrics.intervals import Sheet, shown  # noqa: E402
-from hoi.verify.verifier import BUILT_IN  # noqa: E402
+from hoi.metrics.intervals import Results, shown  # noqa: E402
+from hoi.verify.verifier import BUILT_IN_VERIFIER  # noqa: E402
 
 RESAMPLES, SEED = 200, 0
 CEILING = "shaded"  # the pictures that the records were shaded with: what the judges say of perfect ones
@@ -57,7 +57,8 @@ TABLES = {
          "no-skeleton": "w/o hand keypoint projection", "no-segmentation": "w/o hand-object segmentation",
          "all": "HOIDiffusion"},
         (Column(toy_tables.FRECHET, "Frechet distance", "FID (1k)", (86.12, 82.40, 81.93, 78.57, 77.64)),
-         Column(toy_tables.HAND_IOU, "hand IoU"), Column(toy_tables.OBJECT_IOU, "object IoU"), Column(toy_tables.PCK, "PCK")),
+         Column(toy_tables.HAND_IOU, "hand IoU"),
+          Column(toy_tables.OBJECT_IOU, "object IoU"), Column(toy_tables.PCK, "PCK")),
     ),
     "5": Table(
         "Table 5, appearance regularisation",
@@ -78,9 +79,9 @@ TABLES = {
 }  # fmt: skip
 
 
-def measured(name: str, args: argparse.Namespace, judges: toy_tables.Judges) -> Report:
+def measured(name: str, args: argparse.Namespace, judges: toy_tables.ToyEstimators) -> Report:
     """All numbers of one model's pictures, or of the shaded ones; written to OUT/NAME/numbers.json."""
-    sheet, folder = Sheet(RESAMPLES, SEED), args.out / name
+    sheet, folder = Results(RESAMPLES, SEED), args.out / name
     pictures, files, steps = folder / "pictures", {"verifier": args.verifier, "clip": args.clip}, None
     if name == CEILING:
         pictures = args.shaded
@@ -175,13 +176,13 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--shaded", type=Path, required=True, metavar="DIR", help="held-out records that the pictures were made from")
     add("--reference", type=Path, required=True, metavar="DIR", help="shaded pictures for the Frechet distance")
     add("--clip", type=Path, required=True, metavar="FILE", help="clip.safetensors of train.py --stage text")
-    add("--verifier", type=Path, default=BUILT_IN, metavar="FILE", help="judge (default: the built-in one)")
+    add("--verifier", type=Path, default=BUILT_IN_VERIFIER, metavar="FILE", help="judge (default: the built-in one)")
     add("--out", type=Path, required=True, metavar="DIR", help="holds NAME/pictures of each fine-tuned model")
     return parser.parse_args(arguments)
 
 
 def main(args: argparse.Namespace) -> None:
-    judges = toy_tables.load_judges(args.verifier, args.clip, args.reference, args.out / "features")
+    judges = toy_tables.load_toy_estimators(args.verifier, args.clip, args.reference, args.out / "features")
     names = dict.fromkeys(name for key in args.tables for name in TABLES[key].rows)
     reports = {name: measured(name, args, judges) for name in [*names, CEILING]}
     for key in args.tables:
@@ -191,5 +192,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    with told_problems("tools/replica_table.py", "interrupted; the same command begins again"):
+    with problems_as_messages("tools/replica_table.py", "interrupted; the same command begins again"):
         main(parse_args())

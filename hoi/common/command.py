@@ -49,7 +49,7 @@ def project_commit() -> str | None:
 
 
 @contextmanager
-def told_problems(script: str, interrupted: str) -> Iterator[None]:
+def problems_as_messages(script: str, interrupted: str) -> Iterator[None]:
     """Within this block or function what users can cause becomes a message and exit code 1; bugs keep their traceback.
 
     script       name that stands before the message of a ValueError or OSError

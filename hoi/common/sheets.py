@@ -129,7 +129,7 @@ def encode_mp4(pictures: Sequence[np.ndarray], fps: int) -> bytes:
     return stream.getvalue()
 
 
-def write_clip(
+def write_video(
     folder: Path, pictures: Sequence[np.ndarray], fps: int, gif: bool = False
 ) -> tuple[list[str], list[str]]:
     """Write clip.webp, clip.mp4 where PyAV is installed, and clip.gif if wanted or if there is no WebP.

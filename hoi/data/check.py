@@ -19,7 +19,7 @@ from hoi.data.folder import (
     read_records,
 )
 from hoi.geometry.camera import Camera, project, transform_points
-from hoi.geometry.hand import HandModel, HandPose, load_hand
+from hoi.geometry.hand import HandModel, HandParams, load_hand
 from hoi.geometry.render import GBuffer, Renderer
 
 KEYPOINT_TOLERANCE_PX = 0.01
@@ -266,9 +266,9 @@ class _Checker:
         return None if record[key] is None else load_picture(self.folder, record, key)
 
 
-def _hand_pose(record: dict[str, Any]) -> HandPose:
+def _hand_pose(record: dict[str, Any]) -> HandParams:
     """The hand in the camera frame."""
-    return HandPose(
+    return HandParams(
         np.array(record["global_orient"]), np.array(record["hand_pose"]), np.array(record["transl"]),
         np.array(record["hand_betas"]), record["hand_side"],
     )  # fmt: skip

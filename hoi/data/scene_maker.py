@@ -16,7 +16,7 @@ from hoi.data.writer import write_object, write_pictures
 from hoi.geometry.camera import CAMERA_FOV_DEG
 from hoi.geometry.contact import DistanceField
 from hoi.geometry.grabnet import find_grabnet_grasps, load_grabnet
-from hoi.geometry.grasp import remembered
+from hoi.geometry.grasp import cached_search
 from hoi.geometry.hand import load_hand
 from hoi.geometry.objects import ObjectMesh
 from hoi.geometry.render import Renderer
@@ -121,7 +121,7 @@ class SceneMaker:
         found, notes = {}, []
         for side in job.sides:
             target = mesh if side == "right" else mirror_mesh(mesh)
-            grasps, note = remembered(
+            grasps, note = cached_search(
                 lambda generator, target=target: find_grabnet_grasps(
                     target, self.hand, self.grabnet, job.grasps_per_object, generator),
                 target, self.hand, job.grasps_per_object, job.seed, self.cache, f"grabnet {self.grabnet.digest}",

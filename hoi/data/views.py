@@ -56,7 +56,7 @@ PICTURE_KEYS = (
 
 
 @dataclass(frozen=True)
-class Geometry:
+class View:
     """Conditions and annotation of one view.
 
     record        annotation under the keys of hoi/data/folder.py, without file names
@@ -105,7 +105,7 @@ def _copy_once(source: Path, target: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-class FolderGeometries:
+class FolderViews:
     """The distinct geometries of a dataset folder: records that share condition files are one geometry.
 
     records      all of the folder, in order of index
@@ -161,19 +161,19 @@ class FolderGeometries:
         """Index, in the folder, of the first record of a geometry."""
         return self._first[number]["index"]
 
-    def __getitem__(self, number: int) -> Geometry:
+    def __getitem__(self, number: int) -> View:
         """Raises ValueError naming a damaged file or one of another size."""
         source = self._first[number]
         record = {key: value for key, value in source.items() if key not in (*PICTURE_KEYS, *PICTURE_FOLDERS)}
         if not self.has_conditions(number):
-            return Geometry(record, None)
+            return View(record, None)
         conditions = load_conditions(self.folder, source)
         for key in CONDITION_KEYS:
             shape = getattr(conditions, PICTURE_FOLDERS[key]).shape
             if shape != (source["height"], source["width"], 3):
                 expected = (source["height"], source["width"], 3)
                 raise ValueError(f"{self.folder / source[key]} has shape {shape}, its record says {expected}")
-        return Geometry(
+        return View(
             record,
             conditions,
             load_depth(self.folder, source) if source.get("depth_file_name") else None,
@@ -182,7 +182,7 @@ class FolderGeometries:
         )
 
 
-class SceneGeometries:
+class SceneViews:
     """Endless new views: geometry k shows object k modulo their number, in a grasp and from a camera of its own.
 
     Everything random comes from (seed, k).  Grasps are searched by `prepare` and cached on disk.
@@ -225,7 +225,7 @@ class SceneGeometries:
     def source_index(self, number: int) -> None:
         return None
 
-    def __getitem__(self, number: int) -> Geometry:
+    def __getitem__(self, number: int) -> View:
         k = number % len(self.meshes)
         self.prepare(k)
         self.renderer_used()
@@ -239,7 +239,7 @@ class SceneGeometries:
         gbuffer = render_scene(scene, 0, self.hand, self.renderer)
         record = annotate(scene, 0, self.hand)
         conditions = scene_conditions(gbuffer, record)
-        return Geometry(record, conditions, gbuffer.depth, gbuffer.object_mask, scene.object_mesh)
+        return View(record, conditions, gbuffer.depth, gbuffer.object_mask, scene.object_mesh)
 
 
 GRASPS = 3  # searched, as many as sample.py searches by default, so that both read the same cache
@@ -290,24 +290,24 @@ class ApproachFrames:
         """hold: frames more that stay on the grasp; straight: never bend the approach."""
         self.hand, self.renderer = hand, renderer
         self.field = DistanceField(scene.object_mesh.vertices, scene.object_mesh.faces)
-        poses = list(scene.hand_poses)
+        poses = list(scene.hand_params)
         if not straight:
             poses = bend_approach(poses, hand, self.field, MAX_PENETRATION_MM / 1000)
-        self.bent = any(pose is not before for pose, before in zip(poses, scene.hand_poses, strict=True))
-        self.scene = replace(scene, hand_poses=(*poses, *poses[-1:] * hold))
+        self.bent = any(pose is not before for pose, before in zip(poses, scene.hand_params, strict=True))
+        self.scene = replace(scene, hand_params=(*poses, *poses[-1:] * hold))
         self.noun = noun(scene.object_mesh)
 
     def __len__(self) -> int:
         return self.scene.frames
 
-    def __getitem__(self, frame: int) -> Geometry:
+    def __getitem__(self, frame: int) -> View:
         """Raises ValueError when the hand is behind the camera."""
         record = annotate(self.scene, frame, self.hand, self.field)
         if not np.isfinite(record["keypoints_2d"]).all():
             raise ValueError(f"in frame {frame} the hand is behind the camera; take a smaller --start-distance")
         gbuffer = render_scene(self.scene, frame, self.hand, self.renderer)
         conditions = scene_conditions(gbuffer, record)
-        return Geometry(record, conditions, gbuffer.depth, gbuffer.object_mask, self.scene.object_mesh)
+        return View(record, conditions, gbuffer.depth, gbuffer.object_mask, self.scene.object_mesh)
 
     def penetration_mm(self) -> list[float]:
         """How deep the hand is in the object, each frame."""
@@ -324,7 +324,7 @@ class TrajectoryFrames:
         Raises FileNotFoundError or ValueError: no such trajectory, frames without conditions, of another size than
         the model's or of different objects.
         """
-        self.source = FolderGeometries(folder, size)
+        self.source = FolderViews(folder, size)
         records = self._of(Path(folder), self.source.records, trajectory)
         frames: dict[int, int] = {}  # frame -> position in the folder
         for position, record in enumerate(self.source.records):
@@ -355,7 +355,7 @@ class TrajectoryFrames:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def __getitem__(self, frame: int) -> Geometry:
+    def __getitem__(self, frame: int) -> View:
         return self.source[self.source.numbers[self.positions[frame]]]
 
 
@@ -376,7 +376,7 @@ class Request:
 
 
 def plan(
-    geometries: FolderGeometries | SceneGeometries | None, prompts: Sequence[str] | None, count: int | None = None
+    geometries: FolderViews | SceneViews | None, prompts: Sequence[str] | None, count: int | None = None
 ) -> list[Request]:
     """Requests 0 to count - 1, those of one geometry side by side (so they share its features), else by index.
 
@@ -399,7 +399,7 @@ def plan(
         requests = []
         for i in range(count or len(usable) * len(prompts)):
             turn = i // len(prompts)
-            number = usable[turn % len(usable)] if isinstance(geometries, FolderGeometries) else turn
+            number = usable[turn % len(usable)] if isinstance(geometries, FolderViews) else turn
             prompt = fill(prompts[i % len(prompts)], geometries.noun(number))
             requests.append(Request(i, number, prompt, geometries.source_index(number)))
     return sorted(requests, key=lambda request: (request.geometry, request.index))

@@ -12,8 +12,8 @@ reason.  The output appears whole at the end or not at all.
 import argparse
 from pathlib import Path
 
-from hoi.common.command import told_problems
-from hoi.export.formats import FORMATS, export, told
+from hoi.common.command import problems_as_messages
+from hoi.export.formats import FORMATS, export_folder, told
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -32,14 +32,14 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    written, left_out = export(args.folder, args.format, args.out, args.labels)
+    written, left_out = export_folder(args.folder, args.format, args.out, args.labels)
     print(f"{written} records -> {args.out}{told(left_out)}")
 
 
 def run(arguments: list[str] | None = None) -> None:
     """The command: problems become a message and exit code 1."""
     args = parse_args(arguments)
-    with told_problems("hoi.export", "interrupted: nothing was left behind"):
+    with problems_as_messages("hoi.export", "interrupted: nothing was left behind"):
         main(args)
 
 

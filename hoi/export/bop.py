@@ -44,7 +44,7 @@ def lacks(record: dict[str, Any]) -> str:
     return lacking(record, NEEDED)
 
 
-def export(folder: Path, records: list[dict[str, Any]], out: Path) -> Counter[str]:
+def write_export(folder: Path, records: list[dict[str, Any]], out: Path) -> Counter[str]:
     """Write the records, all complete in the sense of `lacks`, into an empty folder; nothing else is left out."""
     paths = sorted({record["object_path"] for record in records})
     ids = {path: number for number, path in enumerate(paths, start=1)}

@@ -30,7 +30,7 @@ def lacks(record: dict[str, Any]) -> str:
     return lacking(record, ())
 
 
-def export(folder: Path, records: list[dict[str, Any]], out: Path) -> Counter[str]:
+def write_export(folder: Path, records: list[dict[str, Any]], out: Path) -> Counter[str]:
     """Write all records, which need a picture, into an empty folder; nothing is left out."""
     nouns = sorted({_noun(record) for record in records if record.get("segmentation_file_name") is not None})
     category_ids = {noun: number for number, noun in enumerate(nouns, start=HAND_CATEGORY + 1)}

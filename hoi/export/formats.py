@@ -12,7 +12,9 @@ FORMATS = {"bop": bop, "nocs": nocs, "coco": coco, "csv": official_csv}
 CARD_NAMES = {"bop": "dataset_info.md"}  # README.md elsewhere
 
 
-def export(folder: str | Path, file_format: str, out: str | Path, labels: bool = False) -> tuple[int, Counter[str]]:
+def export_folder(
+    folder: str | Path, file_format: str, out: str | Path, labels: bool = False
+) -> tuple[int, Counter[str]]:
     """Write a dataset folder to `out`, which must not exist, in one of FORMATS.
 
     labels   NOCS alone: exact poses as pickles of SPD's form

@@ -86,7 +86,7 @@ def lacks(record: dict[str, Any]) -> str:
     return ""
 
 
-def export(folder: Path, records: list[dict[str, Any]], out: Path, labels: bool = False) -> Counter[str]:
+def write_export(folder: Path, records: list[dict[str, Any]], out: Path, labels: bool = False) -> Counter[str]:
     """Write the records, all complete in the sense of `lacks`; returns how many were left out, by reason.
 
     labels  also write each frame's exact pose as a pickle in SPD's form

@@ -40,7 +40,7 @@ def lacks(record: dict[str, Any]) -> str:
     return lacking(record, () if is_scenery else CONDITION_KEYS[:2])
 
 
-def export(folder: Path, records: list[dict[str, Any]], out: Path) -> Counter[str]:
+def write_export(folder: Path, records: list[dict[str, Any]], out: Path) -> Counter[str]:
     """Write the records, all complete in the sense of `lacks`, into an empty folder; nothing is left out."""
     with ExitStack() as files:
         tables = {}

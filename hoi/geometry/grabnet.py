@@ -28,7 +28,7 @@ from hoi.common.tensors import load_model_file, strict_load
 from hoi.geometry.contact import DistanceField
 from hoi.geometry.grasp import POOL, Grasp, choose_grasps, measure_grasp
 from hoi.geometry.grasp_search import reach_faults
-from hoi.geometry.hand import HandModel, HandPose
+from hoi.geometry.hand import HandModel, HandParams
 from hoi.geometry.mano import MANO_VERTICES
 from hoi.geometry.objects import ObjectMesh
 
@@ -223,7 +223,7 @@ def prepare_object(vertices: np.ndarray, faces: np.ndarray, generator: np.random
 
 
 @torch.no_grad()
-def draw_hands(grabnet: GrabNet, hand: HandModel, prepared: PreparedObject, latents: np.ndarray) -> list[HandPose]:
+def draw_hands(grabnet: GrabNet, hand: HandModel, prepared: PreparedObject, latents: np.ndarray) -> list[HandParams]:
     """Hands for one prepared object, in the object's canonical frame.
 
     latents  (B, 16), standard normal
@@ -252,7 +252,7 @@ def draw_hands(grabnet: GrabNet, hand: HandModel, prepared: PreparedObject, late
     wrists = (joints[:, 0] - anchors) @ prepared.rotation + prepared.to_canonical(anchors)
     # The model turns about its wrist, so that joint alone says how far the turned hand has to move.
     moves = wrists - (joints[:, 0] - transl.numpy())
-    return [HandPose(*row, mean_shape) for row in zip(orients, turns[:, 3:], moves, strict=True)]
+    return [HandParams(*row, mean_shape) for row in zip(orients, turns[:, 3:], moves, strict=True)]
 
 
 def find_grabnet_grasps(
@@ -279,9 +279,9 @@ def find_grabnet_grasps(
     for drawn in range(HANDS_PER_VIEW, max(max_draws, HANDS_PER_VIEW) + 1, HANDS_PER_VIEW):
         prepared = prepare_object(object_mesh.vertices, object_mesh.faces, generator)
         latents = generator.standard_normal((HANDS_PER_VIEW, LATENT_SIZE))
-        for hand_pose in draw_hands(grabnet, hand, prepared, latents):
-            grasp = measure_grasp(hand_pose, hand, field)
-            faults = grasp.faults + reach_faults(hand_pose, hand, field, table)
+        for hand_params in draw_hands(grabnet, hand, prepared, latents):
+            grasp = measure_grasp(hand_params, hand, field)
+            faults = grasp.faults + reach_faults(hand_params, hand, field, table)
             reasons.update(faults)
             found += [] if faults else [grasp]
         if len(found) >= (POOL * count if drawn < max_draws / 4 else count):

@@ -17,7 +17,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from hoi.geometry.contact import DistanceField, closure_effort, crossing_edges, mesh_edges
-from hoi.geometry.hand import JOINT_ROWS, HandModel, HandPose, rotation_matrices
+from hoi.geometry.hand import JOINT_ROWS, HandModel, HandParams, rotation_matrices
 from hoi.geometry.objects import ObjectMesh
 
 MAX_PENETRATION_MM = 2.0
@@ -31,7 +31,7 @@ CACHE_VERSION = 1  # raise it when the search changes, so that old caches are no
 class Grasp:
     """A hand that holds an object, and how well.
 
-    hand_pose           right hand in the object's canonical frame
+    hand_params         right hand in the object's canonical frame
     penetration_mm      depth of the deepest skin point inside the object, 0 if none is
     crossing_edges      edges of the hand mesh that pass through the object's surface
     fingers_in_contact  thumb, index, middle, ring, little: skin within CONTACT_DISTANCE of the surface
@@ -39,7 +39,7 @@ class Grasp:
     score               higher is better: comfortable, well-distributed contacts
     """
 
-    hand_pose: HandPose
+    hand_params: HandParams
     penetration_mm: float
     crossing_edges: int
     fingers_in_contact: tuple[bool, ...]
@@ -64,21 +64,21 @@ class Grasp:
         return tuple(reason for reason, failed in tests.items() if failed)
 
 
-def measure_grasp(hand_pose: HandPose, hand: HandModel, field: DistanceField) -> Grasp:
+def measure_grasp(hand_params: HandParams, hand: HandModel, field: DistanceField) -> Grasp:
     """Measure a grasp on the complete hand model: penetration, crossings, contacts, force closure, score."""
-    mesh = hand(hand_pose)
+    mesh = hand(hand_params)
     near = np.flatnonzero(np.abs(field.signed_distance(mesh.vertices)) < 0.006)
     if not len(near):
-        return Grasp(hand_pose, 0.0, 0, (False,) * 5, False, 0.0)
+        return Grasp(hand_params, 0.0, 0, (False,) * 5, False, 0.0)
     distance, normals = field.exact(mesh.vertices[near])
     touching = distance < CONTACT_DISTANCE
     points, fingers = mesh.vertices[near][touching], hand.finger_of_vertex[near][touching]
     one_per_patch = _first_of_each(np.round(points / 0.008).astype(int), distance[touching])
     effort = closure_effort(points[one_per_patch], normals[touching][one_per_patch])
     contact = tuple(bool((fingers == f).any()) for f in range(5))
-    score = _score(hand_pose, hand, contact, len(one_per_patch), effort)
+    score = _score(hand_params, hand, contact, len(one_per_patch), effort)
     crossing = crossing_edges(mesh.vertices, mesh_edges(mesh.faces), field)
-    return Grasp(hand_pose, max(0.0, -1000 * float(distance.min())), crossing, contact, effort <= MAX_EFFORT, score)
+    return Grasp(hand_params, max(0.0, -1000 * float(distance.min())), crossing, contact, effort <= MAX_EFFORT, score)
 
 
 def _first_of_each(keys: np.ndarray, order: np.ndarray) -> np.ndarray:
@@ -87,12 +87,12 @@ def _first_of_each(keys: np.ndarray, order: np.ndarray) -> np.ndarray:
     return ranked[np.unique(keys[ranked], axis=0, return_index=True)[1]]
 
 
-def _score(hand_pose: HandPose, hand: HandModel, contact: tuple[bool, ...], patches: int, effort: float) -> float:
+def _score(hand_params: HandParams, hand: HandModel, contact: tuple[bool, ...], patches: int, effort: float) -> float:
     if not np.isfinite(effort):
         return 0.0
-    flexion = np.einsum("fki,fki->fk", hand_pose.hand_pose.reshape(15, 3)[JOINT_ROWS], hand.flexion_axes[JOINT_ROWS])
+    flexion = np.einsum("fki,fki->fk", hand_params.hand_pose.reshape(15, 3)[JOINT_ROWS], hand.flexion_axes[JOINT_ROWS])
     uneven = np.abs(np.diff(flexion[1:].sum(axis=1))).mean()  # neighbouring fingers of a relaxed hand bend alike
-    rotation = Rotation.from_rotvec(hand_pose.global_orient).as_matrix()
+    rotation = Rotation.from_rotvec(hand_params.global_orient).as_matrix()
     return float(1.5 / effort ** 0.5 + 0.15 * sum(contact) + 0.02 * min(patches, 25) - 0.4 * uneven
                  - 0.3 * max(0.0, -rotation[2, 2]) - 0.3 * max(0.0, -rotation[2, 0]))
 
@@ -101,7 +101,7 @@ def choose_grasps(found: list[Grasp], hand: HandModel, count: int) -> list[Grasp
     """Best grasp first, then always the one that is best after adding its distance from those chosen (0 to 1)."""
     if len(found) <= 1:
         return found[:count]
-    rotation = Rotation.from_rotvec([grasp.hand_pose.global_orient for grasp in found]).as_matrix()
+    rotation = Rotation.from_rotvec([grasp.hand_params.global_orient for grasp in found]).as_matrix()
     place = _wrists(hand, found) / 0.1
     # Half by where the hand is, half by how it would look if the object were turned until the hand is at azimuth 0.
     turn = rotation_matrices(-np.arctan2(place[:, 1], place[:, 0])[:, None] * np.array([0.0, 0.0, 1.0]))
@@ -119,12 +119,12 @@ def choose_grasps(found: list[Grasp], hand: HandModel, count: int) -> list[Grasp
 
 def _wrists(hand: HandModel, found: list[Grasp]) -> np.ndarray:
     """Wrist joints (N, 3) in the object frame."""
-    columns = [np.array([getattr(grasp.hand_pose, name) for grasp in found])
+    columns = [np.array([getattr(grasp.hand_params, name) for grasp in found])
                for name in ("global_orient", "hand_pose", "transl", "hand_betas")]
     return hand.batch(*columns)[1][:, 0]
 
 
-def remembered(search: Callable[[np.random.Generator], tuple[list[Grasp], str]], object_mesh: ObjectMesh,
+def cached_search(search: Callable[[np.random.Generator], tuple[list[Grasp], str]], object_mesh: ObjectMesh,
                hand: HandModel, count: int, seed: int, cache_dir: str | Path, method: str = "",
                ) -> tuple[list[Grasp], str]:
     """The result of a search, from the cache folder if this search was made before.
@@ -135,7 +135,7 @@ def remembered(search: Callable[[np.random.Generator], tuple[list[Grasp], str]],
     digest = hashlib.sha256()
     for part in (object_mesh.vertices, object_mesh.faces, hand.weights, hand.faces("right"), hand.flexion_axes):
         digest.update(np.ascontiguousarray(part).tobytes())
-    rest = hand(HandPose(np.zeros(3), np.zeros(45), np.zeros(3), np.zeros(10))).vertices
+    rest = hand(HandParams(np.zeros(3), np.zeros(45), np.zeros(3), np.zeros(10))).vertices
     digest.update(np.round(rest, 7).tobytes())
     key = [CACHE_VERSION, hand.name, object_mesh.category, count, seed] + ([method] if method else [])
     digest.update(json.dumps(key).encode())
@@ -150,7 +150,7 @@ def remembered(search: Callable[[np.random.Generator], tuple[list[Grasp], str]],
 
 def _write_cache(path: Path, grasps: list[Grasp], note: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    columns = {name: np.array([getattr(grasp.hand_pose, name) for grasp in grasps]).reshape(len(grasps), width)
+    columns = {name: np.array([getattr(grasp.hand_params, name) for grasp in grasps]).reshape(len(grasps), width)
                for name, width in (("global_orient", 3), ("hand_pose", 45), ("transl", 3), ("hand_betas", 10))}
     columns |= {name: np.array([getattr(grasp, name) for grasp in grasps])
                 for name in ("penetration_mm", "crossing_edges", "force_closure", "score")}
@@ -171,7 +171,7 @@ def _read_cache(path: Path) -> tuple[list[Grasp], str] | None:
     try:
         with np.load(path, allow_pickle=False) as stored:
             c = {name: stored[name] for name in stored.files}
-        poses = [HandPose(*row) for row in zip(c["global_orient"], c["hand_pose"], c["transl"], c["hand_betas"],
+        poses = [HandParams(*row) for row in zip(c["global_orient"], c["hand_pose"], c["transl"], c["hand_betas"],
                                                strict=True)]
         grasps = [Grasp(pose, float(c["penetration_mm"][i]), int(c["crossing_edges"][i]),
                         tuple(bool(x) for x in c["fingers_in_contact"][i]), bool(c["force_closure"][i]),

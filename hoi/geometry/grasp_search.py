@@ -20,8 +20,8 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from hoi.geometry.contact import DistanceField
-from hoi.geometry.grasp import CONTACT_DISTANCE, POOL, Grasp, choose_grasps, measure_grasp, remembered
-from hoi.geometry.hand import FINGER_JOINTS, JOINT_ROWS, HandModel, HandPose, rotation_matrices
+from hoi.geometry.grasp import CONTACT_DISTANCE, POOL, Grasp, cached_search, choose_grasps, measure_grasp
+from hoi.geometry.hand import FINGER_JOINTS, JOINT_ROWS, HandModel, HandParams, rotation_matrices
 from hoi.geometry.objects import ObjectMesh
 
 STOP_DISTANCE = 0.0008  # metres: skin stops here; the triangles between skin points then stay outside too
@@ -79,7 +79,7 @@ class Closer:
                 self.follow[:, f, k] = self.weights[:, list(joints[k:])].sum(axis=1)
         self.moving = [np.flatnonzero(self.follow[:, f, 0] > 0.02) for f in range(5)]
 
-    def hand_pose(self, hands: Hands) -> np.ndarray:
+    def finger_turns(self, hands: Hands) -> np.ndarray:
         """(B, 15, 3) axis-angle: the preshape plus the flexion about each joint's axis."""
         pose = hands.preshape.copy()
         pose[:, JOINT_ROWS] += hands.flexion[..., None] * self.axes
@@ -87,7 +87,7 @@ class Closer:
 
     def pose(self, hands: Hands) -> tuple[np.ndarray, np.ndarray]:
         """Skin (B, V, 3) and joints (B, 16, 3) in the object frame, float32."""
-        turns = rotation_matrices(self.hand_pose(hands))
+        turns = rotation_matrices(self.finger_turns(hands))
         count = len(turns)
         chain = np.empty((count, 16, 3, 3), dtype=np.float32)
         joints = np.empty((count, 16, 3), dtype=np.float32)
@@ -249,7 +249,7 @@ def _frame(forward: np.ndarray, side: np.ndarray) -> np.ndarray:
     return np.stack([forward, side, np.cross(forward, side)], axis=2)
 
 
-def reachable(hands: Hands, table: float) -> np.ndarray:
+def arm_can_reach(hands: Hands, table: float) -> np.ndarray:
     """(B,) bool: an arm that comes from above the table could hold the hand like this.
 
     The forearm (along the hand's x) may bend 25 degrees at the wrist; palms up and thumbs down are left out.
@@ -325,19 +325,19 @@ def forearm_free(hands: Hands, field: DistanceField) -> np.ndarray:
 TRIES_PER_ROUND = 64
 
 
-def reach_faults(hand_pose: HandPose, hand: HandModel, field: DistanceField, table: float) -> tuple[str, ...]:
+def reach_faults(hand_params: HandParams, hand: HandModel, field: DistanceField, table: float) -> tuple[str, ...]:
     """What an arm above the table could not do; what the built-in search never proposes.
 
     table    metres, height of the surface that the object stands on
     returns  reasons as in Grasp.faults, empty when there are none
     """
-    mesh = hand(hand_pose)
-    rotation = Rotation.from_rotvec(hand_pose.global_orient).as_matrix()[None]
+    mesh = hand(hand_params)
+    rotation = Rotation.from_rotvec(hand_params.global_orient).as_matrix()[None]
     none = np.zeros((1, 5, 3))
-    at_grasp = Hands(mesh.vertices[None], mesh.joints[None], rotation, mesh.joints[:1], hand_pose.hand_pose.reshape(
-        1, 15, 3), none, none, hand_pose.hand_betas[None], mesh.joints[:1] - hand_pose.transl)
+    at_grasp = Hands(mesh.vertices[None], mesh.joints[None], rotation, mesh.joints[:1], hand_params.hand_pose.reshape(
+        1, 15, 3), none, none, hand_params.hand_betas[None], mesh.joints[:1] - hand_params.transl)
     tests = {
-        "comes from where no arm can": not reachable(at_grasp, table)[0],
+        "comes from where no arm can": not arm_can_reach(at_grasp, table)[0],
         "goes below the table": mesh.vertices[:, 2].min() <= table,
         "has its forearm in the object": not forearm_free(at_grasp, field)[0],
         "has its thumb in another finger": _fingers_collide(mesh.joints[None])[0],
@@ -354,13 +354,13 @@ def _try_grasps(object_mesh: ObjectMesh, hand: HandModel, closer: Closer, genera
     table = object_mesh.vertices[:, 2].min()
     at_target = hands.take(np.arange(len(pinch)))
     at_target.wrist = at_target.wrist + START_DISTANCE * approach
-    keep = np.flatnonzero(reachable(at_target, table))[:TRIES_PER_ROUND]
+    keep = np.flatnonzero(arm_can_reach(at_target, table))[:TRIES_PER_ROUND]
     hands, approach, limit = hands.take(keep), approach[keep], limit[keep]
     if not len(keep):
         return []
     travelled = closer.advance(hands, approach, limit)
     vertices, _ = closer.pose(hands)
-    free = (closer.field.signed_distance(vertices).min(axis=1) > 0) & reachable(hands, table)
+    free = (closer.field.signed_distance(vertices).min(axis=1) > 0) & arm_can_reach(hands, table)
     free &= (vertices[..., 2].min(axis=1) > table) & forearm_free(hands, closer.field)
     keep = np.flatnonzero(free & ((travelled < limit - 1e-6) | pinch[keep]))
     hands = hands.take(keep)
@@ -371,8 +371,8 @@ def _try_grasps(object_mesh: ObjectMesh, hand: HandModel, closer: Closer, genera
     vertices, joints = closer.pose(hands)
     good = touched[:, 0] & (touched[:, 1:].sum(axis=1) >= 2) & (vertices[..., 2].min(axis=1) > table)
     good &= ~_fingers_collide(joints)
-    measured = [measure_grasp(hand_pose, hand, closer.field)
-                for hand_pose in _hand_poses(hands.take(np.flatnonzero(good)), closer)]
+    measured = [measure_grasp(hand_params, hand, closer.field)
+                for hand_params in _hand_params(hands.take(np.flatnonzero(good)), closer)]
     return [grasp for grasp in measured if grasp.accepted]
 
 
@@ -402,10 +402,10 @@ def _fingers_collide(joints: np.ndarray) -> np.ndarray:
     return gap < 0.013
 
 
-def _hand_poses(hands: Hands, closer: Closer) -> list[HandPose]:
+def _hand_params(hands: Hands, closer: Closer) -> list[HandParams]:
     """The same in the hand model's parameters: its translation moves the hand from where the wrist is at rest."""
     global_orient = Rotation.from_matrix(hands.rotation).as_rotvec() if len(hands.wrist) else []
-    return [HandPose(*row) for row in zip(global_orient, closer.hand_pose(hands).reshape(-1, 45),
+    return [HandParams(*row) for row in zip(global_orient, closer.finger_turns(hands).reshape(-1, 45),
                                           hands.wrist - hands.rest_wrist, hands.hand_betas, strict=True)]
 
 
@@ -445,4 +445,4 @@ def cached_grasps(object_mesh: ObjectMesh, hand: HandModel, count: int, seed: in
     """
     def search(generator: np.random.Generator) -> tuple[list[Grasp], str]:
         return find_grasps(object_mesh, hand, count, generator), ""
-    return remembered(search, object_mesh, hand, count, seed, cache_dir)[0]
+    return cached_search(search, object_mesh, hand, count, seed, cache_dir)[0]

@@ -51,7 +51,7 @@ CHUNK = 256  # hands per forward pass: bounds memory at about 50 MB
 
 
 @dataclass(frozen=True)
-class HandPose:
+class HandParams:
     """One hand's parameters, float64, MANO's convention with flat mean: zeros are the flat hand.
 
     global_orient  (3,)   axis-angle of the wrist, radians
@@ -72,9 +72,9 @@ class HandPose:
         for name, size in (("global_orient", 3), ("hand_pose", 45), ("transl", 3), ("hand_betas", 10)):
             value = np.array(getattr(self, name), dtype=np.float64)
             if value.shape != (size,):
-                raise ValueError(f"HandPose.{name} has shape {value.shape}, expected ({size},)")
+                raise ValueError(f"HandParams.{name} has shape {value.shape}, expected ({size},)")
             if not np.isfinite(value).all():
-                raise ValueError(f"HandPose.{name} contains NaN or infinity: {value}")
+                raise ValueError(f"HandParams.{name} contains NaN or infinity: {value}")
             object.__setattr__(self, name, value)
         _check_side(self.hand_side)
 
@@ -138,13 +138,13 @@ class HandModel:
         _check_side(hand_side)
         return self._faces if hand_side == "right" else self._faces[:, ::-1].copy()
 
-    def __call__(self, hand_pose: HandPose) -> HandMesh:
+    def __call__(self, hand_params: HandParams) -> HandMesh:
         """Pose one hand."""
         vertices, joints, keypoints_3d = self.batch(
-            hand_pose.global_orient[None], hand_pose.hand_pose[None], hand_pose.transl[None],
-            hand_pose.hand_betas, hand_pose.hand_side,
+            hand_params.global_orient[None], hand_params.hand_pose[None], hand_params.transl[None],
+            hand_params.hand_betas, hand_params.hand_side,
         )
-        return HandMesh(vertices[0], self.faces(hand_pose.hand_side), joints[0], keypoints_3d[0])
+        return HandMesh(vertices[0], self.faces(hand_params.hand_side), joints[0], keypoints_3d[0])
 
     @torch.no_grad()
     def batch(
@@ -157,7 +157,7 @@ class HandModel:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pose B hands of one side.
 
-        global_orient (B, 3), hand_pose (B, 45), transl (B, 3), hand_betas (10,) or (B, 10): as in HandPose
+        global_orient (B, 3), hand_pose (B, 45), transl (B, 3), hand_betas (10,) or (B, 10): as in HandParams
         returns  vertices (B, V, 3), joints (B, 16, 3), keypoints_3d (B, 21, 3), metres, float64 (computed in float32)
         Raises ValueError when shapes disagree.
         """
@@ -222,10 +222,10 @@ def pca_to_hand_pose(
     coefficients      (..., K)  of the first K axes, K at most 45
     hands_components  (45, 45)  an axis in each row
     hands_mean        (45,)     radians; both from hoi.geometry.mano.read_pca for the side that the coefficients
-    belong to returns           (..., 45) axis-angle, radians, HandPose.hand_pose of that side
+    belong to returns           (..., 45) axis-angle, radians, HandParams.hand_pose of that side
     Raises ValueError for wrong shapes.
     Not to be left to smplx: with num_pca_comps=45, DexYCB's number, it takes the coefficients for angles.
-    Global orientation, translation and shape of such poses mean the same as in HandPose.
+    Global orientation, translation and shape of such poses mean the same as in HandParams.
     """
     coefficients, hands_components, hands_mean = (
         np.asarray(value, dtype=np.float64) for value in (coefficients, hands_components, hands_mean)
@@ -240,17 +240,17 @@ def pca_to_hand_pose(
     return hands_mean + coefficients @ hands_components[:count]
 
 
-def mirror_hand_pose(hand_pose: HandPose) -> HandPose:
+def mirrored_hand(hand_params: HandParams) -> HandParams:
     """The other hand doing the same, mirrored in the plane x = 0 of the frame that the pose is expressed in.
 
     Applying it twice gives the pose back.  Shape coefficients do not change sides.
     """
     return replace(
-        hand_pose,
-        global_orient=hand_pose.global_orient * MIRROR_AXIS,
-        hand_pose=_mirror_rotations(hand_pose.hand_pose),
-        transl=hand_pose.transl * MIRROR,
-        hand_side="left" if hand_pose.hand_side == "right" else "right",
+        hand_params,
+        global_orient=hand_params.global_orient * MIRROR_AXIS,
+        hand_pose=_mirror_rotations(hand_params.hand_pose),
+        transl=hand_params.transl * MIRROR,
+        hand_side="left" if hand_params.hand_side == "right" else "right",
     )
 
 
@@ -307,18 +307,18 @@ def _smplx_model(arrays: Mapping[str, np.ndarray]) -> smplx.MANO:
     return model.requires_grad_(False).eval()
 
 
-def hand_pose_in_camera(hand_pose: HandPose, hand: HandModel, world_to_camera: np.ndarray) -> HandPose:
+def hand_in_camera(hand_params: HandParams, hand: HandModel, world_to_camera: np.ndarray) -> HandParams:
     """The same hand with parameters that give camera coordinates directly.
 
     world_to_camera  (4, 4) rigid
     The model turns about its wrist joint w0, not about the origin: with joint 0 at w0 + transl, the new translation is
     R (w0 + transl) + t - w0.
     """
-    wrist = hand(hand_pose).joints[0]
-    rotation = Rotation.from_matrix(world_to_camera[:3, :3]) * Rotation.from_rotvec(hand_pose.global_orient)
-    wrist_at_rest = wrist - hand_pose.transl
+    wrist = hand(hand_params).joints[0]
+    rotation = Rotation.from_matrix(world_to_camera[:3, :3]) * Rotation.from_rotvec(hand_params.global_orient)
+    wrist_at_rest = wrist - hand_params.transl
     return replace(
-        hand_pose,
+        hand_params,
         global_orient=rotation.as_rotvec(),
         transl=transform_points(world_to_camera, wrist) - wrist_at_rest,
     )

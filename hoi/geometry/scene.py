@@ -25,7 +25,7 @@ from hoi.geometry.camera import (
 from hoi.geometry.contact import DistanceField
 from hoi.geometry.grasp import Grasp
 from hoi.geometry.grasp_search import cached_grasps
-from hoi.geometry.hand import HandModel, HandPose, hand_pose_in_camera, mirror_hand_pose
+from hoi.geometry.hand import HandModel, HandParams, hand_in_camera, mirrored_hand
 from hoi.geometry.objects import ObjectMesh
 from hoi.geometry.render import GBuffer, Renderer
 from hoi.geometry.trajectory import approach
@@ -60,8 +60,8 @@ class Scene:
     content       one of CONTENTS
     camera        world = canonical object frame
     object_mesh   None without an object
-    grasp         the grasp that hand_poses end in; None without a hand
-    hand_poses    one for each frame, canonical object frame; empty without a hand
+    grasp         the grasp that hand_params end in; None without a hand
+    hand_params    one for each frame, canonical object frame; empty without a hand
     last_gbuffer  render of the last frame, made when the camera was chosen; None: not rendered yet
     """
 
@@ -69,12 +69,12 @@ class Scene:
     camera: Camera
     object_mesh: ObjectMesh | None = None
     grasp: Grasp | None = None
-    hand_poses: tuple[HandPose, ...] = ()
+    hand_params: tuple[HandParams, ...] = ()
     last_gbuffer: GBuffer | None = field(default=None, repr=False, compare=False)
 
     @property
     def frames(self) -> int:
-        return max(1, len(self.hand_poses))
+        return max(1, len(self.hand_params))
 
 
 def mirror_mesh(object_mesh: ObjectMesh) -> ObjectMesh:
@@ -95,9 +95,9 @@ def grasp_object(
 
 def _frame_poses(
     grasp: Grasp, hand_side: str, frames: int, start_distance: float | None, variant: str
-) -> tuple[HandPose, ...]:
-    poses = approach(grasp, frames, start_distance, variant) if frames > 1 else [grasp.hand_pose]
-    return tuple(mirror_hand_pose(pose) if hand_side == "left" else pose for pose in poses)
+) -> tuple[HandParams, ...]:
+    poses = approach(grasp, frames, start_distance, variant) if frames > 1 else [grasp.hand_params]
+    return tuple(mirrored_hand(pose) if hand_side == "left" else pose for pose in poses)
 
 
 def compose_scene(
@@ -171,7 +171,7 @@ def render_scene(scene: Scene, frame: int, hand: HandModel, renderer: Renderer, 
     if scene.last_gbuffer is not None and frame == scene.frames - 1 and factor == 1:
         return scene.last_gbuffer
     camera = scene.camera if factor == 1 else scale_camera(scene.camera, factor)
-    hand_mesh = hand(scene.hand_poses[frame]) if scene.hand_poses else None
+    hand_mesh = hand(scene.hand_params[frame]) if scene.hand_params else None
     object_mesh = scene.object_mesh
     return renderer.render(
         None if hand_mesh is None else hand_mesh.vertices,
@@ -201,7 +201,7 @@ def annotate(scene: Scene, frame: int, hand: HandModel, field: DistanceField | N
         record |= {"category": mesh.category or None, "object_to_camera": camera.world_to_camera}
     if scene.grasp is None:
         return record
-    pose = hand_pose_in_camera(scene.hand_poses[frame], hand, camera.world_to_camera)
+    pose = hand_in_camera(scene.hand_params[frame], hand, camera.world_to_camera)
     keypoints_3d = hand(pose).keypoints_3d
     keypoints_2d = project(keypoints_3d, camera.intrinsics)
     record |= {
@@ -227,7 +227,7 @@ def _contact_of(scene: Scene, frame: int, hand: HandModel, field: DistanceField 
         return {"contact": True, "penetration_mm": round(float(grasp.penetration_mm), 4), "grasp": quality}
     if field is None:
         return {}
-    nearest = float(field.signed_distance(hand(scene.hand_poses[frame]).vertices).min())
+    nearest = float(field.signed_distance(hand(scene.hand_params[frame]).vertices).min())
     return {"contact": nearest < CONTACT_DISTANCE, "penetration_mm": round(1000 * max(0.0, -nearest), 4)}
 
 

@@ -1,4 +1,4 @@
-"""Approach trajectory: an open hand above the object comes down, closing.  Grasp -> list[HandPose].  Paper: 3.2."""
+"""Approach trajectory: an open hand above the object comes down, closing.  Grasp -> list[HandParams].  Paper: 3.2."""
 
 import itertools
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from scipy.spatial.transform import Rotation, Slerp
 
 from hoi.geometry.contact import DistanceField
 from hoi.geometry.grasp import Grasp
-from hoi.geometry.hand import HandModel, HandPose
+from hoi.geometry.hand import HandModel, HandParams
 
 VARIANTS = ("paper", "official")
 START_DISTANCE = {"paper": 0.15, "official": 0.3}  # metres
@@ -37,24 +37,26 @@ def interpolate_rotations(start: np.ndarray, end: np.ndarray, fractions: np.ndar
     return np.stack([arc(fractions).as_rotvec() for arc in arcs], axis=1)
 
 
-def start_pose(hand_pose: HandPose, start_distance: float, variant: str = "paper") -> HandPose:
+def start_pose(hand_params: HandParams, start_distance: float, variant: str = "paper") -> HandParams:
     """Where the approach begins: flat hand, root turned as in the grasp, off by start_distance (metres).
 
     "paper": vertically above the grasp (canonical z).  "official": start_distance from the object's centre, on the line
     through the grasp's translation, however far away that is.
     """
     if variant == "paper":
-        transl = hand_pose.transl + np.array([0.0, 0.0, start_distance])
+        transl = hand_params.transl + np.array([0.0, 0.0, start_distance])
     else:
-        length = np.linalg.norm(hand_pose.transl)
+        length = np.linalg.norm(hand_params.transl)
         if length < 1e-9:
             raise ValueError("the grasp's transl is zero, so the official variant has no direction to start from; "
                              'use variant "paper"')
-        transl = hand_pose.transl * (start_distance / length)
-    return replace(hand_pose, hand_pose=np.zeros(45), transl=transl)
+        transl = hand_params.transl * (start_distance / length)
+    return replace(hand_params, hand_pose=np.zeros(45), transl=transl)
 
 
-def approach(grasp: Grasp, frames: int, start_distance: float | None = None, variant: str = "paper") -> list[HandPose]:
+def approach(
+    grasp: Grasp, frames: int, start_distance: float | None = None, variant: str = "paper"
+) -> list[HandParams]:
     """Poses of a hand that reaches for the object; the last one is the grasp.
 
     frames          number of poses, at least 1
@@ -72,7 +74,7 @@ def approach(grasp: Grasp, frames: int, start_distance: float | None = None, var
     distance = START_DISTANCE[variant] if start_distance is None else start_distance
     if not distance >= 0:
         raise ValueError(f"start_distance is {distance}, expected metres, at least 0")
-    end = grasp.hand_pose
+    end = grasp.hand_params
     start = start_pose(end, distance, variant)
     first = OFFICIAL_FIRST_FRACTION if variant == "official" else 0.0
     fractions = np.linspace(first, 1.0, frames) if frames > 1 else np.ones(1)
@@ -82,28 +84,28 @@ def approach(grasp: Grasp, frames: int, start_distance: float | None = None, var
             for f, turn in zip(fractions[:-1], rotations[:-1], strict=True)] + [end]
 
 
-def deepest(hand_poses: Sequence[HandPose], hand: HandModel, field: DistanceField) -> float:
+def deepest(hand_params: Sequence[HandParams], hand: HandModel, field: DistanceField) -> float:
     """How far the skin gets into the object in the worst of the poses, metres, 0 when it never does."""
-    first = hand_poses[0]
+    first = hand_params[0]
     names = ("global_orient", "hand_pose", "transl")
-    fields = (np.stack([getattr(pose, name) for pose in hand_poses]) for name in names)
+    fields = (np.stack([getattr(pose, name) for pose in hand_params]) for name in names)
     vertices, _, _ = hand.batch(*fields, first.hand_betas, first.hand_side)
     return max(0.0, -float(field.signed_distance(vertices).min()))
 
 
 def bend_approach(
-    hand_poses: Sequence[HandPose], hand: HandModel, field: DistanceField, limit: float = 0.002
-) -> list[HandPose]:
+    hand_params: Sequence[HandParams], hand: HandModel, field: DistanceField, limit: float = 0.002
+) -> list[HandParams]:
     """Where the straight approach cuts into the object, come from the side and close the fingers later.
 
-    hand_poses  an approach in equal steps, at least one pose; first and last stay as they are
+    hand_params  an approach in equal steps, at least one pose; first and last stay as they are
     field       distance to the object, in the poses' frame
     limit       metres, how deep the skin may be
     returns     the poses as they are if they keep the limit; else those of the smallest bend that does, or, if none
                 does, of the shallowest cut
     A bend is a parabola: half way the hand is aside by the amount, in one direction, level or upward.
     """
-    straight = list(hand_poses)
+    straight = list(hand_params)
     best, depth = straight, deepest(straight, hand, field)
     if depth <= limit:
         return straight
@@ -116,7 +118,7 @@ def bend_approach(
     return best
 
 
-def _directions(end: HandPose, hand: HandModel) -> list[np.ndarray]:
+def _directions(end: HandParams, hand: HandModel) -> list[np.ndarray]:
     """Back along the hand (not downward), then around the object; unit vectors."""
     mesh = hand(end)
     back = mesh.joints[0] - mesh.keypoints_3d[[4, 8, 12, 16, 20]].mean(axis=0)
@@ -126,7 +128,7 @@ def _directions(end: HandPose, hand: HandModel) -> list[np.ndarray]:
     return [back / np.linalg.norm(back), *around] if np.linalg.norm(back) > 1e-9 else list(around)
 
 
-def _bent(straight: Sequence[HandPose], aside: np.ndarray, lateness: int) -> list[HandPose]:
+def _bent(straight: Sequence[HandParams], aside: np.ndarray, lateness: int) -> list[HandParams]:
     fractions = np.linspace(0, 1, len(straight))[1:-1]
     rotations = interpolate_rotations(_joints(straight[0]), _joints(straight[-1]), fractions**lateness)
     middle = [replace(pose, hand_pose=turn[1:].ravel(), transl=pose.transl + 4 * f * (1 - f) * aside)
@@ -134,6 +136,6 @@ def _bent(straight: Sequence[HandPose], aside: np.ndarray, lateness: int) -> lis
     return [straight[0], *middle, straight[-1]]
 
 
-def _joints(hand_pose: HandPose) -> np.ndarray:
+def _joints(hand_params: HandParams) -> np.ndarray:
     """Wrist and finger rotations as (16, 3)."""
-    return np.concatenate([hand_pose.global_orient, hand_pose.hand_pose]).reshape(16, 3)
+    return np.concatenate([hand_params.global_orient, hand_params.hand_pose]).reshape(16, 3)

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from hoi.common.command import positive, told_problems
+from hoi.common.command import positive, problems_as_messages
 from hoi.common.files import sha256_of, write_bytes_atomically
 from hoi.common.machine import check_device
 from hoi.geometry.hand import load_hand
@@ -44,14 +44,14 @@ from hoi.metrics.features import (
     timm_extractor,
     verifier_extractor,
 )
-from hoi.metrics.flicker import clip_flicker
+from hoi.metrics.flicker import video_flicker
 from hoi.metrics.hands import add_contact_numbers, add_keypoint_numbers
 from hoi.metrics.inception import RESIZE_MODES, load_inception
-from hoi.metrics.intervals import Sheet, as_table, mean_of
+from hoi.metrics.intervals import Results, as_table, mean_of
 from hoi.metrics.pictures import Reference, Run, add_clip_numbers, add_frechet, add_inception_numbers, annotated
 from hoi.metrics.poses import BOXES, add_pose_numbers, read_poses
 from hoi.verify.predictions import check_covers, read_contact_predictions, read_keypoint_predictions
-from hoi.verify.verifier import BUILT_IN, load_verifier
+from hoi.verify.verifier import BUILT_IN_VERIFIER, load_verifier
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "open_clip_torch", "timm")  # that decide numbers
 WEIGHTS = ("inception", "clip", "timm", "verifier")  # flags
@@ -65,7 +65,7 @@ DETAILS = {  # flags that say how another one is meant
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Everything that was asked for, as one report."""
     check_device(args.device)
-    sheet = Sheet(args.bootstrap, args.seed)
+    sheet = Results(args.bootstrap, args.seed)
     fake = None if args.fake is None else find_pictures(args.fake, args.workers, args.skip_damaged)
     reference = None if args.real is None else Reference.read(args.real, args.workers, args.skip_damaged)
     for pictures in (fake, reference and reference.pictures):
@@ -94,7 +94,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _measure_features(
-    args: argparse.Namespace, sheet: Sheet, fake: PictureSet | None, reference: Reference | None
+    args: argparse.Namespace, sheet: Results, fake: PictureSet | None, reference: Reference | None
 ) -> list[Extractor]:
     """Numbers of every network that was given; returns what looked at the pictures."""
     run = Run(args.features or args.out / ".features", args.batch_size, args.workers, args.device)
@@ -125,7 +125,7 @@ def _measure_features(
     return extractors
 
 
-def _measure_predictions(args: argparse.Namespace, sheet: Sheet, fake: PictureSet | None) -> dict | None:
+def _measure_predictions(args: argparse.Namespace, sheet: Results, fake: PictureSet | None) -> dict | None:
     """Numbers of predictions by file, and contact by geometry, which needs none; average precision by class."""
     if args.keypoints:
         predictions = read_keypoint_predictions(args.keypoints)
@@ -150,10 +150,10 @@ def _check_pictures(predictions: Mapping[str, Any], fake: PictureSet, flag: str,
     check_covers(predictions, [*names, *(name for name in fake.damaged if name in predictions)], path)
 
 
-def add_flicker(sheet: Sheet, folders: list[Path], mano: str | None) -> None:
+def add_flicker(sheet: Results, folders: list[Path], mano: str | None) -> None:
     """Colour changes along clips; what is drawn anew for the interval are clips."""
     hand = load_hand(mano)
-    flickers = [clip_flicker(folder, hand) for folder in folders]
+    flickers = [video_flicker(folder, hand) for folder in folders]
     for part in ("hand", "object", "background"):
         values = np.array([getattr(flicker, part) for flicker in flickers])
         values = values[np.isfinite(values)]  # a clip with a moving camera has no steady background
@@ -223,7 +223,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--clip-prefix", default=SCORE_PREFIX, help="put before each caption (%(default)r)")
     add("--clip-weight", type=float, default=SCORE_WEIGHT, help="w of CLIPScore (%(default)s)")
     add("--timm", nargs=2, metavar=("MODEL", "FILE"), help="timm model and weights: Frechet distance")
-    add("--verifier", type=Path, nargs="?", const=BUILT_IN, metavar="FILE",
+    add("--verifier", type=Path, nargs="?", const=BUILT_IN_VERIFIER, metavar="FILE",
         help="of python -m hoi.verify train; without FILE the built-in one: Frechet distance")  # fmt: skip
     add = parser.add_argument_group("predictions and clips").add_argument
     add("--keypoints", type=Path, metavar="FILE", help="predicted hand keypoints of --fake: PCK, MPJPE")
@@ -274,7 +274,7 @@ def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse_args(arguments)
-    with told_problems("hoi.metrics", "interrupted; finished features are kept, run the same command again"):
+    with problems_as_messages("hoi.metrics", "interrupted; finished features are kept, run the same command again"):
         report = measure(args)
         text = as_markdown(report)
         args.out.mkdir(parents=True, exist_ok=True)

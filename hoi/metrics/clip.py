@@ -127,7 +127,7 @@ def _read(name: str, path: Path) -> dict[str, Tensor]:
 BATCH = 64
 
 
-def load_toy_clip(path: str | Path) -> Clip:
+def load_small_clip(path: str | Path) -> Clip:
     """Raises FileNotFoundError, or ValueError for a file that is damaged or none of stage text's pairs."""
     state, metadata = load_model_file(path)
     if metadata.get("kind") != KIND:
@@ -145,7 +145,7 @@ def _averaged(picture: Image.Image, side: int) -> Tensor:
 
 
 @torch.no_grad()
-def toy_clip_scores(clip: Clip, images: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:
+def small_clip_scores(clip: Clip, images: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:
     """2.5 max(cosine, 0) of each picture (H, W, 3) uint8 with its caption: (N,).
 
     Without CLIPScore's prefix "A photo depicts": this encoder has never met the word.

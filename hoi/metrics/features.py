@@ -33,7 +33,7 @@ from hoi.metrics.inception import RESIZE_MODES, Inception, prepare
 from hoi.verify.verifier import Verifier, resized, to_input
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
-PART = 512  # pictures in one file of the cache
+ROWS_PER_FILE = 512  # pictures in one file of the cache
 SHOWN = 5  # files named in a message
 DAMAGE = (OSError, SyntaxError, ValueError, struct.error, zipfile.BadZipFile, Image.DecompressionBombError)
 
@@ -222,7 +222,7 @@ def extract(
             pending.append(batch)
             done += len(images)
             bar.update(len(images))
-            if done - stored >= PART or done == len(new):
+            if done - stored >= ROWS_PER_FILE or done == len(new):
                 joined = {name: np.concatenate([batch[name] for batch in pending]) for name in pending[0]}
                 store.add(hashes[stored:done], joined)
                 pending, stored = [], done

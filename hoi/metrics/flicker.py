@@ -19,7 +19,7 @@ from scipy.ndimage import map_coordinates, maximum_filter, minimum_filter
 from hoi.data.folder import load_depth, load_image, load_label_map, load_mesh, read_records
 from hoi.geometry.camera import project, transform_points
 from hoi.geometry.contact import sample_faces
-from hoi.geometry.hand import HandModel, HandPose, load_hand
+from hoi.geometry.hand import HandModel, HandParams, load_hand
 from hoi.geometry.render import HAND, OBJECT
 
 SPACING = 0.004  # metres between points of the object
@@ -65,7 +65,7 @@ def colors_at(picture: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     return np.stack([map_coordinates(picture[..., c].astype(np.float64), place, order=1) for c in range(3)], axis=1)
 
 
-def clip_flicker(folder: str | Path, hand: HandModel, pictures: Sequence[np.ndarray] | None = None) -> Flicker:
+def video_flicker(folder: str | Path, hand: HandModel, pictures: Sequence[np.ndarray] | None = None) -> Flicker:
     """Measure a folder that video.py made, or any trajectory whose records have pictures, depth and segmentation.
 
     hand      the model that the records' hand parameters are of
@@ -100,7 +100,7 @@ def _object_points(folder: str | Path, record: dict[str, Any]) -> np.ndarray:
 
 def _points_of(folder: str | Path, record: dict[str, Any], hand: HandModel, on_object: np.ndarray) -> dict[str, Any]:
     """Of "hand" and "object" pixels and whether shown, the same points in every frame; "background" is (H, W) bool."""
-    pose = HandPose(
+    pose = HandParams(
         *(np.array(record[key]) for key in ("global_orient", "hand_pose", "transl", "hand_betas")), record["hand_side"]
     )
     mesh = hand(pose)
@@ -123,7 +123,7 @@ def main() -> None:
     hand = load_hand(args.mano)
     print("| clip | hand | object | background |\n|---|---|---|---|")
     for folder in args.clips:
-        measured = clip_flicker(folder, hand)
+        measured = video_flicker(folder, hand)
         print(f"| {folder} | {measured.hand:.1f} | {measured.object:.1f} | {measured.background:.1f} |")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from hoi.metrics.intervals import PERCENT, SHARE, Sheet, mean_of, ratio_of
+from hoi.metrics.intervals import PERCENT, SHARE, Results, mean_of, ratio_of
 from hoi.verify.predictions import (
     CONTACT_STATES,
     PORTABLE_OBJECT,
@@ -77,7 +77,7 @@ def errors_3d_mm(predicted: np.ndarray, target: np.ndarray) -> tuple[float, floa
 
 
 def add_keypoint_numbers(
-    sheet: Sheet,
+    sheet: Results,
     records: Sequence[dict[str, Any]],
     predictions: Mapping[str, list[HandPrediction]],
     thresholds: Sequence[float],
@@ -115,7 +115,7 @@ def add_keypoint_numbers(
 
 
 def add_contact_numbers(
-    sheet: Sheet, records: Sequence[dict[str, Any]], predictions: Mapping[str, list[ContactPrediction]] | None
+    sheet: Results, records: Sequence[dict[str, Any]], predictions: Mapping[str, list[ContactPrediction]] | None
 ) -> None:
     """Contact recall of the detector, over pictures and as the mean of categories; beside it contact by geometry.
 

@@ -94,7 +94,7 @@ def _finite_or_none(value: float | None) -> float | None:
 
 
 @dataclass
-class Sheet:
+class Results:
     """Measurements in the order in which they were made, with notes on how to read them.
 
     resamples  draws of each interval; 0: no intervals

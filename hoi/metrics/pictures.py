@@ -22,7 +22,7 @@ from hoi.metrics.distances import (
 )
 from hoi.metrics.features import Extractor, PictureSet, extract, find_pictures, shorten
 from hoi.metrics.inception import Inception
-from hoi.metrics.intervals import SHARE, Sheet, mean_of
+from hoi.metrics.intervals import SHARE, Results, mean_of
 
 # Of Inception's features: where a Frechet distance looks, and what stands behind it.
 FRECHET_NUMBERS = {
@@ -87,7 +87,7 @@ class Reference:
 
 
 def add_inception_numbers(
-    sheet: Sheet,
+    sheet: Results,
     run: Run,
     fake: PictureSet,
     reference: Reference | None,
@@ -131,7 +131,7 @@ def add_inception_numbers(
 
 
 def add_clip_numbers(
-    sheet: Sheet,
+    sheet: Results,
     run: Run,
     fake: PictureSet,
     reference: Reference | None,
@@ -156,7 +156,7 @@ def add_clip_numbers(
         add_frechet(sheet, run, fake, reference, extractor)
 
 
-def add_frechet(sheet: Sheet, run: Run, fake: PictureSet, reference: Reference | None, extractor: Extractor) -> None:
+def add_frechet(sheet: Results, run: Run, fake: PictureSet, reference: Reference | None, extractor: Extractor) -> None:
     """Frechet distance on features of a network other than Inception.
 
     Raises ValueError when the reference has no pictures: statistics files are of Inception's features.
@@ -169,7 +169,7 @@ def add_frechet(sheet: Sheet, run: Run, fake: PictureSet, reference: Reference |
               "lower", f"squared Frechet distance of {len(gaussian.mean)} features of {extractor.name}")  # fmt: skip
 
 
-def _note_rank(sheet: Sheet, n: int, gaussian: Gaussian) -> None:
+def _note_rank(sheet: Results, n: int, gaussian: Gaussian) -> None:
     """Covariances of too few pictures are handled exactly, but they do bias the distance."""
     dimensions = len(gaussian.mean)
     of_reference = "" if gaussian.n is None or gaussian.n > dimensions else f" (reference: {gaussian.n})"

@@ -32,7 +32,7 @@ import numpy as np
 from hoi.common.files import read_json
 from hoi.data.folder import load_mesh
 from hoi.export.nocs import Normalization
-from hoi.metrics.intervals import PERCENT, Sheet, Statistic
+from hoi.metrics.intervals import PERCENT, Results, Statistic
 from hoi.verify.predictions import check_covers, numbers
 
 CLASSES = ("background", "bottle", "bowl", "camera", "can", "laptop", "mug")
@@ -245,7 +245,7 @@ def mean_over(statistics: Sequence[Statistic]) -> Statistic:
 
 
 def add_pose_numbers(
-    sheet: Sheet, true: Sequence[Objects], predicted: Sequence[Objects], boxes: str
+    sheet: Results, true: Sequence[Objects], predicted: Sequence[Objects], boxes: str
 ) -> dict[str, dict[str, float]]:
     """Mean AP of the paper's columns; returns the AP of each class, column -> class -> percent."""
     table = judge(true, predicted, boxes)

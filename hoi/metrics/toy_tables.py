@@ -13,11 +13,11 @@ from scipy import ndimage
 
 from hoi.data.folder import load_image, read_records
 from hoi.geometry.render import HAND, OBJECT
-from hoi.metrics.clip import Clip, load_toy_clip, toy_clip_scores
+from hoi.metrics.clip import Clip, load_small_clip, small_clip_scores
 from hoi.metrics.features import Extractor, find_pictures, verifier_extractor
-from hoi.metrics.intervals import PERCENT, SHARE, Sheet, Statistic, mean_of, ratio_of
+from hoi.metrics.intervals import PERCENT, SHARE, Results, Statistic, mean_of, ratio_of
 from hoi.metrics.pictures import Reference, Run, add_frechet
-from hoi.verify.scores import PCK_THRESHOLD, Witnesses, load_truth, score_picture
+from hoi.verify.scores import PCK_THRESHOLD, Estimators, load_truth, score_picture
 from hoi.verify.verifier import Verifier, load_verifier
 
 NEIGHBOURS = np.ones((3, 3), bool)  # pixels side by side or corner to corner
@@ -36,7 +36,7 @@ SCORED = {
 
 
 @dataclass(frozen=True)
-class Judges:
+class ToyEstimators:
     """Who looks at the pictures.
 
     verifier, clip  of the toy world; extractor gives the verifier's features
@@ -51,11 +51,11 @@ class Judges:
     run: Run
 
 
-def load_judges(verifier_file: Path, clip_file: Path, reference: Path, cache: Path) -> Judges:
+def load_toy_estimators(verifier_file: Path, clip_file: Path, reference: Path, cache: Path) -> ToyEstimators:
     """Raises FileNotFoundError or ValueError, naming the file."""
     verifier = load_verifier(verifier_file)
     extractor, pictures = verifier_extractor(verifier, verifier_file), Reference.read(reference, WORKERS, False)
-    return Judges(verifier, load_toy_clip(clip_file), extractor, pictures, Run(cache, BATCH, WORKERS, "cpu"))
+    return ToyEstimators(verifier, load_small_clip(clip_file), extractor, pictures, Run(cache, BATCH, WORKERS, "cpu"))
 
 
 def regions_touch(label_map: np.ndarray) -> bool:
@@ -73,7 +73,7 @@ def _largest_region(mask: np.ndarray) -> np.ndarray:
     return mask if count < 2 else regions == 1 + np.bincount(regions.ravel())[1:].argmax()
 
 
-def measure_pictures(sheet: Sheet, folder: Path, shaded: Path, judges: Judges) -> None:
+def measure_pictures(sheet: Results, folder: Path, shaded: Path, judges: ToyEstimators) -> None:
     """Add all numbers of a folder's pictures, each held against the record of `shaded` in its place.
 
     Raises ValueError when the two folders do not hold the same captions in the same order, or none.
@@ -84,9 +84,9 @@ def measure_pictures(sheet: Sheet, folder: Path, shaded: Path, judges: Judges) -
         raise ValueError(f"{folder} ({len(others)} records) does not hold the captions of {shaded} ({len(records)})")
     add_frechet(sheet, judges.run, find_pictures(folder, WORKERS), judges.reference, judges.extractor)
     images = [load_image(folder, record) for record in others]
-    scores = toy_clip_scores(judges.clip, images, texts)
+    scores = small_clip_scores(judges.clip, images, texts)
     sheet.add(TOY_CLIP, mean_of(scores), len(scores), "higher", "2.5 max(cosine, 0) of the small CLIP of stage text")
-    seen = Witnesses(judges.verifier).look(images)
+    seen = Estimators(judges.verifier).predict(images)
     found = [score_picture(image, load_truth(shaded, record), each, judges.verifier.backgrounds)
              for image, record, each in zip(images, records, seen, strict=True)]  # fmt: skip
     for name, (key, factor, definition) in SCORED.items():
@@ -98,7 +98,7 @@ def measure_pictures(sheet: Sheet, folder: Path, shaded: Path, judges: Judges) -
     add_contact(sheet, touching, np.array([str(record.get("category")) for record in records]))
 
 
-def add_contact(sheet: Sheet, touching: np.ndarray, categories: np.ndarray) -> None:
+def add_contact(sheet: Results, touching: np.ndarray, categories: np.ndarray) -> None:
     """Share of pictures (N,) bool in which hand and object touch: of each category (N,), and the mean of these."""
     definition = "share of pictures whose largest hand and object regions, as the verifier sees them, touch"
     parts = {}

@@ -20,7 +20,7 @@ from hoi.common.sheets import to_uint8
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion
 from hoi.network.samplers import Progress, initial_noise, sample_latents
 from hoi.network.text import tokenize
-from hoi.network.unet import PARTS, CachedContext, UNet
+from hoi.network.unet import UNET_PARTS, CachedContext, UNet
 
 MAX_CONTEXTS = 512  # encoded prompts kept; 77 x 768 floats are 0.24 MB
 DECODED_PIXELS = 512 * 512
@@ -38,7 +38,7 @@ class SamplingSettings:
     cond_tau: float = 1.0
 
 
-class PictureMaker:
+class Pipeline:
     """A model with fixed settings that turns prompts, condition features and noise into pictures."""
 
     def __init__(self, model: HOIDiffusion, settings: SamplingSettings) -> None:
@@ -142,7 +142,7 @@ def set_precision(model: HOIDiffusion, dtype: torch.dtype) -> HOIDiffusion:
 class AnchoredUNet(nn.Module):
     """The U-Net for a batch whose first item is the anchor; for the rest as the U-Net itself."""
 
-    def __init__(self, unet: UNet, anchor_in: Collection[str] = PARTS) -> None:
+    def __init__(self, unet: UNet, anchor_in: Collection[str] = UNET_PARTS) -> None:
         super().__init__()
         self.unet, self.anchor_in = unet, tuple(anchor_in)
 
@@ -153,15 +153,15 @@ class AnchoredUNet(nn.Module):
         return self.unet(latents, timesteps, context, cond_features, 0, self.anchor_in)
 
 
-def clip_pictures(
-    maker: PictureMaker,
+def anchored_pictures(
+    maker: Pipeline,
     prompt: str,
     frame_features: Callable[[int], list[Tensor]],
     frame_generator: Callable[[int], torch.Generator],
     frames: Sequence[int],
     anchor: int | None,
     chunk: int,
-    anchor_in: Collection[str] = PARTS,
+    anchor_in: Collection[str] = UNET_PARTS,
     progress: Progress | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Make frames of a clip, `chunk` of them at a time; each chunk is denoised with the anchor in lock step.

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hoi.network.kernels import Upsample, attend
 
-PARTS = ("encoder", "middle", "decoder")  # of the U-Net, where self-attention may look at an anchor frame
+UNET_PARTS = ("encoder", "middle", "decoder")  # of the U-Net, where self-attention may look at an anchor frame
 
 
 @dataclass(frozen=True)
@@ -325,7 +325,7 @@ class UNet(nn.Module):
         context: Tensor | CachedContext,
         cond_features: Sequence[Tensor] | None = None,
         anchor: int | None = None,
-        anchor_in: Collection[str] = PARTS,
+        anchor_in: Collection[str] = UNET_PARTS,
     ) -> Tensor:
         """Predict the noise in the latents.
 
@@ -368,9 +368,9 @@ class UNet(nn.Module):
         """What encoder, middle block and decoder look at."""
         if index is not None and not 0 <= index < frames:
             raise ValueError(f"the anchor is frame {index} of {frames}, expected 0 to {frames - 1}")
-        if unknown := set(anchor_in) - set(PARTS):
-            raise ValueError(f"anchor_in names {', '.join(sorted(unknown))}, expected some of {', '.join(PARTS)}")
-        return [Anchor(index, frames) if index is not None and part in anchor_in else None for part in PARTS]
+        if unknown := set(anchor_in) - set(UNET_PARTS):
+            raise ValueError(f"anchor_in names {', '.join(sorted(unknown))}, expected some of {', '.join(UNET_PARTS)}")
+        return [Anchor(index, frames) if index is not None and part in anchor_in else None for part in UNET_PARTS]
 
     def _check(self, latents: Tensor, timesteps: Tensor, texts: int, cond_features: Sequence[Tensor] | None) -> None:
         levels, (batch, channels, height, width) = len(self.config.channel_mult), latents.shape

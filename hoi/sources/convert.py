@@ -28,7 +28,7 @@ from hoi.geometry.hand import HandMesh, load_hand
 from hoi.geometry.mano import WHERE
 from hoi.geometry.render import GBuffer, Renderer
 from hoi.geometry.scene import PLAIN_TEXTS
-from hoi.sources.frame import PosedObject, Rejected, RejectionLog, Source, SourceFrame, Window, box_around
+from hoi.sources.frame import Crop, PosedObject, Rejected, RejectionLog, Source, SourceFrame, box_around
 from hoi.sources.normals import DPT_HYBRID, DepthEstimator, normals_from_depth, read_depth_file, resize_normals
 
 NORMALS = ("rendered", "sensor-depth", "depth-files", "estimated")
@@ -161,11 +161,11 @@ class FrameConverter:
     def _write(self, index: int, frame: SourceFrame) -> dict[str, Any]:
         if frame.is_scenery:
             height, width = frame.image.shape[:2]
-            image = Window(0, 0, width, height, self.size).cut_picture(frame.image)
+            image = Crop(0, 0, width, height, self.size).cut_picture(frame.image)
             return write_pictures(self.folder, index, self._record(frame, frame.sentence), image)
         if frame.depth is not None and frame.depth.shape != frame.image.shape[:2]:
             raise Rejected("the depth file has another size", f"{frame.depth.shape}, picture {frame.image.shape[:2]}")
-        hand_mesh = self.hand(frame.hand_pose) if self.hand and frame.hand_pose else None
+        hand_mesh = self.hand(frame.hand_params) if self.hand and frame.hand_params else None
         whole = frame.label_map
         if whole is None:
             whole = self._render(frame, hand_mesh, frame.intrinsics, *frame.image.shape[:2]).label_map
@@ -173,7 +173,7 @@ class FrameConverter:
             area = int((whole == label).sum())
             if area < self.min_area:
                 raise Rejected(f"too little of the {what} is seen", f"{area} pixels, {self.min_area} asked for")
-        window = Window(*(frame.box or box_around(whole > 0, self.margin)), self.size)
+        window = Crop(*(frame.box or box_around(whole > 0, self.margin)), self.size)
         image = window.cut_picture(frame.image)
         gbuffer = None
         if frame.intrinsics is not None:
@@ -200,7 +200,7 @@ class FrameConverter:
         return {"text": text, "height": self.size, "width": self.size, "source": frame.source,
                 "source_frame": frame.name, **extra}  # fmt: skip
 
-    def _annotation(self, frame: SourceFrame, window: Window, hand_mesh: HandMesh | None) -> dict[str, Any]:
+    def _annotation(self, frame: SourceFrame, window: Crop, hand_mesh: HandMesh | None) -> dict[str, Any]:
         """Numbers of the source in the pixels of the crop; nothing that the source does not say."""
         record: dict[str, Any] = {
             "category": frame.noun, "normal_source": self.normals, "hand_side": frame.hand_side,
@@ -220,14 +220,14 @@ class FrameConverter:
             ]  # fmt: skip
             record |= held | {"other_objects": others}
         if hand_mesh is not None:
-            pose = frame.hand_pose
+            pose = frame.hand_params
             record |= {key: getattr(pose, key) for key in ("hand_betas", "global_orient", "hand_pose", "transl")}
             record["hand_model"] = self.hand.name
             off = np.linalg.norm(hand_mesh.keypoints_3d - frame.keypoints_3d, axis=1)[SKIN_JOINTS]
             record["hand_fit_mm"] = round(float(1000 * off.max()), 4)
         return record
 
-    def _skeleton(self, frame: SourceFrame, window: Window) -> np.ndarray:
+    def _skeleton(self, frame: SourceFrame, window: Crop) -> np.ndarray:
         if frame.skeleton is not None:
             return window.cut_picture(frame.skeleton)
         if self.strokes == "source":
@@ -253,7 +253,7 @@ class FrameConverter:
         return nearest_of(pieces)
 
     def _surface_normals(
-        self, frame: SourceFrame, window: Window, whole: np.ndarray, label_map: np.ndarray, gbuffer: GBuffer | None,
+        self, frame: SourceFrame, window: Crop, whole: np.ndarray, label_map: np.ndarray, gbuffer: GBuffer | None,
         image: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
         """Normals (size, size, 3) and where they are known, by the chosen way."""
@@ -276,7 +276,7 @@ class FrameConverter:
             inverse_depth = scale_inverse_depth(depth) if in_metres else depth
             return resize_normals(normals_from_inverse_depth(inverse_depth), self.size), seen
         side = len(depth)
-        square = Window(window.left, window.top, window.right, window.bottom, side)
+        square = Crop(window.left, window.top, window.right, window.bottom, side)
         normals = normals_from_depth(depth, square.cut_map(whole), square.intrinsics(frame.intrinsics))
         normals = resize_normals(normals, self.size)
         length = np.sqrt(np.einsum("hwk,hwk->hw", normals, normals))

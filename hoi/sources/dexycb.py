@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from hoi.geometry.hand import HandPose, pca_to_hand_pose
+from hoi.geometry.hand import HandParams, pca_to_hand_pose
 from hoi.geometry.mano import read_pca
 from hoi.geometry.objects import ObjectMesh, read_mesh
 from hoi.sources.frame import PosedObject, Rejected, SourceFrame, read_picture
@@ -190,7 +190,7 @@ class DexYCB:
     split           ("s0", "train") and the like, or None for everything
     subjects        names or numbers from 1; None: all.  sequences: names of their folders.  cameras: serial numbers
     frames          slice of the frame numbers of every sequence
-    mano_path       MANO file; without it hand_pose is None, since finger poses are coordinates in MANO's pose space
+    mano_path       MANO file; without it hand_params is None, since finger poses are coordinates in MANO's pose space
     models          folder of <name>/textured_simple.obj; None: root/models
     all_objects     label every object of the scene instead of the grasped one
     Raises FileNotFoundError or ValueError naming what is missing, and for a split of an incomplete subject: a split
@@ -295,21 +295,21 @@ class DexYCB:
             keypoint_convention="openpose21, fingertips of manopth",
             intrinsics=read_intrinsics(self.root / "calibration/intrinsics" / f"{serial}_640x480.yml"),
             depth=self._depth(folder / f"aligned_depth_to_color_{frame:06d}.png"),
-            hand_pose=self._hand_pose(sequence, labels["pose_m"]), hand_side=sequence.mano_side,
+            hand_params=self._hand_params(sequence, labels["pose_m"]), hand_side=sequence.mano_side,
             objects=self._objects(sequence, labels["pose_y"]),
         )  # fmt: skip
 
     def _depth(self, path: Path) -> np.ndarray | None:
         return read_picture(path, "the depth file", None).astype(np.float32) / 1000 if path.is_file() else None
 
-    def _hand_pose(self, sequence: Recording, pose_m: np.ndarray) -> HandPose | None:
+    def _hand_params(self, sequence: Recording, pose_m: np.ndarray) -> HandParams | None:
         """Rotation about the rest wrist, then translation: the same meaning as ours, so only the fingers change."""
         if self.mano_path is None:
             return None
         components, mean = _pca(str(self.mano_path), sequence.mano_side)
         hand_betas = read_betas(self.root / "calibration" / f"mano_{sequence.mano_calib}" / "mano.yml")
         fingers = pca_to_hand_pose(pose_m[3:48], components, mean)
-        return HandPose(pose_m[:3], fingers, pose_m[48:51], hand_betas, sequence.mano_side)
+        return HandParams(pose_m[:3], fingers, pose_m[48:51], hand_betas, sequence.mano_side)
 
     def _objects(self, sequence: Recording, pose_y: np.ndarray) -> tuple[PosedObject, ...]:
         first = sequence.ycb_grasp_ind

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from hoi.geometry.camera import crop_intrinsics
-from hoi.geometry.hand import HandPose
+from hoi.geometry.hand import HandParams
 from hoi.geometry.objects import ObjectMesh
 
 
@@ -60,8 +60,8 @@ class SourceFrame:
     keypoint_convention  whose fingertips these are: hand packages take different skin vertices
     intrinsics           (3, 3) pixels
     depth                (H, W) float32 metres, 0 = unknown
-    hand_pose            camera frame, our convention
-    hand_side            known even where hand_pose is not
+    hand_params          camera frame, our convention
+    hand_side            known even where hand_params is not
     objects              the held one first
     is_scenery           a picture without hand or object, for the background buffer
     """
@@ -79,14 +79,14 @@ class SourceFrame:
     keypoint_convention: str | None = None
     intrinsics: np.ndarray | None = None
     depth: np.ndarray | None = None
-    hand_pose: HandPose | None = None
+    hand_params: HandParams | None = None
     hand_side: str | None = None
     objects: tuple[PosedObject, ...] = ()
     is_scenery: bool = False
 
 
 @dataclass(frozen=True)
-class Window:
+class Crop:
     """A box of the picture, made square with black and resized to size x size pixels.
 
     The authors' reader pads (side - h) // 2 on both sides, so its square can be one pixel short and is then stretched;

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from hoi.geometry.camera import project, transform_points
-from hoi.geometry.hand import MANO_TO_OPENPOSE, HandModel, HandPose, hand_pose_in_camera, load_hand
+from hoi.geometry.hand import MANO_TO_OPENPOSE, HandModel, HandParams, hand_in_camera, load_hand
 from hoi.sources.dexycb import YCB_NOUNS, load_ycb, model_path
 from hoi.sources.frame import PosedObject, Rejected, SourceFrame, read_picture
 
@@ -126,7 +126,7 @@ class HO3D:
         keypoints_2d = project(keypoints_3d, intrinsics)
         if not np.isfinite(keypoints_2d).all():
             raise Rejected("a part of the hand is behind the camera")
-        pose = HandPose(values["handPose"][:3], values["handPose"][3:], values["handTrans"], values["handBeta"])
+        pose = HandParams(values["handPose"][:3], values["handPose"][3:], values["handTrans"], values["handBeta"])
         object_to_opengl = np.eye(4)
         object_to_opengl[:3, :3] = Rotation.from_rotvec(values["objRot"]).as_matrix()
         object_to_opengl[:3, 3] = values["objTrans"]
@@ -136,7 +136,7 @@ class HO3D:
             noun=YCB_NOUNS.get(name, name), keypoints_3d=keypoints_3d, keypoints_2d=keypoints_2d,
             keypoint_convention="openpose21, fingertips of HO-3D", intrinsics=intrinsics,
             depth=self._depth(folder / "depth" / f"{frame}.png"),
-            hand_pose=hand_pose_in_camera(pose, _hand(str(self.mano_path)), OPENGL_TO_OPENCV), hand_side="right",
+            hand_params=hand_in_camera(pose, _hand(str(self.mano_path)), OPENGL_TO_OPENCV), hand_side="right",
             objects=(PosedObject(load_ycb(str(self.models), name), OPENGL_TO_OPENCV @ object_to_opengl),),
         )  # fmt: skip
 

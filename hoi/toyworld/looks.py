@@ -20,7 +20,7 @@ from hoi.toyworld.backgrounds import BACKGROUNDS, paint_background
 from hoi.toyworld.shading import (
     COLORS,
     Light,
-    Part,
+    VisiblePart,
     ambience,
     drop_shadow,
     lit,
@@ -164,7 +164,7 @@ def shade(
     return picture if reduce == 1 else reduce_image(picture, reduce)
 
 
-def _shade_parts(image: np.ndarray, parts: dict[int, Part], look: Look, light: Light) -> None:
+def _shade_parts(image: np.ndarray, parts: dict[int, VisiblePart], look: Look, light: Light) -> None:
     """Paint hand (1) and object (2) over the scenery, in place.  Neither looks at the other's material."""
     for label, part in parts.items():
         if label == 1:

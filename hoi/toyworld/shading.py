@@ -187,7 +187,7 @@ class Light:
 
 
 @dataclass(frozen=True)
-class Part:
+class VisiblePart:
     """The N visible pixels of hand (label 1) or object (2).
 
     rows, columns  (N,)    pixels of the whole picture
@@ -206,7 +206,7 @@ class Part:
     lamp: np.ndarray
 
 
-def visible_parts(gbuffer: GBuffer, camera: Camera, light_direction: np.ndarray) -> dict[int, Part]:
+def visible_parts(gbuffer: GBuffer, camera: Camera, light_direction: np.ndarray) -> dict[int, VisiblePart]:
     """Everything shading needs to know about geometry, for the foreground pixels alone; label -> Part."""
     filled = gbuffer.label_map > 0
     some_rows, some_columns = np.flatnonzero(filled.any(1)), np.flatnonzero(filled.any(0))
@@ -229,7 +229,8 @@ def visible_parts(gbuffer: GBuffer, camera: Camera, light_direction: np.ndarray)
         canonical = (points - translation.astype(np.float32)) @ rotation.astype(np.float32)
         lamp = _unblocked(depth, points, light_direction, (fx, fy, cx, cy))
         openness = open_box[rows, columns]
-        parts[label] = Part(label, rows + top, columns + left, canonical, normals[rows, columns], views, openness, lamp)
+        here = normals[rows, columns]
+        parts[label] = VisiblePart(label, rows + top, columns + left, canonical, here, views, openness, lamp)
     return parts
 
 
@@ -277,7 +278,7 @@ def ambience(background: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return tints[0], tints[1]
 
 
-def lit(part: Part, surface: Surface, light: Light) -> np.ndarray:
+def lit(part: VisiblePart, surface: Surface, light: Light) -> np.ndarray:
     """Colours (N, 3) of one part, display values.
 
     Exposure is set by the part itself, so a named colour keeps its mean in any light: once for the light that arrives,
@@ -303,7 +304,7 @@ def lit(part: Part, surface: Surface, light: Light) -> np.ndarray:
     return _film(surface.albedo * irradiance * gain + shine[:, None])
 
 
-def _irradiance(part: Part, surface: Surface, light: Light) -> np.ndarray:
+def _irradiance(part: VisiblePart, surface: Surface, light: Light) -> np.ndarray:
     """Light (N, 3) on a dull surface: wrapped lamp light (red wraps furthest under skin) and ambient light."""
     wrap = np.float32(surface.wrap)
     lamp = np.clip(((part.normals @ light.direction)[:, None] + wrap) / (1 + wrap), 0, None)

@@ -61,7 +61,7 @@ class PictureText(nn.Module):
         return F.normalize(self.encode_image(image), dim=1), F.normalize(self.encode_text(token_ids), dim=1)
 
 
-def save_toy_clip(path: str | Path, pair: PictureText, side: int) -> None:
+def save_small_clip(path: str | Path, pair: PictureText, side: int) -> None:
     """Write both towers in half precision; side is the size of the pictures that it was trained on, pixels."""
     sizes = {"text": asdict(pair.text_encoder.config), "embed_dim": pair.text_projection.out_features,
              "channels": pair.picture_encoder[0].out_channels}  # fmt: skip
@@ -69,7 +69,7 @@ def save_toy_clip(path: str | Path, pair: PictureText, side: int) -> None:
     save_model(path, state, {"kind": KIND, "side": str(side), "sizes": json.dumps(sizes)})
 
 
-def clip_loss(picture_vectors: Tensor, text_vectors: Tensor, log_temperature: Tensor, groups: Tensor) -> Tensor:
+def small_clip_loss(picture_vectors: Tensor, text_vectors: Tensor, log_temperature: Tensor, groups: Tensor) -> Tensor:
     """Symmetric contrastive loss in which every caption with the same words is a right answer.
 
     picture_vectors, text_vectors  (B,E) unit vectors, row i of both belong together

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from hoi.common.sheets import contact_sheet, to_uint8
 from hoi.network.diffusion import TrainingBatch, draw_training_noise, eps_loss, hoi_loss
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion
-from hoi.network.pipeline import PictureMaker, SamplingSettings
+from hoi.network.pipeline import Pipeline, SamplingSettings
 from hoi.network.text import tokenize
 from hoi.network.vae import VAE, vae_loss
 from hoi.training.data import Batch, EncodedData, Share, TrainingSet, draw_indices, step_generator
-from hoi.training.small_clip import PictureText, clip_loss
+from hoi.training.small_clip import PictureText, small_clip_loss
 
 PREVIEWS = 8
 REG_MODES = ("sum", "swap")
@@ -231,7 +231,7 @@ def as_training_batch(model: HOIDiffusion, batch: Batch, conditions: tuple[Tenso
 def sample_previews(model: HOIDiffusion, captions: list[str], conditions: dict[str, Tensor] | None) -> list[np.ndarray]:
     """One picture per caption with the preset's own sampling defaults; noise from seeds 0, 1, ...: sheets compare."""
     config = model.config
-    maker = PictureMaker(model, SamplingSettings(config.sampler, config.num_inference_steps, config.guidance_scale))
+    maker = Pipeline(model, SamplingSettings(config.sampler, config.num_inference_steps, config.guidance_scale))
     generators = [torch.Generator().manual_seed(k) for k in range(len(captions))]
     features = None if conditions is None else maker.features(conditions)
     return list(maker.pictures(captions, features, generators))
@@ -322,7 +322,7 @@ class TextStage(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         pictures, texts = self.picture_text(batch["images"], batch["token_ids"])
-        loss = clip_loss(pictures, texts, self.picture_text.log_temperature, batch["groups"])
+        loss = small_clip_loss(pictures, texts, self.picture_text.log_temperature, batch["groups"])
         found = batch["groups"][(pictures.float() @ texts.float().T).argmax(dim=0)] == batch["groups"]
         return loss, {"found": found.float().mean()}
 

@@ -14,24 +14,24 @@ import argparse
 import sys
 from pathlib import Path
 
-from hoi.common.command import told_problems
+from hoi.common.command import problems_as_messages
 from hoi.common.machine import keep_freed_memory
 from hoi.data import folder
 from hoi.verify import predictions
 from hoi.verify.report import (
-    as_markdown,
-    as_table,
     choose,
     copy_records,
     describe_yield,
-    measure,
+    measure_folders,
     parse_keep,
+    report_as_markdown,
+    scores_as_table,
     verify_folder,
     write_list,
 )
 from hoi.verify.scores import PCK_THRESHOLD
 from hoi.verify.training import minutes_passed, train_verifier
-from hoi.verify.verifier import BUILT_IN, SIDE, save_verifier
+from hoi.verify.verifier import BUILT_IN_VERIFIER, SIDE, save_verifier
 
 COMMANDS = ("score", "train", "measure")
 
@@ -64,7 +64,8 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_measure_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--verifier", metavar="FILE", type=Path, default=BUILT_IN, help="made by `train` (default: the built-in one)")
+    add("--verifier", metavar="FILE", type=Path, default=BUILT_IN_VERIFIER,
+        help="made by `train` (default: the built-in one)")  # fmt: skip
     add("--shaded", metavar="DIR", type=Path, required=True, help="folder of shaded pictures, not trained on")
     add("--generated", metavar="DIR", type=Path, required=True, help="sample.py --data SHADED --out GENERATED")
 
@@ -97,9 +98,10 @@ def score_command(args: argparse.Namespace) -> None:
     records = folder.read_records(args.folder)
     anew = args.verifier or args.keypoints or args.contacts or args.pck_threshold or not args.network
     if not conditions or anew or not records or not all(record.get("verification") for record in records):
-        verifier, threshold = (args.verifier or BUILT_IN) if args.network else None, args.pck_threshold or PCK_THRESHOLD
+        verifier = (args.verifier or BUILT_IN_VERIFIER) if args.network else None
+        threshold = args.pck_threshold or PCK_THRESHOLD
         records, report = verify_folder(args.folder, verifier, args.keypoints, args.contacts, threshold)
-        print(as_markdown(report))
+        print(report_as_markdown(report))
     else:
         print(f"stored scores, verifier {records[0]['verification']['verifier']}")
     if conditions:
@@ -118,11 +120,12 @@ def main(args: argparse.Namespace) -> None:
         save_verifier(args.out, verifier, {"data": ", ".join(map(str, args.data)), "minutes": str(args.minutes)})
         print(f"wrote {args.out}")
     elif args.command == "measure":
-        print(as_table(measure(args.verifier, args.shaded, args.generated)))
+        print(scores_as_table(measure_folders(args.verifier, args.shaded, args.generated)))
     else:
         score_command(args)
 
 
 if __name__ == "__main__":
-    with told_problems("python -m hoi.verify", "stopped; records change all at once, when every picture is scored"):
+    stopped = "stopped; records change all at once, when every picture is scored"
+    with problems_as_messages("python -m hoi.verify", stopped):
         main(parse_args(sys.argv[1:]))

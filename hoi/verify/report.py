@@ -26,15 +26,15 @@ from hoi.data.writer import DatasetWriter, refresh_card, write_records
 from hoi.verify.scores import (
     PCK_THRESHOLD,
     SCORES,
+    Estimators,
     Truth,
-    Witnesses,
+    load_estimators,
     load_truth,
-    load_witnesses,
     mean_scores,
     score_picture,
     score_records,
 )
-from hoi.verify.verifier import BUILT_IN, load_verifier
+from hoi.verify.verifier import BUILT_IN_VERIFIER, load_verifier
 
 REPORT_FOLDER = "verification"
 PERCENTILES = (5, 25, 50, 75, 95)
@@ -49,7 +49,7 @@ SHEET_COUNT, SHEET_CELL, SHEET_COLUMNS = 16, 192, 8
 HAND_TINT, OBJECT_TINT = (64, 255, 64), (255, 64, 64)
 SHOWN_PROBLEMS = 20
 
-Look = Callable[[list[dict[str, Any]], list[np.ndarray]], list[tuple[np.ndarray | None, np.ndarray | None]]]
+Observer = Callable[[list[dict[str, Any]], list[np.ndarray]], list[tuple[np.ndarray | None, np.ndarray | None]]]
 
 
 def summarize(records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -65,7 +65,7 @@ def summarize(records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return summary
 
 
-def as_markdown(report: dict[str, Any]) -> str:
+def report_as_markdown(report: dict[str, Any]) -> str:
     columns = ("n", "mean", *(f"p{p}" for p in PERCENTILES))
     lines = [
         f"# Verification of {report['folder']}", "",
@@ -114,7 +114,7 @@ def overlay(image: np.ndarray, label_map: np.ndarray | None, points: np.ndarray 
     return np.clip(tinted * (1 - weight) + skeleton, 0, 255).astype(np.uint8)
 
 
-def best_and_worst(folder: Path, records: list[dict[str, Any]], look: Look) -> Image.Image | None:
+def best_and_worst(folder: Path, records: list[dict[str, Any]], look: Observer) -> Image.Image | None:
     """The 16 best pictures above the 16 worst with what is seen in them; None when no record can be ranked.
 
     look  records and their pictures -> label map and keypoints that are seen in each, or None
@@ -140,7 +140,7 @@ def write_report(
     folder: Path,
     records: list[dict[str, Any]],
     about: dict[str, Any],
-    look: Look,
+    look: Observer,
 ) -> dict[str, Any]:
     """Write folder/verification/ and return what report.json holds.
 
@@ -152,7 +152,7 @@ def write_report(
     report = {"folder": str(folder), "records": len(records), "scored": len(records) - len(problems), **about}
     report |= {"scores": summarize(records), "problems": problems}
     write_bytes_atomically(out / "report.json", (json.dumps(report, indent=1) + "\n").encode())
-    write_bytes_atomically(out / "report.md", as_markdown(report).encode())
+    write_bytes_atomically(out / "report.md", report_as_markdown(report).encode())
     for name, picture in (("histograms", histograms(records)), ("best_worst", best_and_worst(folder, records, look))):
         if picture is not None:
             write_bytes_atomically(out / f"{name}.png", encode_png(np.asarray(picture)))
@@ -258,7 +258,7 @@ TABLE = ("iou_foreground", "iou_hand", "iou_object", "pck", "color_right", "back
 
 def verify_folder(
     folder: Path,
-    verifier: Path | None = BUILT_IN,
+    verifier: Path | None = BUILT_IN_VERIFIER,
     keypoints: Path | None = None,
     contacts: Path | None = None,
     pck_threshold: float = PCK_THRESHOLD,
@@ -273,7 +273,7 @@ def verify_folder(
         raise ValueError(f"{folder} has {parts[0].name}: its run is not finished; finish it by the same command first")
     before = lines.stat().st_mtime_ns if lines.is_file() else None
     records = read_records(folder)
-    witnesses = load_witnesses(folder, records, verifier, keypoints, contacts)
+    witnesses = load_estimators(folder, records, verifier, keypoints, contacts)
     found = list(score_records(folder, records, witnesses, pck_threshold))
     records = [record | {"verification": scores} for record, scores in zip(records, found, strict=True)]
     if lines.stat().st_mtime_ns != before:
@@ -284,7 +284,7 @@ def verify_folder(
     return records, report
 
 
-def measure(verifier_path: Path, shaded: Path, generated: Path) -> dict[str, dict[str, float | None]]:
+def measure_folders(verifier_path: Path, shaded: Path, generated: Path) -> dict[str, dict[str, float | None]]:
     """Mean scores of shaded pictures (the ceiling), of generated ones of the same records, and of their floor.
 
     The floor holds every generated picture against the truth of the record before: a picture of wrong conditions.
@@ -298,7 +298,7 @@ def measure(verifier_path: Path, shaded: Path, generated: Path) -> dict[str, dic
 
     def rows(folder: Path, held_against: list[Truth]) -> dict[str, float | None]:
         images = [load_image(folder, record) for record in (records if folder == shaded else others)]
-        seen = Witnesses(verifier).look(images)
+        seen = Estimators(verifier).predict(images)
         scored = zip(images, held_against, seen, strict=True)
         return mean_scores([score_picture(i, t, s, verifier.backgrounds) for i, t, s in scored], TABLE)
 
@@ -309,7 +309,7 @@ def measure(verifier_path: Path, shaded: Path, generated: Path) -> dict[str, dic
     }
 
 
-def as_table(rows: dict[str, dict[str, float | None]]) -> str:
+def scores_as_table(rows: dict[str, dict[str, float | None]]) -> str:
     """Markdown, with each generated figure as a share of the ceiling."""
     ceiling, generated = list(rows.values())[:2]
     share = {name: generated[name] / ceiling[name] if ceiling[name] and generated[name] is not None else None

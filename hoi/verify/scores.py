@@ -41,7 +41,7 @@ from hoi.verify.predictions import (
     read_contact_predictions,
     read_keypoint_predictions,
 )
-from hoi.verify.verifier import JOINTS, Seen, Verifier, load_verifier, look_at
+from hoi.verify.verifier import JOINTS, Prediction, Verifier, load_verifier, predict
 
 PCK_THRESHOLD = 0.2  # of the hand box, the usual choice for hands in pictures (MMPose)
 GROUPS = ("", "_visible", "_hidden")
@@ -146,7 +146,7 @@ def keypoint_scores(
 def score_picture(
     image: np.ndarray,
     truth: Truth,
-    seen: Seen | None,
+    seen: Prediction | None,
     backgrounds: Sequence[str] = (),
     hands: list[HandPrediction] | None = None,
     pck_threshold: float = PCK_THRESHOLD,
@@ -182,7 +182,7 @@ BATCH = 16
 
 
 @dataclass(frozen=True)
-class Witnesses:
+class Estimators:
     """Who says what the pictures show.
 
     verifier   the network, or None
@@ -196,15 +196,15 @@ class Witnesses:
     contacts: dict[str, list[ContactPrediction]] | None = None
     names: dict[str, str] = field(default_factory=lambda: {"verifier": "none", "keypoints": "none"})
 
-    def look(self, images: list[np.ndarray]) -> list[Seen | None]:
+    def predict(self, images: list[np.ndarray]) -> list[Prediction | None]:
         """What the verifier sees in each picture (H, W, 3) uint8."""
         if self.verifier is None:
             return [None] * len(images)
-        return [seen for k in range(0, len(images), BATCH) for seen in look_at(self.verifier, images[k : k + BATCH])]
+        return [seen for k in range(0, len(images), BATCH) for seen in predict(self.verifier, images[k : k + BATCH])]
 
     def drawn(self, records: list[dict[str, Any]], images: list[np.ndarray]) -> list[tuple[Any, Any]]:
         """Of each record what was scored: label map (H, W) or None, keypoints (21, 2) or None."""
-        pairs = [(None, None) if seen is None else (seen.label_map, seen.keypoints_2d) for seen in self.look(images)]
+        pairs = [(None, None) if seen is None else (seen.label_map, seen.keypoints_2d) for seen in self.predict(images)]
         if self.keypoints is None:
             return pairs
         true = [true_keypoints(record) for record in records]
@@ -213,9 +213,9 @@ class Witnesses:
         return [(m, None if hand is None else hand.keypoints_2d) for (m, _), hand in zip(pairs, hands, strict=True)]
 
 
-def load_witnesses(
+def load_estimators(
     folder: Path, records: list[dict[str, Any]], verifier: Path | None, keypoints: Path | None, contacts: Path | None
-) -> Witnesses:
+) -> Estimators:
     """Raises FileNotFoundError or ValueError when a file is absent, damaged, or of other pictures than the folder's."""
     pictures = [record["file_name"] for record in records if record["file_name"] is not None]
     if not pictures:
@@ -228,10 +228,11 @@ def load_witnesses(
         if predictions is not None:
             check_covers(predictions, pictures, path)
     name = "none" if verifier is None else f"{verifier.name} {sha256_of(verifier)[:12]}"
-    return Witnesses(network, hands, states, {"verifier": name, "keypoints": name if hands is None else keypoints.name})
+    names = {"verifier": name, "keypoints": name if hands is None else keypoints.name}
+    return Estimators(network, hands, states, names)
 
 
-def read_picture(folder: Path, record: dict[str, Any]) -> tuple[np.ndarray, Truth] | str:
+def read_scored_picture(folder: Path, record: dict[str, Any]) -> tuple[np.ndarray, Truth] | str:
     """Picture and truth, or what is wrong with them."""
     try:
         return load_rgb(folder, record), load_truth(folder, record)
@@ -240,16 +241,16 @@ def read_picture(folder: Path, record: dict[str, Any]) -> tuple[np.ndarray, Trut
 
 
 def score_records(
-    folder: Path, records: list[dict[str, Any]], witnesses: Witnesses, pck_threshold: float
+    folder: Path, records: list[dict[str, Any]], witnesses: Estimators, pck_threshold: float
 ) -> Iterator[dict[str, Any]]:
     """`verification` of every record in turn: SCORES, how they were made, and `problem`, None or why there are none."""
     about = witnesses.names | {"pck_threshold": pck_threshold}
     with ThreadPoolExecutor(max_workers=2) as readers:
         for start in tqdm(range(0, len(records), BATCH), desc="verifying", unit="batch"):
             chunk = records[start : start + BATCH]
-            read = list(readers.map(lambda record: read_picture(folder, record), chunk))
+            read = list(readers.map(lambda record: read_scored_picture(folder, record), chunk))
             sound = [k for k, each in enumerate(read) if not isinstance(each, str)]
-            seen = dict(zip(sound, witnesses.look([read[k][0] for k in sound]), strict=True))
+            seen = dict(zip(sound, witnesses.predict([read[k][0] for k in sound]), strict=True))
             for k, record in enumerate(chunk):
                 scores, problem = dict.fromkeys(SCORES), read[k] if k not in seen else None
                 if problem is None:
@@ -261,7 +262,7 @@ def score_records(
 
 
 def _scores(
-    name: str, image: np.ndarray, truth: Truth, seen: Seen | None, witnesses: Witnesses, pck_threshold: float
+    name: str, image: np.ndarray, truth: Truth, seen: Prediction | None, witnesses: Estimators, pck_threshold: float
 ) -> dict[str, float | None]:
     backgrounds = () if witnesses.verifier is None else witnesses.verifier.backgrounds
     hands = None if witnesses.keypoints is None else witnesses.keypoints[name]

@@ -26,7 +26,7 @@ from hoi.training.data import read_ahead, step_generator
 from hoi.verify.scores import load_rgb, true_keypoints, true_label_map
 from hoi.verify.verifier import JOINTS, Outputs, Verifier, pixels_to_cells, resized, resized_points, to_input
 
-Batch = dict[str, Tensor]
+VerifierBatch = dict[str, Tensor]
 
 UNKNOWN = 255  # in a label map: nobody said
 SPREAD = 1.5  # cells, standard deviation of a heat map's target
@@ -36,7 +36,7 @@ MAX_SHIFT, MAX_ZOOM = 0.08, 0.15  # of the picture's side
 CACHE_BYTES = 2 << 30  # pictures kept in memory; beyond that they are read again
 
 
-class Lessons:
+class VerifierTrainingSet:
     """The pictures of dataset folders with what they show, at the verifier's size, read when they are asked for.
 
     Raises ValueError when a folder has no records, a record has no picture, or a network made one.
@@ -82,7 +82,7 @@ class Lessons:
             self._kept[index] = lesson
         return lesson
 
-    def read(self, indices: Sequence[int]) -> Batch:
+    def read(self, indices: Sequence[int]) -> VerifierBatch:
         """image (B, 3, S, S) in [-1, 1], labels (B, S, S), points (B, 21, 2) in pixels, background (B,)."""
         images, labels, points, background = zip(*self._readers.map(self._lesson, indices), strict=True)
         return {
@@ -93,7 +93,7 @@ class Lessons:
         }
 
 
-def augment(batch: Batch, generator: torch.Generator) -> Batch:
+def augment(batch: VerifierBatch, generator: torch.Generator) -> VerifierBatch:
     """Moved pictures with noise and other gains.
 
     Generated pictures differ from shaded ones in fine texture; noise and gain keep the network from using it.
@@ -104,7 +104,7 @@ def augment(batch: Batch, generator: torch.Generator) -> Batch:
     return moved | {"image": moved["image"] * gain + noise, "background": batch["background"]}
 
 
-def move(image: Tensor, labels: Tensor, points: Tensor, generator: torch.Generator) -> Batch:
+def move(image: Tensor, labels: Tensor, points: Tensor, generator: torch.Generator) -> VerifierBatch:
     """Mirror half of the pictures; shift and zoom all a little, with their labels and points.
 
     image (B, 3, S, S), labels (B, S, S) uint8, points (B, 21, 2) pixels -> the same, by name; what comes in from beyond
@@ -144,7 +144,7 @@ def heat_targets(points: Tensor, labels: Tensor, height: int, width: int) -> tup
     return torch.where(inside[..., None, None], gaussian, level), inside | handless[:, None]
 
 
-def verifier_loss(outputs: Outputs, batch: Batch) -> Tensor:
+def verifier_loss(outputs: Outputs, batch: VerifierBatch) -> Tensor:
     """Cross-entropy of label maps and words, Kullback-Leibler divergence of heat maps; unknown parts count nothing."""
     loss = outputs.labels.sum() * 0.0
     labels, background = batch["labels"].long(), batch["background"]
@@ -166,14 +166,14 @@ def train_verifier(
 
     Refuses folders with generated pictures.  Takes up to 2 GB of memory for pictures.
     """
-    lessons = Lessons(folders, side)
+    lessons = VerifierTrainingSet(folders, side)
     with torch.random.fork_rng():  # fresh weights come from torch's global generator, which is put back
         torch.manual_seed(seed)
         verifier = Verifier(lessons.backgrounds, side).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(verifier.parameters(), lr=LEARNING_RATE, weight_decay=1e-3)
     bf16 = has_fast_bf16("cpu")
 
-    def read(step: int, part: int) -> Batch:
+    def read(step: int, part: int) -> VerifierBatch:
         picked = torch.randint(len(lessons), (batch_size,), generator=step_generator(seed, step))
         return lessons.read(picked.tolist())
 

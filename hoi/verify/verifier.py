@@ -23,7 +23,7 @@ CELL = 2  # pixels; heat maps have one value a cell
 CHANNELS = (32, 48, 64, 96, 128)
 SIDE = 128  # pixels that the network sees by default
 PEAK_RADIUS = 3  # cells; a training target has 96 % of its heat this close to its peak
-BUILT_IN = Path(__file__).parents[1] / "assets" / "verifier.safetensors"
+BUILT_IN_VERIFIER = Path(__file__).parents[1] / "assets" / "verifier.safetensors"
 TRAIN_COMMAND = "python -m hoi.verify train --data DIR ... --out FILE"
 
 
@@ -143,7 +143,7 @@ def to_input(images: np.ndarray) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Prediction:
     """What the verifier sees in one picture of H x W pixels.
 
     label_map     (H, W)   0 background, 1 hand, 2 object
@@ -161,7 +161,7 @@ class Seen:
 
 
 @torch.no_grad()
-def look_at(verifier: Verifier, images: Sequence[np.ndarray]) -> list[Seen]:
+def predict(verifier: Verifier, images: Sequence[np.ndarray]) -> list[Prediction]:
     """One batch of pictures (H, W, 3) uint8 of any sizes -> what is seen in each."""
     side = verifier.side
     outputs = verifier(to_input(np.stack([resized(image, side) for image in images])))
@@ -173,7 +173,7 @@ def look_at(verifier: Verifier, images: Sequence[np.ndarray]) -> list[Seen]:
         if size != (side, side):
             labels = F.interpolate(labels, size=size, mode="bilinear", antialias=True)
         seen.append(
-            Seen(
+            Prediction(
                 label_map=labels[0].argmax(0).to(torch.uint8).numpy(),
                 keypoints_2d=resized_points(points[k], (side, side), size),
                 confidence=confidence[k].double().numpy(),
@@ -191,7 +191,7 @@ def save_verifier(path: Path, verifier: Verifier, more: dict[str, str] | None = 
     tensors.save_model(path, state, metadata | (more or {}))
 
 
-def load_verifier(path: Path = BUILT_IN) -> Verifier:
+def load_verifier(path: Path = BUILT_IN_VERIFIER) -> Verifier:
     """Raises FileNotFoundError or ValueError; both say how to get a verifier."""
     if not path.is_file():
         raise FileNotFoundError(

@@ -12,7 +12,7 @@ from hoi.weights.load import (
     OFFICIAL_ADAPTER,
     OWN,
     T2I_ADAPTER,
-    check_piece,
+    check_part,
     expected_shapes,
     kind_of,
     official_adapter,
@@ -33,7 +33,7 @@ def describe(path: str | Path) -> str:
     config, pieces, metadata = whole_model(path)
     expected = expected_shapes(config, with_conditions=True)
     for piece in pieces:
-        check_piece(piece, expected)
+        check_part(piece, expected)
     count = sum(len(piece.file) for piece in pieces)
     kind = DIFFUSERS_FOLDER if path.is_dir() else kind_of(pieces[0].file)
     flag = "--checkpoint or --base" if kind == OWN else "--base"
@@ -67,7 +67,7 @@ def _adapter_preset(file: WeightFile, kind: str) -> str:
         else:
             piece = t2i_adapter(file, list(expected), "normal", kind == DIFFUSERS_T2I_ADAPTER)
         try:
-            check_piece(piece, expected)
+            check_part(piece, expected)
             return name
         except ValueError as problem:
             problems[name] = problem

@@ -22,7 +22,7 @@ from hoi.network.vae import VAEConfig
 from hoi.weights.names import padded_levels
 
 Json = dict[str, Any]
-PARTS = ("unet", "vae", "text_encoder")
+FOLDER_PARTS = ("unet", "vae", "text_encoder")
 SCHEDULER_FILE = Path("scheduler") / "scheduler_config.json"
 
 # Settings with one value in every Stable Diffusion 1.x; a file that says otherwise is another network.
@@ -55,7 +55,7 @@ def read_folder_config(folder: Path) -> ModelConfig:
     """
     if (folder / "text_encoder_2").is_dir():
         raise ValueError(f"{folder} is a Stable Diffusion XL folder (it has text_encoder_2), expected 1.x")
-    settings = {part: _read_json(folder / part / "config.json", folder) for part in PARTS}
+    settings = {part: _read_json(folder / part / "config.json", folder) for part in FOLDER_PARTS}
     scheduler = _read_json(folder / SCHEDULER_FILE, folder)
     _refuse_other_families(settings["unet"], folder)
     try:
@@ -86,7 +86,7 @@ def _read_json(path: Path, folder: Path) -> Json:
     if not path.is_file():
         raise FileNotFoundError(
             f"{folder} is not complete: {path.relative_to(folder)} is missing; a diffusers folder needs"
-            f" {', '.join(f'{part}/' for part in PARTS)} and {SCHEDULER_FILE}"
+            f" {', '.join(f'{part}/' for part in FOLDER_PARTS)} and {SCHEDULER_FILE}"
         )
     return read_json(path)
 

@@ -25,7 +25,7 @@ from hoi.weights.names import (
     SCHEDULE_BUFFERS,
     SHORT_TEXT_PREFIX,
     TEXT_PREFIX,
-    Sources,
+    NameMap,
     diffusers_adapter_names,
     diffusers_unet_names,
     diffusers_vae_names,
@@ -177,7 +177,7 @@ def _state(model: HOIDiffusion, half: bool) -> dict[str, Tensor]:
     return {name: tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()}
 
 
-def _renamed(state: Mapping[str, Tensor], sources: Sources) -> dict[str, Tensor]:
+def _renamed(state: Mapping[str, Tensor], sources: NameMap) -> dict[str, Tensor]:
     """Our tensors under the names of a layout; the text encoder's stacked ones are cut apart."""
     parts = ((names, state[ours].chunk(len(names))) for ours, names in sources.items())
     return {name: part.clone(memory_format=torch.contiguous_format)

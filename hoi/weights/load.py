@@ -26,7 +26,7 @@ from hoi.common.files import sha256_of
 from hoi.common.tensors import WeightFile, is_finite, shown
 from hoi.network.config import ModelConfig, sd1_config
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion, own_config, prepared
-from hoi.weights.diffusers_config import PARTS, SCHEDULER_FILE, read_folder_config
+from hoi.weights.diffusers_config import FOLDER_PARTS, SCHEDULER_FILE, read_folder_config
 from hoi.weights.names import (
     LAST_LAYER,
     OFFICIAL_BRANCHES,
@@ -36,7 +36,7 @@ from hoi.weights.names import (
     TEXT_PREFIX,
     UNET_PREFIX,
     VAE_PREFIX,
-    Sources,
+    NameMap,
     diffusers_adapter_names,
     diffusers_unet_names,
     diffusers_vae_names,
@@ -150,7 +150,7 @@ Dtypes = torch.dtype | Mapping[str, torch.dtype]
 
 
 @dataclass(frozen=True)
-class Piece:
+class FilePart:
     """A file and the part of the model that it holds.
 
     sources   our tensor names -> its names; several are stacked along dimension 0
@@ -159,7 +159,7 @@ class Piece:
     """
 
     file: WeightFile
-    sources: Sources
+    sources: NameMap
     extras: frozenset[str] = frozenset()
     zeros: frozenset[str] = frozenset()
 
@@ -174,7 +174,7 @@ def expected_shapes(config: ModelConfig, with_conditions: bool) -> dict[str, tup
 # --- one function a layout ---
 
 
-def single_file(file: WeightFile, config: ModelConfig, ema_only: bool) -> Piece:
+def single_file(file: WeightFile, config: ModelConfig, ema_only: bool) -> FilePart:
     ours = expected_shapes(config, with_conditions=False)
     short = any(name.startswith(SHORT_TEXT_PREFIX + "embeddings.") for name in file)
     prefix = SHORT_TEXT_PREFIX if short else TEXT_PREFIX
@@ -183,26 +183,26 @@ def single_file(file: WeightFile, config: ModelConfig, ema_only: bool) -> Piece:
     extras = SINGLE_FILE_EXTRAS | {theirs for (theirs,) in averages.values()}
     if ema_only:
         sources |= averages
-    return Piece(file, sources, frozenset(extras))
+    return FilePart(file, sources, frozenset(extras))
 
 
-def diffusers_folder(folder: Path, config: ModelConfig) -> list[Piece]:
+def diffusers_folder(folder: Path, config: ModelConfig) -> list[FilePart]:
     ours = list(expected_shapes(config, with_conditions=True))
-    unet, vae, text = (WeightFile(weights_in(folder / part, part == "text_encoder")) for part in PARTS)
+    unet, vae, text = (WeightFile(weights_in(folder / part, part == "text_encoder")) for part in FOLDER_PARTS)
     old_attention = any(name.endswith("attentions.0.query.weight") for name in vae)
     prefix = "text_model." if any(name.startswith("text_model.") for name in text) else ""
     text_sources = {name: tuple(prefix + k for k in keys) for name, keys in text_names(config.text).items()}
     added = frozenset(padding(config.unet))
     zeros = frozenset(name for name in added & unet.keys() if name.endswith(LAST_LAYER))
     return [
-        Piece(unet, diffusers_unet_names(ours, config.unet), added, zeros),
-        Piece(vae, diffusers_vae_names(ours, config.vae, old_attention)),
-        Piece(text, text_sources, frozenset({prefix + POSITION_IDS})),
+        FilePart(unet, diffusers_unet_names(ours, config.unet), added, zeros),
+        FilePart(vae, diffusers_vae_names(ours, config.vae, old_attention)),
+        FilePart(text, text_sources, frozenset({prefix + POSITION_IDS})),
         *adapter_folders(folder, ours),
     ]
 
 
-def adapter_folders(folder: Path, ours: list[str]) -> list[Piece]:
+def adapter_folders(folder: Path, ours: list[str]) -> list[FilePart]:
     """The three T2IAdapter folders of an export; none when there is none."""
     places = {name: folder / place for name, place in ADAPTER_FOLDERS.items()}
     if not any(place.is_dir() for place in places.values()):
@@ -211,17 +211,17 @@ def adapter_folders(folder: Path, ours: list[str]) -> list[Piece]:
     return [t2i_adapter(file, ours, name, saved_by_diffusers=True) for name, file in files.items()]
 
 
-def official_adapter(file: WeightFile, ours: list[str]) -> Piece:
-    return _with_prefix(Piece(file, official_adapter_names(ours)))
+def official_adapter(file: WeightFile, ours: list[str]) -> FilePart:
+    return _with_prefix(FilePart(file, official_adapter_names(ours)))
 
 
-def t2i_adapter(file: WeightFile, ours: list[str], branch: str, saved_by_diffusers: bool) -> Piece:
+def t2i_adapter(file: WeightFile, ours: list[str], branch: str, saved_by_diffusers: bool) -> FilePart:
     names = diffusers_adapter_names if saved_by_diffusers else t2i_adapter_names
     sources = names(ours, branch)
-    return Piece(file, sources) if saved_by_diffusers else _with_prefix(Piece(file, sources))
+    return FilePart(file, sources) if saved_by_diffusers else _with_prefix(FilePart(file, sources))
 
 
-def _with_prefix(piece: Piece) -> Piece:
+def _with_prefix(piece: FilePart) -> FilePart:
     """Some releases put `adapter.` in front of every name."""
     if not any(name.startswith("adapter.") for name in piece.file):
         return piece
@@ -247,7 +247,7 @@ def weights_in(folder: Path, is_text: bool) -> Path:
 # --- comparing and reading ---
 
 
-def check_piece(piece: Piece, expected: Mapping[str, tuple[int, ...]]) -> None:
+def check_part(piece: FilePart, expected: Mapping[str, tuple[int, ...]]) -> None:
     """Raise ValueError unless a file has just the tensors that its part of the model needs, and harmless extras."""
     file, wanted = piece.file, {name for names in piece.sources.values() for name in names}
     missing, unexpected = wanted - file.shapes.keys(), file.shapes.keys() - wanted - piece.extras
@@ -280,8 +280,8 @@ def _same_shape(shape: tuple[int, ...], expected: tuple[int, ...], ours: str) ->
     return shape == expected or (ours.startswith("vae.") and ".attn_1." in ours and (*shape, 1, 1) == expected)
 
 
-def read_pieces(
-    pieces: list[Piece], config: ModelConfig, device: str | torch.device, dtype: Dtypes
+def read_parts(
+    pieces: list[FilePart], config: ModelConfig, device: str | torch.device, dtype: Dtypes
 ) -> dict[str, Tensor]:
     """All tensors of the pieces under our names, converted one by one.
 
@@ -289,7 +289,7 @@ def read_pieces(
     """
     expected = expected_shapes(config, with_conditions=True)
     for piece in pieces:
-        check_piece(piece, expected)
+        check_part(piece, expected)
     state: dict[str, Tensor] = {}
     for piece in pieces:
         for ours, theirs in piece.sources.items():
@@ -338,7 +338,7 @@ def load_model(
     if not path.exists():
         raise FileNotFoundError(f"no weight file at {path}. {WHERE.format(what='Stable Diffusion 1.x', flag='--base')}")
     config, pieces, metadata = whole_model(path, config)
-    state = read_pieces(pieces, config, device, dtype)
+    state = read_parts(pieces, config, device, dtype)
     model = HOIDiffusion.from_tensors(config, state)
     model.metadata = metadata
     if adapter is not None:
@@ -369,7 +369,7 @@ def load_adapter(model: HOIDiffusion, path: str | Path) -> None:
         pieces = [official_adapter(file, ours)]
         metadata["normal_source"] = OFFICIAL_NORMAL_SOURCE
     like = model.unet.out[2].weight
-    state = read_pieces(pieces, model.config, like.device, like.dtype)
+    state = read_parts(pieces, model.config, like.device, like.dtype)
     if model.condition_encoders is None:
         model.add_condition_encoders()
     model.condition_encoders.load_state_dict(
@@ -393,7 +393,7 @@ def init_branch(model: HOIDiffusion, branch: str, path: str | Path) -> None:
         raise ValueError(f"{path} is {kind}, expected {T2I_ADAPTER}")
     piece = t2i_adapter(file, ours, branch, saved_by_diffusers=kind == DIFFUSERS_T2I_ADAPTER)
     like = model.unet.out[2].weight
-    state = read_pieces([piece], model.config, like.device, like.dtype)
+    state = read_parts([piece], model.config, like.device, like.dtype)
     prefix = f"condition_encoders.{branch}."
     encoder = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     model.condition_encoders[branch].load_state_dict(encoder, strict=True)
@@ -421,7 +421,7 @@ def source_hash(path: str | Path) -> str:
     path = Path(path)
     if not path.is_dir():
         return sha256_of(path)
-    parts = (*PARTS, SCHEDULER_FILE.parent, *ADAPTER_FOLDERS.values())
+    parts = (*FOLDER_PARTS, SCHEDULER_FILE.parent, *ADAPTER_FOLDERS.values())
     found = (file for part in parts for file in (path / part).glob("*"))
     files = sorted(file for file in found if file.suffix in (".safetensors", ".bin", ".json"))
     lines = [f"{file.relative_to(path).as_posix()} {sha256_of(file)}" for file in files]
@@ -431,20 +431,21 @@ def source_hash(path: str | Path) -> str:
 # --- what is this file? ---
 
 
-def whole_model(path: Path, config: ModelConfig | None = None) -> tuple[ModelConfig, list[Piece], dict[str, str]]:
+def whole_model(path: Path, config: ModelConfig | None = None) -> tuple[ModelConfig, list[FilePart], dict[str, str]]:
     """Sizes of the model at `path`, the pieces that hold it (not yet compared with it), and its metadata."""
     if path.is_dir():
         if not (path / "unet").is_dir():
-            raise FileNotFoundError(f"{path} is no diffusers folder: unet/ is missing; expected {', '.join(PARTS)}")
+            parts = ", ".join(FOLDER_PARTS)
+            raise FileNotFoundError(f"{path} is no diffusers folder: unet/ is missing; expected {parts}")
         config = read_folder_config(path)
         pieces = diffusers_folder(path, config)
-        stage = "base" if len(pieces) == len(PARTS) else "hoi"
+        stage = "base" if len(pieces) == len(FOLDER_PARTS) else "hoi"
         return config, pieces, _metadata(config, stage, path) | _kept_metadata(pieces[0].file) | {"stage": stage}
     file = WeightFile(path)
     if (kind := kind_of(file)) == OWN:
         config = own_config(file)
-        names: Sources = {name: (name,) for name in expected_shapes(config, file.metadata["stage"] != "base")}
-        return config, [Piece(file, names)], file.metadata
+        names: NameMap = {name: (name,) for name in expected_shapes(config, file.metadata["stage"] != "base")}
+        return config, [FilePart(file, names)], file.metadata
     if kind not in (SINGLE_FILE, EMA_ONLY):
         raise ValueError(f"{path} is {kind}, expected a whole model: a Stable Diffusion 1.x file or folder")
     kept = _kept_metadata(file)

@@ -23,7 +23,7 @@ from hoi.network.text import TextConfig, TextEncoder
 from hoi.network.unet import SpatialTransformer, UNetConfig
 from hoi.network.vae import VAEConfig
 
-Sources = dict[str, tuple[str, ...]]
+NameMap = dict[str, tuple[str, ...]]
 
 UNET_PREFIX, VAE_PREFIX = "model.diffusion_model.", "first_stage_model."
 TEXT_PREFIX = "cond_stage_model.transformer.text_model."
@@ -50,9 +50,9 @@ _VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "
 _OLD_VAE_ATTENTION = {"norm": "group_norm", "q": "query", "k": "key", "v": "value", "proj_out": "proj_attn"}
 
 
-def single_file_names(ours: Iterable[str], text: TextConfig, text_prefix: str = TEXT_PREFIX) -> Sources:
+def single_file_names(ours: Iterable[str], text: TextConfig, text_prefix: str = TEXT_PREFIX) -> NameMap:
     """A .ckpt or .safetensors of Stable Diffusion 1.x (for condition encoders: of no such file)."""
-    names: Sources = {}
+    names: NameMap = {}
     for name in ours:
         part, _, rest = name.partition(".")
         if part in ("unet", "vae"):
@@ -60,7 +60,7 @@ def single_file_names(ours: Iterable[str], text: TextConfig, text_prefix: str = 
     return names | {name: tuple(text_prefix + key for key in keys) for name, keys in text_names(text).items()}
 
 
-def text_names(text: TextConfig) -> Sources:
+def text_names(text: TextConfig) -> NameMap:
     """transformers' CLIPTextModel, as version 5 writes it; before, and elsewhere, `text_model.` stands in front."""
     return {f"text_encoder.{name}": keys for name, keys in hf_names(text).items()}
 
@@ -70,22 +70,22 @@ def ema_name(single_file_name: str) -> str:
     return "model_ema." + single_file_name.removeprefix("model.").replace(".", "")
 
 
-def official_adapter_names(ours: Iterable[str]) -> Sources:
+def official_adapter_names(ours: Iterable[str]) -> NameMap:
     """model_ad_N.pth of the official HOIDiffusion code."""
     bare = [name.removeprefix("condition_encoders.") for name in ours if name.startswith("condition_encoders.")]
     theirs = to_official_adapter_names({name: name for name in bare})
     return {f"condition_encoders.{bare}": (name,) for name, bare in theirs.items()}
 
 
-def t2i_adapter_names(ours: Iterable[str], branch: str) -> Sources:
+def t2i_adapter_names(ours: Iterable[str], branch: str) -> NameMap:
     """A T2I-Adapter of Mou et al. 2023 for one condition: the names of one of our branches."""
     prefix = f"condition_encoders.{branch}."
     return {name: (name.removeprefix(prefix),) for name in ours if name.startswith(prefix)}
 
 
-def diffusers_adapter_names(ours: Iterable[str], branch: str) -> Sources:
+def diffusers_adapter_names(ours: Iterable[str], branch: str) -> NameMap:
     """diffusers' T2IAdapter: the eight blocks are counted by level."""
-    names: Sources = {}
+    names: NameMap = {}
     for name, (bare,) in t2i_adapter_names(ours, branch).items():
         if bare.startswith("body."):
             _, number, layer, kind = bare.split(".")
@@ -96,7 +96,7 @@ def diffusers_adapter_names(ours: Iterable[str], branch: str) -> Sources:
     return names
 
 
-def diffusers_unet_names(ours: Iterable[str], config: UNetConfig) -> Sources:
+def diffusers_unet_names(ours: Iterable[str], config: UNetConfig) -> NameMap:
     """diffusers' UNet2DConditionModel."""
     places = _unet_places(config)
     return {f"unet.{name}": (_moved(name, places, _UNET_RESNET),) for name in _of_part(ours, "unet")}
@@ -128,7 +128,7 @@ def _unet_places(config: UNetConfig) -> dict[str, str]:
     return places
 
 
-def diffusers_vae_names(ours: Iterable[str], config: VAEConfig, old_attention: bool = False) -> Sources:
+def diffusers_vae_names(ours: Iterable[str], config: VAEConfig, old_attention: bool = False) -> NameMap:
     """diffusers' AutoencoderKL.  old_attention: query, key, value, proj_attn, as before version 0.18."""
     places, last = {}, len(config.channel_mult) - 1
     for side in ("encoder", "decoder"):
@@ -146,7 +146,7 @@ def diffusers_vae_names(ours: Iterable[str], config: VAEConfig, old_attention: b
             places[f"encoder.down.{level}.block.{layer}"] = f"{down}.resnets.{layer}"
             places[f"decoder.up.{level}.block.{layer}"] = f"{up}.resnets.{layer}"
     attention = _OLD_VAE_ATTENTION if old_attention else _VAE_ATTENTION
-    names: Sources = {}
+    names: NameMap = {}
     for name in _of_part(ours, "vae"):
         inside = attention if ".attn_1." in name else {"nin_shortcut": "conv_shortcut"}
         names[f"vae.{name}"] = (_moved(name, places, inside),)

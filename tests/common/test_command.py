@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 import pytest
 
-from hoi.common.command import how_made, positive, told_problems
+from hoi.common.command import how_made, positive, problems_as_messages
 
 
 @pytest.mark.parametrize(
@@ -23,19 +23,20 @@ from hoi.common.command import how_made, positive, told_problems
     ],
 )
 def test_problems_of_users_become_the_exit_message(problem, message):
-    with pytest.raises(SystemExit) as stopped, told_problems("make.py", "the same command continues"):
+    with pytest.raises(SystemExit) as stopped, problems_as_messages("make.py", "the same command continues"):
         raise problem
     assert stopped.value.code == message  # a text as code: Python prints it and exits with 1
 
 
 def test_bugs_keep_their_traceback():
-    with pytest.raises(KeyError, match="a bug"), told_problems("make.py", ""):
+    with pytest.raises(KeyError, match="a bug"), problems_as_messages("make.py", ""):
         raise KeyError("a bug")
 
 
 def test_kill_stops_as_orderly_as_ctrl_c_and_only_within_the_block():
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit, match="the same command continues"), told_problems("", "the same command continues"):
+    words = "the same command continues"
+    with pytest.raises(SystemExit, match=words), problems_as_messages("", words):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(10)  # the handler may run a little later
     assert signal.getsignal(signal.SIGTERM) is before

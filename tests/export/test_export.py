@@ -13,7 +13,7 @@ from hoi.data.folder import load_picture, read_records
 from hoi.data.writer import write_records
 from hoi.export import folder, formats
 from hoi.export.__main__ import run
-from hoi.export.formats import FORMATS, export
+from hoi.export.formats import FORMATS, export_folder
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def copy(export_source, tmp_path):
 def test_a_fault_on_the_way_leaves_nothing_behind_and_names_the_file(copy, tmp_path, name):
     os.truncate(copy / "images" / "000002.png", 900)
     with pytest.raises(ValueError, match=r"images/000002\.png is damaged"):
-        export(copy, name, tmp_path / "out")
+        export_folder(copy, name, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy"]
 
 

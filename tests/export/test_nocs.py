@@ -11,7 +11,7 @@ from silhouettes import depth_of, iou
 
 from hoi.data.folder import load_object_mask, read_records
 from hoi.export import nocs
-from hoi.export.formats import export
+from hoi.export.formats import export_folder
 
 SYNSETS = {"bottle": (1, "02876657"), "bowl": (2, "02880940"), "can": (4, "02946921"), "mug": (6, "03797390")}
 FX, CX, CY = 577.5, 319.5, 239.5
@@ -22,7 +22,7 @@ def exported(export_source, tmp_path_factory):
     out = tmp_path_factory.mktemp("nocs") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nocs, "FRAMES_PER_FOLDER", 2)
-        written, left_out = export(export_source, "nocs", out, labels=True)
+        written, left_out = export_folder(export_source, "nocs", out, labels=True)
     assert written == 3 and left_out.total() == 3
     assert sum(count for reason, count in left_out.items() if "camera is not that of NOCS" in reason) == 1
     return out

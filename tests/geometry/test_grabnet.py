@@ -350,11 +350,13 @@ def known(hand, can):
 def write_one_grasp(folder, grasp, hand, mesh, seed):
     """GrabNet files whose networks always say one good grasp, right for the first turn drawn from this seed."""
     prepared = prepare_object(mesh.vertices, mesh.faces, np.random.default_rng(seed))
-    turns = Rotation.from_rotvec(np.vstack([grasp.hand_pose.global_orient, grasp.hand_pose.hand_pose.reshape(15, 3)]))
+    turns = Rotation.from_rotvec(
+            np.vstack([grasp.hand_params.global_orient, grasp.hand_params.hand_pose.reshape(15, 3)])
+        )
     turns = turns.as_matrix()
     turns[0] = prepared.rotation @ turns[0]
-    wrist = hand(grasp.hand_pose).joints[0]
-    transl = prepared.from_canonical(wrist) - (wrist - grasp.hand_pose.transl)
+    wrist = hand(grasp.hand_params).joints[0]
+    transl = prepared.from_canonical(wrist) - (wrist - grasp.hand_params.transl)
     numbers = turns[:, :, :2].reshape(96) * 1.7  # lengths do not matter
     coarse = {"dec_pose.weight": torch.zeros(96, 512), "dec_pose.bias": torch.tensor(numbers, dtype=torch.float32),
               "dec_trans.weight": torch.zeros(3, 512), "dec_trans.bias": torch.tensor(transl, dtype=torch.float32)}
@@ -366,10 +368,10 @@ def test_a_grasp_drawn_on_the_turned_object_is_accepted_in_the_canonical_frame(h
     grabnet = load_grabnet(write_one_grasp(tmp_path / "grabnet", known, hand, can, seed=11))
     grasps, note = find_grabnet_grasps(can, hand, grabnet, 2, np.random.default_rng(11), max_draws=64)
     assert note == "can_0001: GrabNet drew 16 hands, 16 were accepted" and len(grasps) == 2
-    expected = hand(known.hand_pose).vertices
+    expected = hand(known.hand_params).vertices
     for grasp in grasps:
         assert grasp.accepted and grasp.force_closure and grasp.fingers_in_contact == known.fingers_in_contact
-        np.testing.assert_allclose(hand(grasp.hand_pose).vertices, expected, atol=3e-6)
+        np.testing.assert_allclose(hand(grasp.hand_params).vertices, expected, atol=3e-6)
     # On another turn of the object the same numbers are no grasp.
     _, note = find_grabnet_grasps(can, hand, grabnet, 17, np.random.default_rng(11), max_draws=64)
     assert "drew 64 hands, 16 were accepted; of the others " in note
@@ -434,7 +436,7 @@ def test_make_dataset_draws_with_grabnet_and_writes_its_grasps(hand, can, known,
     for record in records:
         assert record["hand_model"] == "mano" and record["hand_betas"] == [0] * 10 and record["grasp"]["force_closure"]
         sign = np.tile([1, -1, -1], 15) if record["hand_side"] == "left" else 1
-        np.testing.assert_allclose(record["hand_pose"], sign * known.hand_pose.hand_pose, atol=1e-5)
+        np.testing.assert_allclose(record["hand_pose"], sign * known.hand_params.hand_pose, atol=1e-5)
     assert "GrabNet licence" in (tmp_path / "out" / "dataset.json").read_text()
 
 

@@ -84,7 +84,7 @@ def test_no_grasp_penetrates_or_crosses_a_wall_measured_by_trimesh(found, hand):
     checked = 0
     for mesh, _, grasps in found.values():
         for grasp in grasps:
-            vertices = hand(grasp.hand_pose).vertices
+            vertices = hand(grasp.hand_params).vertices
             depth_mm = 1000 * depth_by_trimesh(mesh, vertices)
             assert depth_mm <= 2.0
             assert abs(depth_mm - grasp.penetration_mm) < 0.1
@@ -98,7 +98,7 @@ def test_thumb_and_two_fingers_touch_measured_by_trimesh(found, hand):
         surface = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
         for grasp in grasps:
             assert grasp.force_closure and grasp.fingers_in_contact[0] and sum(grasp.fingers_in_contact[1:]) >= 2
-            vertices = hand(grasp.hand_pose).vertices
+            vertices = hand(grasp.hand_params).vertices
             distance = np.full(len(vertices), np.inf)
             low, high = surface.bounds
             near = ((vertices > low - 0.01) & (vertices < high + 0.01)).all(axis=1)
@@ -111,7 +111,7 @@ def test_the_object_does_not_poke_into_the_hand(found, hand):
     """Vertex depths miss a thin rim that enters the hand between two skin points."""
     for _, field, grasps in found.values():
         for grasp in grasps:
-            skin = hand(grasp.hand_pose)
+            skin = hand(grasp.hand_params)
             flesh = trimesh.Trimesh(skin.vertices, skin.faces, process=False)
             low, high = flesh.bounds
             near = field.samples[((field.samples > low) & (field.samples < high)).all(axis=1)]
@@ -125,7 +125,7 @@ def test_an_arm_from_above_the_table_can_hold_like_this(found, hand):
     for mesh, field, grasps in found.values():
         table = mesh.vertices[:, 2].min()
         for grasp in grasps:
-            skin = hand(grasp.hand_pose)
+            skin = hand(grasp.hand_params)
             assert skin.vertices[:, 2].min() > table
             # A straight forearm, bent upwards by no more than a wrist can, ends above the table and misses the object.
             knuckles = skin.joints[[1, 4, 7, 10]].mean(axis=0)
@@ -137,15 +137,15 @@ def test_an_arm_from_above_the_table_can_hold_like_this(found, hand):
 
 def test_grasps_of_one_object_differ(found, hand):
     for _, _, grasps in found.values():
-        joints = np.array([hand(grasp.hand_pose).joints.ravel() for grasp in grasps]).reshape(len(grasps), 16, 3)
+        joints = np.array([hand(grasp.hand_params).joints.ravel() for grasp in grasps]).reshape(len(grasps), 16, 3)
         apart = np.linalg.norm(joints[:, None] - joints[None], axis=3).mean(axis=2) + np.eye(len(grasps))
         assert apart.min() > 0.015
-        assert len({tuple(grasp.hand_pose.hand_betas) for grasp in grasps}) == len(grasps)
+        assert len({tuple(grasp.hand_params.hand_betas) for grasp in grasps}) == len(grasps)
 
 
 def test_a_hand_pushed_into_the_wall_is_measured_and_refused(found, hand):
     mesh, field, grasps = found["can"]
-    pose = grasps[0].hand_pose
+    pose = grasps[0].hand_params
     thumb = hand(pose).vertices[hand.finger_of_vertex == 0]
     distance, normals = field.exact(thumb)
     pushed = replace(pose, transl=pose.transl - 0.006 * normals[distance.argmin()])
@@ -175,10 +175,10 @@ def test_what_the_search_finds_is_in_reach_and_the_same_from_below_is_not(found,
     for mesh, field, grasps in found.values():
         table = mesh.vertices[:, 2].min()
         for grasp in grasps:
-            assert reach_faults(grasp.hand_pose, hand, field, table) == ()
+            assert reach_faults(grasp.hand_params, hand, field, table) == ()
     mesh, field, grasps = found["can"]
     over = Rotation.from_rotvec([np.pi, 0, 0])  # the can is its own image upside down, the hand comes from below
-    pose = grasps[0].hand_pose
+    pose = grasps[0].hand_params
     wrist = hand(pose).joints[0]
     below = replace(pose, global_orient=(over * Rotation.from_rotvec(pose.global_orient)).as_rotvec(),
                     transl=pose.transl + over.apply(wrist) - wrist)
@@ -281,7 +281,7 @@ def test_a_mug_of_half_a_million_faces_is_grasped_like_any_other(hand):
     while len(fine.faces) < 400_000:
         fine = fine.subdivide()
     (found,) = find_grasps(object_from(fine, "mug"), hand, 1, np.random.default_rng(0))
-    vertices = hand(found.hand_pose).vertices
+    vertices = hand(found.hand_params).vertices
     # The coarse mug is the same surface, small enough for an independent look.
     assert found.accepted and depth_by_trimesh(coarse, vertices) <= 0.002
     assert edges_through_by_trimesh(coarse, vertices, mesh_edges(hand.faces())) == 0
@@ -346,8 +346,8 @@ def test_wrong_arguments_are_named(hand):
 def same(a, b) -> bool:
     names = ("global_orient", "hand_pose", "transl", "hand_betas", "hand_side")
     pairs = list(zip(a, b, strict=True))
-    poses = all(np.array_equal(getattr(x.hand_pose, n), getattr(y.hand_pose, n)) for x, y in pairs for n in names)
-    return poses and all(replace(x, hand_pose=y.hand_pose) == y for x, y in pairs)
+    poses = all(np.array_equal(getattr(x.hand_params, n), getattr(y.hand_params, n)) for x, y in pairs for n in names)
+    return poses and all(replace(x, hand_params=y.hand_params) == y for x, y in pairs)
 
 
 def test_cached_grasps_are_searched_once_and_come_back_unchanged(hand, tmp_path, monkeypatch):

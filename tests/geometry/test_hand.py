@@ -15,10 +15,10 @@ from scipy.spatial.transform import Rotation
 from hoi.geometry.hand import (
     BUILTIN_HAND,
     FINGER_JOINTS,
-    HandPose,
+    HandParams,
     joint_axes,
     load_hand,
-    mirror_hand_pose,
+    mirrored_hand,
     pca_to_hand_pose,
 )
 from hoi.geometry.mano import read_mano, read_pca
@@ -34,7 +34,7 @@ def hand():
 def make_pose(hand_pose=None, hand_betas=None, **others):
     values = {"global_orient": np.zeros(3), "transl": np.zeros(3), **others}
     fingers = np.zeros(45) if hand_pose is None else np.asarray(hand_pose).reshape(45)
-    return HandPose(hand_pose=fingers, hand_betas=np.zeros(10) if hand_betas is None else hand_betas, **values)
+    return HandParams(hand_pose=fingers, hand_betas=np.zeros(10) if hand_betas is None else hand_betas, **values)
 
 
 def random_pose(seed, **others):
@@ -373,13 +373,13 @@ def test_translation_moves_everything_by_the_same_vector_and_orientation_turns_a
 
 def test_the_left_hand_is_the_mirror_image_and_mirroring_twice_is_nothing(hand):
     right = random_pose(11)
-    left = mirror_hand_pose(right)
+    left = mirrored_hand(right)
     assert left.hand_side == "left"
     for name in ("vertices", "joints", "keypoints_3d"):
         expected = getattr(hand(right), name) * [-1, 1, 1]
         np.testing.assert_allclose(getattr(hand(left), name), expected, atol=1e-12)
     np.testing.assert_array_equal(hand(left).faces, hand(right).faces[:, ::-1])
-    back = mirror_hand_pose(left)
+    back = mirrored_hand(left)
     assert back.hand_side == "right" and np.array_equal(back.hand_pose, right.hand_pose)
     assert np.array_equal(back.global_orient, right.global_orient) and np.array_equal(back.transl, right.transl)
 
@@ -431,7 +431,7 @@ def test_shape_coefficients_mean_size_finger_length_and_thickness(hand):
 
 def test_wrong_parameters_are_named():
     with pytest.raises(ValueError, match=r"hand_pose has shape \(15, 3\), expected \(45,\)"):
-        HandPose(np.zeros(3), np.zeros((15, 3)), np.zeros(3), np.zeros(10))
+        HandParams(np.zeros(3), np.zeros((15, 3)), np.zeros(3), np.zeros(10))
     with pytest.raises(ValueError, match="transl contains NaN"):
         make_pose(transl=np.array([0.0, np.nan, 0.0]))
     with pytest.raises(ValueError, match="'both', expected 'right' or 'left'"):

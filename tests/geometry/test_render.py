@@ -9,7 +9,7 @@ import pytest
 import trimesh
 
 from hoi.geometry.camera import Camera, look_at, make_intrinsics
-from hoi.geometry.hand import HandPose
+from hoi.geometry.hand import HandParams
 from hoi.geometry.objects import make_object
 from hoi.geometry.raster import FAR, NEAR, start_pyrender
 from hoi.geometry.render import HAND, OBJECT, Renderer, crease_normals
@@ -92,7 +92,7 @@ SCENES = {
 @pytest.fixture(scope="module", autouse=True)
 def real_hand(hand) -> None:
     """The built-in hand around a mug of the built-in family joins the scenes: what the project renders all day."""
-    pose = HandPose(np.array([0.2, 0.4, -0.3]), np.full(45, 0.12), np.array([0.12, 0.03, 0.05]), np.zeros(10))
+    pose = HandParams(np.array([0.2, 0.4, -0.3]), np.full(45, 0.12), np.array([0.12, 0.03, 0.05]), np.zeros(10))
     skin, mug = hand(pose), make_object("mug", 3)
     SCENES["a hand and a mug"] = (trimesh.Trimesh(skin.vertices, skin.faces, process=False),
                                   trimesh.Trimesh(mug.vertices, mug.faces, process=False), [0.3, 0.1, 0.2])  # fmt: skip

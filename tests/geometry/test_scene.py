@@ -8,7 +8,7 @@ from scipy.spatial import cKDTree
 
 from hoi.geometry.camera import WRIST_MARGIN, project, sample_camera, scale_camera, transform_points
 from hoi.geometry.grasp import Grasp
-from hoi.geometry.hand import HandPose, hand_pose_in_camera
+from hoi.geometry.hand import HandParams, hand_in_camera
 from hoi.geometry.objects import make_object
 from hoi.geometry.render import Renderer
 from hoi.geometry.scene import (
@@ -28,7 +28,7 @@ SIZE = 128
 @pytest.fixture(scope="module")
 def objects():
     """A can beside an open hand; no search, since only the composition is tested."""
-    pose = HandPose(np.array([0.1, 0.2, -0.4]), np.full(45, 0.1), np.array([0.14, 0.02, 0.06]), np.zeros(10))
+    pose = HandParams(np.array([0.1, 0.2, -0.4]), np.full(45, 0.1), np.array([0.14, 0.02, 0.06]), np.zeros(10))
     grasp = Grasp(pose, 0.2, 0, (True, True, True, False, False), True, 1.0)
     return [GraspedObject(make_object("can", 0), (grasp,), (grasp,))]
 
@@ -40,17 +40,17 @@ def compose(objects, hand, renderer, seed, **options):
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_parameters_in_the_camera_frame_give_the_same_hand_seen_from_the_camera(hand, side):
     rng = np.random.default_rng(3)
-    pose = HandPose(rng.normal(size=3), 0.2 * rng.normal(size=45), rng.normal(size=3), rng.normal(size=10), side)
+    pose = HandParams(rng.normal(size=3), 0.2 * rng.normal(size=45), rng.normal(size=3), rng.normal(size=10), side)
     world_to_camera = sample_camera(rng, SIZE, SIZE).world_to_camera
     seen = transform_points(world_to_camera, hand(pose).vertices)
-    np.testing.assert_allclose(hand(hand_pose_in_camera(pose, hand, world_to_camera)).vertices, seen, atol=2e-6)
+    np.testing.assert_allclose(hand(hand_in_camera(pose, hand, world_to_camera)).vertices, seen, atol=2e-6)
 
 
 def test_a_left_hand_is_as_far_from_the_object_as_the_right_hand_from_its_mirror_image(objects, hand, renderer):
     scene = compose(objects, hand, renderer, 0, hand_side="left")
-    assert scene.hand_poses[0].hand_side == "left"
-    left = cKDTree(scene.object_mesh.vertices).query(hand(scene.hand_poses[0]).vertices)[0]
-    right = cKDTree(mirror_mesh(scene.object_mesh).vertices).query(hand(scene.grasp.hand_pose).vertices)[0]
+    assert scene.hand_params[0].hand_side == "left"
+    left = cKDTree(scene.object_mesh.vertices).query(hand(scene.hand_params[0]).vertices)[0]
+    right = cKDTree(mirror_mesh(scene.object_mesh).vertices).query(hand(scene.grasp.hand_params).vertices)[0]
     np.testing.assert_allclose(np.sort(left), np.sort(right), atol=1e-7)
 
 

@@ -9,14 +9,14 @@ from scipy.spatial.transform import Rotation
 
 from hoi.geometry.contact import DistanceField
 from hoi.geometry.grasp import Grasp
-from hoi.geometry.hand import HandPose
+from hoi.geometry.hand import HandParams
 from hoi.geometry.trajectory import approach, bend_approach, interpolate_rotations
 
 
 @pytest.fixture
 def grasp() -> Grasp:
     generator = np.random.default_rng(3)
-    hand_pose = HandPose(generator.normal(size=3), 0.6 * generator.normal(size=45), np.array([0.05, -0.08, 0.02]),
+    hand_pose = HandParams(generator.normal(size=3), 0.6 * generator.normal(size=45), np.array([0.05, -0.08, 0.02]),
                          0.3 * generator.normal(size=10))
     return Grasp(hand_pose, 0.0, 0, (True,) * 5, True, 1.0)
 
@@ -46,7 +46,7 @@ def test_rotations_follow_the_quaternion_formula():
 
 def test_the_approach_starts_flat_and_vertically_above_and_ends_at_the_grasp(grasp):
     poses = approach(grasp, frames=7)
-    end = grasp.hand_pose
+    end = grasp.hand_params
     np.testing.assert_allclose(poses[0].transl, end.transl + [0, 0, 0.15], atol=1e-15)
     np.testing.assert_allclose(poses[0].hand_pose, 0, atol=1e-15)
     assert all(np.array_equal(pose.global_orient, end.global_orient) for pose in poses)
@@ -62,7 +62,7 @@ def test_the_hand_moves_in_equal_steps(grasp):
 
 def test_eight_official_frames_are_frames_4_to_11_of_the_official_code(grasp):
     poses = approach(grasp, frames=8, variant="official")
-    end = grasp.hand_pose
+    end = grasp.hand_params
     first = 0.3 * end.transl / np.linalg.norm(end.transl)
     for k, pose in zip(range(4, 12), poses, strict=True):
         np.testing.assert_allclose(pose.transl, first + k / 11 * (end.transl - first), atol=1e-15)
@@ -72,7 +72,7 @@ def test_eight_official_frames_are_frames_4_to_11_of_the_official_code(grasp):
 
 
 def test_one_frame_is_the_grasp(grasp):
-    assert approach(grasp, frames=1) == [grasp.hand_pose]
+    assert approach(grasp, frames=1) == [grasp.hand_params]
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -95,9 +95,9 @@ def cube() -> DistanceField:
     return DistanceField(np.asarray(box.vertices), np.asarray(box.faces))
 
 
-def pass_by(hand, overlap: float) -> list[HandPose]:
+def pass_by(hand, overlap: float) -> list[HandParams]:
     """A flat hand comes from 0.1 m above the cube to 0.1 m below it; a fingertip overlaps it by that much (metres)."""
-    flat = HandPose(np.zeros(3), np.zeros(45), np.zeros(3), np.zeros(10))
+    flat = HandParams(np.zeros(3), np.zeros(45), np.zeros(3), np.zeros(10))
     tip, wrist = hand(flat).keypoints_3d[12], hand(flat).joints[0]
     along = np.array([*(tip - wrist)[:2], 0.0])
     along /= np.linalg.norm(along)
@@ -105,7 +105,7 @@ def pass_by(hand, overlap: float) -> list[HandPose]:
     return approach(Grasp(end, 0.0, 0, (True,) * 5, True, 1.0), frames=9, start_distance=0.2)
 
 
-def depth_in_cube(hand, poses: list[HandPose]) -> float:
+def depth_in_cube(hand, poses: list[HandParams]) -> float:
     """Metres that the deepest vertex is inside, from the cube's planes."""
     points = np.concatenate([hand(pose).vertices for pose in poses])
     return float((0.01 - np.abs(points)).min(axis=1).max())

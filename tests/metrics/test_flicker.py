@@ -9,9 +9,9 @@ import trimesh
 from PIL import Image
 
 from hoi.geometry.camera import Camera
-from hoi.geometry.hand import HandModel, HandPose
+from hoi.geometry.hand import HandModel, HandParams
 from hoi.geometry.render import Renderer
-from hoi.metrics.flicker import clip_flicker, colors_at, seen
+from hoi.metrics.flicker import colors_at, seen, video_flicker
 
 SIDE, FOCAL = 128, 220.0
 INTRINSICS = np.array([[FOCAL, 0, 63.5], [0, FOCAL, 63.5], [0, 0, 1]])
@@ -31,7 +31,7 @@ def clip(tmp_path_factory, hand: HandModel, renderer: Renderer) -> Path:
     camera, lines = Camera(INTRINSICS, np.eye(4), SIDE, SIDE), []
     for frame in range(5):
         transl = np.array([-0.12 + 0.004 * frame, -0.06, 0.38])
-        pose = HandPose(np.array([1.5, 0, 0]), np.zeros(45), transl, np.zeros(10))
+        pose = HandParams(np.array([1.5, 0, 0]), np.zeros(45), transl, np.zeros(10))
         mesh = hand(pose)
         placed = np.asarray(box.vertices) + object_to_camera[:3, 3]
         gbuffer = renderer.render(mesh.vertices, mesh.faces, placed, np.asarray(box.faces), camera)
@@ -57,7 +57,7 @@ def labels(clip: Path) -> list[np.ndarray]:
 
 def test_things_of_constant_colour_do_not_flicker_though_they_move(clip, hand):
     palette = np.array([[10, 200, 30], [220, 180, 160], [90, 20, 20]], dtype=np.uint8)
-    measured = clip_flicker(clip, hand, [palette[label_map] for label_map in labels(clip)])
+    measured = video_flicker(clip, hand, [palette[label_map] for label_map in labels(clip)])
     assert max(measured.hand, measured.object, measured.background) < 1e-9
 
 
@@ -66,7 +66,7 @@ def test_each_thing_is_measured_by_its_own_change_of_colour(clip, hand):
     for frame, label_map in enumerate(labels(clip)):
         palette = np.array([[100] * 3, [50 + 6 * frame] * 3, [100 + 20 * (frame % 2)] * 3], dtype=np.uint8)
         pictures.append(palette[label_map])
-    measured = clip_flicker(clip, hand, pictures)
+    measured = video_flicker(clip, hand, pictures)
     assert (measured.hand, measured.object, measured.background) == pytest.approx((6, 20, 0), abs=1e-9)
 
 
@@ -78,8 +78,8 @@ def test_a_pattern_that_moves_with_the_hand_is_steady_and_one_that_stays_behind_
         return [(128 + 60 * np.sin((columns - shift) / 3)).round().astype(np.uint8) for shift in offset]
 
     depth = np.median([np.asarray(Image.open(clip / "depth" / "0.png"))[labels(clip)[0] == 1]]) / 1000
-    along = clip_flicker(clip, hand, striped(np.arange(5) * FOCAL * 0.004 / depth))
-    behind = clip_flicker(clip, hand, striped(np.zeros(5)))
+    along = video_flicker(clip, hand, striped(np.arange(5) * FOCAL * 0.004 / depth))
+    behind = video_flicker(clip, hand, striped(np.zeros(5)))
     assert along.hand < 4 and behind.hand > 20
     assert along.object > 20 and behind.object < 1e-9 and behind.background == 0
 
@@ -87,7 +87,7 @@ def test_a_pattern_that_moves_with_the_hand_is_steady_and_one_that_stays_behind_
 def test_independent_noise_gives_the_flicker_that_its_spread_predicts(clip, hand):
     generator = np.random.default_rng(0)
     noise = [np.clip(128 + generator.normal(0, 20, (SIDE, SIDE, 3)), 0, 255).round().astype(np.uint8) for _ in range(5)]
-    measured = clip_flicker(clip, hand, noise)
+    measured = video_flicker(clip, hand, noise)
     assert measured.background == pytest.approx(20 * 2 / np.pi**0.5, rel=0.03)  # mean |a - b| of two normal numbers
 
 
@@ -109,4 +109,4 @@ def test_one_frame_has_no_flicker_to_measure(tmp_path, clip, hand):
     line = (clip / "metadata.jsonl").read_text().splitlines()[0]
     (tmp_path / "metadata.jsonl").write_text(line + "\n")
     with pytest.raises(ValueError, match="has 1 frames; flicker needs two at least"):
-        clip_flicker(tmp_path, hand)
+        video_flicker(tmp_path, hand)

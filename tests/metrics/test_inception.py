@@ -224,7 +224,7 @@ def colours(found: PictureSet, network, cache, workers: int = 0) -> np.ndarray:
 
 
 def test_a_picture_is_seen_once_by_its_content_and_a_damaged_part_of_the_cache_is_made_again(tmp_path, monkeypatch):
-    monkeypatch.setattr("hoi.metrics.features.PART", 4)
+    monkeypatch.setattr("hoi.metrics.features.ROWS_PER_FILE", 4)
     folder, network = picture_folder(tmp_path / "a", 10), Counting()
     found = find_pictures(folder, 2)
     expected = np.stack([np.asarray(Image.open(path)).mean((0, 1)) for path in sorted(folder.iterdir())])
@@ -246,7 +246,7 @@ def test_a_picture_is_seen_once_by_its_content_and_a_damaged_part_of_the_cache_i
 
 
 def test_an_interrupted_run_keeps_what_it_finished(tmp_path, monkeypatch):
-    monkeypatch.setattr("hoi.metrics.features.PART", 4)
+    monkeypatch.setattr("hoi.metrics.features.ROWS_PER_FILE", 4)
     found = find_pictures(picture_folder(tmp_path / "a", 12), 1)
 
     class Stops(Counting):

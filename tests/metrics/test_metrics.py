@@ -172,7 +172,7 @@ def test_predictions_by_file_give_pck_contact_and_intervals_and_the_report_says_
 
 def test_flicker_is_the_mean_over_clips_and_poses_come_with_the_ap_of_each_class(tmp_path, monkeypatch):
     flickers = {"a": Flicker(4.0, 2.0, 1.0), "b": Flicker(6.0, 3.0, float("nan"))}  # the camera of clip b moves
-    monkeypatch.setattr(metrics, "clip_flicker", lambda folder, hand: flickers[folder.name])
+    monkeypatch.setattr(metrics, "video_flicker", lambda folder, hand: flickers[folder.name])
     pose = np.diag([0.2, 0.2, 0.2, 1.0])
     pose[2, 3] = 1
     entry = {"class_ids": [6], "RTs": [pose.tolist()], "scales": [[0.5, 0.7, 0.5]]}

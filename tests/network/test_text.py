@@ -13,7 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from hoi.network import text
 from hoi.network.text import TextConfig, TextEncoder, first_eos, tokenize
-from hoi.training.small_clip import PictureText, clip_loss
+from hoi.training.small_clip import PictureText, small_clip_loss
 from hoi.weights.names import hf_from_open_clip, open_clip_from_hf
 
 # sha256 of sorted lines "name [d0,d1,...]": 148 tensors in open_clip's ViT-L/14 text tower, 196 in Stable Diffusion.
@@ -189,7 +189,7 @@ def unit(batch: int, width: int, seed: int) -> Tensor:
 def test_loss_without_repeated_captions_is_that_of_open_clip():
     pictures, captions, log_temperature = unit(6, 8, 0), unit(6, 8, 1), torch.tensor(2.0)
     expected = open_clip.ClipLoss()(pictures, captions, log_temperature.exp())
-    torch.testing.assert_close(clip_loss(pictures, captions, log_temperature, torch.arange(6)), expected)
+    torch.testing.assert_close(small_clip_loss(pictures, captions, log_temperature, torch.arange(6)), expected)
 
 
 def test_loss_shares_the_target_among_captions_with_the_same_words():
@@ -202,7 +202,7 @@ def test_loss_shares_the_target_among_captions_with_the_same_words():
     for table in log_probabilities:
         for i, right in enumerate(([0, 2], [1], [0, 2], [3])):
             by_hand -= sum(table[i, j] for j in right) / len(right) / 8
-    torch.testing.assert_close(clip_loss(pictures, captions, torch.tensor(3.0).log(), groups), by_hand)
+    torch.testing.assert_close(small_clip_loss(pictures, captions, torch.tensor(3.0).log(), groups), by_hand)
 
 
 def test_captions_learn_to_find_their_pictures():
@@ -217,7 +217,7 @@ def test_captions_learn_to_find_their_pictures():
     optimizer = torch.optim.Adam(network.parameters(), 3e-3)
     for _ in range(30):
         optimizer.zero_grad()
-        loss = clip_loss(*network(images, token_ids), network.log_temperature, groups)
+        loss = small_clip_loss(*network(images, token_ids), network.log_temperature, groups)
         loss.backward()
         optimizer.step()
     pictures, captions = network(images, token_ids)

@@ -7,7 +7,7 @@ from diffusers import UNet2DConditionModel
 
 from hoi.network import unet as unet_module
 from hoi.network.kernels import pack, plain_attention, sliced_attention
-from hoi.network.unet import PARTS, Anchor, Attention, UNet, UNetConfig, timestep_embedding
+from hoi.network.unet import UNET_PARTS, Anchor, Attention, UNet, UNetConfig, timestep_embedding
 
 SMALL = UNetConfig(
     model_channels=32,
@@ -370,7 +370,7 @@ def test_shared_latents_with_an_anchor_equal_their_repetition_in_two_anchored_ha
     torch.testing.assert_close(shared, torch.cat(apart), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", UNET_PARTS)
 @torch.no_grad()
 def test_the_anchor_is_seen_in_the_named_part_only(part):
     unet = fill(UNet(SMALL), seed=4)

@@ -14,7 +14,7 @@ from real_layouts import INTRINSICS, SERIALS, SUBJECTS, project, write_dexycb, w
 import make_dataset
 from hoi.data.check import check_folder
 from hoi.data.folder import load_conditions, load_depth, load_image, load_object_mask, read_records
-from hoi.geometry.hand import HandPose, load_hand
+from hoi.geometry.hand import HandParams, load_hand
 from hoi.sources.dexycb import SPLITS, DexYCB, _read_yaml
 from make_dataset import main, parse_args
 
@@ -49,7 +49,7 @@ def converted(dexycb, tmp_path_factory):
 
 
 def hand_pose(record):
-    return HandPose(*(np.array(record[key]) for key in ("global_orient", "hand_pose", "transl", "hand_betas")),
+    return HandParams(*(np.array(record[key]) for key in ("global_orient", "hand_pose", "transl", "hand_betas")),
                     record["hand_side"])  # fmt: skip
 
 

@@ -94,7 +94,7 @@ def test_a_folder_without_any_3d_annotation_or_conditions_gives_lessons(tmp_path
     writer = DatasetWriter(tmp_path / "scenery", {"command": "test"})
     writer.append(write_pictures(tmp_path / "scenery", 0, {"text": "the sea"}, np.full((64, 48, 3), 7, np.uint8)))
     writer.finish(grid=False)
-    lessons = training.Lessons([tmp_path / "csv", tmp_path / "scenery"], SIDE)
+    lessons = training.VerifierTrainingSet([tmp_path / "csv", tmp_path / "scenery"], SIDE)
     generator = torch.Generator().manual_seed(0)
     batch = training.augment(lessons.read([0, 1]), generator)
     assert batch["image"].shape == (2, 3, SIDE, SIDE) and batch["points"].isnan().all()
@@ -105,13 +105,13 @@ def test_a_folder_without_any_3d_annotation_or_conditions_gives_lessons(tmp_path
 def test_the_verifier_refuses_to_learn_from_generated_pictures_and_from_nothing(tmp_path):
     make_folder(tmp_path / "generated", 3, checkpoint={"name": "x", "sha256": "0"})
     with pytest.raises(ValueError, match="generated: 3 pictures .first images/000000.png. are generated; .* shaded or"):
-        training.Lessons([tmp_path / "generated"], SIDE)
+        training.VerifierTrainingSet([tmp_path / "generated"], SIDE)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "metadata.jsonl").write_text("")
     with pytest.raises(ValueError, match="empty has no records"):
-        training.Lessons([tmp_path / "empty"], SIDE)
+        training.VerifierTrainingSet([tmp_path / "empty"], SIDE)
     make_folder(tmp_path / "short", 1, extra=0)
-    lessons = training.Lessons([tmp_path / "short"], SIDE)
+    lessons = training.VerifierTrainingSet([tmp_path / "short"], SIDE)
     lessons.entries[0][1]["keypoints_2d"] = [1.0] * 40
     with pytest.raises(ValueError, match=r"000000.png: keypoints_2d is \(40,\), expected 42 finite"):
         lessons.read([0])
@@ -134,9 +134,9 @@ def test_a_trained_verifier_finds_hand_object_and_joints_in_new_pictures_of_any_
     rows = []
     for record in read_records(folder):
         truth, image = load_truth(folder, record), load_image(folder, record)
-        seen = verifier.look_at(trained, [image.repeat(factor, 0).repeat(factor, 1)])[0]
+        seen = verifier.predict(trained, [image.repeat(factor, 0).repeat(factor, 1)])[0]
         points = (seen.keypoints_2d + 0.5) / factor - 0.5
-        small = verifier.Seen(seen.label_map[::factor, ::factor], points, seen.confidence, "", seen.features)
+        small = verifier.Prediction(seen.label_map[::factor, ::factor], points, seen.confidence, "", seen.features)
         assert seen.label_map.shape == (SIDE * factor, SIDE * factor)
         rows.append(score_picture(image, truth, small))
     means = mean_scores(rows, ("iou_hand", "iou_object", "pck", "keypoint_error_px"))
@@ -146,9 +146,9 @@ def test_a_trained_verifier_finds_hand_object_and_joints_in_new_pictures_of_any_
 
 def test_a_picture_does_not_depend_on_its_batch(trained):
     images = [draw(np.random.default_rng(k))[0] for k in range(3)]
-    together = verifier.look_at(trained, images)
+    together = verifier.predict(trained, images)
     for image, seen in zip(images, together, strict=True):
-        alone = verifier.look_at(trained, [image])[0]
+        alone = verifier.predict(trained, [image])[0]
         np.testing.assert_allclose(alone.keypoints_2d, seen.keypoints_2d, atol=1e-3)
         np.testing.assert_array_equal(alone.label_map, seen.label_map)
 

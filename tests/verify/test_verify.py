@@ -21,7 +21,7 @@ from hoi.verify import scores as scores_module
 from hoi.verify import verifier
 from hoi.verify.predictions import HandPrediction
 from hoi.verify.scores import SCORES, Truth, load_truth, score_picture
-from hoi.verify.verifier import Seen, Verifier, save_verifier
+from hoi.verify.verifier import Prediction, Verifier, save_verifier
 
 WORDS = sorted(BACKGROUNDS)
 
@@ -31,9 +31,9 @@ def truth_of(label_map, points=None, visible=None, text="") -> Truth:
     return Truth(label_map, points, inside if visible is None else visible, inside, text)
 
 
-def seen_as(label_map, points=None, background="on the beach") -> Seen:
+def seen_as(label_map, points=None, background="on the beach") -> Prediction:
     points = np.zeros((21, 2)) if points is None else points
-    return Seen(label_map, points, np.full(21, 0.75), background, np.zeros(4))
+    return Prediction(label_map, points, np.full(21, 0.75), background, np.zeros(4))
 
 
 def two_halves(left: int, right: int) -> np.ndarray:
@@ -250,7 +250,7 @@ def test_what_passes_is_copied_as_a_valid_folder_by_the_stored_scores(folder, tm
     records = read_records(folder)
     limit = float(np.median([record["verification"]["iou_hand"] for record in records]))
     expected = [r for r in records if r["verification"]["iou_hand"] > limit]
-    monkeypatch.setattr(verify, "BUILT_IN", tmp_path / "absent")  # stored scores need no verifier
+    monkeypatch.setattr(verify, "BUILT_IN_VERIFIER", tmp_path / "absent")  # stored scores need no verifier
     words = [str(folder), "--keep", f"iou_hand>{limit}", "--out", str(tmp_path / "kept")]
     for _ in range(2):  # the second run finds all done
         verify.main(verify.parse_args(words))
@@ -267,7 +267,7 @@ def test_what_passes_is_copied_as_a_valid_folder_by_the_stored_scores(folder, tm
 
 
 def test_without_the_built_in_verifier_the_message_says_how_to_train_one(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(verify, "BUILT_IN", tmp_path / "absent")
+    monkeypatch.setattr(verify, "BUILT_IN_VERIFIER", tmp_path / "absent")
     with pytest.raises(FileNotFoundError, match="train one with .python -m hoi.verify train --data .* --verifier FILE"):
         verify.main(verify.parse_args([str(folder)]))
 
@@ -318,10 +318,10 @@ def test_thresholds_and_minutes_are_more_than_nothing(words, message, capsys):
 def test_generated_pictures_are_measured_between_ceiling_and_floor(tmp_path, verifier_file):
     shaded = make_folder(tmp_path / "shaded", 6, seed=1)
     generated = make_folder(tmp_path / "generated", 6, seed=1, checkpoint={"name": "x", "sha256": "0"})
-    ceiling, same, floor = report_module.measure(verifier_file, shaded, generated).values()
+    ceiling, same, floor = report_module.measure_folders(verifier_file, shaded, generated).values()
     assert ceiling == same != floor  # the same pictures, the same truth
-    table = report_module.as_table({"shaded": ceiling, "generated": same, "other": floor})
+    table = report_module.scores_as_table({"shaded": ceiling, "generated": same, "other": floor})
     assert "| generated / shaded | 1.000 |" in table
     make_folder(tmp_path / "other", 6, text="A hand is grasping a red can")
     with pytest.raises(ValueError, match="does not hold the captions"):
-        report_module.measure(verifier_file, shaded, tmp_path / "other")
+        report_module.measure_folders(verifier_file, shaded, tmp_path / "other")

@@ -123,10 +123,10 @@ def test_an_error_in_the_middle_of_a_write_leaves_the_old_file_and_no_litter(tmp
 def test_a_process_killed_while_writing_leaves_the_last_complete_state_to_resume_from(tmp_path):
     training_run.save_training_state(tmp_path, 10, {"step": 10, "weight": torch.ones(3)})
     killed = (
-        "import os, torch; from hoi.common import checkpoint\n"
+        "import os, torch; from hoi.training import run\n"
         "def save(state, path):\n    path.write_bytes(b'half'); os._exit(9)\n"
         "torch.save = save\n"
-        f"checkpoint.save_training_state({str(tmp_path)!r}, 20, {{'step': 20}})\n"
+        f"run.save_training_state({str(tmp_path)!r}, 20, {{'step': 20}})\n"
     )
     root = Path(tensors.__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", killed], cwd=root, timeout=60).returncode == 9

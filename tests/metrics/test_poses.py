@@ -9,7 +9,7 @@ from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 
 from hoi.metrics.hands import umeyama
-from hoi.metrics.intervals import Sheet
+from hoi.metrics.intervals import Results
 from hoi.metrics.poses import (
     Hits,
     Objects,
@@ -168,7 +168,7 @@ def test_objects_without_an_overlapping_prediction_leave_the_pose_columns_but_no
 
 def test_predictions_of_another_class_are_wrong_and_the_mean_is_over_classes():
     true = [objects((MUG, pose())), objects((BOTTLE, pose()))]
-    sheet = Sheet(resamples=50, seed=0)
+    sheet = Results(resamples=50, seed=0)
     by_class = add_pose_numbers(
         sheet, true, [objects((BOTTLE, pose())), objects((BOTTLE, pose()), scores=[0.5])], "nocs"
     )

@@ -11,8 +11,8 @@ from silhouettes import depth_of, iou
 
 from hoi.data.folder import load_object_mask, load_picture, read_records
 from hoi.data.writer import write_records
-from hoi.export.formats import export
-from hoi.geometry.hand import HandPose
+from hoi.export.formats import export_folder
+from hoi.geometry.hand import HandParams
 from hoi.sources.official_csv import OfficialCSV
 
 FLIP = np.diag([1.0, -1.0, -1.0])
@@ -23,7 +23,7 @@ FINGER_ORDER = [0, 13, 14, 15, 16, 1, 2, 3, 17, 4, 5, 6, 18, 10, 11, 12, 19, 7, 
 @pytest.fixture(scope="module")
 def exported(export_source, tmp_path_factory):
     out = tmp_path_factory.mktemp("csv") / "out"
-    assert export(export_source, "csv", out)[0] == 6
+    assert export_folder(export_source, "csv", out)[0] == 6
     return out
 
 
@@ -63,7 +63,7 @@ def test_labels_put_hand_and_object_where_the_pictures_show_them(exported, expor
         there = np.reshape(record["keypoints_2d"], (21, 2))
         assert np.abs(keypoints[:, :2] / keypoints[:, 2:] - there).max() < 0.5
         # The parameters, given to the hand model, put the joints there too.
-        pose = HandPose(label["handparam"][0, :3], label["handparam"][0, 3:], label["trans"][0],
+        pose = HandParams(label["handparam"][0, :3], label["handparam"][0, 3:], label["trans"][0],
                         label["hand_betas"][0], str(label["hand_side"]))  # fmt: skip
         assert np.abs(hand(pose).keypoints_3d - label["joint3d"][FINGER_ORDER]).max() < 1e-5
         mesh = trimesh.load(exported / row["objpath"], process=False)
@@ -79,7 +79,7 @@ def test_a_hand_without_a_side_gets_no_label_that_only_a_pickle_could_hold(expor
     folder = shutil.copytree(export_source, tmp_path / "copy")
     first, *others = read_records(folder)
     write_records(folder, [first | {"hand_side": None}, *others])
-    export(folder, "csv", tmp_path / "out")
+    export_folder(folder, "csv", tmp_path / "out")
     assert len(rows(tmp_path / "out" / "train.csv")) == 5
     labels = [row["label"] for row in rows(tmp_path / "out" / "test.csv")]
     assert len(labels) == 2

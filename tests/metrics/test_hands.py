@@ -5,7 +5,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from hoi.metrics.hands import add_contact_numbers, add_keypoint_numbers, errors_3d_mm, hand_errors
-from hoi.metrics.intervals import Sheet, as_table
+from hoi.metrics.intervals import Results, as_table
 from hoi.verify.predictions import ContactPrediction, HandPrediction
 
 BOX = np.zeros(4)
@@ -22,7 +22,7 @@ def target(of: dict) -> np.ndarray:
     return np.reshape(of["keypoints_2d"], (21, 2))
 
 
-def numbers(sheet: Sheet) -> dict[str, float]:
+def numbers(sheet: Results) -> dict[str, float]:
     return {item.name: item.estimate.value for item in sheet.measurements}
 
 
@@ -36,7 +36,7 @@ def test_pck_counts_joints_within_a_share_of_the_longer_side_and_a_missed_hand_i
         "images/000001.png": [HandPrediction(target(records[1]))],
         "images/000002.png": [],
     }
-    sheet = Sheet(0, 0)
+    sheet = Results(0, 0)
     add_keypoint_numbers(sheet, records, predictions, [0.05, 0.1, 0.2])
     found = numbers(sheet)
     assert found["PCK@0.05"] == pytest.approx((1 / 3 + 1 + 0) / 3)
@@ -51,7 +51,7 @@ def test_pck_counts_joints_within_a_share_of_the_longer_side_and_a_missed_hand_i
 
 def test_a_joint_at_the_threshold_is_wrong_as_in_mmpose_and_in_the_verifier():
     one = record(0)
-    sheet = Sheet(0, 0)
+    sheet = Results(0, 0)
     add_keypoint_numbers(sheet, [one], {one["file_name"]: [HandPrediction(target(one) + [0, 25])]}, [0.25, 0.26])
     assert [numbers(sheet)[f"PCK@{threshold}"] for threshold in (0.25, 0.26)] == [0, 1]
 
@@ -76,7 +76,7 @@ def test_3d_errors_ignore_what_each_alignment_takes_away():
     rooted, aligned = errors_3d_mm(further, hand)
     assert rooted == pytest.approx(1) and aligned > 0.5  # the others move to meet it
     one = record(0, keypoints_3d=hand.ravel().tolist())
-    sheet = Sheet(0, 0)
+    sheet = Results(0, 0)
     add_keypoint_numbers(
         sheet,
         [one, record(1)],
@@ -95,7 +95,7 @@ def test_contact_is_state_3_of_the_most_certain_hand_over_all_pictures():
     records.append(record(5, category="can", contact=False))  # an approach: the detector's hand counts for nothing
     predictions = {f"images/{i:06d}.png": [ContactPrediction(BOX, *hand) for hand in hands]
                    for i, hands in states.items()}  # fmt: skip
-    sheet = Sheet(0, 0)
+    sheet = Results(0, 0)
     add_contact_numbers(sheet, records, predictions)
     found = numbers(sheet)
     assert found["contact recall, %"] == pytest.approx(100 * 2 / 5)
@@ -108,7 +108,7 @@ def test_contact_is_state_3_of_the_most_certain_hand_over_all_pictures():
 
 def test_records_without_keypoints_are_counted_and_a_hand_in_one_point_is_named():
     bare = record(1) | {"keypoints_2d": None}
-    sheet = Sheet(0, 0)
+    sheet = Results(0, 0)
     add_keypoint_numbers(sheet, [record(0), bare], {"images/000000.png": [], "images/000001.png": []}, [0.2])
     assert numbers(sheet)["PCK@0.2"] == 0 and np.isnan(numbers(sheet)["keypoint error, px"])
     assert sheet.measurements[0].estimate.n == 1

@@ -31,7 +31,7 @@ def depths_by_trimesh(frames: ApproachFrames, hand: HandModel) -> np.ndarray:
     bodies = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False).split(only_watertight=False)
     assert all(body.is_watertight for body in bodies)
     depths = []
-    for pose in frames.scene.hand_poses:
+    for pose in frames.scene.hand_params:
         skin = hand(pose)
         points = np.concatenate([skin.vertices, skin.vertices[skin.faces].mean(axis=1)])
         deepest = -NEAR

@@ -243,7 +243,7 @@ def test_an_interrupted_export_leaves_no_folder(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("hoi.weight_exports.save_model", fail)
+    monkeypatch.setattr("hoi.weights.export.save_model", fail)
     with pytest.raises(OSError, match="no space left"):
         export_diffusers(trained_model(), tmp_path / "exported")
     assert not list(tmp_path.iterdir())

@@ -14,8 +14,8 @@ import make_dataset
 from hoi.conditions import draw_normal, normals_from_inverse_depth
 from hoi.data.check import check_folder
 from hoi.data.folder import load_conditions, load_depth, load_image, read_records
-from hoi.geometry.hand import HandPose, load_hand
-from hoi.sources.frame import Rejected, Window
+from hoi.geometry.hand import HandParams, load_hand
+from hoi.sources.frame import Crop, Rejected
 from hoi.sources.ho3d import HO3D
 from hoi.sources.normals import DepthEstimator, normals_from_depth, read_depth_file
 from hoi.sources.official_csv import label_map_of
@@ -47,14 +47,14 @@ def test_ho3d_comes_back_in_opencv_axes_with_a_rendered_segmentation(ho3d, tmp_p
     assert len(records) == 3 and description["rejected"] == {"the source has no annotation of it": 1}
     for record in records:
         true = truth[record["source_frame"]]
-        pose = HandPose(*(np.array(record[k]) for k in ("global_orient", "hand_pose", "transl", "hand_betas")))
+        pose = HandParams(*(np.array(record[k]) for k in ("global_orient", "hand_pose", "transl", "hand_betas")))
         mesh = load_hand(mano)(pose)
         skin = np.unique(mesh.faces)
         np.testing.assert_allclose(mesh.vertices[skin], true["vertices"][skin], atol=2e-6)
         np.testing.assert_allclose(np.reshape(record["keypoints_3d"], (21, 3)), true["keypoints_3d"], atol=1e-8)
         again = project(true["keypoints_3d"], np.reshape(record["intrinsics"], (3, 3)))
         np.testing.assert_allclose(np.reshape(record["keypoints_2d"], (21, 2)), again, atol=1e-6)
-        window = Window(*record["crop_box"], 160)
+        window = Crop(*record["crop_box"], 160)
         expected, labels = window.cut_map(true["labels"]), labels_of(tmp_path, record)
         for label in (1, 2):
             overlap = ((labels == label) & (expected == label)).sum() / ((labels == label) | (expected == label)).sum()
@@ -224,7 +224,7 @@ def test_crops_move_pictures_labels_points_and_cameras_alike():
     vertices = np.array([[0.0, 0.0, 0.5], [0.002, 0, 0.5], [0, 0.002, 0.5]]) + [0.02, 0.03, 0]
     labels, _, _ = draw(vertices, np.array([[0, 1, 2], [0, 2, 1]]), [])
     picture[labels == -1] = 255
-    window = Window(250, 180, 430, 300, 540)
+    window = Crop(250, 180, 430, 300, 540)
     cut = window.cut_picture(picture)[..., 0] > 127
     assert (cut == (window.cut_map((labels == -1).astype(int)) > 0)).mean() > 0.999
     middle = np.argwhere(cut).mean(axis=0)[::-1]

@@ -8,11 +8,11 @@ from PIL import Image
 from training_world import SIDE, make_folder, small_model
 
 import train
-from hoi.metrics.clip import load_toy_clip, toy_clip_scores
+from hoi.metrics.clip import load_small_clip, small_clip_scores
 from hoi.network.text import TextConfig, TextEncoder, tokenize
 from hoi.training import run as training_run
 from hoi.training.data import TrainingSet
-from hoi.training.small_clip import PictureText, save_toy_clip
+from hoi.training.small_clip import PictureText, save_small_clip
 
 CAPTIONS = ["A hand is grasping a red mug", "an orange bowl in the snow", "Waves", "a can on the moon with night sky"]
 
@@ -27,12 +27,12 @@ def pair() -> PictureText:
 
 
 def test_scores_are_two_and_a_half_cosines_of_the_saved_pair_and_never_negative(pair, tmp_path):
-    save_toy_clip(tmp_path / "clip.safetensors", pair, side=SIDE // 2)
+    save_small_clip(tmp_path / "clip.safetensors", pair, side=SIDE // 2)
     blots = np.random.default_rng(0).integers(0, 256, (40, 2, 2, 3), dtype=np.uint8)
     pictures = blots.repeat(SIDE // 2, axis=1).repeat(SIDE // 2, axis=2)
     pictures[:, ::3] //= 2  # pixels of a pair differ
     texts = [CAPTIONS[k % 4] for k in range(40)]
-    scores = toy_clip_scores(load_toy_clip(tmp_path / "clip.safetensors"), list(pictures), texts)
+    scores = small_clip_scores(load_small_clip(tmp_path / "clip.safetensors"), list(pictures), texts)
     halves = pictures.reshape(40, SIDE // 2, 2, SIDE // 2, 2, 3).mean(axis=(2, 4)) / 127.5 - 1
     images = torch.from_numpy(halves).permute(0, 3, 1, 2).float()
     with torch.no_grad():
@@ -48,7 +48,7 @@ def test_stage_text_writes_the_pair_that_it_trained(tmp_path):
         f"--stage text --data {data} --base {tmp_path}/start.safetensors --out {out} --steps 3 --batch-size 6"
         " --preview-every 0 --dtype fp32 --device cpu --threads 1".split()
     ))  # fmt: skip
-    clip = load_toy_clip(out / "clip.safetensors")
+    clip = load_small_clip(out / "clip.safetensors")
     state, saved = training_run.load_training_state(out)["weights"], clip.model.state_dict()
     assert {f"picture_text.{name}" for name in saved} == state.keys()
     for name, tensor in saved.items():
@@ -62,4 +62,4 @@ def test_stage_text_writes_the_pair_that_it_trained(tmp_path):
 def test_another_weight_file_is_refused(tmp_path):
     small_model(with_conditions=False).save(tmp_path / "model.safetensors", 0, "base", "test")
     with pytest.raises(ValueError, match="model.safetensors is no clip.safetensors of `train.py --stage text`"):
-        load_toy_clip(tmp_path / "model.safetensors")
+        load_small_clip(tmp_path / "model.safetensors")

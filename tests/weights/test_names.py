@@ -27,7 +27,7 @@ def digest(lines: set[str]) -> str:
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
-def pairs(first: names_module.Sources, second: names_module.Sources, folder: str = "") -> set[str]:
+def pairs(first: names_module.NameMap, second: names_module.NameMap, folder: str = "") -> set[str]:
     """Lines "first second" for all of our tensors that both know, stacked ones cut apart."""
     return {f"{a} {folder}{b}" for name in second for a, b in zip(first[name], second[name], strict=True)}
 
@@ -41,7 +41,8 @@ def test_single_file_names_are_those_of_the_table(ours):
 def test_diffusers_names_are_those_that_its_converters_give(ours):
     config = sd1_config()
     single = names_module.single_file_names(ours, config.text)
-    text = {name: tuple(f"text_model.{key}" for key in keys) for name, keys in names_module.text_names(config.text).items()}
+    texts = names_module.text_names(config.text).items()
+    text = {name: tuple(f"text_model.{key}" for key in keys) for name, keys in texts}
     lines = pairs(single, names_module.diffusers_unet_names(ours, config.unet), "unet/")
     lines |= pairs(single, names_module.diffusers_vae_names(ours, config.vae), "vae/")
     lines |= pairs(single, text, "text_encoder/")

@@ -11,6 +11,7 @@ import pytest
 import trimesh
 from PIL import Image
 
+from hoi.common import files
 from hoi.conditions import SEGMENTATION_COLORS, Conditions
 from hoi.data import writer as writer_module
 from hoi.data.check import check_folder
@@ -26,7 +27,7 @@ from hoi.data.folder import (
 )
 from hoi.data.writer import DatasetWriter, refuse_other_job, write_object, write_pictures, write_records
 from hoi.geometry.grasp import Grasp
-from hoi.geometry.hand import HandPose
+from hoi.geometry.hand import HandParams
 from hoi.geometry.objects import make_object
 from hoi.geometry.scene import GraspedObject, annotate, compose_scene, render_scene, scene_conditions
 
@@ -39,7 +40,7 @@ def rendered(tmp_path_factory, hand, renderer):
     folder = tmp_path_factory.mktemp("rendered")
     mug = make_object("mug", 3)
     hand_betas = np.array([0.5] + [0.0] * 9)
-    pose = HandPose(np.array([0.2, 0.4, -0.3]), np.full(45, 0.12), np.array([0.12, 0.03, 0.05]), hand_betas)
+    pose = HandParams(np.array([0.2, 0.4, -0.3]), np.full(45, 0.12), np.array([0.12, 0.03, 0.05]), hand_betas)
     grasp = Grasp(pose, 0.5, 0, (True, True, True, False, False), True, 1.0)
     objects = [GraspedObject(mug, (grasp,), (grasp,))]
     writer = DatasetWriter(folder, {"seed": 0})
@@ -293,7 +294,9 @@ def test_a_full_disk_leaves_no_half_record_wherever_it_strikes(tmp_path, monkeyp
         folder = tmp_path / str(room)
         writer = DatasetWriter(folder, {})
         with monkeypatch.context() as patch:
-            patch.setattr(writer_module, "open", FullDisk(room), raising=False)
+            limited = FullDisk(room)
+            for module in (files, writer_module):
+                patch.setattr(module, "open", limited, raising=False)
             with pytest.raises(OSError, match="disk is full; finished records are safe"):
                 write(writer, 0, {"text": "x"}, **pictures())
         assert not any(name.endswith(".tmp") for name in files_of(folder))
@@ -317,7 +320,7 @@ def test_pixels_are_where_rays_through_the_annotation_hit(rendered, hand):
     vertices, faces = load_mesh(rendered, record)
     pose = np.reshape(record["object_to_camera"], (4, 4))
     keys = ("global_orient", "hand_pose", "transl", "hand_betas")
-    posed = hand(HandPose(*(np.array(record[key]) for key in keys), record["hand_side"]))
+    posed = hand(HandParams(*(np.array(record[key]) for key in keys), record["hand_side"]))
     meshes = [trimesh.Trimesh(posed.vertices, posed.faces, process=False),
               trimesh.Trimesh(vertices @ pose[:3, :3].T + pose[:3, 3], faces, process=False)]  # fmt: skip
     rows, columns = (np.random.default_rng(0).permutation(np.argwhere(np.ones((SIZE, SIZE))))[:1500]).T

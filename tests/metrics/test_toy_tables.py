@@ -14,11 +14,11 @@ import sample
 import train
 from hoi.data import folder as folder_module
 from hoi.metrics import toy_tables
-from hoi.metrics.clip import load_toy_clip, toy_clip_scores
-from hoi.metrics.intervals import Sheet
+from hoi.metrics.clip import load_small_clip, small_clip_scores
+from hoi.metrics.intervals import Results
 from hoi.network.text import TextConfig, TextEncoder
 from hoi.toyworld.backgrounds import BACKGROUNDS
-from hoi.training.small_clip import PictureText, save_toy_clip
+from hoi.training.small_clip import PictureText, save_small_clip
 from hoi.verify import report
 from hoi.verify.verifier import Verifier, save_verifier
 from tools import replica_table
@@ -51,14 +51,15 @@ def test_regions_touch_when_the_largest_ones_have_neighbouring_pixels(drawn, tou
 
 
 def test_contact_counts_categories_alike():
-    sheet = Sheet(resamples=20, seed=0)
-    toy_tables.add_contact(sheet, np.array([True, False, True, True, True]), np.array(["mug", "mug", "can", "can", "can"]))
+    sheet = Results(resamples=20, seed=0)
+    categories = np.array(["mug", "mug", "can", "can", "can"])
+    toy_tables.add_contact(sheet, np.array([True, False, True, True, True]), categories)
     values = {item.name: (item.estimate.value, item.estimate.n) for item in sheet.measurements}
     assert values == {"toy contact, can, %": (100, 3), "toy contact, mug, %": (50, 2), "toy contact, %": (75, 5)}
 
 
 def test_intervals_of_shares_end_at_100_percent():
-    sheet = Sheet(resamples=20, seed=5)  # 90 %, whose shifted percentiles end at 100.5
+    sheet = Results(resamples=20, seed=5)  # 90 %, whose shifted percentiles end at 100.5
     toy_tables.add_contact(sheet, np.arange(10) > 0, np.array(["mug"] * 10))
     assert [item.estimate.high for item in sheet.measurements] == [100, 100]
 
@@ -71,11 +72,11 @@ def world(tmp_path_factory) -> Path:
         verifier_world.make_folder(root / name, 12, seed, category="mug")
     for name, steps in (("none", 7), ("all", 9)):
         verifier_world.make_folder(root / name / "pictures", 12, seed=steps)
-        replica_table.write_atomically(root / name / "model.safetensors", model_file(steps))
+        replica_table.write_bytes_atomically(root / name / "model.safetensors", model_file(steps))
     torch.manual_seed(0)  # only the weights
     save_verifier(root / "verifier.safetensors", Verifier(sorted(BACKGROUNDS), verifier_world.SIDE))
     pair = PictureText(TextEncoder(TextConfig(width=16, heads=2, layers=1)), embed_dim=8, channels=8)
-    save_toy_clip(root / "clip.safetensors", pair, side=16)
+    save_small_clip(root / "clip.safetensors", pair, side=16)
     return root
 
 
@@ -84,27 +85,28 @@ def model_file(steps: int) -> bytes:
     return len(header).to_bytes(8, "little") + header
 
 
-def judges_of(world: Path, reference: str) -> toy_tables.Judges:
+def judges_of(world: Path, reference: str) -> toy_tables.ToyEstimators:
     files = world / "verifier.safetensors", world / "clip.safetensors"
-    return toy_tables.load_judges(*files, world / reference, world / "features")
+    return toy_tables.load_toy_estimators(*files, world / reference, world / "features")
 
 
 def measured(world: Path, folder: str, reference: str) -> dict[str, float]:
-    sheet = Sheet(resamples=0, seed=0)
+    sheet = Results(resamples=0, seed=0)
     toy_tables.measure_pictures(sheet, world / folder, world / "shaded", judges_of(world, reference))
     return {item.name: item.estimate.value for item in sheet.measurements}
 
 
 def test_numbers_are_those_of_the_verifier_and_the_small_clip(world):
     numbers = measured(world, "all/pictures", "reference")
-    expected = report.measure(world / "verifier.safetensors", world / "shaded", world / "all/pictures")["generated"]
+    rows = report.measure_folders(world / "verifier.safetensors", world / "shaded", world / "all/pictures")
+    expected = rows["generated"]
     for name in (toy_tables.HAND_IOU, toy_tables.OBJECT_IOU, toy_tables.PCK, toy_tables.COLOR, toy_tables.BACKGROUND):
         key, factor, _ = toy_tables.SCORED[name]
         assert numbers[name] == pytest.approx(factor * expected[key], abs=1e-5), name
     assert 0 < numbers[toy_tables.PCK] < 1
     records = folder_module.read_records(world / "all/pictures")
     images = [folder_module.load_image(world / "all/pictures", record) for record in records]
-    scores = toy_clip_scores(load_toy_clip(world / "clip.safetensors"), images, [r["text"] for r in records])
+    scores = small_clip_scores(load_small_clip(world / "clip.safetensors"), images, [r["text"] for r in records])
     assert numbers[toy_tables.TOY_CLIP] == pytest.approx(scores.mean())
     assert measured(world, "shaded", "shaded")[toy_tables.FRECHET] == pytest.approx(0, abs=1e-6)
     assert numbers[toy_tables.FRECHET] > 1e-4
@@ -113,7 +115,7 @@ def test_numbers_are_those_of_the_verifier_and_the_small_clip(world):
 def test_pictures_of_other_captions_are_refused(world, tmp_path):
     verifier_world.make_folder(tmp_path / "other", 12, text="A hand is grasping a red mug on the beach")
     with pytest.raises(ValueError, match=r"other \(12 records\) does not hold the captions of .*shaded \(12\)"):
-        toy_tables.measure_pictures(Sheet(0, 0), tmp_path / "other", world / "shaded", judges_of(world, "reference"))
+        toy_tables.measure_pictures(Results(0, 0), tmp_path / "other", world / "shaded", judges_of(world, "reference"))
 
 
 def test_the_tool_measures_every_row_and_prints_the_table(world, capsys):
