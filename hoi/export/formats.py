@@ -30,7 +30,7 @@ def export_folder(
     with new_folder(out) as unfinished:
         if usable:
             options = {"labels": labels} if module is nocs else {}
-            left_out += module.export(folder, usable, unfinished, **options)
+            left_out += module.write_export(folder, usable, unfinished, **options)
         written = len(records) - left_out.total()
         if not written:
             raise ValueError(f"{folder} has no record for {file_format}{told(left_out)}")
