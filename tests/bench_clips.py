@@ -1,4 +1,4 @@
-"""How steady clips are, and whether their hands stay where they should: the anchor on and off.  Prints README's table.
+"""How steady clips are, and whether their hands stay where they should: the anchor on and off (docs/clips.md).
 
     python tests/bench_clips.py                       # 4 objects x 3 seeds, built-in model: about 25 minutes on 2 cores
     python tests/bench_clips.py --objects mug --seeds 0 --frames 4

@@ -1,4 +1,4 @@
-"""Commands that README, docstrings and recipes show: the scripts accept every one, and every flag explains itself."""
+"""Commands that pages, docstrings and recipes show: the scripts accept every one, and every flag explains itself."""
 
 import argparse
 import re
@@ -49,8 +49,8 @@ def accepted(script: str, flags: str) -> None:
         assert end.code == 0, f"{script} refuses {flags}"
 
 
-def readme_commands() -> list[tuple[str, str]]:
-    text = (ROOT / "README.md").read_text()
+def page_commands() -> list[tuple[str, str]]:
+    text = "\n\n".join(page.read_text() for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))))
     blocks = re.findall(r"```\n(.*?)```", text, re.DOTALL)
     spans = re.findall(r"`([^`\n]+)`", re.sub(r"```\n.*?```", "", text, flags=re.DOTALL))
     mentioned = [command for command in commands_in(spans) if command[0] in SCRIPTS]  # of modules only the name
@@ -62,8 +62,8 @@ def docstring_commands() -> list[tuple[str, str]]:
     return commands_in([line for text in texts for line in text.splitlines()])
 
 
-def test_the_readme_shows_commands_that_the_scripts_accept():
-    commands = readme_commands()
+def test_the_pages_show_commands_that_the_scripts_accept():
+    commands = page_commands()
     assert len(commands) >= 25 and {script for script, _ in commands} == set(MODULES)
     for command in commands:
         accepted(*command)

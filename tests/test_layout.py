@@ -1,4 +1,4 @@
-"""The house itself: rooms import one way, every flag is read, and the README points at things that exist."""
+"""The house itself: rooms import one way, every flag is read, and the pages point at things that exist."""
 
 import ast
 import re
@@ -109,8 +109,8 @@ def test_hoi_never_sees_args():
 
 
 def table_rows() -> list[list[str]]:
-    """Rows of the README's table *paper -> function -> test*: text, `hoi/file.py: name`, `tests/file.py: name`."""
-    text = (ROOT / "README.md").read_text()
+    """Rows of the table *paper -> function -> test*: text, `hoi/file.py: name`, `tests/file.py: name`."""
+    text = (ROOT / "docs" / "paper.md").read_text()
     table = text.split("| paper | function | test |")[1].split("\n\n")[0]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()[1:]]
 
@@ -125,3 +125,19 @@ def test_every_row_of_the_paper_table_points_at_a_function_and_a_test_that_exist
             for name in names.split(", "):
                 last = name.split(".")[-1]
                 assert re.search(rf"(def|class) {last}\b", text), f"{paper}: no {name} in {path}"
+
+
+def test_the_readme_is_a_page_and_lists_the_rooms_in_their_order():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.encode()) <= 6000
+    rooms = re.findall(r"^\| \**`(\w+)(?:/|\.py)`\** \|", text, re.MULTILINE)
+    assert rooms == ROOMS
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_of_a_page_are_there(page):
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
+    assert not [link for link in links if not link.startswith("http") and not (page.parent / link).is_file()]

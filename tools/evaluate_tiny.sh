@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The README's figures of the built-in model: 208 pictures of shapes and views that it was not trained on.
+# The figures of the built-in model: 208 pictures of shapes and views that it was not trained on.
 #
 #     bash tools/evaluate_tiny.sh [CHECKPOINT]             # about 3 minutes on two CPU cores; prints the table
 #     bash tools/evaluate_tiny.sh CHECKPOINT guidance      # one table for each guidance scale, on other shapes again

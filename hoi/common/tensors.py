@@ -5,8 +5,6 @@ the pickles of Stable Diffusion and Lightning name are stood for by inert or har
 
 Weight files.  safetensors or torch file <-> plain tensors under our names, strictly; training state, atomically.
 
-    python -m hoi.common.tensors FILE ...       # what each file is, whether it fits, what is missing
-
 Nothing here runs code from a file: torch files are read with weights_only=True.
 """
 

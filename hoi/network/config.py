@@ -74,8 +74,8 @@ def tiny_config() -> ModelConfig:
         vae=VAEConfig(channels=32, channel_mult=(1, 2, 4), num_res_blocks=1, norm_groups=8),
         text=TextConfig(width=128, heads=4, layers=3, quick_gelu=False),
         image_size=128,
-        guidance_scale=2.0,  # measured: see the README's table over guidance scales
-        predicts="v",  # trained from nothing, words and conditions act sooner than with eps: see the README
+        guidance_scale=2.0,  # measured: see the table over guidance scales in docs/training.md
+        predicts="v",  # trained from nothing, words and conditions act sooner than with eps: docs/training.md
         terminal_signal=0.01,
     )
 

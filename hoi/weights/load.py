@@ -307,7 +307,7 @@ def read_parts(
 
 
 WHERE = (
-    "Public weights are not shipped: get {what} yourself, under its licence (README, Your own weights). Without {flag}"
+    "Public weights are not shipped: get {what} yourself, under its licence (docs/weights.md). Without {flag}"
     " sample.py uses the built-in miniature"
 )
 # What the official condition encoders learned from: normals of a depth that MiDaS estimated, not of rendered geometry.
