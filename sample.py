@@ -161,7 +161,7 @@ def load_model(args: argparse.Namespace, device: str) -> tuple[HOIDiffusion, dic
         dtype = "bfloat16" if has_fast_bf16(device) else "float32"
     path = args.base or args.checkpoint or BUILT_IN
     if path == BUILT_IN and not path.is_file():
-        raise FileNotFoundError(f"the built-in weights {path} are missing: train them (docs/training.md), or --checkpoint")
+        raise FileNotFoundError(f"no built-in weights at {path}: train them (docs/training.md) or use --checkpoint")
     if args.base:
         dtypes = dict.fromkeys(("unet", "condition_encoders"), DTYPES[dtype])
         model = load.load_model(path, args.adapter, device=device, dtype=dtypes)
