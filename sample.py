@@ -167,7 +167,7 @@ def load_model(args: argparse.Namespace, device: str) -> tuple[HOIDiffusion, dic
         model = load.load_model(path, args.adapter, device=device, dtype=dtypes)
     else:
         path = path / "model.safetensors" if path.is_dir() else path
-        model = HOIDiffusion.from_file(path, device)
+        model = load.load_model(path, device=device)
     if args.conditions and model.condition_encoders is None:
         adapter = "give it --adapter," if args.base else "fine-tune it,"
         raise ValueError(f"{path} is a base model without condition encoders: {adapter} or add --no-conditions")

@@ -54,6 +54,7 @@ from hoi.training.run import (
 )
 from hoi.training.small_clip import FILE_NAME, save_small_clip
 from hoi.training.stages import TEXT_SHRINK, TextStage, VaeStage
+from hoi.weights.export import export_own
 from hoi.weights.load import init_branch, load_adapter, load_model, source_hash
 
 LOG_EVERY = 10  # steps
@@ -167,7 +168,7 @@ def starting_model(args: argparse.Namespace) -> HOIDiffusion:
     if (args.adapter or args.init_branch) and args.stage != "hoi":
         raise ValueError(f"--adapter and --init-branch belong to stage hoi, not to {args.stage}")
     if args.text_encoder_from:
-        other = HOIDiffusion.from_file(args.text_encoder_from, preset=model.config.name)
+        other = load_model(args.text_encoder_from, preset=model.config.name)
         model.text_encoder.load_state_dict(other.text_encoder.state_dict())
     if args.adapter:
         load_adapter(model, args.adapter)
@@ -241,7 +242,8 @@ def export(args: argparse.Namespace, model: HOIDiffusion, stage: nn.Module, step
         extra |= {"normal_source": ",".join(sorted(sources))} if sources and "normal" in args.conditions else {}
     if args.stage == "text":  # with the picture tower, which the model has no place for
         save_small_clip(Path(args.out) / FILE_NAME, stage.picture_text, model.config.image_size // TEXT_SHRINK)
-    model.save(Path(args.out) / "model.safetensors", step, kind, shlex.join(["train.py", *sys.argv[1:]]), **extra)
+    extra |= {"step": str(step), "command": shlex.join(["train.py", *sys.argv[1:]])}
+    export_own(model, Path(args.out) / "model.safetensors", metadata=extra)
 
 
 def train(args: argparse.Namespace) -> None:

@@ -3,8 +3,12 @@
 import torch
 from torch import Tensor, nn
 
+from hoi.network.config import ModelConfig
 from hoi.network.diffusion import NoiseSchedule
+from hoi.network.model import HOIDiffusion
+from hoi.network.text import TextConfig
 from hoi.network.unet import UNet, UNetConfig
+from hoi.network.vae import VAEConfig
 
 SCHEDULE = NoiseSchedule.stable_diffusion()
 VELOCITY = NoiseSchedule.stable_diffusion(predicts="v", terminal_signal=0.01)  # of the built-in model
@@ -65,3 +69,36 @@ def small_inputs(count: int) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """context, uncond_context, latents, cond_features for small_unet."""
     features = [normal(count, 32, 8, 8, seed=4), normal(count, 64, 4, 4, seed=5)]
     return normal(count, 77, 16, seed=1), normal(1, 77, 16, seed=2), normal(count, 4, 8, 8, seed=3), features
+
+
+SMALL = ModelConfig(
+    name="small",
+    unet=UNetConfig(model_channels=32, channel_mult=(1, 2, 3, 3), num_res_blocks=1, num_heads=2, context_dim=16),
+    vae=VAEConfig(channels=32, channel_mult=(1, 1, 2), num_res_blocks=1),
+    text=TextConfig(width=16, heads=2, layers=1, vocab_size=100),
+    image_size=32,
+    sampler="ddim",
+    num_inference_steps=7,
+    guidance_scale=1.5,
+)
+
+
+def small_model(seed: int = 0, with_conditions: bool = True) -> HOIDiffusion:
+    """Random weights everywhere, the zero-initialised ones included."""
+    model = HOIDiffusion(SMALL, with_conditions=with_conditions)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def model_inputs() -> dict:
+    """What `HOIDiffusion.forward` takes, for small_model."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "latents": torch.randn(2, 4, 8, 8, generator=generator),
+        "timesteps": torch.tensor([10, 900]),
+        "context": torch.randn(2, 77, 16, generator=generator),
+        "conditions": [torch.rand(2, 3, 32, 32, generator=generator) for _ in range(3)],
+    }

@@ -37,6 +37,7 @@ from hoi.toyworld.words import (
     read_prompts,
     untaught_words,
 )
+from hoi.weights.export import export_own
 
 ROOT = Path(__file__).parent.parent
 SMALL = ModelConfig(
@@ -71,14 +72,14 @@ def random_model(with_conditions: bool) -> HOIDiffusion:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "hoi.safetensors"
-    random_model(True).save(path, 0, "hoi", "test")
+    export_own(random_model(True), path)
     return path
 
 
 @pytest.fixture(scope="module")
 def base_checkpoint(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "base.safetensors"
-    random_model(False).save(path, 0, "base", "test")
+    export_own(random_model(False), path)
     return path
 
 

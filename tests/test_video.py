@@ -20,6 +20,7 @@ from hoi.common.sheets import encode_mp4, write_video
 from hoi.data.check import check_folder
 from hoi.data.folder import load_image, load_mesh, read_records
 from hoi.network.pipeline import Pipeline
+from hoi.weights.export import export_own
 
 FRAMES = 4
 
@@ -32,7 +33,7 @@ def checkpoint(tmp_path_factory) -> Path:
         for name, parameter in model.unet.named_parameters():
             if ".attn1." in name and parameter.ndim > 1:
                 parameter *= 5
-    model.save(path, 0, "hoi", "test")
+    export_own(model, path)
     return path
 
 

@@ -13,6 +13,7 @@ from hoi.network.model import HOIDiffusion
 from hoi.network.text import TextConfig
 from hoi.network.unet import UNetConfig
 from hoi.network.vae import VAEConfig
+from hoi.weights.export import export_own
 
 SIDE = 32
 COLORS = ("red", "green", "blue")
@@ -56,7 +57,7 @@ def make_world(root: Path) -> Path:
     """A folder with data, a background buffer and a base model."""
     make_folder(root / "data", 10, with_conditions=True)
     make_folder(root / "buffer", 5, with_conditions=False)
-    small_model(with_conditions=False).save(root / "base.safetensors", 0, "base", "test")
+    export_own(small_model(with_conditions=False), root / "base.safetensors")
     return root
 
 

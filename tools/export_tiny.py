@@ -11,14 +11,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from hoi.common.files import sha256_of  # noqa: E402
 from hoi.network.config import PRESETS  # noqa: E402
-from hoi.network.model import HOIDiffusion  # noqa: E402
+from hoi.weights.export import export_own  # noqa: E402
+from hoi.weights.load import load_model  # noqa: E402
 
 MOST_MB = 50
 
 
 def main(source: str, target: str) -> None:
-    model = HOIDiffusion.from_file(source, preset="tiny")
-    metadata, measured = model.metadata, PRESETS["tiny"]()
+    model = load_model(source, preset="tiny")
+    measured = PRESETS["tiny"]()
     # Sampling defaults are measured after the training, so they come from the preset and not from the training file.
     model.config = replace(
         model.config,
@@ -26,9 +27,7 @@ def main(source: str, target: str) -> None:
         num_inference_steps=measured.num_inference_steps,
         guidance_scale=measured.guidance_scale,
     )
-    known = {"format_version", "preset", "config", "step", "stage", "command"}
-    extra = {name: value for name, value in metadata.items() if name not in known}
-    model.save(target, int(metadata["step"]), metadata["stage"], metadata["command"], half=True, **extra)
+    export_own(model, target, half=True)
     size = Path(target).stat().st_size / 1e6
     if size > MOST_MB:
         raise SystemExit(f"{target} has {size:.1f} MB, more than the {MOST_MB} MB that the repository carries")

@@ -6,18 +6,16 @@ Three condition encoders (one per condition image) are summed and enter Stable D
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hoi.common.tensors import WeightFile, check_fit, is_finite, save_model, shown
 from hoi.conditions import Conditions
 from hoi.network.config import ModelConfig
-from hoi.network.text import TextEncoder, causal_mask
+from hoi.network.text import TextEncoder
 from hoi.network.unet import CachedContext, UNet
 from hoi.network.vae import VAE
 
@@ -33,8 +31,6 @@ def stack_conditions(conditions: list[Conditions]) -> dict[str, torch.Tensor]:
     return {name: stacked(name) for name in ("skeleton", "normal", "segmentation")}
 
 
-FORMAT_VERSION = "1"
-STAGES = ("base", "hoi")
 CONDITION_NAMES = ("skeleton", "normal", "segmentation")
 
 
@@ -165,84 +161,3 @@ class HOIDiffusion(nn.Module):
         for parameter in trained:
             parameter.requires_grad_(True)
         return trained
-
-    def save(self, path: str | Path, step: int, stage: str, command: str, half: bool = False, **extra: str) -> None:
-        """Write one safetensors file (atomically): all tensors, and metadata from which from_file rebuilds the model.
-
-        stage     "base" (no condition encoders) or "hoi"
-        command   the command line that trained it
-        half      store floats as fp16
-        extra     further metadata strings
-        """
-        if (stage == "base") != (self.condition_encoders is None) or stage not in STAGES:
-            fitting = "base" if self.condition_encoders is None else "hoi"
-            raise ValueError(f"stage is {stage!r}, expected {fitting!r}: only 'hoi' models have condition encoders")
-        state = self.state_dict()
-        if half:
-            state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-        metadata = {"format_version": FORMAT_VERSION, "preset": self.config.name, "config": self.config.to_json()}
-        save_model(path, state, metadata | {"step": str(step), "stage": stage, "command": command} | extra)
-
-    @classmethod
-    def from_file(
-        cls,
-        path: str | Path,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
-        preset: str | None = None,
-    ) -> HOIDiffusion:
-        """Rebuild a saved model, in eval mode.  A stage "base" file gives a model whose condition_encoders is None.
-
-        preset   refuse a file of another preset
-        Raises FileNotFoundError, or ValueError naming the file when damaged, foreign, of another version or preset, or
-        when it holds NaN.
-        """
-        file = WeightFile(path)
-        config = own_config(file, preset)
-        with torch.device("meta"):
-            empty = cls(config, with_conditions=file.metadata["stage"] != "base")
-        check_fit(empty, file.shapes, path)
-        state = {name: prepared(tensor, device, dtype) for name, tensor in file.items()}
-        if bad := [name for name, tensor in state.items() if not is_finite(tensor)]:
-            raise ValueError(f"{path}: {len(bad)} tensors hold NaN or infinite values: {shown(bad)}")
-        model = cls.from_tensors(config, state)
-        model.metadata = file.metadata
-        return model
-
-    @classmethod
-    def from_tensors(cls, config: ModelConfig, state: Mapping[str, Tensor]) -> HOIDiffusion:
-        """A model made of these very tensors, under its own names, in eval mode; no other memory is used.
-
-        Condition encoders are there when the tensors have them.  Raises RuntimeError when names or shapes do not fit.
-        """
-        with torch.device("meta"):
-            model = cls(config, with_conditions=any(name.startswith("condition_encoders.") for name in state))
-        model.load_state_dict(state, strict=True, assign=True)
-        # The mask is no weight: it is in no file.
-        like = model.text_encoder.positional_embedding
-        model.text_encoder.attn_mask = causal_mask(config.text.context_length).to(like)
-        return model.eval()
-
-
-def own_config(file: WeightFile, preset: str | None = None) -> ModelConfig:
-    """The configuration in a model file of this project; ValueError for any other file, or another preset's."""
-    metadata, path = file.metadata, file.path
-    if absent := {"format_version", "preset", "config", "stage"} - metadata.keys():
-        raise ValueError(
-            f"{path} is not a model file of this project: it lacks metadata {', '.join(sorted(absent))}"
-            " (weights of Stable Diffusion go to --base)"
-        )
-    if metadata["format_version"] != FORMAT_VERSION:
-        raise ValueError(f"{path} has format version {metadata['format_version']}, expected {FORMAT_VERSION}")
-    if preset is not None and metadata["preset"] != preset:
-        raise ValueError(f"{path} holds the preset {metadata['preset']!r}, expected {preset!r}")
-    try:
-        return ModelConfig.from_json(metadata["config"])
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def prepared(tensor: Tensor, device: str | torch.device, dtype: torch.dtype) -> Tensor:
-    """A copy of a weight as the model wants it: convolutions channels-last, which CPUs and GPUs run fastest."""
-    layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
-    return tensor.to(device, dtype if tensor.is_floating_point() else None, copy=True, memory_format=layout)

@@ -1,6 +1,6 @@
 """Trained weights in the formats that other tools open.  Our network -> official, Stable Diffusion, diffusers files.
 
-Every file is written whole or not at all; reading it back with `public_weights.load_model` gives the same bits.
+Every file is written whole or not at all; reading it back with `load_model` gives the same bits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hoi.common.tensors import save_model
 from hoi.network.config import ModelConfig
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion
 from hoi.weights.diffusers_config import adapter_config, folder_config
-from hoi.weights.load import ADAPTER_FOLDERS
+from hoi.weights.load import ADAPTER_FOLDERS, FORMAT_VERSION
 from hoi.weights.names import (
     SCHEDULE_BUFFERS,
     SHORT_TEXT_PREFIX,
@@ -77,13 +77,18 @@ MultiAdapter called without weights takes 1/3 each, which gives other pictures w
 """
 
 
-def export_own(model: HOIDiffusion, path: str | Path, half: bool = False) -> None:
-    """One safetensors file of this project, with its metadata: preset, sizes, step, training command, base."""
-    metadata = model.metadata
-    known = {"format_version", "preset", "config", "step", "stage", "command"}
-    extra = {name: value for name, value in metadata.items() if name not in known}
+def export_own(
+    model: HOIDiffusion, path: str | Path, half: bool = False, metadata: Mapping[str, str] | None = None
+) -> None:
+    """One safetensors file of this project: all tensors, and the metadata from which load_model rebuilds the model.
+
+    half      floats as fp16, not fp32
+    metadata  how it was trained: "step", "command" and whatever else; None: what the model was loaded with
+    """
+    trained = {"step": "0", "command": ""} | (model.metadata if metadata is None else dict(metadata))
     stage = "base" if model.condition_encoders is None else "hoi"
-    model.save(path, int(metadata.get("step", 0)), stage, metadata.get("command", ""), half=half, **extra)
+    what = {"format_version": FORMAT_VERSION, "preset": model.config.name, "config": model.config.to_json()}
+    save_model(path, _state(model, half), trained | what | {"stage": stage})
 
 
 def export_single(model: HOIDiffusion, path: str | Path, half: bool = False) -> None:

@@ -25,7 +25,8 @@ from torch import Tensor
 from hoi.common.files import sha256_of
 from hoi.common.tensors import WeightFile, is_finite, shown
 from hoi.network.config import ModelConfig, sd1_config
-from hoi.network.model import CONDITION_NAMES, HOIDiffusion, own_config, prepared
+from hoi.network.model import CONDITION_NAMES, HOIDiffusion
+from hoi.network.text import causal_mask
 from hoi.weights.diffusers_config import FOLDER_PARTS, SCHEDULER_FILE, read_folder_config
 from hoi.weights.names import (
     LAST_LAYER,
@@ -50,6 +51,7 @@ from hoi.weights.names import (
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+FORMAT_VERSION = "1"  # of our own files
 OWN = "a model of this project"
 SINGLE_FILE = "a Stable Diffusion 1.x file"
 EMA_ONLY = "a Stable Diffusion 1.x file with averaged (EMA) U-Net weights only"
@@ -306,6 +308,12 @@ def read_parts(
     return state
 
 
+def prepared(tensor: Tensor, device: str | torch.device, dtype: torch.dtype) -> Tensor:
+    """A copy of a weight as the model wants it: convolutions channels-last, which CPUs and GPUs run fastest."""
+    layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
+    return tensor.to(device, dtype if tensor.is_floating_point() else None, copy=True, memory_format=layout)
+
+
 WHERE = (
     "Public weights are not shipped: get {what} yourself, under its licence (docs/weights.md). Without {flag}"
     " sample.py uses the built-in miniature"
@@ -323,6 +331,7 @@ def load_model(
     config: ModelConfig | None = None,
     device: str | torch.device = "cpu",
     dtype: Dtypes = torch.float32,
+    preset: str | None = None,
 ) -> HOIDiffusion:
     """A model from any file or folder that holds a whole one, in eval mode.
 
@@ -332,18 +341,34 @@ def load_model(
     config    sizes, for files that do not say them (default: Stable Diffusion 1.x)
     dtype     of all weights, or by part: {"unet": ..., "vae": ..., "text_encoder": ..., "condition_encoders": ...},
               float32 for parts that are not named
+    preset    refuse a model of another one's sizes
     Raises FileNotFoundError, PermissionError, or ValueError naming file, counts and first offending names; NaN too.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no weight file at {path}. {WHERE.format(what='Stable Diffusion 1.x', flag='--base')}")
     config, pieces, metadata = whole_model(path, config)
-    state = read_parts(pieces, config, device, dtype)
-    model = HOIDiffusion.from_tensors(config, state)
+    if preset is not None and config.name != preset:
+        raise ValueError(f"{path} holds the preset {config.name!r}, expected {preset!r}")
+    model = model_of(config, read_parts(pieces, config, device, dtype))
     model.metadata = metadata
     if adapter is not None:
         load_adapter(model, adapter)
     return model
+
+
+def model_of(config: ModelConfig, state: Mapping[str, Tensor]) -> HOIDiffusion:
+    """A model made of these very tensors, under its own names, in eval mode; no other memory is used.
+
+    Condition encoders are there when the tensors have them.  Raises RuntimeError when names or shapes do not fit.
+    """
+    with torch.device("meta"):
+        model = HOIDiffusion(config, with_conditions=any(name.startswith("condition_encoders.") for name in state))
+    model.load_state_dict(state, strict=True, assign=True)
+    # The mask is no weight: it is in no file.
+    like = model.text_encoder.positional_embedding
+    model.text_encoder.attn_mask = causal_mask(config.text.context_length).to(like)
+    return model.eval()
 
 
 def load_adapter(model: HOIDiffusion, path: str | Path) -> None:
@@ -453,6 +478,16 @@ def whole_model(path: Path, config: ModelConfig | None = None) -> tuple[ModelCon
         config = ModelConfig.from_json(kept["config"]) if "config" in kept else sd1_config()
     metadata = _metadata(config, "base", path) | kept | {"stage": "base"}
     return config, [single_file(file, config, ema_only=kind == EMA_ONLY)], metadata
+
+
+def own_config(file: WeightFile) -> ModelConfig:
+    """The configuration in a model file of this project.  Raises ValueError for another version, or when unreadable."""
+    if (version := file.metadata["format_version"]) != FORMAT_VERSION:
+        raise ValueError(f"{file.path} has format version {version}, expected {FORMAT_VERSION}")
+    try:
+        return ModelConfig.from_json(file.metadata["config"])
+    except ValueError as error:
+        raise ValueError(f"{file.path}: {error}") from error
 
 
 def _kept_metadata(file: WeightFile) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The whole network: names of the public files, condition encoders against diffusers, and saving and loading."""
+"""The whole network: names of the public files, condition encoders against diffusers, what trains."""
 
 import dataclasses
 import hashlib
@@ -6,13 +6,11 @@ import hashlib
 import pytest
 import torch
 from diffusers import T2IAdapter
-from safetensors import safe_open
+from fake_networks import SMALL, model_inputs, small_model
 
-from hoi.common.tensors import load_model_file, save_model
 from hoi.network.config import ModelConfig, sd1_config, tiny_config
 from hoi.network.model import ConditionEncoder, HOIDiffusion
 from hoi.network.text import TextConfig
-from hoi.network.unet import UNetConfig
 from hoi.network.vae import VAEConfig
 from hoi.weights.names import from_official_adapter_names, to_official_adapter_names
 
@@ -20,37 +18,6 @@ from hoi.weights.names import from_official_adapter_names, to_official_adapter_n
 SD1_UNET = "dc00164c142b2f9cc0c942c3823c3dcba1e455dd5d636989cfd8db4a9467c389"  # 686, model.diffusion_model.*
 SD1_VAE = "8df3ba683aca07c3281942222377a2a78b857e9361263ad4bb233d7c2c68630d"  # 248, first_stage_model.*
 OFFICIAL_ADAPTER = "5357839dd76579a959638da0b9e0f30d0dbfdcdf2a7dddf082d956e929c195b8"  # 114, model_ad_N.pth
-
-SMALL = ModelConfig(
-    name="small",
-    unet=UNetConfig(model_channels=32, channel_mult=(1, 2, 3, 3), num_res_blocks=1, num_heads=2, context_dim=16),
-    vae=VAEConfig(channels=32, channel_mult=(1, 1, 2), num_res_blocks=1),
-    text=TextConfig(width=16, heads=2, layers=1, vocab_size=100),
-    image_size=32,
-    sampler="ddim",
-    num_inference_steps=7,
-    guidance_scale=1.5,
-)
-
-
-def small_model(seed: int = 0, with_conditions: bool = True) -> HOIDiffusion:
-    """Random weights everywhere, the zero-initialised ones included."""
-    model = HOIDiffusion(SMALL, with_conditions=with_conditions)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
-
-
-def small_inputs() -> dict:
-    generator = torch.Generator().manual_seed(1)
-    return {
-        "latents": torch.randn(2, 4, 8, 8, generator=generator),
-        "timesteps": torch.tensor([10, 900]),
-        "context": torch.randn(2, 77, 16, generator=generator),
-        "conditions": [torch.rand(2, 3, 32, 32, generator=generator) for _ in range(3)],
-    }
 
 
 def digest(state: dict[str, torch.Tensor]) -> str:
@@ -126,7 +93,7 @@ def test_a_condition_encoder_equals_diffusers_t2i_adapter(widths, unshuffle):
 @torch.no_grad()
 def test_condition_encoders_are_summed_with_their_weights_and_blank_images_still_speak():
     model = small_model()
-    images = small_inputs()["conditions"]
+    images = model_inputs()["conditions"]
     names = ("skeleton", "normal", "segmentation")
     alone = [model.condition_encoders[name](image) for name, image in zip(names, images, strict=True)]
     summed = model.condition_encoders(*images, weights=(1.0, 0.5, 0.0))
@@ -138,7 +105,7 @@ def test_condition_encoders_are_summed_with_their_weights_and_blank_images_still
 
 @torch.no_grad()
 def test_each_condition_reaches_the_prediction_unless_its_weight_is_zero():
-    model, inputs = small_model(), small_inputs()
+    model, inputs = small_model(), model_inputs()
     reference = model(**inputs)
     for which in range(3):
         conditions = list(inputs["conditions"])
@@ -172,92 +139,16 @@ def test_the_built_in_model_is_small_enough_to_ship():
 
 
 @torch.no_grad()
-def test_a_saved_model_predicts_the_same_and_knows_where_it_comes_from(tmp_path):
-    model, path = small_model(), tmp_path / "model.safetensors"
-    model.set_scaling_factor(0.7)
-    model.save(path, step=12, stage="hoi", command="train.py --stage hoi", note="a test")
-    assert model.vae.config == model.config.vae
-    loaded = HOIDiffusion.from_file(path)
-    assert loaded.config == model.config and loaded.vae.config.scaling_factor == 0.7
-    expected = {"preset": "small", "step": "12", "stage": "hoi", "command": "train.py --stage hoi", "note": "a test"}
-    assert expected.items() <= loaded.metadata.items()
-    assert not loaded.training
-    for (name, ours), (other, theirs) in zip(model.state_dict().items(), loaded.state_dict().items(), strict=True):
-        assert name == other and torch.equal(ours, theirs)
-    # Channels-last weights take other kernels, so the last bits may differ.
-    torch.testing.assert_close(loaded(**small_inputs()), model(**small_inputs()), atol=1e-5, rtol=0)
-
-
-@torch.no_grad()
-def test_half_precision_files_load_as_the_rounded_weights(tmp_path):
-    model, path = small_model(), tmp_path / "model.safetensors"
-    model.save(path, step=1, stage="hoi", command="", half=True)
-    with safe_open(path, framework="pt") as file:
-        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}
-    loaded = HOIDiffusion.from_file(path)
-    exact = model.state_dict()
-    for name, tensor in loaded.state_dict().items():
-        assert tensor.dtype == torch.float32 and torch.equal(tensor, exact[name].half().float())
-    assert {p.dtype for p in HOIDiffusion.from_file(path, dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
-    assert {p.dtype for p in model.parameters()} == {torch.float32}  # saving left the model alone
-
-
-@torch.no_grad()
-def test_a_base_model_has_no_condition_encoders_until_they_are_asked_for(tmp_path):
-    base, path, inputs = small_model(with_conditions=False), tmp_path / "base.safetensors", small_inputs()
-    base.save(path, step=5, stage="base", command="train.py --stage base")
-    loaded = HOIDiffusion.from_file(path)
-    assert loaded.condition_encoders is None
+def test_a_base_model_has_no_condition_encoders_until_they_are_asked_for():
+    base, inputs = small_model(with_conditions=False), model_inputs()
+    assert base.condition_encoders is None
     with pytest.raises(ValueError, match="base model without condition encoders"):
-        loaded(**inputs)
+        base(**inputs)
     with pytest.raises(ValueError, match="call add_condition_encoders first"):
-        loaded.freeze_for_fine_tuning()
-    before = loaded(**inputs | {"conditions": None})
-    loaded.add_condition_encoders()
-    assert torch.equal(loaded(**inputs | {"conditions": None}), before)
-    assert (loaded(**inputs) - before).abs().max() > 0
+        base.freeze_for_fine_tuning()
+    before = base(**inputs | {"conditions": None})
+    base.add_condition_encoders()
+    assert torch.equal(base(**inputs | {"conditions": None}), before)
+    assert (base(**inputs) - before).abs().max() > 0
     with pytest.raises(ValueError, match="already has condition encoders"):
-        loaded.add_condition_encoders()
-    with pytest.raises(ValueError, match="stage is 'base', expected 'hoi'"):
-        loaded.save(path, step=5, stage="base", command="")
-    with pytest.raises(ValueError, match="stage is 'hoi', expected 'base'"):
-        base.save(path, step=5, stage="hoi", command="")
-
-
-def test_a_file_with_nan_is_refused_by_the_tensor(tmp_path):
-    model = small_model()
-    with torch.no_grad():
-        model.vae.quant_conv.bias[2] = float("nan")
-    model.save(tmp_path / "bad.safetensors", step=1, stage="hoi", command="")
-    with pytest.raises(ValueError, match=r"bad\.safetensors: 1 tensors hold NaN .*: vae\.quant_conv\.bias"):
-        HOIDiffusion.from_file(tmp_path / "bad.safetensors")
-
-
-def test_files_of_another_preset_version_or_kind_are_refused_by_name(tmp_path):
-    path = tmp_path / "model.safetensors"
-    small_model().save(path, step=1, stage="hoi", command="")
-    with pytest.raises(ValueError, match=r"model\.safetensors holds the preset 'small', expected 'tiny'"):
-        HOIDiffusion.from_file(path, preset="tiny")
-    state, metadata = load_model_file(path)
-
-    def resave(change: dict, drop: str | None = None) -> None:
-        save_model(path, {k: v for k, v in state.items() if k != drop}, metadata | change)
-
-    resave({"format_version": "99"})
-    with pytest.raises(ValueError, match=r"model\.safetensors has format version 99, expected 1"):
-        HOIDiffusion.from_file(path)
-    resave({"config": metadata["config"].replace("num_heads", "heads_count")})
-    with pytest.raises(ValueError, match=r"model\.safetensors: not a model configuration .*heads_count"):
-        HOIDiffusion.from_file(path)
-    resave({}, drop="unet.out.2.bias")
-    with pytest.raises(ValueError, match=r"model\.safetensors does not fit.*1 missing: unet\.out\.2\.bias"):
-        HOIDiffusion.from_file(path)
-    resave({"config": metadata["config"].replace('"model_channels": 32', '"model_channels": 64')})
-    with pytest.raises(ValueError, match="of another shape: condition_encoders"):
-        HOIDiffusion.from_file(path)
-    resave({"stage": "base"})
-    with pytest.raises(ValueError, match="unexpected: condition_encoders"):
-        HOIDiffusion.from_file(path)
-    save_model(path, state, {})
-    with pytest.raises(ValueError, match="is not a model file of this project: .*config, format_version"):
-        HOIDiffusion.from_file(path)
+        base.add_condition_encoders()

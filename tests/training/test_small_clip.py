@@ -13,6 +13,7 @@ from hoi.network.text import TextConfig, TextEncoder, tokenize
 from hoi.training import run as training_run
 from hoi.training.data import TrainingSet
 from hoi.training.small_clip import PictureText, save_small_clip
+from hoi.weights.export import export_own
 
 CAPTIONS = ["A hand is grasping a red mug", "an orange bowl in the snow", "Waves", "a can on the moon with night sky"]
 
@@ -43,7 +44,7 @@ def test_scores_are_two_and_a_half_cosines_of_the_saved_pair_and_never_negative(
 
 def test_stage_text_writes_the_pair_that_it_trained(tmp_path):
     data, out = make_folder(tmp_path / "data", 6, with_conditions=False), tmp_path / "text"
-    small_model(with_conditions=False).save(tmp_path / "start.safetensors", 0, "base", "test")
+    export_own(small_model(with_conditions=False), tmp_path / "start.safetensors")
     train.train(train.parse_args(
         f"--stage text --data {data} --base {tmp_path}/start.safetensors --out {out} --steps 3 --batch-size 6"
         " --preview-every 0 --dtype fp32 --device cpu --threads 1".split()
@@ -60,6 +61,6 @@ def test_stage_text_writes_the_pair_that_it_trained(tmp_path):
 
 
 def test_another_weight_file_is_refused(tmp_path):
-    small_model(with_conditions=False).save(tmp_path / "model.safetensors", 0, "base", "test")
+    export_own(small_model(with_conditions=False), tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="model.safetensors is no clip.safetensors of `train.py --stage text`"):
         load_small_clip(tmp_path / "model.safetensors")

@@ -17,6 +17,7 @@ from hoi.training import data as training_data
 from hoi.training import run as training_run
 from hoi.training import stages
 from hoi.training.data import Share, TrainingSet, draw_indices
+from hoi.weights.load import load_model
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +170,7 @@ def test_an_accumulating_run_makes_the_steps_of_the_large_batch(world, tmp_path)
 
 def test_leaving_out_conditions_saves_a_model_that_is_blind_to_them(world, tmp_path):
     train.train(hoi_args(world, tmp_path, "--conditions", "segmentation", "skeleton"))
-    model = HOIDiffusion.from_file(tmp_path / "model.safetensors")
+    model = load_model(tmp_path / "model.safetensors")
     assert model.metadata["conditions"] == "skeleton,segmentation"
     images = torch.rand(4, 2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     encoders = model.condition_encoders

@@ -548,7 +548,7 @@ def test_training_starts_branches_from_t2i_adapters_and_says_what_it_began_from(
     run = ["--data", str(data), "--base", str(folder), "--out", str(tmp_path / "run"), "--steps", "1", *words]
     settings = ["--batch-size", "1", "--preview-every", "0", "--learning-rate", "0", "--weight-decay", "0"]
     train.train(train.parse_args([*run, *settings, "--device", "cpu", "--dtype", "fp32"]))
-    trained = HOIDiffusion.from_file(tmp_path / "run" / "model.safetensors")
+    trained = load_model(tmp_path / "run" / "model.safetensors")
     for name, seed in adapters.items():  # a learning rate of 0 leaves them as they came
         assert_branch(trained, name, t2i_adapter(seed))
         assert trained.metadata[f"{name}_sha256"] == source_hash(tmp_path / f"{name}.pth")
