@@ -1,15 +1,15 @@
 """Make a dataset folder: object meshes or real pictures in; condition images and full 3D annotation out.
 
     python make_dataset.py                                          # 100 records of mug, bowl, bottle, can in ./data
-    python make_dataset.py --object scans/mug.stl scans/ --num 500 --size 512 --out data/scans
-    python make_dataset.py --object mug --frames 12 --num 120 --out data/approach       # ten whole trajectories
-    python make_dataset.py --shade --looks 4 --size 128 --framing tight --num 4000 --out data/toy   # with pictures
+    python make_dataset.py --object scans/mug.stl scans/ --count 500 --size 512 --out data/scans
+    python make_dataset.py --object mug --frames 12 --count 120 --out data/approach       # ten whole trajectories
+    python make_dataset.py --shade --looks 4 --size 128 --framing tight --count 4000 --out data/toy   # with pictures
     python make_dataset.py --dexycb DexYCB --split s0 train --mano MANO_RIGHT.pkl --workers 8 --out data/dexycb
     python make_dataset.py --csv train.csv --normals estimated --out data/hoi4d         # the authors' own format
     python make_dataset.py --check data/toy
 
 It prints what it found in the meshes, a progress bar with the time left, and what to look at (grid.png).  Running the
-same command again continues where it stopped; record i depends on --seed and i alone, not on --workers or --num.
+same command again continues where it stopped; record i depends on --seed and i alone, not on --workers or --count.
 The folder's format is described in hoi/data/folder.py.  Paper: Sec. 3.2 (grasp, trajectory, rendering).
 """
 
@@ -127,7 +127,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     for add_flags in (add_object_flags, add_view_flags, add_look_flags, add_real_picture_flags):
         add_flags(parser)
     add = parser.add_argument
-    add("--num", type=positive, metavar="N",
+    add("--count", type=positive, metavar="N",
         help="records, rounded up to whole scenes of --frames x --looks records (default: 100); of real pictures the "
         "first N frames (default: all)")
     add("--seed", type=int, default=0, help="of grasps, views and looks (default: %(default)s)")
@@ -138,8 +138,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         help="only validate a folder: files, keypoints, masks and depth against a re-render; exits 1 on a problem")
     args = parser.parse_args(arguments)
     args.content = dict(args.content)
-    if args.num is None and not wants_real_pictures(args):
-        args.num = 100
+    if args.count is None and not wants_real_pictures(args):
+        args.count = 100
     args.normals = args.normals or ("estimated" if args.csv else "rendered")
     if problem := contradiction(args):
         parser.error(problem)
@@ -261,7 +261,7 @@ def main(args: argparse.Namespace) -> None:
     # Before minutes of search; objects without grasps drop out, so the list of objects is compared after it.
     refuse_other_job(args.out, describe(args, settings, []), ignoring=("objects",))
     per_scene = settings.records_per_scene
-    scenes = -(-args.num // per_scene)
+    scenes = -(-args.count // per_scene)
     build = partial(SceneMaker, settings, meshes, args.out, args.cache, args.mano, args.grabnet)
     with mapper(args.workers, build) as run:
         print(f"renderer: {next(iter(run('renderer_used', [0])))}")

@@ -64,7 +64,7 @@ def slice_of(word: str) -> slice:
 def add_real_picture_flags(parser: argparse.ArgumentParser) -> None:
     real = parser.add_argument_group(
         "real pictures instead of objects", "Frames that give no record are counted by reason in dataset.json and "
-        "listed in rejected.jsonl. --size, --text, --mano, --num, --seed, --workers and --out apply too.")
+        "listed in rejected.jsonl. --size, --text, --mano, --count, --seed, --workers and --out apply too.")
     source = real.add_mutually_exclusive_group()
     source.add_argument("--dexycb", type=Path, metavar="ROOT",
                         help="DexYCB: the folder with 20200709-subject-01 ... and calibration")
@@ -80,7 +80,7 @@ def add_real_picture_flags(parser: argparse.ArgumentParser) -> None:
     real.add_argument("--frame-range", type=parse_range, default=":", metavar="A:B:STEP",
                       help="frames of each sequence, from A up to but without B (default: all)")
     real.add_argument("--shuffle", action=argparse.BooleanOptionalAction, default=False,
-                      help="take the frames in an order drawn from --seed, so that --num N is a fair sample")
+                      help="take the frames in an order drawn from --seed, so that --count N is a fair sample")
     real.add_argument("--models", type=Path, metavar="DIR",
                       help="folders of YCB models, <name>/textured_simple.obj (default: ROOT/models)")
     real.add_argument("--paint-objects", choices=("grasped", "all"), default="grasped",
@@ -161,7 +161,7 @@ def convert_pictures(args: argparse.Namespace) -> None:
     if not len(source):
         raise ValueError(f"no frame of {source.name} fits the selection")
     order = np.random.default_rng(args.seed).permutation(len(source)) if args.shuffle else np.arange(len(source))
-    order = order[: args.num]
+    order = order[: args.count]
     writer, log = open_folder(args.out, describe_pictures(args, source)), RejectionLog(args.out)
     todo = [k for k in range(len(order)) if not writer.done(k) and k not in log.reasons]
     print(f"{len(order)} frames of {source.name} -> {args.out}, {len(order) - len(todo)} were seen already")

@@ -1,11 +1,11 @@
 """Generate pictures of hands grasping objects, each with its 3D annotation: a dataset folder whose pictures are new.
 
     python sample.py                                          # mug, bowl, bottle, can in several looks -> ./out
-    python sample.py --object path/to/mug.stl --prompt "A hand is grasping a pink {object} on the beach" --num 8
+    python sample.py --object path/to/mug.stl --prompt "A hand is grasping a pink {object} on the beach" --count 8
     python sample.py --data data/test --out out/test          # conditions and texts of a folder of make_dataset.py
     python sample.py --data data/test --prompts-file looks.txt --cond-scale normal=0.5 --out out/looks
     python sample.py --base model_sd_5000.ckpt --adapter model_ad_5000.pth      # 512 px, the official release's weights
-    python sample.py --no-conditions --checkpoint runs/base/model.safetensors --num 1000 --out data/background_buffer
+    python sample.py --no-conditions --checkpoint runs/base/model.safetensors --count 1000 --out data/background_buffer
     torchrun --nproc-per-node 2 sample.py --data data/test    # the same pictures, shared between processes
 
 It prints what it uses, a progress bar, and what to look at (grid.png).  Running the same command again continues where
@@ -127,7 +127,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
                       "looks of the paper's figures; with --data each record's own text)")
     text.add_argument("--prompts-file", type=Path, metavar="FILE", help="one prompt a line, # begins a comment line")
     add_sampling_flags(parser)
-    add("--num", type=positive, metavar="N", help="pictures (default: each combination of geometry and prompt once)")
+    add("--count", type=positive, metavar="N", help="pictures (default: each combination of geometry and prompt once)")
     add("--seed", type=int, default=0, help="of noise, views and grasps (default: %(default)s)")
     add("--out", type=Path, default=Path("out"), metavar="DIR", help="the dataset folder (default: %(default)s)")
     add("--batch-size", type=positive, metavar="B", help="pictures at once (default: 8; 2 for 512 px on a CPU or GPU)")
@@ -334,7 +334,7 @@ def main(args: argparse.Namespace) -> None:
     model, checkpoint, dtype = load_model(args, device)
     config, settings = model.config, sampling_settings(args, model)
     geometries, prompts = choose_geometries(args, model), choose_prompts(args, model)
-    requests = plan(geometries, prompts, args.num)
+    requests = plan(geometries, prompts, args.count)
     if world_size > 1:
         dist.init_process_group("gloo", timeout=timedelta(days=7))
     description = describe(args, settings, checkpoint, dtype, geometries, prompts)

@@ -33,7 +33,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("what", choices=("grasps", "records"))
     parser.add_argument("--object", type=Path, nargs="*", default=[], help="mesh files instead of the families")
     parser.add_argument("--count", type=int, default=8, help="grasps an object (default 8)")
-    parser.add_argument("--num", type=int, default=300, help="records a measurement (default 300)")
+    parser.add_argument("--count", type=int, default=300, help="records a measurement (default 300)")
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2], help="processes (default 1 and 2)")
     return parser.parse_args()
 
@@ -79,16 +79,16 @@ def records(args: argparse.Namespace) -> None:
         def seconds(size: int, workers: int, num: int, name: str) -> float:
             begin = time.perf_counter()
             command = [sys.executable, "make_dataset.py", "--cache", f"{folder}/cache", "--out", f"{folder}/{name}"]
-            command += ["--size", str(size), "--workers", str(workers), "--num", str(num)]
+            command += ["--size", str(size), "--workers", str(workers), "--count", str(num)]
             subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             return time.perf_counter() - begin
 
-        seconds(64, 1, args.num, "find_grasps")
+        seconds(64, 1, args.count, "find_grasps")
         for size in (256, 512):
             for workers in args.workers:
                 few = 4 * workers
                 short = seconds(size, workers, few, f"{size}-{workers}-short")
-                rate = args.num / (seconds(size, workers, args.num + few, f"{size}-{workers}-long") - short)
+                rate = args.count / (seconds(size, workers, args.count + few, f"{size}-{workers}-long") - short)
                 print(f"| {size} px | {workers} | {rate:.1f} |", flush=True)
 
 

@@ -6,7 +6,7 @@
 
 Writes a Stable Diffusion file and condition encoders in fp16 (2.3 GB, deleted again), then runs
 
-    python sample.py --base sd.safetensors --adapter model_ad_1.pth --object mug --num 2 --batch-size B --steps S
+    python sample.py --base sd.safetensors --adapter model_ad_1.pth --object mug --count 2 --batch-size B --steps S
 
 in a process of its own for each batch size and prints a Markdown table: seconds from start to end, median seconds of a
 step (one guided evaluation of the batch), seconds of decoding one batch, and peak resident memory (Linux).  The second
@@ -152,12 +152,13 @@ def in_own_process(*words: str | Path) -> Any:
 
 def print_sampling(args: argparse.Namespace, folder: Path) -> None:
     print(
-        f"| {args.num} pictures, {args.steps} steps | seconds in all | a step | decoding | peak memory |\n"
+        f"| {args.count} pictures, {args.steps} steps | seconds in all | a step | decoding | peak memory |\n"
         "|---|---|---|---|---|"
     )
     fixed = ["--base", folder / BASE, "--adapter", folder / ADAPTER, "--object", "mug", "--cache", folder / "grasps"]
     for size in args.batch_sizes:
-        words = [*fixed, "--num", args.num, "--batch-size", size, "--steps", args.steps, "--out", folder / f"out{size}"]
+        words = [*fixed, "--count", args.count, "--batch-size", size, "--steps", args.steps]
+        words += ["--out", folder / f"out{size}"]
         begin = time.perf_counter()
         found = in_own_process("--sample", *words)
         seconds = time.perf_counter() - begin
@@ -195,7 +196,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, default="sd1", help="sizes of the networks (default: %(default)s)")
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 2], metavar="B")
-    parser.add_argument("--num", type=int, default=2, metavar="N", help="pictures a run (default: %(default)s)")
+    parser.add_argument("--count", type=int, default=2, metavar="N", help="pictures a run (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=20, metavar="S", help="of the sampler (default: %(default)s)")
     parser.add_argument("--folder", type=Path, help="where to write (default: the system's temporary folder)")
     parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)

@@ -56,12 +56,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 def sixty(tmp_path_factory, cache):
     """Sixty records made in one go by one process."""
     folder = tmp_path_factory.mktemp("sixty")
-    make("--num 60", folder, cache)
+    make("--count 60", folder, cache)
     return folder
 
 
 def test_two_workers_an_interruption_and_one_worker_make_the_same_folder_as_one_run(sixty, tmp_path, cache):
-    process = start(arguments("--num 60 --workers 2", tmp_path / "out", cache))
+    process = start(arguments("--count 60 --workers 2", tmp_path / "out", cache))
     lines = tmp_path / "out" / "metadata.jsonl"
     while process.poll() is None and not (lines.exists() and lines.read_bytes().count(b"\n") >= 12):
         time.sleep(0.01)
@@ -70,43 +70,43 @@ def test_two_workers_an_interruption_and_one_worker_make_the_same_folder_as_one_
     assert process.returncode == 1 and re.search(r"interrupted: \d+ records are complete; the same", output), output
     assert "Traceback" not in output, output
     assert 12 <= len(read_records(tmp_path / "out")) < 60
-    make("--num 60", tmp_path / "out", cache)
+    make("--count 60", tmp_path / "out", cache)
     different = [name for name, content in contents(sixty).items() if contents(tmp_path / "out").get(name) != content]
     assert not different and contents(tmp_path / "out").keys() == contents(sixty).keys()
 
 
 def test_a_longer_run_extends_a_shorter_one(sixty, tmp_path, cache, capsys):
-    make("--num 7", tmp_path / "out", cache)
+    make("--count 7", tmp_path / "out", cache)
     assert [record["index"] for record in read_records(tmp_path / "out")] == list(range(7))
-    make("--num 60", tmp_path / "out", cache)
+    make("--count 60", tmp_path / "out", cache)
     assert contents(tmp_path / "out") == contents(sixty)
     capsys.readouterr()
-    make("--num 60", tmp_path / "out", cache)
+    make("--count 60", tmp_path / "out", cache)
     assert "0 new records, 60 in all" in capsys.readouterr().out
 
 
 def test_another_seed_gives_other_records_and_is_refused_in_the_same_folder(sixty, tmp_path, cache):
-    records = make("--num 2 --seed 1", tmp_path / "out", cache)
+    records = make("--count 2 --seed 1", tmp_path / "out", cache)
     assert records[0]["object_to_camera"] != read_records(sixty)[0]["object_to_camera"]
     with pytest.raises(ValueError, match="seed: 1 there, 2 now"):
-        make("--num 2 --seed 2", tmp_path / "out", cache)
+        make("--count 2 --seed 2", tmp_path / "out", cache)
 
 
 def test_another_job_is_refused_before_any_grasp_is_searched(tmp_path, cache, monkeypatch):
-    make("--num 1", tmp_path / "out", cache)
+    make("--count 1", tmp_path / "out", cache)
     monkeypatch.setattr(SceneMaker, "grasps_of", lambda *_: pytest.fail("searched"))
     with pytest.raises(ValueError, match="size: 64 there, 48 now"):
-        make("--num 1 --size 48", tmp_path / "out", cache)
+        make("--count 1 --size 48", tmp_path / "out", cache)
 
 
 def test_a_folder_that_cannot_be_written_is_told_with_a_way_out(tmp_path, cache):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(OSError, match="cannot write to .*file/out .*choose another folder with --out"):
-        make("--num 1", tmp_path / "file" / "out", cache)
+        make("--count 1", tmp_path / "file" / "out", cache)
 
 
 def test_check_accepts_what_was_made_and_refuses_a_changed_number(sixty, tmp_path, cache, capsys):
-    make("--num 3 --hand-side random", tmp_path / "out", cache)
+    make("--count 3 --hand-side random", tmp_path / "out", cache)
     check = ["--check", str(tmp_path / "out")]
     with pytest.raises(SystemExit) as exit_status:
         main(parse_args(check))
@@ -124,13 +124,13 @@ def test_official_view_looks_from_in_front_and_default_views_from_all_around(six
         poses = [np.linalg.inv(np.reshape(record["object_to_camera"], (4, 4))) for record in records]
         return np.degrees([np.arctan2(pose[1, 3], pose[0, 3]) for pose in poses])
 
-    front = azimuths(make("--num 5 --official-view", tmp_path, cache))
+    front = azimuths(make("--count 5 --official-view", tmp_path, cache))
     assert front.min() >= 0 and front.max() <= 0.1
     assert np.ptp(azimuths(read_records(sixty))) > 300
 
 
 def test_the_camera_of_nocs_is_what_its_exporter_takes_and_older_folders_do_not_know_of_it(sixty, tmp_path, cache):
-    records = make("--num 2 --shade --camera nocs", tmp_path, cache)
+    records = make("--count 2 --shade --camera nocs", tmp_path, cache)
     assert len(records) == 2 and not any(nocs.lacks(record) for record in records)
     assert records[0]["intrinsics"][0] == pytest.approx(577.5 * 64 / 480)
     jobs = [json.loads((folder / "dataset.json").read_text())["job"] for folder in (tmp_path, sixty)]
@@ -138,11 +138,11 @@ def test_the_camera_of_nocs_is_what_its_exporter_takes_and_older_folders_do_not_
 
 
 def test_trajectories_end_in_the_grasp_and_frames_that_leave_the_picture_are_left_out(tmp_path, cache):
-    kept = make("--num 24 --frames 6 --start-distance 0.3", tmp_path / "kept", cache)
-    everything = make("--num 24 --frames 6 --start-distance 0.3 --keep-outside", tmp_path / "all", cache)
+    kept = make("--count 24 --frames 6 --start-distance 0.3", tmp_path / "kept", cache)
+    everything = make("--count 24 --frames 6 --start-distance 0.3 --keep-outside", tmp_path / "all", cache)
     outside = [record["index"] for record in everything if not record["hand_in_picture"]]
     assert outside and {record["index"] for record in kept} == {r["index"] for r in everything} - set(outside)
-    make("--num 6 --frames 6 --start-distance 0.3", tmp_path / "kept", cache)  # what is there counts on
+    make("--count 6 --frames 6 --start-distance 0.3", tmp_path / "kept", cache)  # what is there counts on
     card = json.loads((tmp_path / "kept" / "dataset.json").read_text())
     assert card["yield"]["rejected"] == len(outside) and card["yield"]["accepted"] == len(kept)
     for record in everything:
@@ -156,7 +156,7 @@ def test_trajectories_end_in_the_grasp_and_frames_that_leave_the_picture_are_lef
 
 
 def test_shaded_looks_share_geometry_and_differ_in_picture_and_text(tmp_path, cache):
-    words = "--num 16 --looks 2 --shade --framing tight --content hand_object=0.5 object=0.25 scenery=0.25"
+    words = "--count 16 --looks 2 --shade --framing tight --content hand_object=0.5 object=0.25 scenery=0.25"
     records = make(words, tmp_path, cache)
     assert len(records) == 16
     for first, second in zip(records[::2], records[1::2], strict=True):
@@ -209,7 +209,7 @@ def test_files_of_one_name_are_kept_apart(tmp_path):
         ("--content scenery", "only with --shade"),
         ("--content hand_objects", "'hand_objects' is no content; choose from hand_object, object, hand, scenery"),
         ("--content object=-1", "share of object is '-1', expected a positive number"),
-        ("--num 0", "'0' is not a positive whole number"),
+        ("--count 0", "'0' is not a positive whole number"),
         ("--looks 2", "--looks needs --shade"),
         ("--style lab", "--style and --no-paraphrase need --shade"),
         ("--shade --text mug", "--text is for records without --shade"),
@@ -244,10 +244,10 @@ def test_a_full_disk_stops_with_a_message_and_keeps_finished_records(tmp_path, c
         for module in (files, writer):
             patch.setattr(module, "open", full_after_forty_files, raising=False)
         with pytest.raises(SystemExit, match="the disk is full; finished records are safe"):
-            make_dataset.run(arguments("--num 20", tmp_path / "out", cache))
+            make_dataset.run(arguments("--count 20", tmp_path / "out", cache))
     finished = len(read_records(tmp_path / "out"))
     assert 0 < finished < 20
-    assert len(make("--num 20", tmp_path / "out", cache)) == 20
+    assert len(make("--count 20", tmp_path / "out", cache)) == 20
 
 
 def test_a_fault_while_scenes_are_made_reaches_the_user(tmp_path, cache, monkeypatch):
@@ -256,4 +256,4 @@ def test_a_fault_while_scenes_are_made_reaches_the_user(tmp_path, cache, monkeyp
 
     monkeypatch.setattr(SceneMaker, "make_scene", fail)
     with pytest.raises(SystemExit, match="make_dataset.py: scene 0 is broken"):
-        make_dataset.run(arguments("--num 2", tmp_path / "out", cache))
+        make_dataset.run(arguments("--count 2", tmp_path / "out", cache))

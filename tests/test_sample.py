@@ -87,7 +87,7 @@ def base_checkpoint(tmp_path_factory) -> Path:
 def scenes(tmp_path_factory, checkpoint) -> Path:
     """Two views of a can, each with two prompts, from a mesh: four records."""
     folder = tmp_path_factory.mktemp("scenes")
-    words = ["--object", "can", *TWO_PROMPTS, "--num", "4", "--grasps-per-object", "1", "--framing", "tight"]
+    words = ["--object", "can", *TWO_PROMPTS, "--count", "4", "--grasps-per-object", "1", "--framing", "tight"]
     generated(checkpoint, folder / "out", *words, "--cache", str(folder / "cache"))
     return folder / "out"
 
@@ -147,7 +147,7 @@ def test_words_that_the_miniature_never_learned_are_told(tmp_path, capsys):
 # --- the same pictures ---
 
 
-@pytest.mark.parametrize("words", ["--batch-size 1", "--batch-size 3", "--num 3", "--sampler ddpm --batch-size 3"])
+@pytest.mark.parametrize("words", ["--batch-size 1", "--batch-size 3", "--count 3", "--sampler ddpm --batch-size 3"])
 def test_a_picture_does_not_depend_on_its_batch_or_on_how_many_are_made(tmp_path, checkpoint, scenes, words):
     words = words.split()
     reference = ["--sampler", "ddpm"] if "ddpm" in words else []
@@ -159,7 +159,7 @@ def test_a_picture_does_not_depend_on_its_batch_or_on_how_many_are_made(tmp_path
 
 
 def test_two_processes_make_the_folder_of_one(tmp_path, checkpoint, scenes):
-    words = ["--data", str(scenes), *TWO_PROMPTS, "--num", "5"]
+    words = ["--data", str(scenes), *TWO_PROMPTS, "--count", "5"]
     one = generated(checkpoint, tmp_path / "one", *words)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -177,8 +177,8 @@ def test_two_processes_make_the_folder_of_one(tmp_path, checkpoint, scenes):
 
 
 def test_another_seed_makes_another_picture(tmp_path, checkpoint, scenes):
-    generated(checkpoint, tmp_path / "a", "--data", str(scenes), "--num", "1")
-    generated(checkpoint, tmp_path / "b", "--data", str(scenes), "--num", "1", "--seed", "1")
+    generated(checkpoint, tmp_path / "a", "--data", str(scenes), "--count", "1")
+    generated(checkpoint, tmp_path / "b", "--data", str(scenes), "--count", "1", "--seed", "1")
     assert np.abs(images(tmp_path / "a") - images(tmp_path / "b")).mean() > 5
 
 
@@ -206,7 +206,7 @@ def test_features_are_computed_once_a_geometry_and_text_once_a_prompt(tmp_path, 
     monkeypatch.setattr(TextEncoder, "forward", count_texts)
     # Ten pictures of two geometries in three prompts (the same ones for both) and the empty prompt.
     prompts = ["red", "green", "blue"]
-    generated(checkpoint, tmp_path, "--data", str(scenes), "--prompt", *prompts, "--num", "10", "--batch-size", "2")
+    generated(checkpoint, tmp_path, "--data", str(scenes), "--prompt", *prompts, "--count", "10", "--batch-size", "2")
     assert calls == {"geometries": 2, "texts": 4}
 
 
@@ -240,7 +240,7 @@ def test_the_folder_says_how_the_users_mesh_became_the_stored_one(tmp_path, chec
     jar = trimesh.creation.cylinder(30, 90)  # millimetres, off centre
     jar.apply_translation([200, 0, 45])
     jar.export(tmp_path / "jar.stl")
-    words = ["--object", str(tmp_path / "jar.stl"), "--num", "1", "--grasps-per-object", "1"]
+    words = ["--object", str(tmp_path / "jar.stl"), "--count", "1", "--grasps-per-object", "1"]
     (record,) = generated(checkpoint, tmp_path / "first", *words, "--cache", str(tmp_path / "cache"))
     generated(checkpoint, tmp_path / "second", "--data", str(tmp_path / "first"))
     for folder in (tmp_path / "first", tmp_path / "second"):
@@ -260,7 +260,7 @@ def test_the_annotation_of_generated_folders_agrees_with_a_re_render(tmp_path, c
 
 
 def test_without_conditions_a_fine_tuned_model_is_its_u_net_alone(tmp_path, checkpoint, base_checkpoint):
-    words = ["--no-conditions", "--prompt", "Deep snow.", "The moon.", "--num", "3"]
+    words = ["--no-conditions", "--prompt", "Deep snow.", "The moon.", "--count", "3"]
     records = generated(base_checkpoint, tmp_path / "base", *words)
     generated(checkpoint, tmp_path / "hoi", *words)
     assert [record["text"] for record in records] == ["Deep snow.", "The moon.", "Deep snow."]
@@ -269,7 +269,7 @@ def test_without_conditions_a_fine_tuned_model_is_its_u_net_alone(tmp_path, chec
 
 
 def test_cond_tau_0_switches_the_conditions_off_and_weights_change_the_picture(tmp_path, checkpoint, scenes):
-    prompts = ["--prompt", "a red can", "--num", "2"]
+    prompts = ["--prompt", "a red can", "--count", "2"]
     generated(checkpoint, tmp_path / "text", "--no-conditions", *prompts)
     runs = {"full": [], "off": ["--cond-tau", "0"], "skeletonless": ["--cond-scale", "skeleton=0", "normal=1"]}
     made = {}
@@ -466,7 +466,7 @@ def test_a_folder_of_another_size_is_refused_before_anything_is_made(tmp_path, c
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("--num 0", "'0' is not a positive whole number"),
+        ("--count 0", "'0' is not a positive whole number"),
         ("--object teapot", "teapot: no such file or folder, and no built-in family"),
         ("--data nowhere", "nowhere has no metadata.jsonl"),
         ("--no-conditions --prompts-file nowhere.txt", "no prompts file at nowhere.txt"),

@@ -16,7 +16,7 @@ case $mode in
 esac
 
 python make_dataset.py $toy --content hand_object=1 --object-instances 4 --object-seed $shapes --seed $shapes --looks 1 \
-    --num $num --out $shaded
+    --count $num --out $shaded
 for scale in $scales; do
     generated=$out/generated-$(sha256sum "$checkpoint" | cut -c1-12)-$shapes-$scale
     flag=$([ "$scale" = default ] || echo "--guidance-scale $scale")

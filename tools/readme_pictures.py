@@ -54,7 +54,7 @@ def main() -> None:
     out, rows = runs / "one_look", []
     chosen = (LOOKS[1], LOOKS[3], LOOKS[0])
     for k, prompt in enumerate(chosen):
-        records, pictures = sample(Path(f"{out}_{k}"), "--prompt", prompt, "--num", "8", "--seed", "5", *weights)
+        records, pictures = sample(Path(f"{out}_{k}"), "--prompt", prompt, "--count", "8", "--seed", "5", *weights)
         rows.append(pictures)
     shapes = [folder.load_conditions(Path(f"{out}_{k}"), record).segmentation for record in records]
     contact_sheet([shapes, *rows]).save(docs / "one_look.png", optimize=True)

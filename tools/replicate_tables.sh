@@ -35,8 +35,8 @@ mkdir -p "$out/latents" # one autoencoder, one set of pictures: encoded once for
 # Frechet distance: in every look, as the captions are, while all models learn from laboratory pictures.
 shapes="--shade --size 128 --framing tight --grasps-per-object 4 --style any --no-paraphrase --workers 2
     --content hand_object=1 --object-instances 4 --object-seed 900"
-python make_dataset.py $shapes --seed 900 --looks 1 --num 208 --out "$evaluation/shaded"
-python make_dataset.py $shapes --seed 901 --looks 2 --num 2000 --out "$out/reference"
+python make_dataset.py $shapes --seed 900 --looks 1 --count 208 --out "$evaluation/shaded"
+python make_dataset.py $shapes --seed 901 --looks 2 --count 2000 --out "$out/reference"
 python -c "import sys; from hoi.data.folder import read_records
 for record in read_records(sys.argv[1]): print(record['text'])" "$evaluation/shaded" > "$out/captions.txt"
 

@@ -18,15 +18,15 @@ esac
 toy="--shade --size 128 --framing tight --object-seed 100 --object-instances $instances --grasps-per-object 4 --workers 2"
 
 python make_dataset.py $toy --content hand_object=0.6 object=0.15 scenery=0.25 --style any --looks 3 \
-    --num $pictures --out $out/any
-python make_dataset.py $toy --content hand_object=1 --style lab --looks 2 --num $lab --out $out/lab
+    --count $pictures --out $out/any
+python make_dataset.py $toy --content hand_object=1 --style lab --looks 2 --count $lab --out $out/lab
 
 python train.py --stage vae --data $out/any --out $out/vae --steps $vae --learning-rate 1e-3 --clip-gradient 0.3 \
     --ema-decay 0.995
 python train.py --stage text --data $out/any --out $out/text --steps $text
 python train.py --stage base --data $out/any --base $out/vae/model.safetensors \
     --text-encoder-from $out/text/model.safetensors --out $out/base --steps $base --no-cosine --clip-gradient 0.3 --ema-decay 0.998
-python sample.py --no-conditions --checkpoint $out/base/model.safetensors --num $buffer --out $out/buffer
+python sample.py --no-conditions --checkpoint $out/base/model.safetensors --count $buffer --out $out/buffer
 python train.py --stage hoi --data $out/lab --reg-data $out/buffer --base $out/base/model.safetensors --out $out/hoi \
     --steps $hoi --batch-size 24 --reg-batch-size 8 --learning-rate 1e-3 --clip-gradient 0.3 --warmup-steps 100 \
     --caption-dropout 0.1 --ema-decay 0.998

@@ -196,17 +196,17 @@ def test_another_job_in_the_same_folder_is_refused(tmp_path):
 
 
 def test_the_refusal_is_short_and_says_how_to_go_on(tmp_path):
-    made = {"made_by": "sample.py", "command": "python sample.py --num 8"}
+    made = {"made_by": "sample.py", "command": "python sample.py --count 8"}
     DatasetWriter(tmp_path, made | {"job": {name: "x" * 500 for name in "abcdef"}})
     with pytest.raises(ValueError) as refusal:
         DatasetWriter(tmp_path, made | {"job": {}})
     said = str(refusal.value)
     assert "a: 'xxx" in said and "d: 'xxx" in said and "e: " not in said and "and 2 more" in said and len(said) < 600
     assert said.endswith(
-        "choose another folder with --out, or continue it with its own command: python sample.py --num 8"
+        "choose another folder with --out, or continue it with its own command: python sample.py --count 8"
     )
     with pytest.raises(
-        ValueError, match="sample.py made it, this is make_dataset.py.*python sample.py --num 8"
+        ValueError, match="sample.py made it, this is make_dataset.py.*python sample.py --count 8"
     ) as refusal:
         DatasetWriter(tmp_path, {"made_by": "make_dataset.py", "job": {"seed": 0}})
     assert "xxx" not in str(refusal.value)

@@ -417,7 +417,7 @@ def test_another_hand_than_manos_is_refused(networks, can):
         find_grabnet_grasps(can, load_hand(), networks, 1, np.random.default_rng(0))
 
 
-SMALL = "--object can --object-seed 1 --object-instances 1 --grasps-per-object 2 --size 64 --num 6 --grasp grabnet"
+SMALL = "--object can --object-seed 1 --object-instances 1 --grasps-per-object 2 --size 64 --count 6 --grasp grabnet"
 
 
 def command(tmp_path, folder, mano_file):

@@ -134,7 +134,7 @@ def test_a_wrong_pose_space_is_noticed(dexycb, converted, tmp_path, capsys):
     _, mano, truth = dexycb
     with np.load(mano) as stored:
         np.savez(tmp_path / "other.npz", **{**stored, "hands_mean": -3 * stored["hands_mean"]})
-    convert((dexycb[0], tmp_path / "other.npz", truth), tmp_path / "out", "--num 1")
+    convert((dexycb[0], tmp_path / "other.npz", truth), tmp_path / "out", "--count 1")
     assert "WARNING: posed joints lie off the source's own, right hands" in capsys.readouterr().out
     convert(dexycb, converted[0])
     assert "WARNING" not in capsys.readouterr().out
@@ -161,7 +161,7 @@ def contents(folder):
 
 
 def test_two_workers_and_an_interrupted_run_write_the_same_folder(dexycb, converted, tmp_path):
-    convert(dexycb, tmp_path, "--num 3")
+    convert(dexycb, tmp_path, "--count 3")
     lines = tmp_path / "metadata.jsonl"
     lines.write_bytes(lines.read_bytes()[:-40])  # as a crash leaves it
     command = [sys.executable, "make_dataset.py", *arguments(dexycb, tmp_path, "--workers 2")]
@@ -189,7 +189,7 @@ def test_without_a_mano_file_the_labels_of_the_source_still_give_records(dexycb,
 
 
 def test_all_objects_are_painted_and_their_poses_kept_when_asked_for(dexycb, converted, tmp_path):
-    records = convert(dexycb, tmp_path, "--paint-objects all --num 1")
+    records = convert(dexycb, tmp_path, "--paint-objects all --count 1")
     left, top, right, bottom = records[0]["crop_box"]
     assert records[0]["crop_box"] != converted[1][0]["crop_box"]
     seg = dexycb[2][records[0]["source_frame"]]["seg"]
@@ -201,7 +201,7 @@ def test_all_objects_are_painted_and_their_poses_kept_when_asked_for(dexycb, con
 
 
 def test_strokes_of_the_source_are_enlarged_with_the_picture(dexycb, converted, tmp_path):
-    records = convert(dexycb, tmp_path, "--strokes source --num 1")
+    records = convert(dexycb, tmp_path, "--strokes source --count 1")
     coarse, fine = (load_conditions(folder, r).skeleton for folder, r in ((tmp_path, records[0]),
                                                                          (converted[0], converted[1][0])))  # fmt: skip
     assert (coarse.any(axis=-1) & fine.any(axis=-1)).sum() > 0.6 * fine.any(axis=-1).sum()

@@ -502,7 +502,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def sampling(data: Path, out: Path, *words: str | Path) -> None:
-    fixed = ["--data", str(data), "--num", "1", "--steps", "2", "--device", "cpu", "--out", str(out)]
+    fixed = ["--data", str(data), "--count", "1", "--steps", "2", "--device", "cpu", "--out", str(out)]
     sample.run([*map(str, words), *fixed])
 
 

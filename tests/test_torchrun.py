@@ -1,0 +1,69 @@
+"""torchrun: every documented line starts, and several processes make one folder and one training run."""
+
+import argparse
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch.distributed.run import get_args_parser
+from training_world import make_world
+
+import sample
+import train
+from hoi.data.folder import read_records
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = {"sample.py": sample, "train.py": train}
+
+
+def documented_lines() -> list[list[str]]:
+    """The words after `torchrun`, up to the end of the command, of every line that pages and docstrings show."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.py"), *(ROOT / "hoi").rglob("*.py")]
+    text = "\n".join(page.read_text() for page in pages)
+    return [shlex.split(line, comments=True) for line in re.findall(r"torchrun (--[^`\n]+)", text)]
+
+
+def test_torchrun_and_the_script_accept_every_documented_line():
+    lines = documented_lines()
+    assert len(lines) >= 6
+    for words in lines:
+        launch = get_args_parser().parse_args(words)
+        assert launch.training_script in SCRIPTS, words
+        if "..." not in launch.training_script_args:
+            SCRIPTS[launch.training_script].parse_args(launch.training_script_args)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_torchrun_takes_no_flag_of_a_script_for_an_abbreviation_of_its_own(script, monkeypatch):
+    """argparse refuses a word that begins several of torchrun's flags, also behind the script's name."""
+    parsers = []
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(argparse.ArgumentParser, "parse_args", lambda self, *_: parsers.append(self) or sys.exit())
+        SCRIPTS[script].parse_args()
+    flags = [flag for action in parsers[0]._actions for flag in action.option_strings]
+    assert len(flags) > 20
+    for flag in flags:
+        assert get_args_parser().parse_args([script, flag]).training_script_args == [flag]
+
+
+def torchrun(*words: str) -> None:
+    """Two processes on this machine, until they end."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launcher, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_two_processes_sample_without_conditions_and_train(tmp_path):
+    world = make_world(tmp_path)
+    words = f"--no-conditions --checkpoint {world}/base.safetensors --count 3 --steps 2 --device cpu --threads 1"
+    torchrun("sample.py", *words.split(), "--dtype", "float32", "--out", str(tmp_path / "made"))
+    records = read_records(tmp_path / "made")
+    assert [record["index"] for record in records] == [0, 1, 2]
+    words = f"--data {world}/data --reg-data {tmp_path}/made --base {world}/base.safetensors --out {tmp_path}/run"
+    torchrun("train.py", *words.split(), *"--steps 2 --batch-size 2 --dtype fp32 --device cpu --threads 1".split())
+    assert (tmp_path / "run" / "model.safetensors").is_file()
