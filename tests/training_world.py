@@ -57,7 +57,7 @@ def make_world(root: Path) -> Path:
     """A folder with data, a background buffer and a base model."""
     make_folder(root / "data", 10, with_conditions=True)
     make_folder(root / "buffer", 5, with_conditions=False)
-    export_own(small_model(with_conditions=False), root / "base.safetensors")
+    export_own(small_model(with_conditions=False), root / "base.safetensors", metadata={"command": "test"})
     return root
 
 
