@@ -165,7 +165,7 @@ def test_two_workers_and_an_interrupted_run_write_the_same_folder(dexycb, conver
     lines = tmp_path / "metadata.jsonl"
     lines.write_bytes(lines.read_bytes()[:-40])  # as a crash leaves it
     command = [sys.executable, "make_dataset.py", *arguments(dexycb, tmp_path, "--workers 2")]
-    subprocess.run(command, cwd=Path(make_dataset.__file__).parent, check=True, timeout=120, capture_output=True)
+    subprocess.run(command, cwd=Path(make_dataset.__file__).parent, check=True, timeout=600, capture_output=True)
     assert contents(tmp_path) == contents(converted[0])
 
 
