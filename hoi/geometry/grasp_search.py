@@ -1,15 +1,17 @@
-"""Move a batch of hands in until they touch, then close their fingers.  Wrist poses + DistanceField -> finger poses.
+"""Grasps without learned weights.  Object mesh + hand -> list[Grasp].  Stands in for GrabNet (paper Sec. 3.2).
 
-Every step is as long as it can be without any skin point passing the surface (conservative advancement): the distance
-field bounds how far a point may go, the skinning weights bound how far it goes per radian.  So nothing tunnels through
-a thin wall, and one evaluation moves all fingers of all hands.  Paper: Sec. 3.2 (stands in for GrabNet).
+The file reads in the order of a try; some 64 tries make a round and go through each step together:
 
-Where a hand could come from.  Hand model + object -> open hands before the object, with a direction to move in.
+open     hands of slightly different people, their fingers opened by different amounts
+place    each before a point of the surface, turned to it; whatever no arm from above the table could reach goes at
+         once, before the costly steps
+move in  until something touches
+close    every finger until the object or its own joints stop it; fingers that met nothing relax
+measure  on the complete hand model, and keep what holds (hoi/geometry/grasp.py)
 
-Drawn at random and cheap to reject: whatever an arm from above the table could not reach never gets to the fingers.
-Paper: Sec. 3.2 (stands in for GrabNet).
-
-Grasps without learned weights.  Object mesh + hand -> list[Grasp].  Stands in for GrabNet (paper Sec. 3.2).
+Moving and closing take steps as long as they can be without any skin point passing the surface (conservative
+advancement): the distance field bounds how far a point may go, the skinning weights bound how far it goes per radian.
+So nothing tunnels through a thin wall, and one evaluation moves all fingers of all hands.
 """
 
 from collections.abc import Sequence
@@ -24,11 +26,23 @@ from hoi.geometry.grasp import CONTACT_DISTANCE, POOL, Grasp, cached_search, cho
 from hoi.geometry.hand import FINGER_JOINTS, JOINT_ROWS, HandModel, HandParams, rotation_matrices
 from hoi.geometry.objects import ObjectMesh
 
+TRIES_PER_ROUND = 64
+# Place
+STAND_OFF = 0.25  # metres before the surface point aimed at: the open hand is clear of the object there
+FOREARM = 0.25  # metres
+PALM_DEPTH = 0.1  # metres that a palm may go beyond the point aimed at; it stops where it touches
+# Move in and close
 STOP_DISTANCE = 0.0008  # metres: skin stops here; the triangles between skin points then stay outside too
 STOP_BESIDE = 0.0003  # for the skin beside a joint, which the next joint drags along a little
 TOLERANCE = 0.0003
+MOVE_STEPS, CLOSE_STEPS = 40, 60
 MAX_TURN = 0.2  # radians in one step
 FLEXION_LIMITS = np.deg2rad([[35, 50, 65], [80, 100, 65], [80, 100, 65], [80, 100, 65], [80, 100, 65]])
+# Too wide for any hand
+HAND_SPAN = 0.235  # metres between two skin points of any hand that is drawn; the largest of 1536 has 0.223
+FACING_APART = -0.1029  # cosine of 95.9 degrees, see too_wide
+CELL, NORMAL_STEP = 0.01, 0.02  # metres and unit vectors: surface points that are alike up to these count once
+MOST_PLACES = 30_000  # whose pairs are looked at, a few seconds at most
 
 
 @dataclass
@@ -36,7 +50,8 @@ class Hands:
     """B hands on their way to the object; arrays are replaced as they move.
 
     rest_vertices (B, V, 3) and rest_joints (B, 16, 3)  flat hand with the wrist joint at the origin, metres
-    rotation      (B, 3, 3)   hand to object frame
+    rotation      (B, 3, 3)   hand to object frame; in the hand's frame the forearm lies along +x, fingers along -x, the
+                              back of the hand faces +y, the thumb lies towards +z
     wrist         (B, 3)      wrist joint in the object frame
     preshape      (B, 15, 3)  axis-angle of the open hand
     rates         (B, 5, 3)   how fast each joint flexes while a finger closes, relative to each other
@@ -56,23 +71,26 @@ class Hands:
     rest_wrist: np.ndarray
 
     def take(self, index: np.ndarray) -> "Hands":
-        """The hands of these indices."""
+        """The hands of these indices, as copies."""
         return Hands(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
 
 
-class Closer:
-    """Small forward kinematics of one hand model, and the two motions built on it.
+class Rig:
+    """Forward kinematics of one hand model for many hands at once, in float32 and about twice as fast as smplx.
 
     Pose blend shapes are left out: what counts is measured afterwards on the complete model.
+
+    weights  (V, 16)    skinning weights
+    axes     (5, 3, 3)  by finger and joint, about which it flexes
+    follow   (V, 5, 3)  share of a joint's turn that each vertex follows
+    moving   for each finger the vertices that follow it noticeably
     """
 
-    def __init__(self, hand: HandModel, field: DistanceField):
-        self.field = field
+    def __init__(self, hand: HandModel):
         self.weights = hand.weights.astype(np.float32)
         self.parents = hand.parents
-        self.axes = hand.flexion_axes[JOINT_ROWS]  # (5, 3, 3)
-        self.finger = hand.finger_of_vertex
-        # Share of a joint's turn that each vertex follows: the weights of the joint and of all beyond it.
+        self.axes = hand.flexion_axes[JOINT_ROWS]
+        # The weights of the joint and of all beyond it.
         self.follow = np.zeros((len(self.weights), 5, 3), dtype=np.float32)
         for f, joints in enumerate(FINGER_JOINTS):
             for k in range(3):
@@ -80,13 +98,13 @@ class Closer:
         self.moving = [np.flatnonzero(self.follow[:, f, 0] > 0.02) for f in range(5)]
 
     def finger_turns(self, hands: Hands) -> np.ndarray:
-        """(B, 15, 3) axis-angle: the preshape plus the flexion about each joint's axis."""
+        """(B, 15, 3) axis-angle, radians: the preshape plus the flexion about each joint's axis."""
         pose = hands.preshape.copy()
         pose[:, JOINT_ROWS] += hands.flexion[..., None] * self.axes
         return pose
 
     def pose(self, hands: Hands) -> tuple[np.ndarray, np.ndarray]:
-        """Skin (B, V, 3) and joints (B, 16, 3) in the object frame, float32."""
+        """Skin (B, V, 3) and joints (B, 16, 3) in the object frame, metres, float32."""
         turns = rotation_matrices(self.finger_turns(hands))
         count = len(turns)
         chain = np.empty((count, 16, 3, 3), dtype=np.float32)
@@ -105,84 +123,6 @@ class Closer:
         turn = np.swapaxes(hands.rotation, 1, 2).astype(np.float32)
         wrist = hands.wrist[:, None].astype(np.float32)
         return vertices @ turn + wrist, joints @ turn + wrist
-
-    def advance(self, hands: Hands, direction: np.ndarray, limit: np.ndarray, steps: int = 40) -> np.ndarray:
-        """Push every hand along its direction (B, 3) until it touches or has gone limit (B,) metres.
-
-        Changes hands.wrist.  Returns the distance travelled (B,).
-        """
-        vertices, _ = self.pose(hands)
-        travelled = np.zeros(len(vertices))
-        active = np.arange(len(vertices))
-        for _ in range(steps):
-            moved = vertices[active] + (travelled[active, None] * direction[active])[:, None].astype(np.float32)
-            gap = self.field.signed_distance(moved).min(axis=1) - STOP_DISTANCE
-            travelled[active] = np.minimum(travelled[active] + np.maximum(gap, 0), limit[active])
-            active = active[(gap > TOLERANCE) & (travelled[active] < limit[active])]
-            if not len(active):
-                break
-        hands.wrist = hands.wrist + travelled[:, None] * direction
-        return travelled
-
-    def close(self, hands: Hands, steps: int = 60) -> np.ndarray:
-        """Flex all fingers until their links touch or reach their limits.
-
-        A link that touches holds its joint and all before it; the joints beyond go on, so fingers wrap around.
-        Changes hands.flexion.  Returns (B, 5) bool: the finger was stopped by the object.
-        """
-        count = len(hands.wrist)
-        held = np.zeros((count, 5), dtype=int)  # number of joints that may not move any more, from the base
-        touched = np.zeros((count, 5), dtype=bool)
-        active = np.arange(count)
-        for _ in range(steps):
-            part = hands.take(active)
-            vertices, joints = self.pose(part)
-            running = (np.arange(3) >= held[active][:, :, None]) & (part.flexion < FLEXION_LIMITS - 1e-6)
-            rates = part.rates * running
-            for f in range(5):
-                step, hit = self._finger_step(vertices, joints, rates[:, f], f)
-                left = np.where(rates[:, f] > 0, (FLEXION_LIMITS[f] - part.flexion[:, f]) / np.maximum(
-                    rates[:, f], 1e-9), np.inf).min(axis=1)
-                turn = np.minimum(step, np.where(np.isfinite(left), left, 0))[:, None] * rates[:, f]
-                hands.flexion[active, f] += turn
-                held[active, f] = np.maximum(held[active, f], hit)
-                touched[active, f] |= hit > 0
-            open_joints = (np.arange(3) >= held[active][:, :, None]) & (
-                hands.flexion[active] < FLEXION_LIMITS - 1e-6) & (part.rates > 0)
-            active = active[open_joints.any(axis=(1, 2))]
-            if not len(active):
-                break
-        return touched
-
-    def _finger_step(self, vertices: np.ndarray, joints: np.ndarray, rates: np.ndarray, finger: int,
-                     ) -> tuple[np.ndarray, np.ndarray]:
-        """Time (B,) that finger may run at these joint rates (B, 3), and how many joints a contact now holds (B,)."""
-        rows = self.moving[finger]
-        skin = vertices[:, rows]
-        follow = self.follow[rows, finger]  # (M, 3)
-        distance = self.field.signed_distance(skin)
-        speed = np.zeros(distance.shape, dtype=np.float32)
-        for k, joint in enumerate(FINGER_JOINTS[finger]):
-            reach = np.linalg.norm(skin - joints[:, joint][:, None], axis=2)
-            speed += rates[:, k, None].astype(np.float32) * follow[:, k] * reach
-        link = (follow > 0.5).sum(axis=1)  # 0: palm side of the first joint, 3: last link
-        first_running = np.where(rates > 0, np.arange(3), 3).min(axis=1)
-        beside = link[None] <= first_running[:, None]
-        room = distance - np.where(beside, STOP_BESIDE, STOP_DISTANCE)
-        relevant = speed > 1e-6
-        step = np.where(relevant, np.maximum(room, 0) / np.maximum(speed, 1e-6), np.inf).min(axis=1)
-        blocked = relevant & (room < TOLERANCE)
-        # A blocked point holds its own link; one beside the running joint holds that joint.
-        hold = np.where(blocked, np.maximum(link[None], first_running[:, None] + 1), 0).max(axis=1)
-        step = np.where(hold > 0, 0.0, np.minimum(step, MAX_TURN / np.maximum(rates.max(axis=1), 1e-9)))
-        return np.where(rates.max(axis=1) > 0, step, 0.0), np.where(rates.max(axis=1) > 0, hold, 0)
-
-
-START_DISTANCE = 0.25  # metres before the surface point aimed at: the open hand is clear of the object there
-HAND_SPAN = 0.235  # metres between two skin points of any hand that is drawn; the largest of 1536 has 0.223
-FACING_APART = -0.1029  # cosine of 95.9 degrees, see too_wide
-CELL, NORMAL_STEP = 0.01, 0.02  # metres and unit vectors: surface points that are alike up to these count once
-MOST_PLACES = 30_000  # whose pairs are looked at, a few seconds at most
 
 
 def open_hands(hand: HandModel, count: int, generator: np.random.Generator) -> Hands:
@@ -207,56 +147,26 @@ def open_hands(hand: HandModel, count: int, generator: np.random.Generator) -> H
     )
 
 
-def too_wide(field: DistanceField, contact_distance: float) -> bool:
-    """True when no hand can hold the object: nowhere within its span does the surface face two ways.
+def place_hands(
+    hands: Hands, pinch: np.ndarray, rig: Rig, field: DistanceField, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Turn each hand towards a random surface point and put it STAND_OFF before it.
 
-    contact_distance  metres from the skin to what it touches
-    Friction of 0.6 allows forces 31 degrees off a normal, so contacts whose normals fit into a cone of 59 degrees all
-    push the same way.  If no two normals are 95.9 degrees apart, they do fit (Jung's theorem on the sphere).
-    Rims, handles, boards and corners that are sharp enough face two ways; so does, to be safe, a surface with too many
-    different places to compare.  Source: Nguyen 1988; Dekster 1995.
+    pinch    (B,) bool: how each hand goes about it, see _pinch_aim and _palm_aim
+    returns  direction of motion (B, 3) and how far to go at most (B,), metres.  Changes hands.rotation and hands.wrist
     """
-    points, normals = field.samples, field.normals[field.sample_face]
-    some = slice(None, None, 1 + len(points) // 1000)
-    if _face_apart(points[some], normals[some], HAND_SPAN, FACING_APART):  # nearly everything: settled in milliseconds
-        return False
-    keys = np.concatenate([np.round(points / CELL), np.round(normals / NORMAL_STEP)], axis=1).astype(np.int16)
-    chosen = np.unique(keys, axis=0, return_index=True)[1]
-    if len(chosen) > MOST_PLACES:
-        return False
-    # Each chosen one stands for others that lie a cell away and are turned a little, so a little more is allowed.
-    reach = HAND_SPAN + 2 * (contact_distance + field.spacing + np.sqrt(3) * CELL)
-    turn = 2 * np.sqrt(3) * NORMAL_STEP
-    return not _face_apart(points[chosen], normals[chosen], reach, FACING_APART + turn)
-
-
-def _face_apart(points: np.ndarray, normals: np.ndarray, reach: float, cosine: float) -> bool:
-    """Whether any two points (N, 3) nearer than `reach` have normals (N, 3) with a product below `cosine`."""
-    points, normals = (points - points.mean(axis=0)).astype(np.float32), normals.astype(np.float32)
-    squared = (points**2).sum(axis=1)
-    for rows in np.array_split(np.arange(len(points)), 1 + len(points) // 500):
-        near = squared[rows, None] + squared - 2 * points[rows] @ points.T < reach**2
-        if (near & (normals[rows] @ normals.T < cosine)).any():
-            return True
-    return False
-
-
-def _frame(forward: np.ndarray, side: np.ndarray) -> np.ndarray:
-    """(B, 3, 3) rotations whose columns are forward, side made orthogonal to it, and their cross product."""
-    forward = forward / np.linalg.norm(forward, axis=1, keepdims=True)
-    side = side - np.einsum("bi,bi->b", side, forward)[:, None] * forward
-    side /= np.maximum(np.linalg.norm(side, axis=1, keepdims=True), 1e-9)
-    return np.stack([forward, side, np.cross(forward, side)], axis=2)
-
-
-def arm_can_reach(hands: Hands, table: float) -> np.ndarray:
-    """(B,) bool: an arm that comes from above the table could hold the hand like this.
-
-    The forearm (along the hand's x) may bend 25 degrees at the wrist; palms up and thumbs down are left out.
-    """
-    x, y, z = hands.rotation[:, 2, 0], hands.rotation[:, 2, 1], hands.rotation[:, 2, 2]
-    elbow = hands.wrist[:, 2] + 0.25 * np.sin(np.arcsin(np.clip(x, -1, 1)) + np.deg2rad(25)) - 0.035
-    return (elbow > table) & (hands.wrist[:, 2] > table + 0.025) & (x > -0.5) & (y > -0.45) & (z > -0.35)
+    count = len(pinch)
+    _, joints = rig.pose(hands)
+    index = _targets(field, count, generator)
+    target, normal = field.samples[index], field.normals[field.sample_face[index]]
+    aims = zip(_pinch_aim(joints, normal, generator), _palm_aim(joints, normal, generator), strict=True)
+    anchor, motion_hand, side_hand, motion, side = (np.where(pinch[:, None], a, b) for a, b in aims)
+    to_object = _frame(motion, side)
+    hands.rotation = to_object @ np.swapaxes(_frame(motion_hand, side_hand), 1, 2)
+    motion = to_object[:, :, 0]
+    hands.wrist = target - np.einsum("bij,bj->bi", hands.rotation, anchor) - STAND_OFF * motion
+    deeper = np.where(pinch, generator.uniform(-0.005, 0.03, count), PALM_DEPTH)
+    return motion, STAND_OFF + deeper
 
 
 def _targets(field: DistanceField, count: int, generator: np.random.Generator) -> np.ndarray:
@@ -266,23 +176,12 @@ def _targets(field: DistanceField, count: int, generator: np.random.Generator) -
     return np.where(generator.random(count) < 0.5, index[:, 0], index[np.arange(count), out.argmax(axis=1)])
 
 
-def _palm_aim(joints: np.ndarray, normal: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
-    """Wrap around from any side: the palm comes to the point along its normal, with any roll.
+def _pinch_aim(joints: np.ndarray, normal: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
+    """Walls, rims and handles: the gap between thumb and fingers comes to the point along the surface, more often
+    downwards; the normal points across the gap.
 
     joints (B, 16, 3) in the hand's frame, normal (B, 3) of the surface.
     returns  anchor, direction of motion and a direction across it in the hand's frame, the latter two in the object's
-    """
-    count = len(normal)
-    tilt = np.deg2rad(generator.uniform(0, 50, count))  # between palm normal (-y) and finger direction (-x)
-    anchor = 0.65 * joints[:, [1, 4, 7, 10]].mean(axis=1) + generator.normal(0, 0.012, (count, 3))
-    return [anchor, np.stack([-np.sin(tilt), -np.cos(tilt), np.zeros(count)], axis=1),
-            np.tile([0.0, 0.0, 1.0], (count, 1)), -normal + generator.normal(0, 0.25, (count, 3)),
-            generator.normal(size=(count, 3))]
-
-
-def _pinch_aim(joints: np.ndarray, normal: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
-    """Walls, rims and handles: the gap between thumb and fingers comes to the point along the surface, more often
-    downwards; the normal points across the gap.  Arguments and results as in _palm_aim.
     """
     count = len(normal)
     fingers = joints[:, [3, 6]].mean(axis=1)
@@ -293,87 +192,109 @@ def _pinch_aim(joints: np.ndarray, normal: np.ndarray, generator: np.random.Gene
     return [gap, gap - joints[:, [1, 4, 13]].mean(axis=1), fingers - joints[:, 15], tangent, side]
 
 
-def place_hands(
-    hands: Hands, closer: Closer, pinch: np.ndarray, generator: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Turn each hand towards a random surface point and put it START_DISTANCE before it.
+def _palm_aim(joints: np.ndarray, normal: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
+    """Wrap around from any side: the palm comes to the point along its normal, with any roll.
 
-    pinch    (B,) bool: how each hand goes about it, see _pinch_aim and _palm_aim
-    returns  direction of motion (B, 3) and how far to go at most (B,), metres.  Changes hands.rotation and hands.wrist
+    Arguments and results as in _pinch_aim.
     """
-    field, count = closer.field, len(pinch)
-    _, joints = closer.pose(hands)
-    index = _targets(field, count, generator)
-    target, normal = field.samples[index], field.normals[field.sample_face[index]]
-    aims = zip(_pinch_aim(joints, normal, generator), _palm_aim(joints, normal, generator), strict=True)
-    anchor, motion_hand, side_hand, motion, side = (np.where(pinch[:, None], a, b) for a, b in aims)
-    to_object = _frame(motion, side)
-    hands.rotation = to_object @ np.swapaxes(_frame(motion_hand, side_hand), 1, 2)
-    motion = to_object[:, :, 0]
-    hands.wrist = target - np.einsum("bij,bj->bi", hands.rotation, anchor) - START_DISTANCE * motion
-    deeper = np.where(pinch, generator.uniform(-0.005, 0.03, count), 0.1)
-    return motion, START_DISTANCE + deeper
+    count = len(normal)
+    tilt = np.deg2rad(generator.uniform(0, 50, count))  # between palm normal (-y) and finger direction (-x)
+    anchor = 0.65 * joints[:, [1, 4, 7, 10]].mean(axis=1) + generator.normal(0, 0.012, (count, 3))
+    return [anchor, np.stack([-np.sin(tilt), -np.cos(tilt), np.zeros(count)], axis=1),
+            np.tile([0.0, 0.0, 1.0], (count, 1)), -normal + generator.normal(0, 0.25, (count, 3)),
+            generator.normal(size=(count, 3))]
 
 
-def forearm_free(hands: Hands, field: DistanceField) -> np.ndarray:
-    """(B,) bool: a forearm of 30 mm radius behind the wrist clears the object."""
+def _frame(forward: np.ndarray, side: np.ndarray) -> np.ndarray:
+    """(B, 3, 3) rotations whose columns are forward, side made orthogonal to it, and their cross product."""
+    forward = forward / np.linalg.norm(forward, axis=1, keepdims=True)
+    side = side - np.einsum("bi,bi->b", side, forward)[:, None] * forward
+    side /= np.maximum(np.linalg.norm(side, axis=1, keepdims=True), 1e-9)
+    return np.stack([forward, side, np.cross(forward, side)], axis=2)
+
+
+def arm_can_reach(rotation: np.ndarray, wrist: np.ndarray, table: float) -> np.ndarray:
+    """(B,) bool: an arm that comes from above the table could hold the hand like this.
+
+    rotation, wrist  (B, 3, 3), (B, 3)  as in Hands
+    table            metres, height of the surface that the object stands on
+    """
+    x, y, z = rotation[:, 2, 0], rotation[:, 2, 1], rotation[:, 2, 2]
+    elbow = wrist[:, 2] + FOREARM * np.sin(np.arcsin(np.clip(x, -1, 1)) + np.deg2rad(25)) - 0.035
+    return (elbow > table) & (wrist[:, 2] > table + 0.025) & (x > -0.5) & (y > -0.45) & (z > -0.35)
+
+
+def move_in(hands: Hands, direction: np.ndarray, limit: np.ndarray, rig: Rig, field: DistanceField) -> np.ndarray:
+    """Push every hand along its direction (B, 3) until it touches or has gone limit (B,) metres.
+
+    Changes hands.wrist.  Returns the distance travelled (B,).
+    """
+    vertices, _ = rig.pose(hands)
+    travelled = np.zeros(len(vertices))
+    active = np.arange(len(vertices))
+    for _ in range(MOVE_STEPS):
+        moved = vertices[active] + (travelled[active, None] * direction[active])[:, None].astype(np.float32)
+        gap = field.signed_distance(moved).min(axis=1) - STOP_DISTANCE
+        travelled[active] = np.minimum(travelled[active] + np.maximum(gap, 0), limit[active])
+        active = active[(gap > TOLERANCE) & (travelled[active] < limit[active])]
+        if not len(active):
+            break
+    hands.wrist = hands.wrist + travelled[:, None] * direction
+    return travelled
+
+
+def forearm_free(rotation: np.ndarray, wrist: np.ndarray, field: DistanceField) -> np.ndarray:
+    """(B,) bool: a forearm of 30 mm radius behind the wrist clears the object.  Arguments as in arm_can_reach."""
     along = np.linspace(0.04, 0.24, 6)
-    points = hands.wrist[:, None] + along[:, None] * hands.rotation[:, None, :, 0]
+    points = wrist[:, None] + along[:, None] * rotation[:, None, :, 0]
     return field.signed_distance(points).min(axis=1) > 0.03
 
 
-TRIES_PER_ROUND = 64
+def close_fingers(hands: Hands, rig: Rig, field: DistanceField) -> np.ndarray:
+    """Flex all fingers until their links touch or reach their limits.
 
-
-def reach_faults(hand_params: HandParams, hand: HandModel, field: DistanceField, table: float) -> tuple[str, ...]:
-    """What an arm above the table could not do; what the built-in search never proposes.
-
-    table    metres, height of the surface that the object stands on
-    returns  reasons as in Grasp.faults, empty when there are none
+    A link that touches holds its joint and all before it; the joints beyond go on, so fingers wrap around.
+    Changes hands.flexion.  Returns (B, 5) bool: the finger was stopped by the object.
     """
-    mesh = hand(hand_params)
-    rotation = Rotation.from_rotvec(hand_params.global_orient).as_matrix()[None]
-    none = np.zeros((1, 5, 3))
-    at_grasp = Hands(mesh.vertices[None], mesh.joints[None], rotation, mesh.joints[:1], hand_params.hand_pose.reshape(
-        1, 15, 3), none, none, hand_params.hand_betas[None], mesh.joints[:1] - hand_params.transl)
-    tests = {
-        "comes from where no arm can": not arm_can_reach(at_grasp, table)[0],
-        "goes below the table": mesh.vertices[:, 2].min() <= table,
-        "has its forearm in the object": not forearm_free(at_grasp, field)[0],
-        "has its thumb in another finger": _fingers_collide(mesh.joints[None])[0],
-    }
-    return tuple(reason for reason, failed in tests.items() if failed)
+    held = np.zeros((len(hands.wrist), 5), dtype=int)  # number of joints that may not move any more, from the base
+    for _ in range(CLOSE_STEPS):
+        running = (np.arange(3) >= held[..., None]) & (hands.flexion < FLEXION_LIMITS - 1e-6)
+        active = np.flatnonzero(running.any(axis=(1, 2)))
+        if not len(active):
+            break
+        part = hands.take(active)
+        vertices, joints = rig.pose(part)
+        for f in range(5):
+            rates = part.rates[:, f] * running[active, f]
+            step, hold = _finger_step(f, rates, vertices, joints, rig, field)
+            left = np.divide(FLEXION_LIMITS[f] - part.flexion[:, f], rates, out=np.full(rates.shape, np.inf),
+                             where=rates > 0).min(axis=1)
+            hands.flexion[active, f] += np.minimum(step, left)[:, None] * rates
+            held[active, f] = np.maximum(held[active, f], hold)
+    return held > 0
 
 
-def _try_grasps(object_mesh: ObjectMesh, hand: HandModel, closer: Closer, generator: np.random.Generator,
-                pinch_share: float) -> list[Grasp]:
-    """One round: draw, filter, move in, close, measure.  Returns the accepted grasps."""
-    hands = open_hands(hand, 4 * TRIES_PER_ROUND, generator)
-    pinch = generator.random(4 * TRIES_PER_ROUND) < pinch_share
-    approach, limit = place_hands(hands, closer, pinch, generator)
-    table = object_mesh.vertices[:, 2].min()
-    at_target = hands.take(np.arange(len(pinch)))
-    at_target.wrist = at_target.wrist + START_DISTANCE * approach
-    keep = np.flatnonzero(arm_can_reach(at_target, table))[:TRIES_PER_ROUND]
-    hands, approach, limit = hands.take(keep), approach[keep], limit[keep]
-    if not len(keep):
-        return []
-    travelled = closer.advance(hands, approach, limit)
-    vertices, _ = closer.pose(hands)
-    free = (closer.field.signed_distance(vertices).min(axis=1) > 0) & arm_can_reach(hands, table)
-    free &= (vertices[..., 2].min(axis=1) > table) & forearm_free(hands, closer.field)
-    keep = np.flatnonzero(free & ((travelled < limit - 1e-6) | pinch[keep]))
-    hands = hands.take(keep)
-    if not len(keep):
-        return []
-    touched = closer.close(hands)
-    _relax_idle_fingers(hands, touched)
-    vertices, joints = closer.pose(hands)
-    good = touched[:, 0] & (touched[:, 1:].sum(axis=1) >= 2) & (vertices[..., 2].min(axis=1) > table)
-    good &= ~_fingers_collide(joints)
-    measured = [measure_grasp(hand_params, hand, closer.field)
-                for hand_params in _hand_params(hands.take(np.flatnonzero(good)), closer)]
-    return [grasp for grasp in measured if grasp.accepted]
+def _finger_step(finger: int, rates: np.ndarray, vertices: np.ndarray, joints: np.ndarray, rig: Rig,
+                 field: DistanceField) -> tuple[np.ndarray, np.ndarray]:
+    """Time (B,) that finger may run at these joint rates (B, 3), and how many joints a contact now holds (B,)."""
+    rows = rig.moving[finger]
+    skin = vertices[:, rows]
+    follow = rig.follow[rows, finger]  # (M, 3)
+    distance = field.signed_distance(skin)
+    speed = np.zeros(distance.shape, dtype=np.float32)
+    for k, joint in enumerate(FINGER_JOINTS[finger]):
+        reach = np.linalg.norm(skin - joints[:, joint][:, None], axis=2)
+        speed += rates[:, k, None].astype(np.float32) * follow[:, k] * reach
+    link = (follow > 0.5).sum(axis=1)  # 0: palm side of the first joint, 3: last link
+    first_running = np.where(rates > 0, np.arange(3), 3).min(axis=1)
+    beside = link[None] <= first_running[:, None]
+    room = distance - np.where(beside, STOP_BESIDE, STOP_DISTANCE)
+    relevant = speed > 1e-6
+    step = np.where(relevant, np.maximum(room, 0) / np.maximum(speed, 1e-6), np.inf).min(axis=1)
+    blocked = relevant & (room < TOLERANCE)
+    # A blocked point holds its own link; one beside the running joint holds that joint.
+    hold = np.where(blocked, np.maximum(link[None], first_running[:, None] + 1), 0).max(axis=1)
+    return np.where(hold > 0, 0.0, np.minimum(step, MAX_TURN / np.maximum(rates.max(axis=1), 1e-9))), hold
 
 
 def _relax_idle_fingers(hands: Hands, touched: np.ndarray) -> None:
@@ -402,11 +323,69 @@ def _fingers_collide(joints: np.ndarray) -> np.ndarray:
     return gap < 0.013
 
 
-def _hand_params(hands: Hands, closer: Closer) -> list[HandParams]:
+def _try_grasps(hand: HandModel, rig: Rig, field: DistanceField, table: float, pinch_share: float,
+                generator: np.random.Generator) -> list[Grasp]:
+    """One round of tries, from open hands to the accepted grasps among them."""
+    hands = open_hands(hand, 4 * TRIES_PER_ROUND, generator)
+    pinch = generator.random(4 * TRIES_PER_ROUND) < pinch_share
+    approach, limit = place_hands(hands, pinch, rig, field, generator)
+    keep = np.flatnonzero(arm_can_reach(hands.rotation, hands.wrist + STAND_OFF * approach, table))[:TRIES_PER_ROUND]
+    hands, pinch, approach, limit = hands.take(keep), pinch[keep], approach[keep], limit[keep]
+
+    travelled = move_in(hands, approach, limit, rig, field)
+    vertices, _ = rig.pose(hands)
+    free = (field.signed_distance(vertices).min(axis=1) > 0) & (vertices[..., 2].min(axis=1) > table)
+    free &= arm_can_reach(hands.rotation, hands.wrist, table) & forearm_free(hands.rotation, hands.wrist, field)
+    # A palm that went all the way has met nothing; a pinch may, with the wall between thumb and fingers.
+    hands = hands.take(np.flatnonzero(free & ((travelled < limit - 1e-6) | pinch)))
+
+    touched = close_fingers(hands, rig, field)
+    _relax_idle_fingers(hands, touched)
+    vertices, joints = rig.pose(hands)
+    good = touched[:, 0] & (touched[:, 1:].sum(axis=1) >= 2) & (vertices[..., 2].min(axis=1) > table)
+    hands = hands.take(np.flatnonzero(good & ~_fingers_collide(joints)))
+    measured = [measure_grasp(hand_params, hand, field) for hand_params in _hand_params(hands, rig)]
+    return [grasp for grasp in measured if grasp.accepted]
+
+
+def _hand_params(hands: Hands, rig: Rig) -> list[HandParams]:
     """The same in the hand model's parameters: its translation moves the hand from where the wrist is at rest."""
     global_orient = Rotation.from_matrix(hands.rotation).as_rotvec() if len(hands.wrist) else []
-    return [HandParams(*row) for row in zip(global_orient, closer.finger_turns(hands).reshape(-1, 45),
-                                          hands.wrist - hands.rest_wrist, hands.hand_betas, strict=True)]
+    return [HandParams(*row) for row in zip(global_orient, rig.finger_turns(hands).reshape(-1, 45),
+                                            hands.wrist - hands.rest_wrist, hands.hand_betas, strict=True)]
+
+
+def too_wide(field: DistanceField) -> bool:
+    """True when no hand can hold the object: nowhere within its span does the surface face two ways.
+
+    Friction of 0.6 allows forces 31 degrees off a normal, so contacts whose normals fit into a cone of 59 degrees all
+    push the same way.  If no two normals are 95.9 degrees apart, they do fit (Jung's theorem on the sphere).
+    Rims, handles, boards and corners that are sharp enough face two ways; so does, to be safe, a surface with too many
+    different places to compare.  Source: Nguyen 1988; Dekster 1995.
+    """
+    points, normals = field.samples, field.normals[field.sample_face]
+    some = slice(None, None, 1 + len(points) // 1000)
+    if _face_apart(points[some], normals[some], HAND_SPAN, FACING_APART):  # nearly everything: settled in milliseconds
+        return False
+    keys = np.concatenate([np.round(points / CELL), np.round(normals / NORMAL_STEP)], axis=1).astype(np.int16)
+    chosen = np.unique(keys, axis=0, return_index=True)[1]
+    if len(chosen) > MOST_PLACES:
+        return False
+    # Each chosen one stands for others that lie a cell away and are turned a little, so a little more is allowed.
+    reach = HAND_SPAN + 2 * (CONTACT_DISTANCE + field.spacing + np.sqrt(3) * CELL)
+    turn = 2 * np.sqrt(3) * NORMAL_STEP
+    return not _face_apart(points[chosen], normals[chosen], reach, FACING_APART + turn)
+
+
+def _face_apart(points: np.ndarray, normals: np.ndarray, reach: float, cosine: float) -> bool:
+    """Whether any two points (N, 3) nearer than `reach` have normals (N, 3) with a product below `cosine`."""
+    points, normals = (points - points.mean(axis=0)).astype(np.float32), normals.astype(np.float32)
+    squared = (points**2).sum(axis=1)
+    for rows in np.array_split(np.arange(len(points)), 1 + len(points) // 500):
+        near = squared[rows, None] + squared - 2 * points[rows] @ points.T < reach**2
+        if (near & (normals[rows] @ normals.T < cosine)).any():
+            return True
+    return False
 
 
 def find_grasps(object_mesh: ObjectMesh, hand: HandModel, count: int, generator: np.random.Generator,
@@ -418,19 +397,19 @@ def find_grasps(object_mesh: ObjectMesh, hand: HandModel, count: int, generator:
     field      distance field of object_mesh, if there is one already
     returns    accepted grasps (see Grasp.accepted), best first, then for variety
     Raises ValueError for a count below 1.
-    What is too wide for any hand (placing.too_wide) is not searched.
-    A hard object ends the search early: after a quarter of max_tries, count grasps are enough.
+    What is too wide for any hand (too_wide) is not searched.
     """
     if count < 1:
         raise ValueError(f"count is {count}, expected at least 1 grasp")
     field = field or DistanceField(object_mesh.vertices, object_mesh.faces)
-    if too_wide(field, CONTACT_DISTANCE):
+    if too_wide(field):
         return []
-    closer = Closer(hand, field)
+    rig, table = Rig(hand), object_mesh.vertices[:, 2].min()
     pinch_share = 0.9 if object_mesh.category == "bowl" else 0.25
     found: list[Grasp] = []
     for tries in range(TRIES_PER_ROUND, max(max_tries, TRIES_PER_ROUND) + 1, TRIES_PER_ROUND):
-        found += _try_grasps(object_mesh, hand, closer, generator, pinch_share)
+        found += _try_grasps(hand, rig, field, table, pinch_share, generator)
+        # A hard object ends early: after a quarter of the tries what was asked for is enough, without a choice.
         if len(found) >= (POOL * count if tries < max_tries / 4 else count):
             break
     return choose_grasps(found, hand, count)
@@ -446,3 +425,20 @@ def cached_grasps(object_mesh: ObjectMesh, hand: HandModel, count: int, seed: in
     def search(generator: np.random.Generator) -> tuple[list[Grasp], str]:
         return find_grasps(object_mesh, hand, count, generator), ""
     return cached_search(search, object_mesh, hand, count, seed, cache_dir)[0]
+
+
+def reach_faults(hand_params: HandParams, hand: HandModel, field: DistanceField, table: float) -> tuple[str, ...]:
+    """What the built-in search never proposes, asked of a grasp from elsewhere (GrabNet).
+
+    table    metres, height of the surface that the object stands on
+    returns  reasons as in Grasp.faults, empty when there are none
+    """
+    mesh = hand(hand_params)
+    rotation, wrist = Rotation.from_rotvec(hand_params.global_orient).as_matrix()[None], mesh.joints[:1]
+    tests = {
+        "comes from where no arm can": not arm_can_reach(rotation, wrist, table)[0],
+        "goes below the table": mesh.vertices[:, 2].min() <= table,
+        "has its forearm in the object": not forearm_free(rotation, wrist, field)[0],
+        "has its thumb in another finger": _fingers_collide(mesh.joints[None])[0],
+    }
+    return tuple(reason for reason, failed in tests.items() if failed)

@@ -14,8 +14,9 @@ from hoi.geometry.grasp import CONTACT_DISTANCE, _read_cache, measure_grasp
 from hoi.geometry.grasp_search import (
     FACING_APART,
     HAND_SPAN,
-    Closer,
+    Rig,
     cached_grasps,
+    close_fingers,
     find_grasps,
     open_hands,
     reach_faults,
@@ -203,15 +204,15 @@ def test_a_finger_through_a_thin_wall_is_seen_although_it_is_hardly_deep():
 def test_closing_fingers_stop_at_a_thin_wall(hand):
     """A plate of 0.5 mm before the fingers: whatever the pose, no skin gets behind it."""
     plate = trimesh.creation.box([0.4, 0.0005, 0.4])
-    closer = Closer(hand, DistanceField(plate.vertices, plate.faces))
+    rig, field = Rig(hand), DistanceField(plate.vertices, plate.faces)
     hands = open_hands(hand, 24, np.random.default_rng(0))
     hands.wrist = hands.wrist + [0, 0.07, 0]  # palms face -y
     hands.preshape = hands.preshape * 0.2
-    start, _ = closer.pose(hands)
+    start, _ = rig.pose(hands)
     clear = start[..., 1].min(axis=1) > 0.002
     hands = hands.take(np.flatnonzero(clear))
-    touched = closer.close(hands)
-    end, _ = closer.pose(hands)
+    touched = close_fingers(hands, rig, field)
+    end, _ = rig.pose(hands)
     assert len(end) >= 10 and touched[:, 1:].mean() > 0.9
     assert end[..., 1].min() > 0.00025
     tips = end[:, hand.tip_vertices[1:], 1]  # and they do come close
@@ -313,7 +314,7 @@ def test_what_is_too_wide_for_every_hand_is_not_searched(hand, mesh, monkeypatch
     ids=["barrel with a handle", "rim", "board", "as wide as a hand"],
 )
 def test_what_has_one_place_for_a_hand_is_searched(mesh):
-    assert not too_wide(DistanceField(mesh.vertices, mesh.faces), CONTACT_DISTANCE)
+    assert not too_wide(DistanceField(mesh.vertices, mesh.faces))
 
 
 def test_contacts_that_do_not_face_apart_never_hold():
@@ -330,8 +331,7 @@ def test_contacts_that_do_not_face_apart_never_hold():
 
 
 def test_no_hand_is_wider_than_its_span(hand):
-    closer = Closer(hand, None)
-    vertices, _ = closer.pose(open_hands(hand, 128, np.random.default_rng(0)))
+    vertices, _ = Rig(hand).pose(open_hands(hand, 128, np.random.default_rng(0)))
     widest = max(pdist(skin[::2]).max() for skin in vertices)
     assert 0.9 * HAND_SPAN < widest < HAND_SPAN
 
