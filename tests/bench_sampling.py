@@ -42,7 +42,7 @@ from hoi.network.model import HOIDiffusion  # noqa: E402
 from hoi.network.unet import UNet  # noqa: E402
 from hoi.network.vae import VAE  # noqa: E402
 from hoi.weights.export import export_single  # noqa: E402
-from hoi.weights.names import to_official_adapter_names  # noqa: E402
+from hoi.weights.names import official_adapter_names  # noqa: E402
 
 BASE, ADAPTER = "sd.safetensors", "model_ad_1.pth"
 WHOLE = "everything"
@@ -57,7 +57,8 @@ def write_files(config: ModelConfig, folder: Path) -> None:
         model = HOIDiffusion(config).half()
     model = random_weights(model.to_empty(device="cpu"))
     export_single(model, folder / BASE, half=True)
-    torch.save(to_official_adapter_names(model.condition_encoders.state_dict()), folder / ADAPTER)
+    state = model.state_dict()
+    torch.save({theirs: state[ours] for ours, (theirs,) in official_adapter_names(state).items()}, folder / ADAPTER)
 
 
 # --- sample.py as it is ---

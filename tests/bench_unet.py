@@ -35,7 +35,6 @@ from hoi.network.model import ConditionEncoders  # noqa: E402
 from hoi.network.text import TextConfig, TextEncoder  # noqa: E402
 from hoi.network.unet import UNet, UNetConfig  # noqa: E402
 from hoi.network.vae import VAE, VAEConfig  # noqa: E402
-from hoi.weights.names import open_clip_from_hf  # noqa: E402
 
 BF16, FP32 = torch.bfloat16, torch.float32
 Pair = tuple[dict[str, nn.Module], dict[str, Callable[[nn.Module], Tensor]]]  # under "ours" and "theirs": module, call
@@ -122,11 +121,12 @@ def decode_pair(dtype: torch.dtype) -> Pair:
 
 
 def text_pair(dtype: torch.dtype) -> Pair:
+    from fake_networks import text_weights
     from test_text import clip_twin
 
     config = TextConfig()
     theirs, ours = random_weights(clip_twin(config)), TextEncoder(config)
-    ours.load_state_dict(open_clip_from_hf(theirs.state_dict(), config))
+    ours.load_state_dict(text_weights(theirs, config))
     ids = torch.randint(0, 49000, (2, 77))
     calls = {"ours": lambda encoder: encoder(ids), "theirs": lambda encoder: encoder(ids).last_hidden_state}
     return prepared(ours, theirs, dtype), calls

@@ -9,6 +9,7 @@ from hoi.network.model import HOIDiffusion
 from hoi.network.text import TextConfig
 from hoi.network.unet import UNet, UNetConfig
 from hoi.network.vae import VAEConfig
+from hoi.weights.names import text_names
 
 SCHEDULE = NoiseSchedule.stable_diffusion()
 VELOCITY = NoiseSchedule.stable_diffusion(predicts="v", terminal_signal=0.01)  # of the built-in model
@@ -102,3 +103,11 @@ def model_inputs() -> dict:
         "context": torch.randn(2, 77, 16, generator=generator),
         "conditions": [torch.rand(2, 3, 32, 32, generator=generator) for _ in range(3)],
     }
+
+
+def text_weights(twin: nn.Module, config: TextConfig) -> dict[str, Tensor]:
+    """The tensors of transformers' CLIP text model as those of a `TextEncoder`."""
+    state = {name.removeprefix("text_model."): tensor for name, tensor in twin.state_dict().items()}
+    names = text_names(config, "")
+    return {ours.removeprefix("text_encoder."): torch.cat([state[name] for name in theirs])
+            for ours, theirs in names.items()}  # fmt: skip

@@ -11,7 +11,7 @@ Nothing here runs code from a file: torch files are read with weights_only=True.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hoi.common.files import ZIP_MAGIC, readable_file, write_atomically
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 MAX_KEYS_SHOWN = 5
 # A mapped file counts as this process's memory page by page as it is read; so it is mapped anew every so many bytes.
@@ -60,7 +62,7 @@ class WeightFile(Mapping[str, Tensor]):
                 raise ValueError(f"{self.path} is not a readable safetensors file {reason}") from error
             return file.get_tensor
         tensors = only_tensors(load_torch_file(self.path, mapped=True), self.path)
-        self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        self.shapes = shapes_of(tensors)
         return tensors.__getitem__
 
     def __getitem__(self, name: str) -> Tensor:
@@ -170,33 +172,35 @@ def load_model_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]
     return {name: tensor.clone() for name, tensor in file.items()}, file.metadata
 
 
+def shapes_of(state: Mapping[str, Tensor]) -> Shapes:
+    """The shape of every tensor, by name."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def check_shapes(expected: Shapes, found: Shapes, problem: str, extras: Collection[str] = ()) -> None:
+    """Raise ValueError unless exactly the expected names were found, with the expected shapes.
+
+    problem   how the message begins: which file does not fit what
+    extras    names that may be there or not, of any shape
+    """
+    missing, unexpected = expected.keys() - found.keys(), found.keys() - expected.keys() - set(extras)
+    other = [f"{name} is {found[name]}, expected {shape}"
+             for name, shape in expected.items() if found.get(name, shape) != shape]  # fmt: skip
+    problems = {"missing": missing, "unexpected": unexpected, "of another shape": other}
+    told = [f"{len(names)} {kind}: {shown(names)}" for kind, names in problems.items() if names]
+    if told:
+        raise ValueError(f"{problem}: {len(expected)} tensors expected, {len(found)} found; {'; '.join(told)}")
+
+
 def strict_load(module: nn.Module, state: Mapping[str, Tensor], file_name: str | Path) -> None:
     """Copy tensors into a module; every name and shape must agree, nothing is left over.
 
     The module keeps its dtype and device (values are cast).  Raises ValueError naming the file, the counts found and
     expected, and the first offending names, and then leaves the module untouched.
     """
-    check_fit(module, {name: tuple(tensor.shape) for name, tensor in state.items()}, file_name)
+    own, found = shapes_of(module.state_dict()), shapes_of(state)
+    check_shapes(own, found, f"{file_name} does not fit {type(module).__name__}")
     module.load_state_dict(state, strict=True)
-
-
-def check_fit(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], file_name: str | Path) -> None:
-    """Raise ValueError unless a module has exactly the tensors of these names and shapes."""
-    own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    missing, extra = own.keys() - shapes.keys(), shapes.keys() - own.keys()
-    other = [
-        f"{name} is {shapes[name]}, expected {own[name]}"
-        for name in own.keys() & shapes.keys()
-        if own[name] != shapes[name]
-    ]
-    problems = [f"{len(missing)} missing: {shown(missing)}"] if missing else []
-    problems += [f"{len(extra)} unexpected: {shown(extra)}"] if extra else []
-    problems += [f"{len(other)} of another shape: {shown(other)}"] if other else []
-    if problems:
-        raise ValueError(
-            f"{file_name} does not fit {type(module).__name__}: {len(own)} tensors expected, {len(shapes)} found; "
-            + "; ".join(problems)
-        )
 
 
 def weights_hash(module: nn.Module) -> str:

@@ -1,6 +1,13 @@
-"""Say what weight files are.
+"""Say what weight files are, whether they are complete, and which flag takes them.
 
-    python -m hoi.weights FILE ...       # what each file is, whether it fits, what is missing
+    python -m hoi.weights sd-v1-4.ckpt model_ad_5000.pth runs/hoi/model.safetensors
+    python -m hoi.weights stable-diffusion-v1-5/              # a folder of diffusers
+    python -m hoi.weights MANO_RIGHT.pkl grabnet/             # a hand model; coarsenet.pt, refinenet.pt and bps.npz
+
+It prints a sentence a file: its kind, the number of its tensors, the sizes that it fits, and how to use it.  The names
+and shapes of all tensors are compared, and no code of a file is run.  Other families (Stable Diffusion 2.x or XL, LoRA,
+ControlNet, inpainting, ...), incomplete and damaged files are refused by what is wrong with them; then the exit status
+is 1.  Where to get weights: docs/weights.md.
 """
 
 from __future__ import annotations
@@ -8,17 +15,19 @@ from __future__ import annotations
 import argparse
 import sys
 
-from hoi.weights.describe import describe
+from hoi.weights.describe import describe_weights
 
 
 def main(arguments: list[str] | None = None) -> int:
-    prog = "python -m hoi.weights"
-    parser = argparse.ArgumentParser(prog=prog, description="Say what weight files are.")
-    parser.add_argument("files", nargs="+", metavar="FILE", help="weight files, or folders of diffusers")
+    """Print a sentence for every file; 1 when one of them was refused, else 0."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hoi.weights", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="a weight file, or a folder of diffusers or GrabNet")
     failed = 0
     for path in parser.parse_args(arguments).files:
         try:
-            print(f"{path}: {describe(path)}")
+            print(f"{path}: {describe_weights(path)}")
         except (ValueError, OSError) as problem:
             failed = 1
             print(problem, file=sys.stderr)

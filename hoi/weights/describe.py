@@ -1,10 +1,12 @@
-"""One sentence about any weight file or folder."""
+"""One sentence about any weight file or folder: what it is, whether it fits, and which flag takes it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from hoi.common.tensors import WeightFile
+from hoi.geometry.grabnet import FILES, load_grabnet
+from hoi.geometry.mano import read_mano
 from hoi.network.config import PRESETS
 from hoi.weights.load import (
     CLIP,
@@ -23,25 +25,34 @@ from hoi.weights.load import (
 DIFFUSERS_FOLDER = "a diffusers folder"
 
 
-def describe(path: str | Path) -> str:
-    """What a file or folder is, and what it can be used for.  Raises like load_model when it does not fit."""
-    path = Path(path)
-    if hands := _describe_hands(path):
-        return hands
-    if not path.is_dir() and (part := _describe_part(WeightFile(path))):
-        return part
-    config, pieces, metadata = whole_model(path)
-    expected = expected_shapes(config, with_conditions=True)
-    for piece in pieces:
-        check_part(piece, expected)
-    count = sum(len(piece.file) for piece in pieces)
-    kind = DIFFUSERS_FOLDER if path.is_dir() else kind_of(pieces[0].file)
-    flag = "--checkpoint or --base" if kind == OWN else "--base"
-    parts = "with" if metadata["stage"] == "hoi" else "without"
-    return (
-        f"{kind}, complete ({count} tensors), sizes {config.name}, predicts {config.predicts}, {parts} condition"
-        f" encoders; use with {flag} {path}"
-    )
+def _describe_hands(path: Path) -> str | None:
+    """What a file or folder of MANO or GrabNet is; None for anything else.  Raises like their readers."""
+    names = {file.name for file in path.iterdir()} if path.is_dir() else {path.name}
+    if names & set(FILES):
+        folder = path if path.is_dir() else path.parent
+        load_grabnet(folder)
+        return f"GrabNet ({', '.join(FILES)}), complete; use with make_dataset.py --grasp grabnet --grabnet {folder}"
+    if names & {"MANO_RIGHT.pkl", "MANO_LEFT.pkl"} or path.suffix in (".pkl", ".npz"):
+        _, notes = read_mano(path)
+        return " ".join([f"the MANO hand, complete; use with --mano {path}", *notes])
+    return None
+
+
+def _adapter_preset(file: WeightFile, kind: str) -> str:
+    """The preset whose condition encoders a file fits.  If none, raises how it differs from Stable Diffusion's."""
+    problems = {}
+    for name, preset in PRESETS.items():
+        expected = expected_shapes(preset(), with_conditions=True)
+        if kind == OFFICIAL_ADAPTER:
+            part = official_adapter(file, expected)
+        else:
+            part = t2i_adapter(file, expected, "normal", kind == DIFFUSERS_T2I_ADAPTER)
+        try:
+            check_part(part, expected)
+            return name
+        except ValueError as problem:
+            problems[name] = problem
+    raise problems["sd1"]
 
 
 def _describe_part(file: WeightFile) -> str | None:
@@ -57,34 +68,25 @@ def _describe_part(file: WeightFile) -> str | None:
     return f"{kind}, complete ({len(file)} tensors), sizes {_adapter_preset(file, kind)}; {use}{file.path}"
 
 
-def _adapter_preset(file: WeightFile, kind: str) -> str:
-    """The preset whose condition encoders a file fits; raises how it differs from Stable Diffusion's if none."""
-    problems = {}
-    for name, preset in PRESETS.items():
-        expected = expected_shapes(preset(), with_conditions=True)
-        if kind == OFFICIAL_ADAPTER:
-            piece = official_adapter(file, list(expected))
-        else:
-            piece = t2i_adapter(file, list(expected), "normal", kind == DIFFUSERS_T2I_ADAPTER)
-        try:
-            check_part(piece, expected)
-            return name
-        except ValueError as problem:
-            problems[name] = problem
-    raise problems["sd1"]
+def describe_weights(path: str | Path) -> str:
+    """What a file or folder is, and what it can be used for.
 
-
-def _describe_hands(path: Path) -> str | None:
-    """What a file or folder of MANO or GrabNet is; None for anything else.  Raises like their readers."""
-    from hoi.geometry.grabnet import FILES, load_grabnet  # the geometry side: only this command needs it here
-    from hoi.geometry.mano import read_mano
-
-    names = {file.name for file in path.iterdir()} if path.is_dir() else {path.name}
-    if names & set(FILES):
-        folder = path if path.is_dir() else path.parent
-        load_grabnet(folder)
-        return f"GrabNet ({', '.join(FILES)}), complete; use with make_dataset.py --grasp grabnet --grabnet {folder}"
-    if names & {"MANO_RIGHT.pkl", "MANO_LEFT.pkl"} or path.suffix in (".pkl", ".npz"):
-        _, notes = read_mano(path)
-        return " ".join([f"the MANO hand, complete; use with --mano {path}", *notes])
-    return None
+    Every tensor is compared by name and shape, none is read.  Raises like load_model when it does not fit.
+    """
+    path = Path(path)
+    if hands := _describe_hands(path):
+        return hands
+    if not path.is_dir() and (part := _describe_part(WeightFile(path))):
+        return part
+    config, parts, metadata = whole_model(path)
+    expected = expected_shapes(config, with_conditions=True)
+    for part in parts:
+        check_part(part, expected)
+    count = sum(len(part.file) for part in parts)
+    kind = DIFFUSERS_FOLDER if path.is_dir() else kind_of(parts[0].file)
+    flag = "--checkpoint or --base" if kind == OWN else "--base"
+    encoders = "with" if metadata["stage"] == "hoi" else "without"
+    return (
+        f"{kind}, complete ({count} tensors), sizes {config.name}, predicts {config.predicts}, {encoders} condition"
+        f" encoders; use with {flag} {path}"
+    )

@@ -1,26 +1,29 @@
-"""Trained weights in the formats that other tools open.  Our network -> official, Stable Diffusion, diffusers files.
+"""Trained weights as files: our own, and those that other tools open.  HOIDiffusion -> files.
 
-Every file is written whole or not at all; reading it back with `load_model` gives the same bits.
+Every format has one function, and WEIGHT_FORMATS at the end names them all.  Tensors are cut apart and renamed by the
+maps of names.py; how the model was trained goes along wherever a format can say it.  Files and folders are written
+whole or not at all, and `load_model` reads them back to the same bits.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from open_clip import SimpleTokenizer
 from torch import Tensor
 
-from hoi.common.files import write_atomically
+from hoi.common.files import new_folder, write_atomically
 from hoi.common.tensors import save_model
-from hoi.network.config import ModelConfig
-from hoi.network.model import CONDITION_NAMES, HOIDiffusion
+from hoi.network.config import ModelConfig, tiny_config
+from hoi.network.model import HOIDiffusion
+from hoi.network.text import BOS_ID, CONTEXT_LENGTH, EOS_ID
 from hoi.weights.diffusers_config import adapter_config, folder_config
-from hoi.weights.load import ADAPTER_FOLDERS, FORMAT_VERSION
+from hoi.weights.load import ADAPTER_FOLDERS, FORMAT_VERSION, KEPT_PREFIX
 from hoi.weights.names import (
     SCHEDULE_BUFFERS,
     SHORT_TEXT_PREFIX,
@@ -35,7 +38,7 @@ from hoi.weights.names import (
     text_names,
 )
 
-FORMATS = ("own", "official", "single", "diffusers")
+MOST_MEGABYTES = 50  # of the built-in model: the repository carries it
 MODEL_INDEX = {
     "_class_name": "StableDiffusionPipeline",
     "feature_extractor": [None, None],
@@ -77,82 +80,69 @@ MultiAdapter called without weights takes 1/3 each, which gives other pictures w
 """
 
 
+def _trained_state(model: HOIDiffusion, half: bool) -> dict[str, Tensor]:
+    """Every weight on the CPU, in float16 or float32."""
+    dtype = torch.float16 if half else torch.float32
+    return {name: tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()}
+
+
+def _renamed(state: Mapping[str, Tensor], names: NameMap) -> dict[str, Tensor]:
+    """Our tensors under the names of a layout; the text encoder's stacked ones are cut apart."""
+    cut = ((theirs, state[ours].chunk(len(theirs))) for ours, theirs in names.items())
+    return {name: tensor.clone(memory_format=torch.contiguous_format)
+            for theirs, tensors in cut for name, tensor in zip(theirs, tensors, strict=True)}  # fmt: skip
+
+
+def _metadata_to_keep(model: HOIDiffusion) -> dict[str, str]:
+    """How the model was trained, for a file of another layout; "format" is what transformers asks for."""
+    kept = {KEPT_PREFIX + name: value for name, value in model.metadata.items() if name != "config"}
+    return {"format": "pt"} | kept
+
+
+def _prediction_type(config: ModelConfig) -> str:
+    """What the U-Net predicts, in diffusers' word."""
+    return {"eps": "epsilon", "v": "v_prediction"}[config.predicts]
+
+
+# --- our own file ---
+
+
 def export_own(
     model: HOIDiffusion, path: str | Path, half: bool = False, metadata: Mapping[str, str] | None = None
-) -> None:
+) -> list[Path]:
     """One safetensors file of this project: all tensors, and the metadata from which load_model rebuilds the model.
 
     half      floats as fp16, not fp32
     metadata  how it was trained: "step", "command" and whatever else; None: what the model was loaded with
+    returns   what was written, as all exports do
     """
     trained = {"step": "0", "command": ""} | (model.metadata if metadata is None else dict(metadata))
     stage = "base" if model.condition_encoders is None else "hoi"
     what = {"format_version": FORMAT_VERSION, "preset": model.config.name, "config": model.config.to_json()}
-    save_model(path, _state(model, half), trained | what | {"stage": stage})
+    save_model(path, _trained_state(model, half), trained | what | {"stage": stage})
+    return [Path(path)]
 
 
-def export_single(model: HOIDiffusion, path: str | Path, half: bool = False) -> None:
-    """U-Net, VAE and text encoder as one Stable Diffusion safetensors file; the condition encoders have no place in it.
+def export_built_in(model: HOIDiffusion, path: str | Path) -> list[Path]:
+    """The miniature as the repository carries it: our own file in fp16, with the sampling defaults of the preset.
 
-    The sizes stand in the metadata (`hoi_config`), for reading it back.
+    These defaults are measured after the training, so the training's own file does not know them yet.
+    Raises ValueError, and writes nothing, for a file larger than MOST_MEGABYTES.
     """
-    metadata = _kept_metadata(model) | {"hoi_config": model.config.to_json()}
-    metadata |= {"prediction_type": _prediction(model.config)}
-    save_model(path, _single_file_state(model, TEXT_PREFIX, half), metadata)
+    megabytes = sum(2 * tensor.numel() for tensor in model.state_dict().values()) / 1e6
+    if megabytes > MOST_MEGABYTES:
+        raise ValueError(f"{path} would have {megabytes:.1f} MB, the repository carries at most {MOST_MEGABYTES} MB")
+    measured = tiny_config()
+    model.config = replace(
+        model.config,
+        sampler=measured.sampler,
+        num_inference_steps=measured.num_inference_steps,
+        guidance_scale=measured.guidance_scale,
+    )
+    return export_own(model, path, half=True)
 
 
-def export_official(model: HOIDiffusion, folder: str | Path, half: bool = False) -> tuple[Path, Path]:
-    """model_ad_N.pth and model_sd_N.ckpt as the official code's training writes them, N the steps.
-
-    The official code knows eps prediction on Stable Diffusion's own schedule only; other models keep their weights, but
-    it cannot sample them.
-    """
-    state = _state(model, half)
-    if model.condition_encoders is None:
-        raise ValueError("the official layout needs condition encoders, and this is a base model: export to single")
-    step, folder = model.metadata.get("step", "0"), Path(folder)
-    adapter, base = folder / f"model_ad_{step}.pth", folder / f"model_sd_{step}.ckpt"
-    tensors = _renamed(state, official_adapter_names(state))
-    write_atomically(adapter, lambda temporary: torch.save(tensors, temporary))
-    whole = _single_file_state(model, SHORT_TEXT_PREFIX, half)
-    write_atomically(base, lambda temporary: torch.save(whole, temporary))
-    return adapter, base
-
-
-def export_diffusers(model: HOIDiffusion, folder: str | Path, half: bool = False) -> None:
-    """A diffusers folder: unet, vae, text_encoder, tokenizer, scheduler, a T2IAdapter a condition, and how to use them.
-
-    Raises FileExistsError when the folder is there, ValueError when diffusers' classes cannot hold these sizes.
-    """
-    folder = Path(folder)
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists already; name a folder that does not")
-    texts = {path: _json(settings) for path, settings in folder_config(model.config).items()}
-    texts |= {"model_index.json": _json(MODEL_INDEX), "README.md": _readme(model, folder.name), **_tokenizer_files()}
-    state, metadata = _state(model, half), _kept_metadata(model)
-    unet = diffusers_unet_names(state, model.config.unet)
-    vae = diffusers_vae_names(state, model.config.vae)
-    text = {ours: tuple(f"text_model.{key}" for key in keys)
-            for ours, keys in text_names(model.config.text).items()}  # fmt: skip
-    parts = {"unet/diffusion_pytorch_model": unet, "vae/diffusion_pytorch_model": vae, "text_encoder/model": text}
-    if model.condition_encoders is not None:
-        for name in CONDITION_NAMES:
-            parts[f"{ADAPTER_FOLDERS[name]}/diffusion_pytorch_model"] = diffusers_adapter_names(state, name)
-            texts[f"{ADAPTER_FOLDERS[name]}/config.json"] = _json(adapter_config(model.config))
-    unfinished = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        for path, text in texts.items():
-            (unfinished / path).parent.mkdir(parents=True, exist_ok=True)
-            (unfinished / path).write_text(text, encoding="utf-8")
-        for path, sources in parts.items():
-            tensors = {name: _matrix(name, tensor) for name, tensor in _renamed(state, sources).items()}
-            if sources is unet:
-                tensors |= padding(model.config.unet, torch.float16 if half else torch.float32)
-            save_model(unfinished / f"{path}.safetensors", tensors, metadata)
-        os.replace(unfinished, folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+# --- Stable Diffusion's single file, and the official release's two ---
 
 
 def schedule_buffers(config: ModelConfig) -> dict[str, Tensor]:
@@ -166,51 +156,100 @@ def schedule_buffers(config: ModelConfig) -> dict[str, Tensor]:
     variance = noise_betas * (1 - before) / (1 - abar)
     values = (
         noise_betas, abar, before, abar.sqrt(), (1 - abar).sqrt(), (1 - abar).log(), (1 / abar).sqrt(),
+        # The first step's variance is 0; the trainer clips before taking the logarithm, at the same 1e-20.
         (1 / abar - 1).sqrt(), variance, variance.clamp(min=1e-20).log(), noise_betas * before.sqrt() / (1 - abar),
         (1 - before) * alphas.sqrt() / (1 - abar),
     )  # fmt: skip
     return {name: value.float() for name, value in zip(SCHEDULE_BUFFERS, values, strict=True)}
 
 
-def _kept_metadata(model: HOIDiffusion) -> dict[str, str]:
-    """How the model was trained, for a file of another layout; "format" is what transformers asks for."""
-    return {"format": "pt"} | {f"hoi_{name}": value for name, value in model.metadata.items() if name != "config"}
-
-
-def _state(model: HOIDiffusion, half: bool) -> dict[str, Tensor]:
-    dtype = torch.float16 if half else torch.float32
-    return {name: tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()}
-
-
-def _renamed(state: Mapping[str, Tensor], sources: NameMap) -> dict[str, Tensor]:
-    """Our tensors under the names of a layout; the text encoder's stacked ones are cut apart."""
-    parts = ((names, state[ours].chunk(len(names))) for ours, names in sources.items())
-    return {name: part.clone(memory_format=torch.contiguous_format)
-            for names, pieces in parts for name, part in zip(names, pieces, strict=True)}  # fmt: skip
-
-
 def _single_file_state(model: HOIDiffusion, text_prefix: str, half: bool) -> dict[str, Tensor]:
-    state = _state(model, half)
+    state = _trained_state(model, half)
     names = single_file_names(state, model.config.text, text_prefix)
     return schedule_buffers(model.config) | _renamed(state, names)
 
 
-def _matrix(name: str, tensor: Tensor) -> Tensor:
-    """diffusers holds the VAE's 1x1 attention convolutions as matrices."""
-    is_vae_attention = name.startswith(("encoder.mid_block.attentions", "decoder.mid_block.attentions"))
-    return tensor[:, :, 0, 0].contiguous() if is_vae_attention and tensor.ndim == 4 else tensor
+def export_single(model: HOIDiffusion, path: str | Path, half: bool = False) -> list[Path]:
+    """U-Net, VAE and text encoder as one Stable Diffusion safetensors file; the condition encoders have no place in it.
+
+    The sizes stand in the metadata (`hoi_config`), for reading it back.
+    """
+    metadata = _metadata_to_keep(model) | {f"{KEPT_PREFIX}config": model.config.to_json()}
+    metadata |= {"prediction_type": _prediction_type(model.config)}
+    save_model(path, _single_file_state(model, TEXT_PREFIX, half), metadata)
+    return [Path(path)]
 
 
-def _prediction(config: ModelConfig) -> str:
-    return {"eps": "epsilon", "v": "v_prediction"}[config.predicts]
+def export_official(model: HOIDiffusion, folder: str | Path, half: bool = False) -> list[Path]:
+    """model_ad_N.pth and model_sd_N.ckpt as the official code's training writes them, N the steps.
+
+    The official code knows eps prediction on Stable Diffusion's own schedule only; other models keep their weights, but
+    it cannot sample them.
+    Raises ValueError for a base model, which has no condition encoders.
+    """
+    if model.condition_encoders is None:
+        raise ValueError("the official layout needs condition encoders, and this is a base model: export to single")
+    step, state = model.metadata.get("step", "0"), _trained_state(model, half)
+    files = {
+        Path(folder) / f"model_ad_{step}.pth": _renamed(state, official_adapter_names(state)),
+        Path(folder) / f"model_sd_{step}.ckpt": _single_file_state(model, SHORT_TEXT_PREFIX, half),
+    }
+    for path, tensors in files.items():
+        write_atomically(path, partial(torch.save, tensors))
+    return list(files)
+
+
+# --- a folder of diffusers ---
+
+
+def export_diffusers(model: HOIDiffusion, folder: str | Path, half: bool = False) -> list[Path]:
+    """A diffusers folder: unet, vae, text_encoder, tokenizer, scheduler, a T2IAdapter a condition, and how to use them.
+
+    Raises FileExistsError when the folder is there, ValueError when diffusers' classes cannot hold these sizes.
+    """
+    folder, config = Path(folder), model.config
+    texts = {path: _json_text(settings) for path, settings in folder_config(config).items()}
+    texts |= {"model_index.json": _json_text(MODEL_INDEX), "README.md": _readme(model, folder.name)}
+    texts |= _tokenizer_files()
+    state, metadata = _trained_state(model, half), _metadata_to_keep(model)
+    names = {
+        "unet": diffusers_unet_names(state, config.unet),
+        "vae": diffusers_vae_names(state, config.vae),
+        "text_encoder": text_names(config.text, "text_model."),
+    }
+    if model.condition_encoders is not None:
+        for name, place in ADAPTER_FOLDERS.items():
+            names[place] = diffusers_adapter_names(state, name)
+            texts[f"{place}/config.json"] = _json_text(adapter_config(config))
+    with new_folder(folder) as unfinished:
+        for path, text in texts.items():
+            (unfinished / path).parent.mkdir(parents=True, exist_ok=True)
+            (unfinished / path).write_text(text, encoding="utf-8")
+        for part, part_names in names.items():  # renamed one after the other: each is a copy in memory
+            tensors = _renamed(state, part_names)
+            if part == "unet":
+                tensors |= padding(config.unet, torch.float16 if half else torch.float32)
+            if part == "vae":
+                tensors = _attention_as_matrices(tensors)
+            stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"
+            save_model(unfinished / part / f"{stem}.safetensors", tensors, metadata)
+    return [folder]
+
+
+def _attention_as_matrices(vae: dict[str, Tensor]) -> dict[str, Tensor]:
+    """diffusers holds the VAE's 1x1 attention convolutions as linear layers: (C, C, 1, 1) -> (C, C)."""
+    beginnings = ("encoder.mid_block.attentions", "decoder.mid_block.attentions")
+    return {name: tensor[:, :, 0, 0].contiguous() if name.startswith(beginnings) and tensor.ndim == 4 else tensor
+            for name, tensor in vae.items()}  # fmt: skip
 
 
 def _readme(model: HOIDiffusion, name: str) -> str:
+    """What the folder is and how to use it; name: the folder's."""
     config = model.config
     return SNIPPET.format(
         name=name,
         step=model.metadata.get("step", "an unknown number of"),
-        prediction=_prediction(config),
+        prediction=_prediction_type(config),
         size=config.image_size,
         guidance=config.guidance_scale,
     )
@@ -218,13 +257,13 @@ def _readme(model: HOIDiffusion, name: str) -> str:
 
 def _tokenizer_files() -> dict[str, str]:
     """CLIP's vocabulary as transformers wants it; open_clip spells the two special tokens otherwise."""
-    tokenizer, special = SimpleTokenizer(), {49406: "<|startoftext|>", 49407: "<|endoftext|>"}
+    tokenizer, special = SimpleTokenizer(), {BOS_ID: "<|startoftext|>", EOS_ID: "<|endoftext|>"}
     vocabulary = {special.get(number, word): number for word, number in tokenizer.encoder.items()}
     merges = sorted(tokenizer.bpe_ranks, key=tokenizer.bpe_ranks.get)
     start, end = special.values()
     settings = {
         "tokenizer_class": "CLIPTokenizer",
-        "model_max_length": 77,
+        "model_max_length": CONTEXT_LENGTH,
         "bos_token": start,
         "eos_token": end,
         "pad_token": end,
@@ -235,9 +274,18 @@ def _tokenizer_files() -> dict[str, str]:
     return {
         "tokenizer/vocab.json": json.dumps(vocabulary, ensure_ascii=False),
         "tokenizer/merges.txt": "\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]) + "\n",
-        "tokenizer/tokenizer_config.json": _json(settings),
+        "tokenizer/tokenizer_config.json": _json_text(settings),
     }
 
 
-def _json(settings: Mapping[str, object]) -> str:
+def _json_text(settings: Mapping[str, object]) -> str:
     return json.dumps(settings, indent=2) + "\n"
+
+
+# What tools/export_weights.py can write: (model, path, half) -> the files or the folder written.
+WEIGHT_FORMATS: dict[str, Callable[[HOIDiffusion, str | Path, bool], list[Path]]] = {
+    "own": export_own,
+    "official": export_official,
+    "single": export_single,
+    "diffusers": export_diffusers,
+}

@@ -1,20 +1,18 @@
-"""What a weight file is, by the names and shapes of its tensors.  WeightFile -> kind, or an error naming the family.
+"""Weights that we or others trained.  Files -> `HOIDiffusion`, or a `Pipeline` that makes pictures.  Paper: Sec. 3.3.
 
-Which tensor of which file is which of ours, and reading them.  WeightFiles -> checked tensors under our names.
+The story of a file: `kind_of` says what it is, by the names and shapes of its tensors; `whole_model` says which parts
+of the model it and its neighbours hold (`FilePart`: our names -> theirs); `check_part` compares names and shapes before
+a tensor is read; `read_parts` reads, checks and converts one tensor after the other, so that loading takes the memory
+of the finished model and little more; `load_model` makes the model, `load_pipeline` readies it for pictures.
 
-Names and shapes are held against ours before a tensor is read; then tensors are read, checked and converted one by one,
-so that loading takes the memory of the finished model and little more.
-
-Weights that others trained.  Stable Diffusion 1.x, official HOIDiffusion, T2I-Adapter -> our network.  Sec. 3.3.
-
-    python -m hoi.weights FILE ...       # what each file is, whether it fits, what is missing
-
-Other families, damaged files and pickles that ask for code are refused by name.
+Known are our own files, Stable Diffusion 1.x as one file or as a diffusers folder, the official HOIDiffusion release,
+and T2I-Adapters.  Other families, damaged files and pickles that ask for code are refused by name.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +21,7 @@ import torch
 from torch import Tensor
 
 from hoi.common.files import sha256_of
-from hoi.common.tensors import WeightFile, is_finite, shown
+from hoi.common.tensors import Shapes, WeightFile, check_shapes, is_finite, shapes_of, shown
 from hoi.network.config import ModelConfig, sd1_config
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion
 from hoi.network.text import causal_mask
@@ -36,7 +34,6 @@ from hoi.weights.names import (
     SINGLE_FILE_EXTRAS,
     TEXT_PREFIX,
     UNET_PREFIX,
-    VAE_PREFIX,
     NameMap,
     diffusers_adapter_names,
     diffusers_unet_names,
@@ -49,9 +46,19 @@ from hoi.weights.names import (
     text_names,
 )
 
-Shapes = Mapping[str, tuple[int, ...]]
+Dtypes = torch.dtype | Mapping[str, torch.dtype]
 
 FORMAT_VERSION = "1"  # of our own files
+KEPT_PREFIX = "hoi_"  # of metadata that an export of ours to another layout remembers
+ADAPTER_FOLDERS = {name: f"adapter_{name}" for name in CONDITION_NAMES}  # of an export to diffusers
+VARIANTS = ("", ".fp16", ".non_ema")  # of file names in a diffusers folder, the best first
+WHERE = (
+    "Public weights are not shipped: get {what} yourself, under its licence (docs/weights.md). Without {flag}"
+    " sample.py uses the built-in miniature"
+)
+# What the official condition encoders learned from: normals of a depth that MiDaS estimated, not of rendered geometry.
+OFFICIAL_NORMAL_SOURCE = "midas"
+
 OWN = "a model of this project"
 SINGLE_FILE = "a Stable Diffusion 1.x file"
 EMA_ONLY = "a Stable Diffusion 1.x file with averaged (EMA) U-Net weights only"
@@ -59,185 +66,174 @@ OFFICIAL_ADAPTER = "condition encoders of the official HOIDiffusion code (model_
 T2I_ADAPTER = "a T2I-Adapter for one condition"
 DIFFUSERS_T2I_ADAPTER = "a T2I-Adapter for one condition, saved by diffusers"
 CLIP = "a CLIP model in open_clip's layout"
+STABLE_DIFFUSION_2 = "a Stable Diffusion 2.x file (text width 1024, many of them v-prediction), expected 1.x"
+WHOLE = "expected the file or folder of a whole model"
+
+# What a file is by the names in it.  The first row counts whose patterns each fit the beginning of some name.
+FOREIGN_FAMILIES = (
+    ("a LoRA (small changes to a model); merge it into a Stable Diffusion 1.x file first, with diffusers",
+     r".*(\.lora_|lora_unet_|\.lora\.)"),
+    ("a Stable Diffusion XL file, expected 1.x", r"conditioner\.embedders\.|model\.diffusion_model\.label_emb\."),
+    ("a ControlNet, which this network has no place for", r"control_model\.|controlnet_cond_embedding\."),
+    ("a transformer model (Stable Diffusion 3 or Flux), expected Stable Diffusion 1.x",
+     r"model\.diffusion_model\.joint_blocks\.|(model\.diffusion_model\.)?double_blocks\."),
+    (STABLE_DIFFUSION_2, r"cond_stage_model\.model\.transformer\."),
+    ("marked as v-prediction, with an unknown schedule; take its diffusers folder, which says how it was made",
+     r"v_pred$"),
+    ("a T2I-Adapter for colour, a smaller network than the condition encoders",
+     r"(adapter\.)?body\.", r".*\.out_conv\."),
+    ("a T2I-Adapter for style, a transformer over CLIP's picture tokens, unlike the condition encoders",
+     r"(adapter\.)?(style_embedding$|transformer_layes\.)"),  # so misspelt in the published file
+)  # fmt: skip
+KINDS = (
+    (SINGLE_FILE, r"model\.diffusion_model\."),
+    (EMA_ONLY, r"model_ema\.diffusion_model"),
+    (OFFICIAL_ADAPTER, rf"(adapter\.)?({'|'.join(OFFICIAL_BRANCHES.values())})\."),
+    (DIFFUSERS_T2I_ADAPTER, r"(adapter\.)?conv_in\.weight$", r"(adapter\.)?body\.0\.resnets\.0\.block1\.weight$"),
+    (T2I_ADAPTER, r"(adapter\.)?conv_in\.weight$", r"(adapter\.)?body\.0\.block1\.weight$"),
+    (CLIP, r"logit_scale$", r"visual\."),
+)
+LONE_PARTS = (
+    (f"the U-Net of a diffusers folder alone; {WHOLE}: give the folder that holds unet/",
+     r"down_blocks\.0\.resnets\.0\.conv1\.weight$"),
+    (f"an autoencoder (VAE) alone; {WHOLE}", r"encoder\.conv_in\.weight$", r"decoder\.conv_in\.weight$"),
+    (f"a CLIP text encoder alone; {WHOLE}", r".*embeddings\.token_embedding\.weight$"),
+)  # fmt: skip
+# Other families by the channels that their first convolution takes.
+UNET_CHANNELS = {9: "an inpainting", 8: "a picture-editing", 5: "a depth-guided"}
+ADAPTER_CHANNELS = {
+    64: "a T2I-Adapter for sketch or canny: one grey channel in, where the condition encoders take three",
+    256: "a T2I-Adapter for Stable Diffusion XL's sketch or canny: one grey channel in, where the condition encoders"
+    " take three",
+    768: "a T2I-Adapter for Stable Diffusion XL (16 x 16 pixels a cell), expected one for 1.x",
+}
+
+
+# --- what a file is ---
+
+
+def _first_row(rows: Iterable[tuple[str, ...]], names: Iterable[str]) -> str | None:
+    for kind, *patterns in rows:
+        if all(any(re.match(pattern, name) for name in names) for pattern in patterns):
+            return kind
+    return None
+
+
+def _foreign_by_shape(shapes: Shapes) -> str | None:
+    """Another family with the names of ours, told by the width that its layers take (dimension 1)."""
+    if any(name.endswith("attn2.to_k.weight") and shape[1:] == (1024,) for name, shape in shapes.items()):
+        return STABLE_DIFFUSION_2
+    channels = shapes.get(UNET_PREFIX + "input_blocks.0.0.weight", (0, 4))[1]
+    if channels != 4:
+        return f"{UNET_CHANNELS.get(channels, 'another')} model: its U-Net takes {channels} channels, expected 4"
+    bare = {name.removeprefix("adapter."): shape for name, shape in shapes.items()}
+    if any(name.startswith("body.") for name in bare):
+        return ADAPTER_CHANNELS.get(bare.get("conv_in.weight", (0, 0))[1])
+    return None
 
 
 def kind_of(file: WeightFile) -> str:
-    """One of the constants above.  Raises ValueError naming the family of any other file."""
+    """OWN or one of KINDS.  Raises ValueError naming the family of any other file."""
     if {"format_version", "config", "stage"} <= file.metadata.keys():
         return OWN
-    shapes = {name.removeprefix("adapter."): shape for name, shape in file.shapes.items()}
-    if foreign := _foreign_family(file.shapes) or _foreign_adapter(shapes):
+    if foreign := _first_row(FOREIGN_FAMILIES, file.shapes) or _foreign_by_shape(file.shapes):
         raise ValueError(f"{file.path} is {foreign}")
-    if any(name.startswith(UNET_PREFIX) for name in shapes):
-        return SINGLE_FILE
-    if any(name.startswith("model_ema.diffusion_model") for name in shapes):
-        return EMA_ONLY
-    if {name.partition(".")[0] for name in shapes} & OFFICIAL_BRANCHES.keys():
-        return OFFICIAL_ADAPTER
-    if "conv_in.weight" in shapes and "body.0.resnets.0.block1.weight" in shapes:
-        return DIFFUSERS_T2I_ADAPTER
-    if "conv_in.weight" in shapes and "body.0.block1.weight" in shapes:
-        return T2I_ADAPTER
-    if "logit_scale" in shapes and any(name.startswith("visual.") for name in shapes):
-        return CLIP
+    if kind := _first_row(KINDS, file.shapes):
+        return kind
+    if lone := _first_row(LONE_PARTS, file.shapes):
+        raise ValueError(f"{file.path} is {lone}")
     raise ValueError(
-        f"{file.path} is no weight file known here: {len(shapes)} tensors, the first {shown(shapes) or 'none'};"
-        f" expected {SINGLE_FILE}, {T2I_ADAPTER}, {OFFICIAL_ADAPTER}, or {OWN}"
+        f"{file.path} is no weight file known here: {len(file.shapes)} tensors, the first"
+        f" {shown(file.shapes) or 'none'}; expected {SINGLE_FILE}, {T2I_ADAPTER}, {OFFICIAL_ADAPTER}, or {OWN}"
     )
 
 
-def _foreign_family(shapes: Shapes) -> str | None:
-    """Models that are not Stable Diffusion 1.x, or only a piece of one; None for what may be one."""
-
-    def has(*beginnings: str) -> bool:
-        return any(name.startswith(beginnings) for name in shapes)
-
-    if any(".lora_" in name or "lora_unet_" in name or ".lora." in name for name in shapes):
-        return "a LoRA (small changes to a model); merge it into a Stable Diffusion 1.x file first, with diffusers"
-    if has("conditioner.embedders.", UNET_PREFIX + "label_emb."):
-        return "a Stable Diffusion XL file, expected 1.x"
-    if has("control_model.", "controlnet_cond_embedding."):
-        return "a ControlNet, which this network has no place for"
-    if has("model.diffusion_model.joint_blocks.", "model.diffusion_model.double_blocks.", "double_blocks."):
-        return "a transformer model (Stable Diffusion 3 or Flux), expected Stable Diffusion 1.x"
-    context = next((shape[1] for name, shape in shapes.items() if _is_text_key(name) and len(shape) == 2), None)
-    if context == 1024 or has("cond_stage_model.model.transformer."):
-        return "a Stable Diffusion 2.x file (text width 1024, many of them v-prediction), expected 1.x"
-    if "v_pred" in shapes:
-        return "marked as v-prediction, with an unknown schedule; take its diffusers folder, which says how it was made"
-    channels = shapes.get(UNET_PREFIX + "input_blocks.0.0.weight", (0, 4))[1]
-    if channels != 4:
-        names = {9: "an inpainting", 8: "a picture-editing", 5: "a depth-guided"}
-        return f"{names.get(channels, 'another')} model: its U-Net takes {channels} channels, expected 4"
-    return _lone_part(shapes)
-
-
-def _is_text_key(name: str) -> bool:
-    return name.endswith("attn2.to_k.weight")
-
-
-def _lone_part(shapes: Shapes) -> str | None:
-    whole = "expected the file or folder of a whole model"
-    if "down_blocks.0.resnets.0.conv1.weight" in shapes:
-        return f"the U-Net of a diffusers folder alone; {whole}: give the folder that holds unet/"
-    if not any(name.startswith((UNET_PREFIX, VAE_PREFIX, "model_ema.")) for name in shapes):
-        if "encoder.conv_in.weight" in shapes and "decoder.conv_in.weight" in shapes:
-            return f"an autoencoder (VAE) alone; {whole}"
-        if any(name.endswith("embeddings.token_embedding.weight") for name in shapes):
-            return f"a CLIP text encoder alone; {whole}"
-    return None
-
-
-def _foreign_adapter(shapes: Shapes) -> str | None:
-    """T2I-Adapters that fit none of the three branches.  shapes: without a leading `adapter.`"""
-    if any(".out_conv." in name for name in shapes) and any(name.startswith("body.") for name in shapes):
-        return "a T2I-Adapter for colour, a smaller network than the condition encoders"
-    if "style_embedding" in shapes or any(name.startswith("transformer_layes.") for name in shapes):
-        return "a T2I-Adapter for style, a transformer over CLIP's picture tokens, unlike the condition encoders"
-    if "conv_in.weight" not in shapes or not any(name.startswith("body.") for name in shapes):
-        return None
-    channels = shapes["conv_in.weight"][1]
-    if channels in (64, 256):
-        family = "sketch or canny" if channels == 64 else "Stable Diffusion XL's sketch or canny"
-        return f"a T2I-Adapter for {family}: one grey channel in, where the condition encoders take three"
-    if channels == 768:
-        return "a T2I-Adapter for Stable Diffusion XL (16 x 16 pixels a cell), expected one for 1.x"
-    return None
-
-
-ADAPTER_FOLDERS = {name: f"adapter_{name}" for name in CONDITION_NAMES}  # of an export of ours
-VARIANTS = ("", ".fp16", ".non_ema")  # of file names in a diffusers folder, the best first
-
-Dtypes = torch.dtype | Mapping[str, torch.dtype]
+# --- which parts of the model it holds: one function a layout ---
 
 
 @dataclass(frozen=True)
 class FilePart:
     """A file and the part of the model that it holds.
 
-    sources   our tensor names -> its names; several are stacked along dimension 0
-    extras    names in the file that nobody needs
-    zeros     those among them that must hold zeros, lest the file describe another network
+    names    our tensor names -> the file's; several are stacked along dimension 0
+    extras   names in the file that nobody needs
+    zeros    those among them that must hold zeros, lest the file describe another network
     """
 
     file: WeightFile
-    sources: NameMap
+    names: NameMap
     extras: frozenset[str] = frozenset()
     zeros: frozenset[str] = frozenset()
 
 
-def expected_shapes(config: ModelConfig, with_conditions: bool) -> dict[str, tuple[int, ...]]:
+def expected_shapes(config: ModelConfig, with_conditions: bool) -> Shapes:
     """Names and shapes of a model's tensors, without the model."""
     with torch.device("meta"):
-        model = HOIDiffusion(config, with_conditions)
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-
-
-# --- one function a layout ---
+        return shapes_of(HOIDiffusion(config, with_conditions).state_dict())
 
 
 def single_file(file: WeightFile, config: ModelConfig, ema_only: bool) -> FilePart:
+    """A Stable Diffusion file; ema_only: its U-Net are the averages, under their own names."""
     ours = expected_shapes(config, with_conditions=False)
     short = any(name.startswith(SHORT_TEXT_PREFIX + "embeddings.") for name in file)
-    prefix = SHORT_TEXT_PREFIX if short else TEXT_PREFIX
-    sources = single_file_names(ours, config.text, prefix)
-    averages = {name: (ema_name(theirs),) for name, (theirs, *_) in sources.items() if name.startswith("unet.")}
+    names = single_file_names(ours, config.text, SHORT_TEXT_PREFIX if short else TEXT_PREFIX)
+    averages = {name: (ema_name(theirs),) for name, (theirs, *_) in names.items() if name.startswith("unet.")}
     extras = SINGLE_FILE_EXTRAS | {theirs for (theirs,) in averages.values()}
-    if ema_only:
-        sources |= averages
-    return FilePart(file, sources, frozenset(extras))
+    return FilePart(file, names | averages if ema_only else names, frozenset(extras))
 
 
 def diffusers_folder(folder: Path, config: ModelConfig) -> list[FilePart]:
+    """unet, vae and text_encoder, and in an export of ours the condition encoders."""
     ours = list(expected_shapes(config, with_conditions=True))
-    unet, vae, text = (WeightFile(weights_in(folder / part, part == "text_encoder")) for part in FOLDER_PARTS)
+    unet, vae, text = (WeightFile(weights_in(folder / part)) for part in FOLDER_PARTS)
     old_attention = any(name.endswith("attentions.0.query.weight") for name in vae)
     prefix = "text_model." if any(name.startswith("text_model.") for name in text) else ""
-    text_sources = {name: tuple(prefix + k for k in keys) for name, keys in text_names(config.text).items()}
     added = frozenset(padding(config.unet))
     zeros = frozenset(name for name in added & unet.keys() if name.endswith(LAST_LAYER))
     return [
         FilePart(unet, diffusers_unet_names(ours, config.unet), added, zeros),
         FilePart(vae, diffusers_vae_names(ours, config.vae, old_attention)),
-        FilePart(text, text_sources, frozenset({prefix + POSITION_IDS})),
+        FilePart(text, text_names(config.text, prefix), frozenset({prefix + POSITION_IDS})),
         *adapter_folders(folder, ours),
     ]
 
 
-def adapter_folders(folder: Path, ours: list[str]) -> list[FilePart]:
+def adapter_folders(folder: Path, ours: Iterable[str]) -> list[FilePart]:
     """The three T2IAdapter folders of an export; none when there is none."""
     places = {name: folder / place for name, place in ADAPTER_FOLDERS.items()}
     if not any(place.is_dir() for place in places.values()):
         return []
-    files = {name: WeightFile(weights_in(place, is_text=False)) for name, place in places.items()}
-    return [t2i_adapter(file, ours, name, saved_by_diffusers=True) for name, file in files.items()]
+    return [t2i_adapter(WeightFile(weights_in(place)), ours, name, True) for name, place in places.items()]
 
 
-def official_adapter(file: WeightFile, ours: list[str]) -> FilePart:
+def official_adapter(file: WeightFile, ours: Iterable[str]) -> FilePart:
+    """All three condition encoders, from the official model_ad_N.pth."""
     return _with_prefix(FilePart(file, official_adapter_names(ours)))
 
 
-def t2i_adapter(file: WeightFile, ours: list[str], branch: str, saved_by_diffusers: bool) -> FilePart:
-    names = diffusers_adapter_names if saved_by_diffusers else t2i_adapter_names
-    sources = names(ours, branch)
-    return FilePart(file, sources) if saved_by_diffusers else _with_prefix(FilePart(file, sources))
+def t2i_adapter(file: WeightFile, ours: Iterable[str], branch: str, saved_by_diffusers: bool) -> FilePart:
+    """One condition encoder; branch: skeleton, normal or segmentation."""
+    if saved_by_diffusers:
+        return FilePart(file, diffusers_adapter_names(ours, branch))
+    return _with_prefix(FilePart(file, t2i_adapter_names(ours, branch)))
 
 
-def _with_prefix(piece: FilePart) -> FilePart:
+def _with_prefix(part: FilePart) -> FilePart:
     """Some releases put `adapter.` in front of every name."""
-    if not any(name.startswith("adapter.") for name in piece.file):
-        return piece
-    return replace(piece, sources={ours: (f"adapter.{theirs}",) for ours, (theirs,) in piece.sources.items()})
+    if not any(name.startswith("adapter.") for name in part.file):
+        return part
+    return replace(part, names={ours: (f"adapter.{theirs}",) for ours, (theirs,) in part.names.items()})
 
 
-def weights_in(folder: Path, is_text: bool) -> Path:
-    """The weight file of one part of a diffusers folder; of several the fullest, .safetensors first."""
-    stems = (
-        {".safetensors": "model", ".bin": "pytorch_model"}
-        if is_text
-        else {suffix: "diffusion_pytorch_model" for suffix in (".safetensors", ".bin")}
-    )
-    candidates = [f"{stem}{variant}{suffix}" for variant in VARIANTS for suffix, stem in stems.items()]
+def weights_in(folder: Path) -> Path:
+    """The weight file of one part of a diffusers folder; of several the fullest, .safetensors first.
+
+    Raises FileNotFoundError when there is none, ValueError for shards.
+    """
+    is_text = folder.name == "text_encoder"  # by transformers, which has other names for its files
+    stems = ("model", "pytorch_model") if is_text else ("diffusion_pytorch_model",) * 2
+    candidates = [f"{stem}{variant}{suffix}" for variant in VARIANTS
+                  for stem, suffix in zip(stems, (".safetensors", ".bin"), strict=True)]  # fmt: skip
     for name in candidates:
         if (folder / name).is_file():
             return folder / name
@@ -246,30 +242,79 @@ def weights_in(folder: Path, is_text: bool) -> Path:
     raise FileNotFoundError(f"{folder} holds no weights; expected one of {', '.join(candidates)}")
 
 
+def own_config(file: WeightFile) -> ModelConfig:
+    """The configuration in a model file of this project.  Raises ValueError for another version, or when unreadable."""
+    if (version := file.metadata["format_version"]) != FORMAT_VERSION:
+        raise ValueError(f"{file.path} has format version {version}, expected {FORMAT_VERSION}")
+    try:
+        return ModelConfig.from_json(file.metadata["config"])
+    except ValueError as error:
+        raise ValueError(f"{file.path}: {error}") from error
+
+
+def _kept_metadata(file: WeightFile) -> dict[str, str]:
+    """What an export of ours remembers of the training, in a file of another layout."""
+    kept = {name: value for name, value in file.metadata.items() if name.startswith(KEPT_PREFIX)}
+    return {name.removeprefix(KEPT_PREFIX): value for name, value in kept.items()}
+
+
+def _foreign_metadata(path: Path, config: ModelConfig, file: WeightFile, stage: str) -> dict[str, str]:
+    """What a file of ours would say of the training, for one that does not."""
+    digits = "".join(character for character in path.stem.partition("model_sd_")[2] if character.isdigit())
+    guessed = {
+        "preset": config.name,
+        "step": digits or "0",
+        "command": f"read from {path.name}",
+        "scaling_factor_measured": "yes",  # it came with the VAE
+    }
+    return guessed | _kept_metadata(file) | {"stage": stage}
+
+
+def whole_model(path: Path, config: ModelConfig | None = None) -> tuple[ModelConfig, list[FilePart], dict[str, str]]:
+    """Sizes of the model at `path`, the parts that hold it (not yet compared with it), and its metadata.
+
+    config   sizes, for files that do not say them (default: Stable Diffusion 1.x)
+    Raises FileNotFoundError or ValueError when there is no whole model.
+    """
+    if path.is_dir():
+        if not (path / "unet").is_dir():
+            parts = ", ".join(FOLDER_PARTS)
+            raise FileNotFoundError(f"{path} is no diffusers folder: unet/ is missing; expected {parts}")
+        config = read_folder_config(path)
+        parts = diffusers_folder(path, config)
+        stage = "base" if len(parts) == len(FOLDER_PARTS) else "hoi"
+        return config, parts, _foreign_metadata(path, config, parts[0].file, stage)
+    file = WeightFile(path)
+    if (kind := kind_of(file)) == OWN:
+        config = own_config(file)
+        names: NameMap = {name: (name,) for name in expected_shapes(config, file.metadata["stage"] != "base")}
+        return config, [FilePart(file, names)], file.metadata
+    if kind not in (SINGLE_FILE, EMA_ONLY):
+        raise ValueError(f"{path} is {kind}, expected a whole model: a Stable Diffusion 1.x file or folder")
+    if config is None:  # an export of ours says its sizes
+        kept = _kept_metadata(file)
+        config = ModelConfig.from_json(kept["config"]) if "config" in kept else sd1_config()
+    return config, [single_file(file, config, kind == EMA_ONLY)], _foreign_metadata(path, config, file, "base")
+
+
 # --- comparing and reading ---
 
 
-def check_part(piece: FilePart, expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise ValueError unless a file has just the tensors that its part of the model needs, and harmless extras."""
-    file, wanted = piece.file, {name for names in piece.sources.values() for name in names}
-    missing, unexpected = wanted - file.shapes.keys(), file.shapes.keys() - wanted - piece.extras
-    other = []
-    for ours, theirs in piece.sources.items():
+def check_part(part: FilePart, expected: Shapes) -> None:
+    """Raise ValueError unless a file has just the tensors that its part of the model needs, and harmless extras.
+
+    expected   as of `expected_shapes`, with conditions
+    """
+    file, wanted = part.file, {}
+    for ours, theirs in part.names.items():
         rows, *rest = expected[ours]
-        shape = (rows // len(theirs), *rest)
-        other += [
-            f"{name} is {file.shapes[name]}, expected {shape}"
-            for name in theirs
-            if name in file.shapes and not _same_shape(file.shapes[name], shape, ours)
-        ]
-    problems = [f"{len(missing)} missing: {shown(missing)}"] if missing else []
-    problems += [f"{len(unexpected)} unexpected: {shown(unexpected)}"] if unexpected else []
-    problems += [f"{len(other)} of another shape: {shown(other)}"] if other else []
-    if problems:
-        raise ValueError(
-            f"{file.path} does not fit: {len(wanted)} tensors expected, {len(file)} found; " + "; ".join(problems)
-        )
-    for name in sorted(piece.zeros):
+        for name in theirs:
+            wanted[name] = (rows // len(theirs), *rest)
+            is_matrix = len(file.shapes.get(name, ())) == 2
+            if is_matrix and ours.startswith("vae.") and ".attn_1." in ours:  # diffusers' 1x1 attention convolutions
+                wanted[name] = wanted[name][:2]
+    check_shapes(wanted, file.shapes, f"{file.path} does not fit", part.extras)
+    for name in sorted(part.zeros):
         if file[name].any():
             raise ValueError(
                 f"{file.path}: {name} is not zero: this level attends on the way down alone, and our U-Net attends"
@@ -277,52 +322,35 @@ def check_part(piece: FilePart, expected: Mapping[str, tuple[int, ...]]) -> None
             )
 
 
-def _same_shape(shape: tuple[int, ...], expected: tuple[int, ...], ours: str) -> bool:
-    """diffusers holds the VAE's 1x1 attention convolutions as matrices; nothing else may differ."""
-    return shape == expected or (ours.startswith("vae.") and ".attn_1." in ours and (*shape, 1, 1) == expected)
-
-
 def read_parts(
-    pieces: list[FilePart], config: ModelConfig, device: str | torch.device, dtype: Dtypes
+    parts: list[FilePart], config: ModelConfig, device: str | torch.device, dtype: Dtypes
 ) -> dict[str, Tensor]:
-    """All tensors of the pieces under our names, converted one by one.
+    """All tensors of the parts under our names, converted one by one.
 
-    Raises ValueError when a piece does not fit, or when a value is no number that `dtype` can hold.
+    Raises ValueError when a file does not fit, or when a value is no number that `dtype` can hold.
     """
     expected = expected_shapes(config, with_conditions=True)
-    for piece in pieces:
-        check_part(piece, expected)
+    for part in parts:
+        check_part(part, expected)
     state: dict[str, Tensor] = {}
-    for piece in pieces:
-        for ours, theirs in piece.sources.items():
-            parts = [piece.file[name] for name in theirs]
-            tensor = (parts[0] if len(parts) == 1 else torch.cat(parts)).reshape(expected[ours])
+    for part in parts:
+        for ours, theirs in part.names.items():
+            tensors = [part.file[name] for name in theirs]
+            tensor = (tensors[0] if len(tensors) == 1 else torch.cat(tensors)).reshape(expected[ours])
             if not tensor.is_floating_point():
-                raise ValueError(f"{piece.file.path}: {theirs[0]} is {tensor.dtype}, expected floating point weights")
+                raise ValueError(f"{part.file.path}: {theirs[0]} is {tensor.dtype}, expected floating point weights")
             wanted = dtype if isinstance(dtype, torch.dtype) else dtype.get(ours.partition(".")[0], torch.float32)
-            state[ours] = prepared(tensor, device, wanted)
+            # A copy; convolutions channels-last, which CPUs and GPUs run fastest.
+            layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
+            state[ours] = tensor.to(device, wanted, copy=True, memory_format=layout)
             if not is_finite(state[ours]):
                 cause = f"as {wanted}" if is_finite(tensor) else "in the file"
-                raise ValueError(f"{piece.file.path}: {theirs[0]} holds NaN or infinite values ({cause})")
-        piece.file.unmap()
+                raise ValueError(f"{part.file.path}: {theirs[0]} holds NaN or infinite values ({cause})")
+        part.file.unmap()
     return state
 
 
-def prepared(tensor: Tensor, device: str | torch.device, dtype: torch.dtype) -> Tensor:
-    """A copy of a weight as the model wants it: convolutions channels-last, which CPUs and GPUs run fastest."""
-    layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
-    return tensor.to(device, dtype if tensor.is_floating_point() else None, copy=True, memory_format=layout)
-
-
-WHERE = (
-    "Public weights are not shipped: get {what} yourself, under its licence (docs/weights.md). Without {flag}"
-    " sample.py uses the built-in miniature"
-)
-# What the official condition encoders learned from: normals of a depth that MiDaS estimated, not of rendered geometry.
-OFFICIAL_NORMAL_SOURCE = "midas"
-
-
-# --- loading ---
+# --- the model ---
 
 
 def load_model(
@@ -347,10 +375,10 @@ def load_model(
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no weight file at {path}. {WHERE.format(what='Stable Diffusion 1.x', flag='--base')}")
-    config, pieces, metadata = whole_model(path, config)
+    config, parts, metadata = whole_model(path, config)
     if preset is not None and config.name != preset:
         raise ValueError(f"{path} holds the preset {config.name!r}, expected {preset!r}")
-    model = model_of(config, read_parts(pieces, config, device, dtype))
+    model = model_of(config, read_parts(parts, config, device, dtype))
     model.metadata = metadata
     if adapter is not None:
         load_adapter(model, adapter)
@@ -381,25 +409,23 @@ def load_adapter(model: HOIDiffusion, path: str | Path) -> None:
     if not path.exists():
         what = "the official HOIDiffusion release's model_ad_N.pth"
         raise FileNotFoundError(f"no weight file at {path}. {WHERE.format(what=what, flag='--base and --adapter')}")
-    ours, metadata = list(expected_shapes(model.config, with_conditions=True)), {"stage": "hoi"}
+    ours, metadata = expected_shapes(model.config, with_conditions=True), {"stage": "hoi"}
     if path.is_dir():
-        pieces = adapter_folders(path, ours)
-        if not pieces:
+        parts = adapter_folders(path, ours)
+        if not parts:
             raise FileNotFoundError(f"{path} has no {', '.join(ADAPTER_FOLDERS.values())}")
     else:
         file = WeightFile(path)
         if (kind := kind_of(file)) != OFFICIAL_ADAPTER:
             hint = "; --init-branch takes it" if kind in (T2I_ADAPTER, DIFFUSERS_T2I_ADAPTER) else ""
             raise ValueError(f"{path} is {kind}, expected {OFFICIAL_ADAPTER}{hint}")
-        pieces = [official_adapter(file, ours)]
+        parts = [official_adapter(file, ours)]
         metadata["normal_source"] = OFFICIAL_NORMAL_SOURCE
-    like = model.unet.out[2].weight
-    state = read_parts(pieces, model.config, like.device, like.dtype)
+    state = _read_like_unet(parts, model)
     if model.condition_encoders is None:
         model.add_condition_encoders()
-    model.condition_encoders.load_state_dict(
-        {name.removeprefix("condition_encoders."): tensor for name, tensor in state.items()}, strict=True, assign=True
-    )
+    encoders = {name.removeprefix("condition_encoders."): tensor for name, tensor in state.items()}
+    model.condition_encoders.load_state_dict(encoders, strict=True, assign=True)
     model.metadata = model.metadata | metadata
 
 
@@ -407,21 +433,25 @@ def init_branch(model: HOIDiffusion, branch: str, path: str | Path) -> None:
     """Start one condition encoder from a T2I-Adapter file, in either spelling, for training.
 
     branch   skeleton, normal or segmentation
+    Raises ValueError for another branch, a model without condition encoders or a file of another kind.
     """
     if branch not in CONDITION_NAMES:
         raise ValueError(f"{branch!r} is no condition; choose from {', '.join(CONDITION_NAMES)}")
     if model.condition_encoders is None:
         raise ValueError("a branch needs condition encoders; call add_condition_encoders first")
-    file = WeightFile(path)
-    kind, ours = kind_of(file), list(expected_shapes(model.config, with_conditions=True))
-    if kind not in (T2I_ADAPTER, DIFFUSERS_T2I_ADAPTER):
+    file, ours = WeightFile(path), expected_shapes(model.config, with_conditions=True)
+    if (kind := kind_of(file)) not in (T2I_ADAPTER, DIFFUSERS_T2I_ADAPTER):
         raise ValueError(f"{path} is {kind}, expected {T2I_ADAPTER}")
-    piece = t2i_adapter(file, ours, branch, saved_by_diffusers=kind == DIFFUSERS_T2I_ADAPTER)
-    like = model.unet.out[2].weight
-    state = read_parts([piece], model.config, like.device, like.dtype)
+    state = _read_like_unet([t2i_adapter(file, ours, branch, kind == DIFFUSERS_T2I_ADAPTER)], model)
     prefix = f"condition_encoders.{branch}."
     encoder = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     model.condition_encoders[branch].load_state_dict(encoder, strict=True)
+
+
+def _read_like_unet(parts: list[FilePart], model: HOIDiffusion) -> dict[str, Tensor]:
+    """`read_parts` with dtype and device of a model's U-Net, where condition features go."""
+    like = model.unet.out[2].weight
+    return read_parts(parts, model.config, like.device, like.dtype)
 
 
 def normals_differ(model: HOIDiffusion, sources: Iterable[str | None]) -> str | None:
@@ -451,56 +481,3 @@ def source_hash(path: str | Path) -> str:
     files = sorted(file for file in found if file.suffix in (".safetensors", ".bin", ".json"))
     lines = [f"{file.relative_to(path).as_posix()} {sha256_of(file)}" for file in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-# --- what is this file? ---
-
-
-def whole_model(path: Path, config: ModelConfig | None = None) -> tuple[ModelConfig, list[FilePart], dict[str, str]]:
-    """Sizes of the model at `path`, the pieces that hold it (not yet compared with it), and its metadata."""
-    if path.is_dir():
-        if not (path / "unet").is_dir():
-            parts = ", ".join(FOLDER_PARTS)
-            raise FileNotFoundError(f"{path} is no diffusers folder: unet/ is missing; expected {parts}")
-        config = read_folder_config(path)
-        pieces = diffusers_folder(path, config)
-        stage = "base" if len(pieces) == len(FOLDER_PARTS) else "hoi"
-        return config, pieces, _metadata(config, stage, path) | _kept_metadata(pieces[0].file) | {"stage": stage}
-    file = WeightFile(path)
-    if (kind := kind_of(file)) == OWN:
-        config = own_config(file)
-        names: NameMap = {name: (name,) for name in expected_shapes(config, file.metadata["stage"] != "base")}
-        return config, [FilePart(file, names)], file.metadata
-    if kind not in (SINGLE_FILE, EMA_ONLY):
-        raise ValueError(f"{path} is {kind}, expected a whole model: a Stable Diffusion 1.x file or folder")
-    kept = _kept_metadata(file)
-    if config is None:  # an export of ours says its sizes
-        config = ModelConfig.from_json(kept["config"]) if "config" in kept else sd1_config()
-    metadata = _metadata(config, "base", path) | kept | {"stage": "base"}
-    return config, [single_file(file, config, ema_only=kind == EMA_ONLY)], metadata
-
-
-def own_config(file: WeightFile) -> ModelConfig:
-    """The configuration in a model file of this project.  Raises ValueError for another version, or when unreadable."""
-    if (version := file.metadata["format_version"]) != FORMAT_VERSION:
-        raise ValueError(f"{file.path} has format version {version}, expected {FORMAT_VERSION}")
-    try:
-        return ModelConfig.from_json(file.metadata["config"])
-    except ValueError as error:
-        raise ValueError(f"{file.path}: {error}") from error
-
-
-def _kept_metadata(file: WeightFile) -> dict[str, str]:
-    """What an export of ours remembers of the training, in a file of another layout."""
-    return {name.removeprefix("hoi_"): value for name, value in file.metadata.items() if name.startswith("hoi_")}
-
-
-def _metadata(config: ModelConfig, stage: str, path: Path) -> dict[str, str]:
-    digits = "".join(character for character in path.stem.partition("model_sd_")[2] if character.isdigit())
-    return {
-        "preset": config.name,
-        "stage": stage,
-        "step": digits or "0",
-        "command": f"read from {path.name}",
-        "scaling_factor_measured": "yes",  # it came with the VAE
-    }

@@ -1,25 +1,22 @@
-"""How public weight files name their tensors.  Our tensor names -> the names in a file of each layout.
+"""How public weight files name their tensors.  Our names -> the names in a file of each layout.
 
 Ours are those of `HOIDiffusion.state_dict()`: `unet.`, `vae.`, `text_encoder.`, `condition_encoders.NAME.` and, behind
-these, mostly the names of a single Stable Diffusion 1.x file.  Every function returns, for our names, the names in the
-file whose tensors, stacked along dimension 0, are ours (several only for the text encoder's query, key and value).
+these, mostly the names of a single Stable Diffusion 1.x file.  There is one function a layout.  It returns, for each of
+our names that the layout has, the names in the file whose tensors, stacked along dimension 0, are ours: one, but three
+for the text encoder's query, key and value, which open_clip's transformer holds as one.  Loading and exporting both
+go by these maps.
 
-Attention that does nothing, for levels where diffusers' U-Net needs one and ours has none.  UNetConfig -> tensors.
-
-diffusers adds condition features to the main path and the skip connection, as the paper does, only in a down block with
-attention (or in the last level).  A level without gets a transformer whose last layer is zero: x + 0, to the bit.
-
-Our tensor names <-> those of public layouts.
+At the end: attention that does nothing, for levels where diffusers' U-Net must attend and ours does not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from hoi.network.text import TextConfig, TextEncoder
+from hoi.network.text import TextConfig
 from hoi.network.unet import SpatialTransformer, UNetConfig
 from hoi.network.vae import VAEConfig
 
@@ -48,21 +45,57 @@ _UNET_RESNET = {
 }  # fmt: skip
 _VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 _OLD_VAE_ATTENTION = {"norm": "group_norm", "q": "query", "k": "key", "v": "value", "proj_out": "proj_attn"}
+# open_clip's text transformer, as ours -> transformers' CLIP.
+_TEXT_OUTER = {
+    "token_embedding.weight": "embeddings.token_embedding.weight",
+    "positional_embedding": "embeddings.position_embedding.weight",
+    "ln_final.weight": "final_layer_norm.weight",
+    "ln_final.bias": "final_layer_norm.bias",
+}
+_TEXT_LAYER = {
+    "ln_1": "layer_norm1", "attn.out_proj": "self_attn.out_proj", "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2",
+}  # fmt: skip
+# The official release's names of the branches: its "depth" branch sees a normal map (paper Sec. 3.3).
+OFFICIAL_BRANCHES = {"skeleton": "pose_ada", "normal": "depth_ada", "segmentation": "mask_ada"}
+
+
+def _of_part(ours: Iterable[str], part: str) -> list[str]:
+    """The names of one part of the model, without the part's."""
+    return [name.removeprefix(f"{part}.") for name in ours if name.startswith(f"{part}.")]
+
+
+def _moved(name: str, places: dict[str, str], inside: dict[str, str]) -> str:
+    """Replace the longest known beginning by its place, and what follows by its name inside such a block."""
+    steps = name.split(".")
+    for cut in range(len(steps), 0, -1):
+        if (here := ".".join(steps[:cut])) in places:
+            tail = ".".join(steps[cut:-1])
+            return ".".join(part for part in (places[here], inside.get(tail, tail), steps[-1]) if part)
+    return name
 
 
 def single_file_names(ours: Iterable[str], text: TextConfig, text_prefix: str = TEXT_PREFIX) -> NameMap:
-    """A .ckpt or .safetensors of Stable Diffusion 1.x (for condition encoders: of no such file)."""
+    """A .ckpt or .safetensors of Stable Diffusion 1.x, which has no place for condition encoders."""
     names: NameMap = {}
-    for name in ours:
-        part, _, rest = name.partition(".")
-        if part in ("unet", "vae"):
-            names[name] = ((UNET_PREFIX if part == "unet" else VAE_PREFIX) + rest,)
-    return names | {name: tuple(text_prefix + key for key in keys) for name, keys in text_names(text).items()}
+    for part, prefix in (("unet", UNET_PREFIX), ("vae", VAE_PREFIX)):
+        names |= {f"{part}.{name}": (prefix + name,) for name in _of_part(ours, part)}
+    return names | text_names(text, text_prefix)
 
 
-def text_names(text: TextConfig) -> NameMap:
-    """transformers' CLIPTextModel, as version 5 writes it; before, and elsewhere, `text_model.` stands in front."""
-    return {f"text_encoder.{name}": keys for name, keys in hf_names(text).items()}
+def text_names(text: TextConfig, prefix: str) -> NameMap:
+    """transformers' CLIPTextModel.
+
+    prefix   "" as version 5 writes it, `text_model.` before; in single files TEXT_PREFIX or SHORT_TEXT_PREFIX
+    """
+    names = {f"text_encoder.{ours}": (prefix + theirs,) for ours, theirs in _TEXT_OUTER.items()}
+    for layer in range(text.layers):
+        here, there = f"text_encoder.transformer.resblocks.{layer}", f"{prefix}encoder.layers.{layer}"
+        for kind in ("weight", "bias"):
+            names[f"{here}.attn.in_proj_{kind}"] = tuple(f"{there}.self_attn.{p}_proj.{kind}" for p in "qkv")
+            for ours, theirs in _TEXT_LAYER.items():
+                names[f"{here}.{ours}.{kind}"] = (f"{there}.{theirs}.{kind}",)
+    return names
 
 
 def ema_name(single_file_name: str) -> str:
@@ -72,19 +105,21 @@ def ema_name(single_file_name: str) -> str:
 
 def official_adapter_names(ours: Iterable[str]) -> NameMap:
     """model_ad_N.pth of the official HOIDiffusion code."""
-    bare = [name.removeprefix("condition_encoders.") for name in ours if name.startswith("condition_encoders.")]
-    theirs = to_official_adapter_names({name: name for name in bare})
-    return {f"condition_encoders.{bare}": (name,) for name, bare in theirs.items()}
+    names: NameMap = {}
+    for name in _of_part(ours, "condition_encoders"):
+        branch, _, rest = name.partition(".")
+        names[f"condition_encoders.{name}"] = (f"{OFFICIAL_BRANCHES[branch]}.{rest}",)
+    return names
 
 
 def t2i_adapter_names(ours: Iterable[str], branch: str) -> NameMap:
-    """A T2I-Adapter of Mou et al. 2023 for one condition: the names of one of our branches."""
-    prefix = f"condition_encoders.{branch}."
-    return {name: (name.removeprefix(prefix),) for name in ours if name.startswith(prefix)}
+    """A T2I-Adapter of Mou et al. 2023, one condition: its names are those of our branch `branch`."""
+    prefix = f"condition_encoders.{branch}"
+    return {f"{prefix}.{name}": (name,) for name in _of_part(ours, prefix)}
 
 
 def diffusers_adapter_names(ours: Iterable[str], branch: str) -> NameMap:
-    """diffusers' T2IAdapter: the eight blocks are counted by level."""
+    """diffusers' T2IAdapter: two blocks a level, counted within their level and not through all of them."""
     names: NameMap = {}
     for name, (bare,) in t2i_adapter_names(ours, branch).items():
         if bare.startswith("body."):
@@ -98,12 +133,12 @@ def diffusers_adapter_names(ours: Iterable[str], branch: str) -> NameMap:
 
 def diffusers_unet_names(ours: Iterable[str], config: UNetConfig) -> NameMap:
     """diffusers' UNet2DConditionModel."""
-    places = _unet_places(config)
+    places = _unet_places(config)  # blocks that a config does not have stand here too; no name begins with them
     return {f"unet.{name}": (_moved(name, places, _UNET_RESNET),) for name in _of_part(ours, "unet")}
 
 
 def _unet_places(config: UNetConfig) -> dict[str, str]:
-    """Where every numbered block of ours stands in diffusers."""
+    """Our numbered blocks -> where they stand in diffusers, which counts levels and the blocks within each."""
     places = {
         "time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2",
         "input_blocks.0.0": "conv_in", "out.0": "conv_norm_out", "out.2": "conv_out",
@@ -153,30 +188,24 @@ def diffusers_vae_names(ours: Iterable[str], config: VAEConfig, old_attention: b
     return names
 
 
-def _of_part(ours: Iterable[str], part: str) -> list[str]:
-    return [name.removeprefix(f"{part}.") for name in ours if name.startswith(f"{part}.")]
+# --- attention that does nothing ---
 
-
-def _moved(name: str, places: dict[str, str], inside: dict[str, str]) -> str:
-    """Replace the longest known beginning by its place, and what follows by its name inside such a block."""
-    steps = name.split(".")
-    for cut in range(len(steps), 0, -1):
-        if (here := ".".join(steps[:cut])) in places:
-            tail = ".".join(steps[cut:-1])
-            return ".".join(part for part in (places[here], inside.get(tail, tail), steps[-1]) if part)
-    return name
-
-
+# diffusers adds condition features to the main path and to the skip connection, as the paper does, only in a down block
+# with attention (or in the last level).  A level of ours without attention therefore gets a transformer there whose
+# last layer, LAST_LAYER, is zero: it adds nothing, to the bit.
 LAST_LAYER = (".proj_out.weight", ".proj_out.bias")
 
 
 def padded_levels(config: UNetConfig) -> tuple[int, ...]:
-    """Levels that attend in diffusers, on the way down only, and not in ours."""
+    """Levels that attend in our exports to diffusers, on the way down only, and not in our U-Net; 0 is the finest."""
     return tuple(level for level in range(len(config.channel_mult) - 1) if level not in config.attention_levels)
 
 
 def padding(config: UNetConfig, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """The padded levels' tensors under diffusers' names: norms scale by one, everything else is zero."""
+    """The padded levels' tensors under diffusers' names: norms scale by one, everything else is zero.
+
+    Only the last layers must be zero; the other values are what keeps the attention's numbers finite.
+    """
     tensors = {}
     for level in padded_levels(config):
         with torch.device("meta"):
@@ -187,92 +216,3 @@ def padding(config: UNetConfig, dtype: torch.dtype = torch.float32) -> dict[str,
                 fill = torch.ones if is_gain else torch.zeros
                 tensors[f"down_blocks.{level}.attentions.{layer}.{name}"] = fill(empty.shape, dtype=dtype)
     return tensors
-
-
-# The three branches under the official release's names: its "depth" branch sees a normal map (paper Sec. 3.3).
-OFFICIAL_BRANCHES = {"pose_ada": "skeleton", "depth_ada": "normal", "mask_ada": "segmentation"}
-
-
-def from_official_adapter_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names of the official model_ad_N.pth (pose_ada, depth_ada, mask_ada) -> ours (skeleton, normal, segmentation)."""
-    return {rename(name.removeprefix("adapter."), OFFICIAL_BRANCHES): tensor for name, tensor in state.items()}
-
-
-def to_official_adapter_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our condition encoder names -> those of the official model_ad_N.pth."""
-    official = {ours: theirs for theirs, ours in OFFICIAL_BRANCHES.items()}
-    return {rename(name, official): tensor for name, tensor in state.items()}
-
-
-def rename(name: str, branches: Mapping[str, str]) -> str:
-    branch, _, rest = name.partition(".")
-    return f"{branches.get(branch, branch)}.{rest}"
-
-
-# --- weights under the names of transformers' CLIPTextModel, as in a Stable Diffusion file ---
-
-_HF_PREFIXES = ("cond_stage_model.transformer.text_model.", "cond_stage_model.transformer.", "text_model.")
-_HF_OUTER = {
-    "embeddings.token_embedding.weight": "token_embedding.weight",
-    "embeddings.position_embedding.weight": "positional_embedding",
-    "final_layer_norm.weight": "ln_final.weight",
-    "final_layer_norm.bias": "ln_final.bias",
-}
-_HF_LAYER = {
-    "layer_norm1": "ln_1",
-    "self_attn.out_proj": "attn.out_proj",
-    "layer_norm2": "ln_2",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
-}
-
-
-def hf_names(config: TextConfig) -> dict[str, tuple[str, ...]]:
-    """open_clip name -> the HF tensors (without prefix) that are stacked along dimension 0 to make it."""
-    names = {ours: (theirs,) for theirs, ours in _HF_OUTER.items()}
-    for i in range(config.layers):
-        here, there = f"transformer.resblocks.{i}.", f"encoder.layers.{i}."
-        for kind in ("weight", "bias"):
-            names[f"{here}attn.in_proj_{kind}"] = tuple(f"{there}self_attn.{p}_proj.{kind}" for p in "qkv")
-            names.update({f"{here}{ours}.{kind}": (f"{there}{theirs}.{kind}",) for theirs, ours in _HF_LAYER.items()})
-    return names
-
-
-def open_clip_from_hf(hf_state: Mapping[str, Tensor], config: TextConfig) -> dict[str, Tensor]:
-    """The text tower of a Stable Diffusion file or a transformers folder -> tensors of a `TextEncoder` (196 -> 148).
-
-    Keys may carry `cond_stage_model.transformer.`, `text_model.`, both or neither; `position_ids` is ignored.
-    Raises ValueError naming missing, unexpected or wrongly shaped tensors.
-    """
-    state: dict[str, Tensor] = {}
-    for key, tensor in hf_state.items():
-        prefix = next((p for p in _HF_PREFIXES if key.startswith(p)), "")
-        if not key.endswith("embeddings.position_ids"):
-            state[key.removeprefix(prefix)] = tensor
-    names = hf_names(config)
-    wanted = {key for keys in names.values() for key in keys}
-    missing, unexpected = sorted(wanted - state.keys()), sorted(state.keys() - wanted)
-    if missing or unexpected:
-        raise ValueError(
-            f"text encoder: expected the {len(wanted)} tensors of a CLIP text model with {config.layers} layers; "
-            f"{len(missing)} are missing (first: {missing[:3]}), {len(unexpected)} unexpected (first: {unexpected[:3]})"
-        )
-    with torch.device("meta"):
-        shapes = {key: tensor.shape for key, tensor in TextEncoder(config).state_dict().items()}
-    for ours, keys in names.items():
-        rows, *rest = shapes[ours]
-        for key in keys:
-            if list(state[key].shape) != [rows // len(keys), *rest]:
-                expected = (rows // len(keys), *rest)
-                raise ValueError(f"text encoder: {key} is {tuple(state[key].shape)}, expected {expected}")
-    return {ours: torch.cat([state[key] for key in keys]) for ours, keys in names.items()}
-
-
-def hf_from_open_clip(state: Mapping[str, Tensor], config: TextConfig) -> dict[str, Tensor]:
-    """The reverse of `open_clip_from_hf`; the names start with `text_model.`."""
-    hf_state: dict[str, Tensor] = {}
-    for ours, keys in hf_names(config).items():
-        hf_state.update(
-            {f"text_model.{key}": part.clone() for key, part in zip(keys, state[ours].chunk(len(keys)), strict=True)}
-        )
-    return hf_state

@@ -12,7 +12,7 @@ from hoi.network.config import ModelConfig, sd1_config, tiny_config
 from hoi.network.model import ConditionEncoder, HOIDiffusion
 from hoi.network.text import TextConfig
 from hoi.network.vae import VAEConfig
-from hoi.weights.names import from_official_adapter_names, to_official_adapter_names
+from hoi.weights.names import official_adapter_names
 
 # SHA-256 of the sorted lines "name d0,d1,..." of public tables of the real files, not of this project's code.
 SD1_UNET = "dc00164c142b2f9cc0c942c3823c3dcba1e455dd5d636989cfd8db4a9467c389"  # 686, model.diffusion_model.*
@@ -30,7 +30,8 @@ def test_names_and_shapes_are_those_of_the_stable_diffusion_and_official_files()
         model = HOIDiffusion(sd1_config())
     unet = {f"model.diffusion_model.{name}": tensor for name, tensor in model.unet.state_dict().items()}
     vae = {f"first_stage_model.{name}": tensor for name, tensor in model.vae.state_dict().items()}
-    adapter = to_official_adapter_names(model.condition_encoders.state_dict())
+    state = model.state_dict()
+    adapter = {theirs: state[ours] for ours, (theirs,) in official_adapter_names(state).items()}
     assert (len(unet), len(vae), len(adapter)) == (686, 248, 114)
     assert digest(unet) == SD1_UNET
     assert digest(vae) == SD1_VAE
@@ -50,13 +51,6 @@ def test_what_is_fine_tuned_are_the_742_915_844_parameters_of_the_official_code(
         "condition_encoders.normal",
         "condition_encoders.segmentation",
     }
-
-
-def test_official_adapter_names_map_each_branch_to_the_condition_it_sees():
-    theirs = {"pose_ada.body.0.block1.bias": 1, "adapter.depth_ada.conv_in.bias": 2, "mask_ada.body.7.block2.bias": 3}
-    ours = {"skeleton.body.0.block1.bias": 1, "normal.conv_in.bias": 2, "segmentation.body.7.block2.bias": 3}
-    assert from_official_adapter_names(theirs) == ours
-    assert to_official_adapter_names(ours) == {name.removeprefix("adapter."): n for name, n in theirs.items()}
 
 
 def diffusers_adapter(encoder: ConditionEncoder, widths: tuple[int, ...]) -> T2IAdapter:

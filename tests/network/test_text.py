@@ -8,13 +8,14 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+from fake_networks import text_weights
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from hoi.network import text
 from hoi.network.text import TextConfig, TextEncoder, first_eos, tokenize
 from hoi.training.small_clip import PictureText, small_clip_loss
-from hoi.weights.names import hf_from_open_clip, open_clip_from_hf
+from hoi.weights.names import text_names
 
 # sha256 of sorted lines "name [d0,d1,...]": 148 tensors in open_clip's ViT-L/14 text tower, 196 in Stable Diffusion.
 OPEN_CLIP_TENSORS = "7d2ef2594602ab789a30a0890b7796d3a14f07724c1b9695759b8fa0f37d4901"
@@ -119,7 +120,7 @@ def test_a_bare_string_is_refused():
 def test_context_equals_the_last_hidden_state_of_transformers(quick_gelu: bool):
     config = TextConfig(width=64, heads=4, layers=3, quick_gelu=quick_gelu)
     twin, encoder = clip_twin(config), TextEncoder(config).eval()
-    encoder.load_state_dict(open_clip_from_hf(twin.state_dict(), config))
+    encoder.load_state_dict(text_weights(twin, config))
     token_ids = tokenize(["", "a pink mug", "a hand holding a wooden bowl on the beach", "mug " * 100])
     context, expected = encoder(token_ids), twin(token_ids).last_hidden_state
     assert expected.std() > 0.5
@@ -130,31 +131,10 @@ def test_names_and_shapes_are_those_of_open_clip_and_stable_diffusion():
     with torch.device("meta"):
         state = TextEncoder(TextConfig()).state_dict()
     assert len(state) == 148 and hash_of(state) == OPEN_CLIP_TENSORS
-    hf_state = hf_from_open_clip(state, TextConfig())
-    assert len(hf_state) == 196 and hash_of(hf_state) == STABLE_DIFFUSION_TENSORS
-
-
-def test_every_spelling_of_the_names_loads_alike_and_goes_back():
-    state = TextEncoder(SMALL).state_dict()
-    hf_state = hf_from_open_clip(state, SMALL)
-    bare = {name.removeprefix("text_model."): tensor for name, tensor in hf_state.items()}
-    for prefix in ("", "text_model.", "cond_stage_model.transformer.", "cond_stage_model.transformer.text_model."):
-        file = {prefix + name: tensor for name, tensor in bare.items()}
-        file[f"{prefix}embeddings.position_ids"] = torch.arange(77)[None]
-        loaded = open_clip_from_hf(file, SMALL)
-        assert loaded.keys() == state.keys()
-        assert all(torch.equal(loaded[name], state[name]) for name in state)
-
-
-def test_missing_unexpected_and_misshapen_tensors_are_named():
-    hf_state = hf_from_open_clip(TextEncoder(SMALL).state_dict(), SMALL)
-    key = "text_model.encoder.layers.1.self_attn.k_proj.weight"
-    with pytest.raises(ValueError, match=r"1 are missing .*layers\.1\.self_attn\.k_proj\.weight.*, 0 unexpected"):
-        open_clip_from_hf({name: tensor for name, tensor in hf_state.items() if name != key}, SMALL)
-    with pytest.raises(ValueError, match=r"0 are missing .*1 unexpected .*extra"):
-        open_clip_from_hf({**hf_state, "extra": torch.zeros(1)}, SMALL)
-    with pytest.raises(ValueError, match=r"layers\.1\.self_attn\.k_proj\.weight is \(64, 32\), expected \(64, 64\)"):
-        open_clip_from_hf({**hf_state, key: torch.zeros(64, 32)}, SMALL)
+    stable_diffusion = {}
+    for ours, theirs in text_names(TextConfig(), "text_model.").items():
+        stable_diffusion |= zip(theirs, state[ours.removeprefix("text_encoder.")].chunk(len(theirs)), strict=True)
+    assert len(stable_diffusion) == 196 and hash_of(stable_diffusion) == STABLE_DIFFUSION_TENSORS
 
 
 def test_building_and_tokenizing_need_no_network(monkeypatch: pytest.MonkeyPatch):
@@ -171,7 +151,7 @@ def test_building_and_tokenizing_need_no_network(monkeypatch: pytest.MonkeyPatch
 @torch.no_grad()
 def test_padding_reaches_the_context_only_behind_the_prompt():
     encoder = TextEncoder(SMALL).eval()
-    encoder.load_state_dict(open_clip_from_hf(clip_twin(SMALL).state_dict(), SMALL))
+    encoder.load_state_dict(text_weights(clip_twin(SMALL), SMALL))
     refilled = tokenize(["a pink mug"])
     padded_with_0 = open_clip.SimpleTokenizer()(["a pink mug"])
     end = int(first_eos(refilled))

@@ -347,6 +347,8 @@ def test_missing_unexpected_and_misshapen_tensors_are_counted_and_named(tmp_path
     wrong = {k: v for k, v in state.items() if not k.startswith("model.diffusion_model.out.2")}
     wrong |= {f"third_party.{i}": torch.zeros(1) for i in range(7)}
     wrong["first_stage_model.quant_conv.weight"] = torch.zeros(8, 8)
+    key = "cond_stage_model.transformer.text_model.encoder.layers.1.self_attn.k_proj.weight"  # one of three stacked
+    wrong[key] = torch.zeros(64, 32)
     save_file(wrong, tmp_path / "wrong.safetensors")
     with pytest.raises(ValueError) as caught:
         load_model(tmp_path / "wrong.safetensors", config=CONFIG)
@@ -354,6 +356,7 @@ def test_missing_unexpected_and_misshapen_tensors_are_counted_and_named(tmp_path
     assert f"wrong.safetensors does not fit: {len(state)} tensors expected, {len(wrong)} found" in message
     assert "2 missing: model.diffusion_model.out.2.bias, model.diffusion_model.out.2.weight" in message
     assert "7 unexpected: third_party.0" in message and "and 2 more" in message
+    assert "2 of another shape: " in message and f"{key} is (64, 32), expected (32, 32)" in message
     assert "first_stage_model.quant_conv.weight is (8, 8), expected (8, 8, 1, 1)" in message
 
 

@@ -41,8 +41,7 @@ def test_single_file_names_are_those_of_the_table(ours):
 def test_diffusers_names_are_those_that_its_converters_give(ours):
     config = sd1_config()
     single = names_module.single_file_names(ours, config.text)
-    texts = names_module.text_names(config.text).items()
-    text = {name: tuple(f"text_model.{key}" for key in keys) for name, keys in texts}
+    text = names_module.text_names(config.text, "text_model.")
     lines = pairs(single, names_module.diffusers_unet_names(ours, config.unet), "unet/")
     lines |= pairs(single, names_module.diffusers_vae_names(ours, config.vae), "vae/")
     lines |= pairs(single, text, "text_encoder/")
@@ -54,6 +53,13 @@ def test_old_attention_names_of_the_vae_are_those_of_the_table(ours):
     old = names_module.diffusers_vae_names(ours, sd1_config().vae, old_attention=True)
     lines = pairs(single, {name: keys for name, keys in old.items() if ".attn_1." in name and ".norm." not in name})
     assert len(lines) == 16 and digest(lines) == SINGLE_TO_OLD_VAE
+
+
+def test_each_branch_of_the_official_release_is_the_condition_that_it_sees():
+    ours = ("skeleton.body.0.block1.bias", "normal.conv_in.bias", "segmentation.body.7.block2.bias")
+    names = names_module.official_adapter_names(f"condition_encoders.{name}" for name in ours)
+    theirs = ["pose_ada.body.0.block1.bias", "depth_ada.conv_in.bias", "mask_ada.body.7.block2.bias"]
+    assert [name for (name,) in names.values()] == theirs
 
 
 def test_averages_lose_every_dot_and_stay_distinct(ours):
