@@ -32,5 +32,5 @@ python train.py --stage hoi --data $out/lab --reg-data $out/buffer --base $out/b
     --caption-dropout 0.1 --ema-decay 0.998
 # The network that judges the pictures; it sees drawn ones only.  Minutes, not steps.
 [ -f $out/verifier.safetensors ] || python -m hoi.verify train --data $out/any $out/lab --out $out/verifier.safetensors --minutes $verifier
-[ "$recipe" = hour ] || python tools/export_tiny.py $out/hoi/model.safetensors hoi/assets/tiny.safetensors
+[ "$recipe" = hour ] || python tools/export_weights.py $out/hoi/model.safetensors --format built-in --out hoi/assets/tiny.safetensors
 echo "done: look at $out/hoi/preview_*.png, then python sample.py --checkpoint $out/hoi/model.safetensors; to judge by its verifier: --verifier $out/verifier.safetensors"
