@@ -26,6 +26,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from hoi.common.command import how_made, positive, problems_as_messages
+from hoi.common.files import ASSETS
 from hoi.common.machine import check_device, has_fast_bf16, keep_freed_memory
 from hoi.data.folder import RECORD_KEYS, read_description
 from hoi.data.views import FolderViews, Request, SceneViews, plan
@@ -47,7 +48,7 @@ from hoi.toyworld.words import (
 from hoi.weights import load
 from hoi.weights.load import normals_differ, source_hash
 
-BUILT_IN = Path(__file__).parent / "hoi" / "assets" / "tiny.safetensors"
+BUILT_IN = ASSETS / "tiny.safetensors"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "hoidiffusion" / "grasps"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from hoi.common.command import how_made, positive, problems_as_messages
-from hoi.common.files import encode_png, write_bytes_atomically
+from hoi.common.files import encode_png, write_whole
 from hoi.common.machine import keep_freed_memory
 from hoi.common.sheets import write_video
 from hoi.data.folder import RECORD_KEYS, load_conditions, load_image, read_description, read_records
@@ -223,7 +223,7 @@ def finish(args: argparse.Namespace, writer: DatasetWriter) -> None:
     pictures = [load_image(args.out, record) for record in records]
     files, notes = write_video(args.out, pictures, args.fps, args.gif)
     sheet = strip([load_conditions(args.out, record) for record in records], pictures)
-    write_bytes_atomically(args.out / "strip.png", encode_png(np.asarray(sheet)))
+    write_whole(args.out / "strip.png", encode_png(np.asarray(sheet)))
     print(*notes, f"{len(records)} frames; look at {args.out / files[0]} and {args.out / 'strip.png'}", sep="\n")
 
 

@@ -248,7 +248,7 @@ def test_a_full_disk_stops_with_a_message_and_keeps_finished_records(tmp_path, c
     with monkeypatch.context() as patch:
         for module in (files, writer):
             patch.setattr(module, "open", full_after_forty_files, raising=False)
-        with pytest.raises(SystemExit, match="the disk is full; finished records are safe"):
+        with pytest.raises(SystemExit, match="the disk is full; what was finished is safe"):
             make_dataset.run(arguments("--count 20", tmp_path / "out", cache))
     finished = len(read_records(tmp_path / "out"))
     assert 0 < finished < 20

@@ -30,7 +30,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from hoi.common.command import problems_as_messages  # noqa: E402
-from hoi.common.files import read_json, write_bytes_atomically  # noqa: E402
+from hoi.common.files import read_json, write_whole  # noqa: E402
 from hoi.data.folder import load_image, read_records  # noqa: E402
 from hoi.geometry.hand import MANO_TO_OPENPOSE  # noqa: E402
 from hoi.verify.predictions import JOINTS, numbers  # noqa: E402
@@ -150,8 +150,7 @@ def _mediapipe_hands(found: Any, height: int, width: int) -> Iterator[dict[str, 
 def write_predictions(path: Path, predictions: dict[str, list[dict[str, Any]]]) -> None:
     """Write what hoi.verify.predictions.read_keypoint_predictions reads."""
     text = json.dumps({"predictions": predictions}, default=lambda array: array.tolist())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes_atomically(path, (text + "\n").encode())
+    write_whole(path, (text + "\n").encode())
 
 
 def parse_args() -> argparse.Namespace:
@@ -178,7 +177,7 @@ def main(args: argparse.Namespace) -> None:
     if args.tool == "mediapipe":
         predictions = run_mediapipe(args.source, args.model)
     else:
-        predictions = convert(args.tool, read_json(args.source), args.source)
+        predictions = convert(args.tool, read_json(args.source, "prediction file", kind=object), args.source)
     write_predictions(args.out, predictions)
     hands = sum(map(len, predictions.values()))
     print(f"wrote {args.out}: {hands} hands in {len(predictions)} pictures")

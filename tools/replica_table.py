@@ -9,7 +9,6 @@ and to OUT/table_N.md.  No paper number compares with the toy number beside it: 
 
 import argparse
 import itertools
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from hoi.common.command import problems_as_messages, project_commit  # noqa: E402
-from hoi.common.files import sha256_of, write_bytes_atomically  # noqa: E402
+from hoi.common.files import sha256_of, write_json, write_whole  # noqa: E402
 from hoi.common.tensors import WeightFile  # noqa: E402
 from hoi.metrics import toy_tables  # noqa: E402
 from hoi.metrics.intervals import Results, shown  # noqa: E402
@@ -101,7 +100,7 @@ def measured(name: str, args: argparse.Namespace, judges: toy_tables.ToyEstimato
         "numbers": [item.as_json() for item in sheet.measurements],
         "notes": sheet.notes,
     }
-    write_bytes_atomically(folder / "numbers.json", (json.dumps(report, indent=1) + "\n").encode())
+    write_json(folder / "numbers.json", report)
     return report
 
 
@@ -187,7 +186,7 @@ def main(args: argparse.Namespace) -> None:
     reports = {name: measured(name, args, judges) for name in [*names, CEILING]}
     for key in args.tables:
         text = as_markdown(TABLES[key], reports)
-        write_bytes_atomically(args.out / f"table_{key}.md", text.encode())
+        write_whole(args.out / f"table_{key}.md", text.encode())
         print(text)
 
 

@@ -6,7 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,13 @@ def positive(word: str) -> int:
     if not word.isdigit() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"{word!r} is not a positive whole number")
     return int(word)
+
+
+def first_few(items: Iterable[str], most: int = 5, joint: str = ", ") -> str:
+    """The first few of many and how many more, for a message: "a, b, c and 4 more"."""
+    items = list(items)
+    more = f"{joint.strip(', ')} and {len(items) - most} more" if len(items) > most else ""
+    return joint.join(items[:most]) + more
 
 
 def how_made(script: str) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Files that appear whole or not at all, hashes, JSON: what is read and written whatever it means."""
+"""Files that appear whole or not at all; hashes; and JSON, JSON lines, .npz and pickles read without running code.
+
+What is read and written, whatever it means.  What a damaged file is told with names the file, in one sentence.
+"""
 
 from __future__ import annotations
 
@@ -7,38 +10,62 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import shutil
+import struct
 import tempfile
-from collections.abc import Callable, Iterator
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+ASSETS = Path(__file__).parents[1] / "assets"  # what is delivered with the package: hand, prompts, trained weights
+ZIP_MAGIC, GIT_LFS_MAGIC = b"PK\x03\x04", b"version https://git-lfs"
+# Whatever numpy, zipfile, zlib and pickle raise for bytes that are not theirs (found by damaging files at random).
+DAMAGE = (
+    AttributeError, EOFError, ImportError, IndexError, KeyError, MemoryError, NotImplementedError, OSError,
+    OverflowError, RuntimeError, SyntaxError, TypeError, ValueError, pickle.UnpicklingError, struct.error,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+LITTLE_ROOM = 1 << 20  # bytes; a disk with less is taken for full when a library does not say why it could not write
 
-def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
-    """Write to a temporary name beside path, fsync, rename: path holds the old content or the new, never a part.
 
-    write   receives the temporary path and fills it
-    A killed process may leave the temporary file; the next write to the same path replaces it.
+# --- written whole ---
+
+
+def write_whole(path: str | Path, content: bytes | Callable[[BinaryIO], Any]) -> None:
+    """Write under a temporary name beside `path`, then rename: `path` holds the old content or the new, never a part.
+
+    content  bytes of a small file, which several processes may write at once: each has a temporary name of its own;
+             or a function that writes to the stream it is given (or to the file of its name), for a big file with one
+             writer: it is also made to last through a power cut, and what a killed writer left is replaced by the next
+    Folders above are made.  Raises OSError saying so when the disk is full.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    small = isinstance(content, bytes)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp" if small else f".{path.name}.tmp")
     try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
+        with full_disk_told(path):
+            with open(temporary, "wb") as stream:
+                stream.write(content) if small else content(stream)
+            if not small:  # thousands of small files would wait for the disk thousands of times
+                with open(temporary, "rb+") as stream:  # again: safetensors puts another file in the place of this one
+                    os.fsync(stream.fileno())
+            os.replace(temporary, path)
+            if not small:
+                _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def sync_folder(folder: Path) -> None:
+def _sync_folder(folder: Path) -> None:
     """Make renames in a folder last through a power cut; where folders cannot be opened (Windows), do nothing."""
     if hasattr(os, "O_DIRECTORY"):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -46,6 +73,65 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+@contextmanager
+def full_disk_told(path: Path, left: str = "what was finished is safe") -> Iterator[None]:
+    """Within this block an error of a full disk becomes an OSError that says what to do; others pass.
+
+    path  that is written      left  what the user finds afterwards
+    """
+    try:
+        yield
+    except Exception as error:  # torch and safetensors have kinds of their own, which do not say why
+        if isinstance(error, OSError):
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        else:
+            full = shutil.disk_usage(path.parent).free < LITTLE_ROOM
+        if not full:
+            raise
+        message = f"the disk is full; {left}: free some space and run the same command again"
+        raise OSError(errno.ENOSPC, message, str(path)) from error
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """An empty folder to fill; it becomes `path` at the end of the block and is removed when the block fails.
+
+    Raises FileExistsError when `path` is there already, OSError saying so when the disk is full.
+    """
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(f"{path} exists already; choose another folder, or remove it first")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".unfinished", dir=path.parent))
+    unfinished.chmod(0o777 & ~_umask())  # mkdtemp's folders are for their owner alone
+    try:
+        with full_disk_told(path, "the unfinished export was removed"):
+            yield unfinished
+            os.rename(unfinished, path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)  # there is no way to ask without setting it
+    os.umask(mask)
+    return mask
+
+
+def encode_png(pixels: np.ndarray, png_text: dict[str, str] | None = None) -> bytes:
+    """PNG bytes of (H, W, 3) uint8, (H, W) uint8 or (H, W) uint16, with optional text chunks."""
+    info = PngImagePlugin.PngInfo()
+    for key, value in (png_text or {}).items():
+        info.add_text(key, value)
+    stream = io.BytesIO()
+    # Level 1 is five times faster than the default and 10 to 20 % larger on these pictures.
+    Image.fromarray(pixels).save(stream, format="PNG", compress_level=1, pnginfo=info)
+    return stream.getvalue()
+
+
+# --- hashes ---
 
 
 def sha256_of(path: str | Path) -> str:
@@ -63,9 +149,6 @@ def _sha256(path: str, size: int, modified_ns: int) -> str:
     return digest.hexdigest()
 
 
-ZIP_MAGIC, GIT_LFS_MAGIC = b"PK\x03\x04", b"version https://git-lfs"
-
-
 def readable_file(path: str | Path) -> Path:
     """The path, if there is a file that may be read and that is more than a place holder."""
     path = Path(path)
@@ -81,74 +164,140 @@ def readable_file(path: str | Path) -> Path:
     return path
 
 
-def write_bytes_atomically(path: Path, content: bytes) -> None:
-    """Write under a temporary name, then rename: a reader sees the whole file or none."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as stream:
-            stream.write(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise explain_full_disk(error, path) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+# --- JSON ---
 
 
-def explain_full_disk(error: OSError, path: Path) -> OSError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        message = "the disk is full; finished records are safe: free some space and run the same command again"
-        return OSError(error.errno, message, str(path))
-    return error
+def write_json(path: str | Path, content: Any) -> None:
+    """Write a small JSON file whole, indented by one space."""
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def encode_png(pixels: np.ndarray, png_text: dict[str, str] | None = None) -> bytes:
-    """PNG bytes of (H, W, 3) uint8, (H, W) uint8 or (H, W) uint16, with optional text chunks."""
-    # Level 1 is five times faster than the default and 10 to 20 % larger on these pictures.
-    info = PngImagePlugin.PngInfo()
-    for key, value in (png_text or {}).items():
-        info.add_text(key, value)
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, format="PNG", compress_level=1, pnginfo=info)
-    return stream.getvalue()
+def read_json(path: str | Path, what: str, advice: str = "", kind: type = dict) -> Any:
+    """The content of a JSON file.
 
-
-@contextmanager
-def new_folder(path: str | Path) -> Iterator[Path]:
-    """An empty folder to fill; it becomes `path` at the end of the block and is removed when the block fails.
-
-    Raises FileExistsError when `path` is there already, OSError saying so when the disk is full.
+    what    it should be, for the message     advice  what the user can do, behind each message
+    kind    of the content; object: any
+    Raises FileNotFoundError, or ValueError when the file is not JSON or holds something else.
     """
     path = Path(path)
-    if path.exists():
-        raise FileExistsError(f"{path} exists already; choose another folder, or remove it first")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".unfinished", dir=path.parent))
-    unfinished.chmod(0o777 & ~_umask())  # mkdtemp's folders are for their owner alone
+    if not path.is_file():
+        raise FileNotFoundError(f"no {what} at {path}{advice}")
     try:
-        yield unfinished
-        os.rename(unfinished, path)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        message = "the disk is full; the unfinished export was removed: free some space and run the command again"
-        raise OSError(error.errno, message, str(path)) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def read_json(path: str | Path) -> Any:
-    """Raises FileNotFoundError, or ValueError when the file is not JSON."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"no prediction file at {path}; python tools/convert_keypoints.py --help says how to make one"
-        )
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error})") from error
+        raise ValueError(f"{path} is not JSON ({error}){advice}") from error
+    if not isinstance(content, kind):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected a {kind.__name__}{advice}")
+    return content
+
+
+def read_json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
+    """Number and content of each line, from 1 on; a last line that an interruption cut short counts as absent.
+
+    Raises ValueError naming file and line for a line that is not JSON.
+    """
+    with open(path, "rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield number, json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path} line {number} is not JSON ({error}); delete the line to drop it") from error
+
+
+class JsonLines:
+    """A file of JSON objects, one a line, that grows at its end alone.
+
+    Opening removes what an interruption left of a last line, or the next would be glued to it; reading does not
+    (read_json_lines), for others may be writing.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """path: need not exist; the first line makes it."""
+        self.path = Path(path)
+        if self.path.exists():
+            with open(self.path, "rb") as stream:  # line by line: half a million records are a gigabyte
+                whole = sum(len(line) for line in stream if line.endswith(b"\n"))
+            if whole < self.path.stat().st_size:
+                os.truncate(self.path, whole)
+
+    def __iter__(self) -> Iterator[Any]:
+        """What the whole lines hold; nothing where there is no file yet."""
+        return (entry for _, entry in read_json_lines(self.path)) if self.path.exists() else iter(())
+
+    def append(self, entry: Mapping[str, Any], allow_nan: bool = True) -> None:
+        """Write one line, or none: on a full disk the begun line is taken back.
+
+        allow_nan  write numbers that are not finite as Python does (NaN); False: raise ValueError for them
+        """
+        line = (json.dumps(entry, allow_nan=allow_nan) + "\n").encode()
+        with full_disk_told(self.path), open(self.path, "ab") as stream:
+            whole = stream.tell()
+            try:
+                stream.write(line)
+                stream.flush()
+            except OSError:
+                os.truncate(self.path, whole)
+                raise
+
+
+# --- arrays and pickles, without code ---
+
+
+def read_npz(path: str | Path, what: str, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """Arrays of an .npz file by name; nothing in it is run.
+
+    what    it should be, for the message
+    names   read these alone, those of them that are there; None: all
+    Raises ValueError when the file is missing, empty, damaged or holds more than plain arrays.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files if names is None or name in names}
+        if odd := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+            raise ValueError(f"{odd[0]} is no array")
+        return arrays
+    except DAMAGE as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} is not a readable .npz of arrays ({reason}), so it is no {what}") from error
+
+
+def array_globals() -> dict[tuple[str, str], Any]:
+    """What a pickle of numpy arrays and numbers names, in the spellings of both Pythons and of old and new numpy."""
+    numpy = {
+        "_reconstruct": np.empty(0).__reduce__()[0], "scalar": np.float64(0).__reduce__()[0],
+        "ndarray": np.ndarray, "dtype": np.dtype,
+    }  # fmt: skip
+    modules = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
+    return {(module, name): value for module in modules for name, value in numpy.items()} | {
+        ("_codecs", "encode"): _latin1
+    }
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """How Python 3 writes bytes at protocol 2; a codec of the file's choosing is not looked up."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it encodes bytes as {encoding!r}, expected 'latin1'")
+    return text.encode("latin1")
+
+
+def restricted_load(path: str | Path, allowed: Mapping[tuple[str, str], Any], what: str) -> Any:
+    """The content of a pickle that may name nothing but `allowed`: it can run code only through a name.
+
+    allowed  (module, name) -> what stands for it
+    what     the file should be, with its article, for the message
+    Raises ValueError when the file is damaged or names anything else.
+    """
+
+    class Restricted(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            if (module, name) not in allowed:
+                raise pickle.UnpicklingError(f"it names {module}.{name}, which {what} does not contain")
+            return allowed[module, name]
+
+    try:
+        with open(path, "rb") as file:
+            return Restricted(file, encoding="latin1").load()
+    except DAMAGE as error:
+        raise ValueError(f"{path} cannot be read as {what}: {error}. Nothing in it was run") from error

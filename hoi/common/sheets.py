@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, features
 
-from hoi.common.files import write_bytes_atomically
+from hoi.common.files import write_whole
 
 MARGIN = 2
 CURVE_COLORS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189), (255, 127, 14), (23, 190, 207))
@@ -148,7 +148,7 @@ def write_video(
     if gif or "clip.webp" not in files:
         files["clip.gif"] = encode_animation(pictures, fps, "GIF")
     for name, content in files.items():
-        write_bytes_atomically(folder / name, content)
+        write_whole(folder / name, content)
     return list(files), notes
 
 

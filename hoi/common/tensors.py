@@ -11,7 +11,7 @@ Nothing here runs code from a file: torch files are read with weights_only=True.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hoi.common.files import ZIP_MAGIC, readable_file, write_atomically
+from hoi.common.command import first_few
+from hoi.common.files import ZIP_MAGIC, readable_file, write_whole
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-MAX_KEYS_SHOWN = 5
 # A mapped file counts as this process's memory page by page as it is read; so it is mapped anew every so many bytes.
 REMAP_BYTES = 96 << 20
 
@@ -139,7 +139,7 @@ def only_tensors(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
         content = content["state_dict"]
     other = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if other:
-        raise ValueError(f"{path} should hold tensors only, but {shown(other)} are something else")
+        raise ValueError(f"{path} should hold tensors only, but {first_few(sorted(other))} are something else")
     return dict(content)
 
 
@@ -149,17 +149,10 @@ def is_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
-def shown(names: Iterable[str]) -> str:
-    """The first few names and how many more, for messages."""
-    names = sorted(names)
-    more = f" and {len(names) - MAX_KEYS_SHOWN} more" if len(names) > MAX_KEYS_SHOWN else ""
-    return ", ".join(names[:MAX_KEYS_SHOWN]) + more
-
-
 def save_model(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors and string metadata as one safetensors file, atomically."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=dict(metadata)))
+    write_whole(path, lambda stream: save_file(tensors, stream.name, metadata=dict(metadata)))
 
 
 def load_model_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -187,7 +180,7 @@ def check_shapes(expected: Shapes, found: Shapes, problem: str, extras: Collecti
     other = [f"{name} is {found[name]}, expected {shape}"
              for name, shape in expected.items() if found.get(name, shape) != shape]  # fmt: skip
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": other}
-    told = [f"{len(names)} {kind}: {shown(names)}" for kind, names in problems.items() if names]
+    told = [f"{len(names)} {kind}: {first_few(sorted(names))}" for kind, names in problems.items() if names]
     if told:
         raise ValueError(f"{problem}: {len(expected)} tensors expected, {len(found)} found; {'; '.join(told)}")
 

@@ -1,6 +1,5 @@
 """Validate a dataset folder: files, sizes, pictures against a re-render from the annotation.  Folder -> Report."""
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from hoi.common.files import read_json
 from hoi.conditions import SEGMENTATION_COLORS, draw_conditions, draw_skeleton
 from hoi.data.folder import (
     NUMBER_KEYS,
@@ -105,14 +105,10 @@ def check_folder(folder: str | Path, hand: HandModel | None = None, renderer: Re
 
 
 def _check_description(report: Report) -> None:
-    path = report.folder / "dataset.json"
-    if not path.is_file():
-        report.problems.append(f"{path} is missing")
-        return
     try:
-        counts = json.loads(path.read_text()).get("counts")
-    except (ValueError, AttributeError) as error:
-        report.problems.append(f"{path} is not a JSON object: {error}")
+        counts = read_json(report.folder / "dataset.json", "description").get("counts")
+    except (ValueError, OSError) as error:
+        report.problems.append(str(error))
         return
     if counts is None:
         report.notes.append("dataset.json has no counts: the run was not finished; the same command continues it")

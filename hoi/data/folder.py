@@ -13,8 +13,7 @@ Hand parameters and keypoints_3d are in the camera frame: the hand model called 
 A record is complete or absent: its pictures are renamed into place first, its line is appended last.
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import numpy as np
 import trimesh
 from PIL import Image
 
+from hoi.common.files import read_json, read_json_lines
 from hoi.conditions import Conditions, blank_conditions, read_segmentation
 
 # Numbers in a record, with how many of them: matrices row-major, points one after the other.
@@ -44,25 +44,12 @@ RECORD_KEYS = (
 )  # fmt: skip
 
 
-def parse_lines(path: Path, keys: Sequence[str] | None = None) -> tuple[list[dict[str, Any]], int]:
-    """Records of one metadata file and the length in bytes of its whole lines (a last line cut short is left out).
-
-    keys  as of read_records
-    """
-    records, whole = [], 0
-    with open(path, "rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.endswith(b"\n"):
-                break
-            whole += len(line)
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path} line {number} is not JSON ({error}); delete the line to drop it") from error
-            if not isinstance(record, dict) or not isinstance(record.get("index"), int) or "file_name" not in record:
-                raise ValueError(f"{path} line {number}: expected an object with file_name and an integer index")
-            records.append(record if keys is None else {key: record.get(key) for key in keys})
-    return records, whole
+def _records_of(path: Path, keys: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+    """Records of one metadata file; keys as of read_records."""
+    for number, record in read_json_lines(path):
+        if not isinstance(record, dict) or not isinstance(record.get("index"), int) or "file_name" not in record:
+            raise ValueError(f"{path} line {number}: expected an object with file_name and an integer index")
+        yield record if keys is None else {key: record.get(key) for key in keys}
 
 
 def read_records(folder: str | Path, keys: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -76,22 +63,15 @@ def read_records(folder: str | Path, keys: Sequence[str] | None = None) -> list[
     paths = sorted(folder.glob("metadata*.jsonl"), key=lambda path: (path.name != "metadata.jsonl", path.name))
     if not paths:
         raise FileNotFoundError(f"{folder} has no metadata.jsonl: it is no dataset folder (make_dataset.py makes one)")
-    by_index = {record["index"]: record for path in paths for record in parse_lines(path, keys)[0]}
+    by_index = {record["index"]: record for path in paths for record in _records_of(path, keys)}
     return [by_index[index] for index in sorted(by_index)]
 
 
 def read_description(folder: str | Path) -> dict[str, Any]:
     """dataset.json, {} where there is none.  Raises ValueError naming a damaged one."""
     path = Path(folder) / "dataset.json"
-    if not path.is_file():
-        return {}
-    try:
-        description = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); delete it: the command that made it writes it anew") from error
-    if not isinstance(description, dict):
-        raise ValueError(f"{path} holds a {type(description).__name__}, expected a JSON object; delete it")
-    return description
+    advice = "; delete it: the command that made it writes it anew"
+    return read_json(path, "description", advice) if path.is_file() else {}
 
 
 def missing_files(folder: Path, record: dict[str, Any]) -> list[str]:

@@ -11,8 +11,6 @@ Which pictures to make.  Geometries + prompts -> requests, numbered for good.  P
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from hoi.common.files import write_whole
 from hoi.conditions import Conditions, blank_conditions
 from hoi.data.folder import (
     CONDITION_KEYS,
@@ -94,15 +93,8 @@ class View:
 
 
 def _copy_once(source: Path, target: Path) -> None:
-    if target.exists():
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        shutil.copyfile(source, temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    if not target.exists():
+        write_whole(target, source.read_bytes())
 
 
 class FolderViews:

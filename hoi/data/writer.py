@@ -11,7 +11,6 @@ An overview of a dataset folder's pictures.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hoi.common.files import encode_png, explain_full_disk, write_bytes_atomically
+from hoi.common.command import first_few
+from hoi.common.files import JsonLines, encode_png, read_json, write_json, write_whole
 from hoi.common.sheets import contact_sheet
 from hoi.conditions import Conditions
 from hoi.data.folder import (
@@ -30,7 +30,6 @@ from hoi.data.folder import (
     RECORD_KEYS,
     load_picture,
     missing_files,
-    parse_lines,
     read_description,
     read_records,
 )
@@ -42,7 +41,7 @@ WRITTEN = (
     "dataset.json", "grid.png", "rejected.jsonl", "strip.png", "clip.*", "objects/*",
     *(f"{name}/*" for name in PICTURE_FOLDERS.values()),
 )  # fmt: skip
-SHOWN_DIFFERENCES, SHOWN_LENGTH = 4, 40  # of two jobs: how many, and characters of a value
+SHOWN_LENGTH = 40  # characters of a value in which two jobs differ
 
 
 def _as_pixels(name: str, pixels: np.ndarray) -> np.ndarray:
@@ -112,8 +111,7 @@ def write_pictures(
     if sizes:
         full["height"], full["width"] = (int(side) for side in sizes.pop())
     for path, content in encoded:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes_atomically(path, content)
+        write_whole(path, content)
     return full
 
 
@@ -121,17 +119,14 @@ def write_object(folder: Path, object_mesh: ObjectMesh) -> str:
     """Write a mesh once as objects/<object_id>.ply; returns that path, relative to the folder."""
     relative = f"objects/{object_mesh.object_id}.ply"
     if not (folder / relative).exists():
-        try:
-            save_object(object_mesh, folder / relative)
-        except OSError as error:
-            raise explain_full_disk(error, folder / relative) from error
+        save_object(object_mesh, folder / relative)
     return relative
 
 
 def write_records(folder: str | Path, records: list[dict[str, Any]]) -> None:
     """Replace metadata.jsonl as a whole (to add `verification` scores, or to drop records)."""
     lines = "".join(json.dumps(record) + "\n" for record in sorted(records, key=lambda record: record["index"]))
-    write_bytes_atomically(Path(folder) / "metadata.jsonl", lines.encode())
+    write_whole(Path(folder) / "metadata.jsonl", lines.encode())
 
 
 def read_card(folder: str | Path, records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -143,7 +138,7 @@ def read_card(folder: str | Path, records: list[dict[str, Any]]) -> dict[str, An
 def refresh_card(folder: str | Path) -> None:
     """Bring the data card in dataset.json up to date, after a verification for instance."""
     card = read_card(folder, read_records(folder))
-    write_bytes_atomically(Path(folder) / "dataset.json", (json.dumps(card, indent=1) + "\n").encode())
+    write_json(Path(folder) / "dataset.json", card)
 
 
 def overview(folder: str | Path, records: list[dict[str, Any]], count: int = 24, cell: int = 128) -> Image.Image:
@@ -195,8 +190,7 @@ def refuse_other_job(folder: str | Path, description: dict[str, Any], ignoring: 
         difference = f"{there.get('made_by')} made it, this is {description.get('made_by')}"
     else:
         told = [f"{key}: {_shortly(before.get(key))} there, {_shortly(job.get(key))} now" for key in keys]
-        difference = "; ".join(told[:SHOWN_DIFFERENCES])
-        difference += f"; and {len(told) - SHOWN_DIFFERENCES} more" if len(told) > SHOWN_DIFFERENCES else ""
+        difference = first_few(told, most=4, joint="; ")
     again = f", or continue it with its own command: {there['command']}" if there.get("command") else ""
     raise ValueError(f"{folder} holds records of another job ({difference}); choose another folder with --out{again}")
 
@@ -228,9 +222,7 @@ class DatasetWriter:
         self.folder, self.description, self.rank, self.world_size = Path(folder), description, rank, world_size
         self.folder.mkdir(parents=True, exist_ok=True)
         refuse_other_job(self.folder, description)
-        self.lines_path = self.folder / ("metadata.jsonl" if world_size == 1 else f"metadata-{rank:05d}.jsonl")
-        if self.lines_path.exists():
-            self._cut_last_line()
+        self._lines = JsonLines(self.folder / ("metadata.jsonl" if world_size == 1 else f"metadata-{rank:05d}.jsonl"))
         names = ("index", *PICTURE_FOLDERS, "object_path")
         known = read_records(self.folder, names) if any(self.folder.glob("metadata*.jsonl")) else []
         # A record that lost a file is made again; its new line replaces the old one.
@@ -238,15 +230,9 @@ class DatasetWriter:
         if rank == 0:
             self._write_description()
 
-    def _cut_last_line(self) -> None:
-        """Remove what an interruption left of a line, or the next record would be glued to it."""
-        _, whole = parse_lines(self.lines_path, ())
-        if whole < self.lines_path.stat().st_size:
-            os.truncate(self.lines_path, whole)
-
     def _write_description(self, **more: Any) -> None:
         content = {"format": FORMAT, "format_version": FORMAT_VERSION, **self.description, **more}
-        write_bytes_atomically(self.folder / "dataset.json", (json.dumps(content, indent=1) + "\n").encode())
+        write_json(self.folder / "dataset.json", content)
 
     def __len__(self) -> int:
         """Finished records in the folder, all ranks together as far as known."""
@@ -263,15 +249,7 @@ class DatasetWriter:
 
     def append(self, record: dict[str, Any]) -> None:
         """Append the line of a record whose pictures are in place (the result of `write_pictures`)."""
-        line = (json.dumps(record, allow_nan=False) + "\n").encode()
-        with open(self.lines_path, "ab") as stream:
-            whole = stream.tell()
-            try:
-                stream.write(line)
-                stream.flush()
-            except OSError as error:
-                os.truncate(self.lines_path, whole)
-                raise explain_full_disk(error, self.lines_path) from error
+        self._lines.append(record, allow_nan=False)
         self._done.add(record["index"])
 
     def finish(self, grid: bool = True) -> None:
@@ -285,7 +263,7 @@ class DatasetWriter:
         self._done = {record["index"] for record in records}
         self._write_description(**data_card(self.folder, records, self.description))
         if grid and records:
-            write_bytes_atomically(self.folder / "grid.png", encode_png(np.asarray(overview(self.folder, records))))
+            write_whole(self.folder / "grid.png", encode_png(np.asarray(overview(self.folder, records))))
 
 
 BUILT_IN = "built-in family"
@@ -343,10 +321,8 @@ def _licences(records: list[dict[str, Any]], licences: dict[str, Any]) -> dict[s
 def verification_summary(folder: Path) -> dict[str, Any] | None:
     """The verifier's report, the lengths of its lists in their place; None where there is none that can be read."""
     try:
-        report = json.loads((folder / REPORT).read_text())
+        report = read_json(folder / REPORT, "report")
     except (OSError, ValueError):
-        return None
-    if not isinstance(report, dict):
         return None
     return {key: len(value) if isinstance(value, list) else value for key, value in report.items()}
 

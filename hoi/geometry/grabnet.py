@@ -8,9 +8,8 @@ The hands then pass through the same measures and the same acceptance as those o
 
 from __future__ import annotations
 
-import zipfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import leaky_relu
 from trimesh.remesh import subdivide
 
-from hoi.common.files import sha256_of
+from hoi.common.files import read_npz, sha256_of
 from hoi.common.tensors import load_model_file, strict_load
 from hoi.geometry.contact import DistanceField
 from hoi.geometry.grasp import POOL, Grasp, choose_grasps, measure_grasp
@@ -176,11 +175,7 @@ def _load_network(network: type[nn.Module], path: Path) -> nn.Module:
 
 
 def _load_basis(path: Path) -> np.ndarray:
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays: Mapping[str, np.ndarray] = dict(stored)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read as an .npz of plain arrays: {error}") from error
+    arrays = read_npz(path, "set of basis points")
     basis = arrays.get("basis")
     if basis is None or basis.shape != (BASIS_SIZE, 3) or not np.isfinite(basis).all():
         found = {name: value.shape for name, value in arrays.items()}

@@ -5,10 +5,9 @@ measure on the complete hand model and keep what holds.  Among the accepted ones
 """
 
 import hashlib
+import io
 import json
-import os
 import re
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from hoi.common.files import read_npz, write_whole
 from hoi.geometry.contact import DistanceField, closure_effort, crossing_edges, mesh_edges
 from hoi.geometry.hand import JOINT_ROWS, HandModel, HandParams, rotation_matrices
 from hoi.geometry.objects import ObjectMesh
@@ -149,33 +149,27 @@ def cached_search(search: Callable[[np.random.Generator], tuple[list[Grasp], str
 
 
 def _write_cache(path: Path, grasps: list[Grasp], note: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     columns = {name: np.array([getattr(grasp.hand_params, name) for grasp in grasps]).reshape(len(grasps), width)
                for name, width in (("global_orient", 3), ("hand_pose", 45), ("transl", 3), ("hand_betas", 10))}
     columns |= {name: np.array([getattr(grasp, name) for grasp in grasps])
                 for name in ("penetration_mm", "crossing_edges", "force_closure", "score")}
     columns["fingers_in_contact"] = np.array([g.fingers_in_contact for g in grasps], dtype=bool).reshape(-1, 5)
     columns["note"] = np.array(note)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez_compressed(file, **columns)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **columns)
+    write_whole(path, stream.getvalue())
 
 
 def _read_cache(path: Path) -> tuple[list[Grasp], str] | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            c = {name: stored[name] for name in stored.files}
+        c = read_npz(path, "cache of grasps")
         poses = [HandParams(*row) for row in zip(c["global_orient"], c["hand_pose"], c["transl"], c["hand_betas"],
                                                strict=True)]
         grasps = [Grasp(pose, float(c["penetration_mm"][i]), int(c["crossing_edges"][i]),
                         tuple(bool(x) for x in c["fingers_in_contact"][i]), bool(c["force_closure"][i]),
                         float(c["score"][i])) for i, pose in enumerate(poses)]
         return grasps, str(c.get("note", ""))
-    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile):
+    except (ValueError, KeyError, IndexError):
         return None

@@ -17,6 +17,7 @@ import smplx
 import torch
 from scipy.spatial.transform import Rotation
 
+from hoi.common.files import ASSETS
 from hoi.geometry.camera import transform_points
 from hoi.geometry.mano import MIRROR, MIRROR_AXIS, read_mano
 
@@ -41,7 +42,7 @@ def rotation_matrices(axis_angle: np.ndarray) -> np.ndarray:
 MANO_TO_OPENPOSE = (0, 13, 14, 15, 16, 1, 2, 3, 17, 4, 5, 6, 18, 10, 11, 12, 19, 7, 8, 9, 20)
 FINGER_NAMES = ("thumb", "index", "middle", "ring", "little")
 MANO_TIP_VERTICES = (744, 320, 443, 554, 671)  # by FINGER_NAMES; smplx's table, other projects use other ones
-BUILTIN_HAND = Path(__file__).parents[1] / "assets" / "hand" / "builtin_hand.npz"
+BUILTIN_HAND = ASSETS / "hand" / "builtin_hand.npz"
 # Axes in the frame (along the bone, towards the back of the hand, their cross product), see joint_axes.  A thumb bends
 # across the palm, not towards it; its two rows are measured on the built-in hand, whose rig states its axes.
 FINGER_FLEXION = np.array([0.0, 0.0, -1.0])

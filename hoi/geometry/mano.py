@@ -11,12 +11,12 @@ the wrong sign; they are put right on the way.  Only the finger pose space is re
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+
+from hoi.common.files import array_globals, read_npz, restricted_load
 
 # Shape of every array that the hand needs; V and F vary between files of this form, never within one.
 MANO_SHAPES = {
@@ -60,33 +60,13 @@ class _SparseColumns(_Holder):
     """A SciPy matrix in compressed sparse column form."""
 
 
-def _latin1(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes at protocol 2; a codec of the file's choosing is not looked up."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it encodes bytes as {encoding!r}, expected 'latin1'")
-    return text.encode("latin1")
-
-
 def _allowed() -> dict[tuple[str, str], object]:
-    """Everything that a MANO file may name, with the spellings of both Pythons and of old and new numpy and SciPy."""
-    reconstruct = np.empty(0).__reduce__()[0]
-    return {
-        ("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype,
-        ("numpy.core.multiarray", "_reconstruct"): reconstruct, ("numpy._core.multiarray", "_reconstruct"): reconstruct,
-        ("__builtin__", "set"): set, ("builtins", "set"): set, ("_codecs", "encode"): _latin1,
+    """Everything that a MANO file may name, with the spellings of both Pythons and of old and new SciPy."""
+    return array_globals() | {
+        ("__builtin__", "set"): set, ("builtins", "set"): set,
         ("chumpy.ch", "Ch"): _Ch, ("chumpy.reordering", "Select"): _Select,
         ("scipy.sparse.csc", "csc_matrix"): _SparseColumns, ("scipy.sparse._csc", "csc_matrix"): _SparseColumns,
     }
-
-
-class _RestrictedUnpickler(pickle.Unpickler):
-    """Refuses every global outside _allowed(): a pickle can run code only through a function that it names."""
-
-    def find_class(self, module: str, name: str) -> object:
-        allowed = _allowed()
-        if (module, name) not in allowed:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which a MANO file does not contain")
-        return allowed[module, name]
 
 
 def read_mano(path: str | Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
@@ -168,21 +148,16 @@ def _right_from_left(left: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _read_pickle(path: Path) -> Mapping:
     try:
-        with open(path, "rb") as file:
-            fields = _RestrictedUnpickler(file, encoding="latin1").load()
-    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as a MANO pickle: {error}. Nothing in it was run. {WHERE}") from error
+        fields = restricted_load(path, _allowed(), "a MANO pickle")
+    except ValueError as error:
+        raise ValueError(f"{error}. {WHERE}") from error
     if not isinstance(fields, dict):
         raise ValueError(f"{path} holds a {type(fields).__name__}, expected a dict of arrays. {WHERE}")
     return fields
 
 
 def _read_npz(path: Path) -> Mapping:
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files if name in {**MANO_SHAPES, **PCA_SHAPES}}
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read as an .npz of plain arrays: {error}") from error
+    return read_npz(path, "MANO file", (*MANO_SHAPES, *PCA_SHAPES))
 
 
 def _plain_array(value: object, where: str) -> np.ndarray:

@@ -8,7 +8,6 @@ towards +x.  Whatever loading finds or changes is said in `notes`, and `file_to_
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ import trimesh
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from hoi.common.files import write_whole
 from hoi.geometry.shapes import FAMILIES
 
 GRID_BITS = 21  # positions are compared on a grid of 2**21 cells a side: three of them fit one 64-bit key
@@ -304,13 +304,7 @@ def save_object(mesh: ObjectMesh, path: str | Path) -> None:
     )
     rows = np.empty(len(mesh.faces), dtype=[("count", "u1"), ("indices", "<i4", 3)])
     rows["count"], rows["indices"] = 3, mesh.faces
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_bytes(header.encode() + mesh.vertices.astype("<f4").tobytes() + rows.tobytes())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_whole(path, header.encode() + mesh.vertices.astype("<f4").tobytes() + rows.tobytes())
 
 
 def object_card(mesh: ObjectMesh) -> dict[str, Any]:

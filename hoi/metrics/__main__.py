@@ -28,8 +28,8 @@ from typing import Any
 
 import numpy as np
 
-from hoi.common.command import positive, problems_as_messages
-from hoi.common.files import sha256_of, write_bytes_atomically
+from hoi.common.command import first_few, positive, problems_as_messages
+from hoi.common.files import sha256_of, write_whole
 from hoi.common.machine import check_device
 from hoi.geometry.hand import load_hand
 from hoi.metrics.clip import SCORE_PREFIX, SCORE_WEIGHT, load_clip
@@ -40,7 +40,6 @@ from hoi.metrics.features import (
     clip_extractor,
     find_pictures,
     inception_extractor,
-    shorten,
     timm_extractor,
     verifier_extractor,
 )
@@ -71,7 +70,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     for pictures in (fake, reference and reference.pictures):
         if pictures is not None and pictures.damaged:
             sheet.note(f"{pictures.folder}: {len(pictures.damaged)} damaged pictures were left out, "
-                       f"{shorten(pictures.damaged)}")  # fmt: skip
+                       f"{first_few(pictures.damaged, joint='; ')}")  # fmt: skip
     extractors = _measure_features(args, sheet, fake, reference)
     by_class = _measure_predictions(args, sheet, fake)
     if args.clips:
@@ -278,9 +277,9 @@ def main(arguments: list[str] | None = None) -> None:
         report = measure(args)
         text = as_markdown(report)
         args.out.mkdir(parents=True, exist_ok=True)
-        write_bytes_atomically(args.out / "metrics.md", text.encode())
+        write_whole(args.out / "metrics.md", text.encode())
         numbers = json.dumps(report, indent=1, allow_nan=False) + "\n"
-        write_bytes_atomically(args.out / "metrics.json", numbers.encode())
+        write_whole(args.out / "metrics.json", numbers.encode())
     print(text)
     print(f"written: {args.out}/metrics.md, metrics.json; features are in {args.features or args.out / '.features'}")
 

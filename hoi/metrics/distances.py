@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from hoi.common.files import write_atomically
+from hoi.common.files import read_npz, write_whole
 from hoi.metrics.intervals import Statistic
 
 BLOCK = 2048  # rows at a time
@@ -231,13 +230,9 @@ def save_statistics(path: str | Path, gaussians: dict[str, Gaussian], preprocess
     preprocessing  resize mode        weights  SHA-256 of the Inception file
     """
     pool, spatial = gaussians["pool"], gaussians["spatial"]
-
-    def write(temporary: Path) -> None:
-        with open(temporary, "wb") as stream:  # given a name, numpy would append .npz to it
-            np.savez(stream, mu=pool.mean, sigma=pool.covariance, mu_s=spatial.mean, sigma_s=spatial.covariance,
-                     n=pool.n, resize=preprocessing, inception_sha256=weights)  # fmt: skip
-
-    write_atomically(path, write)
+    arrays = {"mu": pool.mean, "sigma": pool.covariance, "mu_s": spatial.mean, "sigma_s": spatial.covariance,
+              "n": pool.n, "resize": preprocessing, "inception_sha256": weights}  # fmt: skip
+    write_whole(path, lambda stream: np.savez(stream, **arrays))
 
 
 @dataclass(frozen=True)
@@ -273,11 +268,9 @@ def load_statistics(path: str | Path) -> Statistics:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no reference at {path}: give a folder of pictures, or an .npz with mu and sigma")
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files if name != "arr_0"}  # arr_0: ADM's pictures
-    except (ValueError, OSError, TypeError, BadZipFile) as error:
-        raise ValueError(f"{path} is not a readable .npz of arrays: {error}") from error
+    # The reference batches of ADM hold their pictures too, gigabytes of them as arr_0.
+    names = ("mu", "sigma", "mu_s", "sigma_s", "n", "resize", "inception_sha256")
+    found = read_npz(path, "reference statistics", names)
     moments = {}
     for name, mu, sigma in (("pool", "mu", "sigma"), ("spatial", "mu_s", "sigma_s")):
         if mu not in found or sigma not in found:
@@ -289,6 +282,6 @@ def load_statistics(path: str | Path) -> Statistics:
             raise ValueError(f"{path}: {mu} or {sigma} holds numbers that are not finite")
         moments[name] = mean, covariance
     if "pool" not in moments:
-        raise ValueError(f"{path} has no mu and sigma; it holds {', '.join(sorted(found)) or 'at most pictures'}")
+        raise ValueError(f"{path} has no mu and sigma; it holds {', '.join(sorted(found)) or 'other arrays'}")
     made_with = {key: str(found[key]) for key in ("resize", "inception_sha256") if key in found}
     return Statistics(path, moments, int(found["n"]) if "n" in found else None, made_with)

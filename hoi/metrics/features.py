@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +24,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from hoi.common.files import sha256_of, write_atomically
+from hoi.common.command import first_few
+from hoi.common.files import read_npz, sha256_of, write_whole
 from hoi.common.tensors import load_model_file, strict_load
 from hoi.data.folder import read_records
 from hoi.metrics.clip import Clip
@@ -34,8 +34,7 @@ from hoi.verify.verifier import Verifier, resized, to_input
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
 ROWS_PER_FILE = 512  # pictures in one file of the cache
-SHOWN = 5  # files named in a message
-DAMAGE = (OSError, SyntaxError, ValueError, struct.error, zipfile.BadZipFile, Image.DecompressionBombError)
+DAMAGE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def find_pictures(folder: str | Path, workers: int, skip_damaged: bool = False) 
     }
     if damaged and not (skip_damaged and good):
         raise ValueError(f"{folder}: {len(damaged)} of {len(paths)} pictures are damaged or missing: "
-                         f"{shorten(f'{name} ({why})' for name, why in damaged.items())}. "
+                         f"{first_few([f'{name} ({why})' for name, why in damaged.items()], joint='; ')}. "
                          + ("Nothing is left to measure" if skip_damaged else
                             "Make them again, or measure without them: --skip-damaged"))  # fmt: skip
     return PictureSet(
@@ -138,12 +137,6 @@ def _inspect(path: Path) -> tuple[str, str]:
         return hashlib.sha256(path.read_bytes()).hexdigest(), ""
     except DAMAGE as error:
         return "", " ".join(str(error).split())
-
-
-def shorten(items: Iterator[str] | Sequence[str], most: int = SHOWN) -> str:
-    """The first few of many, for a message."""
-    items = list(items)
-    return "; ".join(items[:most]) + (f"; and {len(items) - most} more" if len(items) > most else "")
 
 
 class _Prepared(Dataset):
@@ -165,9 +158,8 @@ class FeatureCache:
         self.places: dict[str, tuple[Path, int]] = {}
         for part in sorted(folder.glob("*.npz")):
             try:
-                with np.load(part, allow_pickle=False) as arrays:
-                    hashes = arrays["hashes"]
-            except (*DAMAGE, KeyError, EOFError):
+                hashes = read_npz(part, "part of a cache", ["hashes"])["hashes"]
+            except (ValueError, KeyError):
                 part.unlink()
                 continue
             self.places |= {str(digest): (part, row) for row, digest in enumerate(hashes)}
@@ -177,12 +169,7 @@ class FeatureCache:
 
     def add(self, hashes: list[str], features: dict[str, np.ndarray]) -> None:
         part = self.folder / f"{hashlib.sha256(''.join(hashes).encode()).hexdigest()[:16]}.npz"
-
-        def write(path: Path) -> None:
-            with open(path, "wb") as stream:
-                np.savez(stream, hashes=np.array(hashes), **features)
-
-        write_atomically(part, write)
+        write_whole(part, lambda stream: np.savez(stream, hashes=np.array(hashes), **features))
         self.places |= {digest: (part, row) for row, digest in enumerate(hashes)}
 
     def read(self, hashes: list[str], name: str) -> np.ndarray:
@@ -192,8 +179,7 @@ class FeatureCache:
             rows.setdefault(self.places[digest][0], []).append(i)
         result = None
         for part, of_part in rows.items():
-            with np.load(part, allow_pickle=False) as arrays:
-                stored = arrays[name]
+            stored = read_npz(part, "part of a cache", [name])[name]
             if result is None:
                 result = np.empty((len(hashes), stored.shape[1]), dtype=np.float32)
             result[of_part] = stored[[self.places[hashes[i]][1] for i in of_part]]
@@ -233,7 +219,8 @@ def _refuse_not_finite(batch: dict[str, np.ndarray], paths: Sequence[Path], name
     finite = np.all([np.isfinite(values).all(axis=1) for values in batch.values()], axis=0)
     if not finite.all():
         bad = [path.name for path, good in zip(paths, finite, strict=True) if not good]
-        raise ValueError(f"{name} gives features that are not finite for {shorten(bad)}; are the weights whole?")
+        named = first_few(bad, joint="; ")
+        raise ValueError(f"{name} gives features that are not finite for {named}; are the weights whole?")
 
 
 def cache_key(kind: str, file: str | Path) -> str:

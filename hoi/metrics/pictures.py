@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hoi.common.command import first_few
 from hoi.metrics.clip import Clip, clip_scores
 from hoi.metrics.distances import (
     Gaussian,
@@ -20,7 +21,7 @@ from hoi.metrics.distances import (
     precision,
     recall,
 )
-from hoi.metrics.features import Extractor, PictureSet, extract, find_pictures, shorten
+from hoi.metrics.features import Extractor, PictureSet, extract, find_pictures
 from hoi.metrics.inception import Inception
 from hoi.metrics.intervals import SHARE, Results, mean_of
 
@@ -147,7 +148,8 @@ def add_clip_numbers(
     records = annotated(fake, "CLIPScore (--clip)")
     without = [record["file_name"] for record in records if not record.get("text")]
     if without:
-        raise ValueError(f"{fake.folder}: {len(without)} pictures have no text to score ({shorten(without)})")
+        names = first_few(without, joint="; ")
+        raise ValueError(f"{fake.folder}: {len(without)} pictures have no text to score ({names})")
     texts = [record["text"] for record in records]
     scores = clip_scores(clip, run.features(fake, extractor), texts, prefix, weight)
     sheet.add(f"CLIPScore ({clip.name})", mean_of(scores), len(scores), "higher",

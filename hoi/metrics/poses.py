@@ -359,7 +359,7 @@ def read_poses(
 
     Raises FileNotFoundError, or ValueError naming file and picture.
     """
-    content = read_json(path)
+    content = read_json(path, "pose file", kind=object)
     if isinstance(content, list) and content:
         return read_nocs_list(path, content)
     if not isinstance(content, dict) or not isinstance(content.get("predictions"), dict):

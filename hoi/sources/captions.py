@@ -5,7 +5,6 @@ What is captioned are the crops in images/, never whole frames: a caption should
 
 import csv
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from hoi.common.files import JsonLines
 from hoi.data.folder import load_image, read_records
 from hoi.data.writer import write_records
 
@@ -156,20 +156,15 @@ def caption_folder(folder: str | Path, captioner: Captioner, seed: int) -> None:
     interrupted continues.
     """
     path = Path(folder) / CAPTION_FILE
-    if path.exists():  # a line cut short by an interruption would be glued to the next
-        content = path.read_bytes()
-        os.truncate(path, content.rfind(b"\n") + 1)
+    lines = JsonLines(path)
     known = read_captions(path) if path.exists() and path.stat().st_size else {}
     todo = [record for record in read_records(folder)
             if record["segmentation_file_name"] is not None and record["file_name"] not in known]  # fmt: skip
-    with open(path, "a", encoding="utf-8") as stream:
-        for record in tqdm(todo, "captions", unit="picture"):
-            instruction = instruction_for(record, seed)
-            text = captioner(load_image(folder, record), instruction)
-            # An empty answer would be no caption: the record's own text stays.
-            line = {"file_name": record["file_name"], "text": text or record["text"], "instruction": instruction}
-            stream.write(json.dumps(line) + "\n")
-            stream.flush()
+    for record in tqdm(todo, "captions", unit="picture"):
+        instruction = instruction_for(record, seed)
+        text = captioner(load_image(folder, record), instruction)
+        # An empty answer would be no caption: the record's own text stays.
+        lines.append({"file_name": record["file_name"], "text": text or record["text"], "instruction": instruction})
 
 
 def instruction_for(record: dict[str, Any], seed: int) -> str:

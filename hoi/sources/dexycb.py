@@ -8,7 +8,6 @@ The layout, the splits and the conventions are those of the dataset's own toolki
 hand, poses take model points to the OpenCV camera, hands are PCA coefficients about a mean pose (manopth, 45 of them).
 """
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from hoi.common.files import read_npz
 from hoi.geometry.hand import HandParams, pca_to_hand_pose
 from hoi.geometry.mano import read_pca
 from hoi.geometry.objects import ObjectMesh, read_mesh
@@ -145,11 +145,12 @@ def read_labels(path: Path, num_objects: int) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise Rejected("the label file is missing", str(path))
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            labels = {name: stored[name] for name in shapes}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise Rejected("the label file is damaged", f"{path}: {error}") from error
+        labels = read_npz(path, "label file", tuple(shapes))
+    except ValueError as error:
+        raise Rejected("the label file is damaged", str(error)) from error
     for name, shape in shapes.items():
+        if name not in labels:
+            raise Rejected("the label file is damaged", f"{path} has no {name}")
         if labels[name].shape != shape or not np.isfinite(labels[name]).all():
             raise Rejected("the label file is damaged", f"{path}: {name} is {labels[name].shape}, expected {shape}")
         if name != "seg":

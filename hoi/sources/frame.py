@@ -4,8 +4,6 @@ Window.  Paper: Sec. 4 (training data).
 What every real dataset becomes first, and what became of its frames.
 """
 
-import json
-import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from hoi.common.files import JsonLines
 from hoi.geometry.camera import crop_intrinsics
 from hoi.geometry.hand import HandParams
 from hoi.geometry.objects import ObjectMesh
@@ -193,20 +192,12 @@ class RejectionLog:
     """Frames that gave no record, one line each in the folder's rejected.jsonl; a run that continues skips them."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.path = Path(folder) / REJECTED_FILE
-        self.reasons: dict[int, str] = {}
-        content = self.path.read_bytes() if self.path.exists() else b""
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):  # cut short by an interruption
-            os.truncate(self.path, whole)
-        for line in content[:whole].splitlines():
-            entry = json.loads(line)
-            self.reasons[entry["index"]] = entry["rejected"]
+        self._lines = JsonLines(Path(folder) / REJECTED_FILE)
+        self.reasons: dict[int, str] = {entry["index"]: entry["rejected"] for entry in self._lines}
 
     def add(self, entry: dict[str, Any]) -> None:
         """entry  index, rejected (the reason), detail"""
-        with open(self.path, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps(entry) + "\n")
+        self._lines.append(entry)
         self.reasons[entry["index"]] = entry["rejected"]
 
     def counts(self) -> dict[str, int]:

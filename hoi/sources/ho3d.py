@@ -4,7 +4,6 @@ Annotation is in OpenGL camera axes (y up, z backwards) and is turned to OpenCV'
 hand and object are rendered from the annotation.
 """
 
-import pickle
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from hoi.common.files import array_globals, restricted_load
 from hoi.geometry.camera import project, transform_points
 from hoi.geometry.hand import MANO_TO_OPENPOSE, HandModel, HandParams, hand_in_camera, load_hand
 from hoi.sources.dexycb import YCB_NOUNS, load_ycb, model_path
@@ -22,22 +22,6 @@ OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 DEPTH_SCALE = 0.00012498664727900177  # metres per step of the depth pictures
 SPLITS = ("train", "evaluation")
 FIELDS = {"camMat": 9, "objRot": 3, "objTrans": 3, "handPose": 48, "handTrans": 3, "handBeta": 10, "handJoints3D": 63}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Builds numpy arrays and plain values; every other name in the file is refused, so nothing in it can run."""
-
-    def find_class(self, module: str, name: str) -> object:
-        if module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray"):
-            if name in ("ndarray", "dtype"):
-                return getattr(np, name)
-            if name == "_reconstruct":
-                return np.empty(0).__reduce__()[0]
-            if name == "scalar":
-                return np.float64(0).__reduce__()[0]
-        if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes at protocol 2
-            return lambda text, _: text.encode("latin1")
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which an HO-3D file does not contain")
 
 
 class HO3D:
@@ -158,10 +142,9 @@ def read_meta(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise Rejected("the annotation file is missing", str(path))
     try:
-        with open(path, "rb") as file:
-            meta = _ArrayUnpickler(file, encoding="latin1").load()
-    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise Rejected("the annotation file is damaged", f"{path}: {error}") from error
+        meta = restricted_load(path, array_globals(), "an HO-3D file")
+    except ValueError as error:
+        raise Rejected("the annotation file is damaged", str(error)) from error
     if not isinstance(meta, dict):
         raise Rejected("the annotation file is damaged", f"{path} holds a {type(meta).__name__}, expected a dict")
     return meta

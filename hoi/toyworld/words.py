@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hoi.common.files import ASSETS
 from hoi.toyworld.backgrounds import BACKGROUNDS
 
 COLOR_WORDS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white", "black", "brown", "gray")
@@ -117,7 +118,6 @@ def words_in(prompt: str) -> dict[str, str | None]:
     }
 
 
-ASSETS = Path(__file__).parents[1] / "assets"
 PLACEHOLDER = "{object}"
 
 # Looks of the paper's figures in the words that the built-in model was taught.

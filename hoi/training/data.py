@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from hoi.common.files import write_atomically
+from hoi.common.files import write_whole
 from hoi.common.tensors import weights_hash
 from hoi.conditions import Conditions, blank_conditions
 from hoi.data.folder import CONDITION_KEYS, load_conditions, load_image, read_records
@@ -229,18 +229,11 @@ def write_rows(folder: Path, count: int, rows: Callable[[int, int], Tensor], bat
             for start in part[::batch_size]:
                 made.append(rows(start, min(start + batch_size, part.stop)).float().cpu())
                 progress.update(len(made[-1]))
-            _write(file_of(folder, part.start // ROWS), torch.cat(made).numpy())
+            values = torch.cat(made).numpy()
+            write_whole(file_of(folder, part.start // ROWS), partial(np.save, arr=values))
     if processes > 1:
         dist.barrier()
     return RowsOnDisk(folder, count)
-
-
-def _write(path: Path, values: np.ndarray) -> None:
-    def save(temporary: Path) -> None:
-        with open(temporary, "wb") as file:  # given a name, numpy would append .npy to it
-            np.save(file, values)
-
-    write_atomically(path, save)
 
 
 @dataclass(frozen=True)

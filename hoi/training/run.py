@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hoi.common.files import write_atomically
+from hoi.common.files import JsonLines, write_whole
 from hoi.common.sheets import curve, smooth
 from hoi.common.tensors import load_torch_file
 
@@ -172,12 +172,11 @@ class TrainingLog:
     """
 
     def __init__(self, folder: Path, start: int) -> None:
-        self.path = folder / "log.jsonl"
+        self.lines = JsonLines(folder / "log.jsonl")
         self._logged, self._time = start, time.time()
-        if self.path.exists():
-            whole = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
-            kept = "".join(f"{line}\n" for line in whole if json.loads(line)["step"] <= start)
-            write_atomically(self.path, lambda temporary: temporary.write_text(kept))
+        kept = [json.dumps(line) + "\n" for line in self.lines if line["step"] <= start]
+        if self.lines.path.exists():
+            write_whole(self.lines.path, "".join(kept).encode())
 
     def append(
         self, step: int, losses: Mapping[str, Sequence[Tensor]], pictures: int, **others: float
@@ -190,18 +189,18 @@ class TrainingLog:
         self._logged, self._time = step, time.time()
         line = {"step": step, **{name: torch.stack(list(parts)).mean().item() for name, parts in losses.items()}}
         line |= {**others, "pictures_per_second": round(rate, 1)}
-        with open(self.path, "a") as log:
-            log.write(json.dumps(line) + "\n")
+        self.lines.append(line)
         return line
 
     def draw(self) -> None:
         """loss.png, all losses so far, smoothed."""
-        lines = [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
+        lines = list(self.lines)
         if not lines:
             return
         names = sorted({name for line in lines for name in line} - NO_LOSS)
         series = {name: smooth([(line["step"], line[name]) for line in lines if name in line], 10) for name in names}
-        curve(series, f"{self.path.parent.name}: step {lines[-1]['step']}").save(self.path.parent / "loss.png")
+        folder = self.lines.path.parent
+        curve(series, f"{folder.name}: step {lines[-1]['step']}").save(folder / "loss.png")
 
 
 STATE_PATTERN = "state_{step:09d}.pt"
@@ -219,7 +218,7 @@ def save_training_state(folder: str | Path, step: int, state: Mapping[str, Any],
         raise ValueError(f"keep is {keep}; at least the state just written must stay")
     check_plain(state, "state")
     path = Path(folder) / STATE_PATTERN.format(step=step)
-    write_atomically(path, lambda temporary: torch.save(dict(state), temporary))
+    write_whole(path, lambda stream: torch.save(dict(state), stream.name))
     states = training_states(folder)
     place = states.index(path)
     for old in [*states[: max(place + 1 - keep, 0)], *states[place + 1 :], *Path(folder).glob(".state_*.pt.tmp")]:

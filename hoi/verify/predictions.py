@@ -26,13 +26,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from hoi.common.command import first_few
 from hoi.common.files import read_json
 
 JOINTS = 21
 CONTACT_STATES = ("no contact", "self", "another person", "portable object", "stationary object")
 PORTABLE_OBJECT = 3  # the one state that counts as contact in the evaluation that the paper follows
 MIN_SCORE = 0.5  # the detector's own threshold
-SHOWN = 3  # pictures named in a message
+HOW_MADE = "; python tools/convert_keypoints.py --help says how to make one"
 
 T = TypeVar("T")
 
@@ -114,7 +115,7 @@ def _contact(entry: Any, place: str) -> ContactPrediction:
 
 
 def _read(path: str | Path, make: Callable[[Any, str], T]) -> dict[str, list[T]]:
-    content = read_json(path)
+    content = read_json(path, "prediction file", HOW_MADE, kind=object)
     pictures = content.get("predictions") if isinstance(content, dict) else None
     if not isinstance(pictures, dict):
         raise ValueError(f'{path}: expected {{"predictions": {{file_name: [hand, ...]}}}}')
@@ -151,8 +152,7 @@ def check_covers(predictions: Mapping[str, Any], file_names: Iterable[str], path
         ("pictures of the dataset have no entry", names - predictions.keys(), "write [] where no hand was found"),
     ):
         if odd:
-            shown = ", ".join(sorted(odd)[:SHOWN]) + (" ..." if len(odd) > SHOWN else "")
-            raise ValueError(f"{path}: {len(odd)} {title} ({shown}); {advice}")
+            raise ValueError(f"{path}: {len(odd)} {title} ({first_few(sorted(odd), most=3)}); {advice}")
 
 
 def closest_hand(hands: list[HandPrediction], keypoints_2d: np.ndarray) -> HandPrediction | None:

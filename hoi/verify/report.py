@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from hoi.common.files import encode_png, write_bytes_atomically
+from hoi.common.files import encode_png, write_json, write_whole
 from hoi.common.sheets import contact_sheet, histogram
 from hoi.conditions import draw_skeleton
 from hoi.data.folder import PICTURE_FOLDERS, load_image, read_description, read_records
@@ -151,11 +151,11 @@ def write_report(
     problems = [record["verification"]["problem"] for record in records if record["verification"]["problem"]]
     report = {"folder": str(folder), "records": len(records), "scored": len(records) - len(problems), **about}
     report |= {"scores": summarize(records), "problems": problems}
-    write_bytes_atomically(out / "report.json", (json.dumps(report, indent=1) + "\n").encode())
-    write_bytes_atomically(out / "report.md", report_as_markdown(report).encode())
+    write_json(out / "report.json", report)
+    write_whole(out / "report.md", report_as_markdown(report).encode())
     for name, picture in (("histograms", histograms(records)), ("best_worst", best_and_worst(folder, records, look))):
         if picture is not None:
-            write_bytes_atomically(out / f"{name}.png", encode_png(np.asarray(picture)))
+            write_whole(out / f"{name}.png", encode_png(np.asarray(picture)))
     return report
 
 
@@ -218,7 +218,7 @@ def describe_yield(records: list[dict[str, Any]], conditions: list[Condition]) -
 def write_list(path: Path, records: list[dict[str, Any]]) -> None:
     """One file_name a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes_atomically(path, "".join(f"{record['file_name']}\n" for record in records).encode())
+    write_whole(path, "".join(f"{record['file_name']}\n" for record in records).encode())
 
 
 def copy_records(folder: Path, out: Path, records: list[dict[str, Any]], conditions: list[Condition]) -> None:
@@ -248,7 +248,7 @@ def copy_records(folder: Path, out: Path, records: list[dict[str, Any]], conditi
                 raise ValueError(f"record {record['index']} names {path}, which is outside of {folder}")
             if not (out / path).exists():  # several looks share one geometry
                 (out / path).parent.mkdir(parents=True, exist_ok=True)
-                write_bytes_atomically(out / path, (folder / path).read_bytes())
+                write_whole(out / path, (folder / path).read_bytes())
         writer.append(record)
     writer.finish()
 

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hoi.common import tensors
+from hoi.common.files import ASSETS
 
 LABELS = ("background", "hand", "object")
 JOINTS = 21  # OpenPose order
@@ -23,7 +24,7 @@ CELL = 2  # pixels; heat maps have one value a cell
 CHANNELS = (32, 48, 64, 96, 128)
 SIDE = 128  # pixels that the network sees by default
 PEAK_RADIUS = 3  # cells; a training target has 96 % of its heat this close to its peak
-BUILT_IN_VERIFIER = Path(__file__).parents[1] / "assets" / "verifier.safetensors"
+BUILT_IN_VERIFIER = ASSETS / "verifier.safetensors"
 TRAIN_COMMAND = "python -m hoi.verify train --data DIR ... --out FILE"
 
 

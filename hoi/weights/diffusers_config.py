@@ -5,7 +5,6 @@ What our classes cannot be is refused by name on the way in and on the way out.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 
+from hoi.common.files import read_json
 from hoi.network.config import PRESETS, ModelConfig
 from hoi.network.diffusion import NoiseSchedule
 from hoi.network.text import TextConfig
@@ -72,23 +72,13 @@ def read_folder_config(folder: Path) -> ModelConfig:
     return ModelConfig("custom", unet, vae, text, image_size, predicts=predicts, terminal_signal=terminal_signal)
 
 
-def read_json(path: Path) -> Json:
-    try:
-        content = json.loads(path.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not readable JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected a dict")
-    return content
-
-
 def _read_json(path: Path, folder: Path) -> Json:
     if not path.is_file():
         raise FileNotFoundError(
             f"{folder} is not complete: {path.relative_to(folder)} is missing; a diffusers folder needs"
             f" {', '.join(f'{part}/' for part in FOLDER_PARTS)} and {SCHEDULER_FILE}"
         )
-    return read_json(path)
+    return read_json(path, "configuration")
 
 
 def _refuse_other_families(unet: Mapping[str, Any], folder: Path) -> None:

@@ -10,14 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
 from open_clip import SimpleTokenizer
 from torch import Tensor
 
-from hoi.common.files import new_folder, write_atomically
+from hoi.common.files import new_folder, write_whole
 from hoi.common.tensors import save_model
 from hoi.network.config import ModelConfig, tiny_config
 from hoi.network.model import HOIDiffusion
@@ -195,7 +194,7 @@ def export_official(model: HOIDiffusion, folder: str | Path, half: bool = False)
         Path(folder) / f"model_sd_{step}.ckpt": _single_file_state(model, SHORT_TEXT_PREFIX, half),
     }
     for path, tensors in files.items():
-        write_atomically(path, partial(torch.save, tensors))
+        write_whole(path, lambda stream, tensors=tensors: torch.save(tensors, stream.name))
     return list(files)
 
 

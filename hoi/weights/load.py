@@ -20,8 +20,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hoi.common.command import first_few
 from hoi.common.files import sha256_of
-from hoi.common.tensors import Shapes, WeightFile, check_shapes, is_finite, shapes_of, shown
+from hoi.common.tensors import Shapes, WeightFile, check_shapes, is_finite, shapes_of
 from hoi.network.config import ModelConfig, sd1_config
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion
 from hoi.network.text import causal_mask
@@ -144,7 +145,8 @@ def kind_of(file: WeightFile) -> str:
         raise ValueError(f"{file.path} is {lone}")
     raise ValueError(
         f"{file.path} is no weight file known here: {len(file.shapes)} tensors, the first"
-        f" {shown(file.shapes) or 'none'}; expected {SINGLE_FILE}, {T2I_ADAPTER}, {OFFICIAL_ADAPTER}, or {OWN}"
+        f" {first_few(sorted(file.shapes)) or 'none'}; expected {SINGLE_FILE}, {T2I_ADAPTER},"
+        f" {OFFICIAL_ADAPTER}, or {OWN}"
     )
 
 

@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 import pytest
 
-from hoi.common.command import how_made, positive, problems_as_messages
+from hoi.common.command import first_few, how_made, positive, problems_as_messages
 
 
 @pytest.mark.parametrize(
@@ -54,3 +54,8 @@ def test_only_whole_numbers_from_1_on_are_positive():
     for word in ("0", "-1", "1.5", "two", ""):
         with pytest.raises(argparse.ArgumentTypeError, match="is not a positive whole number"):
             positive(word)
+
+
+def test_of_many_the_first_few_are_named_and_the_others_counted():
+    assert first_few("abc") == "a, b, c" and first_few("abcdefg") == "a, b, c, d, e and 2 more"
+    assert first_few(["x", "y", "z"], most=2, joint="; ") == "x; y; and 1 more" and first_few([]) == ""

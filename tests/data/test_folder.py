@@ -297,7 +297,7 @@ def test_a_full_disk_leaves_no_half_record_wherever_it_strikes(tmp_path, monkeyp
             limited = FullDisk(room)
             for module in (files, writer_module):
                 patch.setattr(module, "open", limited, raising=False)
-            with pytest.raises(OSError, match="disk is full; finished records are safe"):
+            with pytest.raises(OSError, match="disk is full; what was finished is safe"):
                 write(writer, 0, {"text": "x"}, **pictures())
         assert not any(name.endswith(".tmp") for name in files_of(folder))
         assert not any(folder.glob("metadata*.jsonl")) or read_records(folder) == []

@@ -72,7 +72,7 @@ def world(tmp_path_factory) -> Path:
         verifier_world.make_folder(root / name, 12, seed, category="mug")
     for name, steps in (("none", 7), ("all", 9)):
         verifier_world.make_folder(root / name / "pictures", 12, seed=steps)
-        replica_table.write_bytes_atomically(root / name / "model.safetensors", model_file(steps))
+        replica_table.write_whole(root / name / "model.safetensors", model_file(steps))
     torch.manual_seed(0)  # only the weights
     save_verifier(root / "verifier.safetensors", Verifier(sorted(BACKGROUNDS), verifier_world.SIDE))
     pair = PictureText(TextEncoder(TextConfig(width=16, heads=2, layers=1)), embed_dim=8, channels=8)

@@ -81,7 +81,7 @@ def test_predictions_must_be_of_exactly_the_pictures():
     predictions_module.check_covers({"a": [], "b": []}, ["b", "a"], "f.json")
     with pytest.raises(ValueError, match=r"f.json: 1 pictures are not in the dataset \(c\)"):
         predictions_module.check_covers({"a": [], "c": []}, ["a"], "f.json")
-    with pytest.raises(ValueError, match=r"4 pictures of the dataset have no entry \(b, c, d \.\.\.\); write \[\]"):
+    with pytest.raises(ValueError, match=r"4 pictures of the dataset have no entry \(b, c, d and 1 more\); write \[\]"):
         predictions_module.check_covers({"a": []}, list("abcde"), "f.json")
 
 
