@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
+from rounding import UNET_OPERATIONS, rounding
 
 from hoi.network import unet as unet_module
 from hoi.network.kernels import pack, plain_attention, sliced_attention
@@ -207,8 +208,9 @@ def test_a_guidance_batch_equals_two_single_passes_and_both_halves_get_the_featu
     latents, timesteps, context, features = make_inputs(SMALL)
     uncond_context = torch.randn(context.shape, generator=torch.Generator().manual_seed(9))
     batched = unet(latents.repeat(2, 1, 1, 1), timesteps.repeat(2), torch.cat([uncond_context, context]), features)
-    apart = [unet(latents, timesteps, half, features) for half in (uncond_context, context)]
-    torch.testing.assert_close(batched, torch.cat(apart), atol=1e-5, rtol=0)
+    apart = torch.cat([unet(latents, timesteps, half, features) for half in (uncond_context, context)])
+    # Not bit for bit: another batch size means other matrix kernels, which sum in another order.
+    torch.testing.assert_close(batched, apart, atol=rounding(apart, UNET_OPERATIONS), rtol=0)
 
 
 @pytest.mark.parametrize("min_sliced_scores", [1, 10**9], ids=["sliced", "plain"])
