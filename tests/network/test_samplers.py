@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from fake_networks import SCHEDULE, STABLE_DIFFUSION, VELOCITY, FakeUNet, generators, normal, small_inputs, small_unet
+from rounding import rounding, unet_operations
 from torch import Tensor
 
 from hoi.network.diffusion import NoiseSchedule
@@ -42,6 +43,12 @@ def diffusers_trajectory(scheduler, noise: Tensor, num_inference_steps: int, **s
     return [*seen, latents]
 
 
+def assert_same_trajectory(ours: list[Tensor], expected: list[Tensor]) -> None:
+    """Every step adds its rounding: the fake network's and the sampler's fifteen operations or so."""
+    steps, expected = len(expected) - 1, torch.stack(expected)
+    torch.testing.assert_close(torch.stack(ours), expected, atol=rounding(expected, 15 * steps), rtol=0)
+
+
 # --- samplers ---
 
 
@@ -52,7 +59,7 @@ def test_ddpm_trajectory_equals_diffusers(variance: str, num_inference_steps: in
     latents = sample_ddpm(fake_predictor(seen), SCHEDULE, noise, num_inference_steps, generators(3), variance)
     scheduler = DDPMScheduler(**STABLE_DIFFUSION, variance_type=f"fixed_{variance}", clip_sample=False)
     expected = diffusers_trajectory(scheduler, noise, num_inference_steps, generator=generators(3)[0])
-    torch.testing.assert_close(torch.stack([*seen, latents]), torch.stack(expected), atol=1e-4, rtol=0)
+    assert_same_trajectory([*seen, latents], expected)
 
 
 @pytest.mark.parametrize("num_inference_steps", [1, 2, 10, 50])
@@ -61,7 +68,7 @@ def test_ddim_trajectory_equals_diffusers(num_inference_steps: int):
     latents = sample_ddim(fake_predictor(seen), SCHEDULE, noise, num_inference_steps)
     scheduler = DDIMScheduler(**STABLE_DIFFUSION, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     expected = diffusers_trajectory(scheduler, noise, num_inference_steps)
-    torch.testing.assert_close(torch.stack([*seen, latents]), torch.stack(expected), atol=1e-4, rtol=0)
+    assert_same_trajectory([*seen, latents], expected)
 
 
 def test_noisy_ddim_equals_diffusers():
@@ -69,7 +76,7 @@ def test_noisy_ddim_equals_diffusers():
     latents = sample_ddim(fake_predictor(seen), SCHEDULE, noise, 20, eta=0.7, generators=generators(5))
     scheduler = DDIMScheduler(**STABLE_DIFFUSION, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     expected = diffusers_trajectory(scheduler, noise, 20, eta=0.7, generator=generators(5)[0])
-    torch.testing.assert_close(torch.stack([*seen, latents]), torch.stack(expected), atol=1e-4, rtol=0)
+    assert_same_trajectory([*seen, latents], expected)
 
 
 @pytest.mark.parametrize("num_inference_steps", [1, 2, 10, 14, 15, 20, 50])
@@ -80,7 +87,7 @@ def test_dpm_solver_trajectory_equals_diffusers(num_inference_steps: int):
         **STABLE_DIFFUSION, algorithm_type="dpmsolver++", solver_order=2, solver_type="midpoint", lower_order_final=True
     )
     expected = diffusers_trajectory(scheduler, noise, num_inference_steps)
-    torch.testing.assert_close(torch.stack([*seen, latents]), torch.stack(expected), atol=1e-4, rtol=0)
+    assert_same_trajectory([*seen, latents], expected)
 
 
 def test_timesteps_are_those_of_stable_diffusion():
@@ -195,7 +202,8 @@ def test_a_picture_does_not_depend_on_its_batch(sampler: str):
 
     together, alone = run([0, 1, 2], [11, 12, 13]), run([1], [12])
     assert together.std() > 0.1
-    torch.testing.assert_close(together[1:2], alone, atol=1e-4, rtol=1e-4)
+    # Not bit for bit: another batch size means other matrix kernels, in each of the five evaluations in a row.
+    torch.testing.assert_close(together[1:2], alone, atol=rounding(alone, 5 * unet_operations(unet)), rtol=0)
     assert (together[0] - together[1]).abs().max() > 0.1
     assert torch.equal(initial_noise(generators(11, 12), 4, 8, 8)[1:], initial_noise(generators(12), 4, 8, 8))
 

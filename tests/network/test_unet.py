@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
-from rounding import UNET_OPERATIONS, rounding
+from rounding import rounding, unet_operations
 
 from hoi.network import unet as unet_module
 from hoi.network.kernels import pack, plain_attention, sliced_attention
@@ -210,7 +210,7 @@ def test_a_guidance_batch_equals_two_single_passes_and_both_halves_get_the_featu
     batched = unet(latents.repeat(2, 1, 1, 1), timesteps.repeat(2), torch.cat([uncond_context, context]), features)
     apart = torch.cat([unet(latents, timesteps, half, features) for half in (uncond_context, context)])
     # Not bit for bit: another batch size means other matrix kernels, which sum in another order.
-    torch.testing.assert_close(batched, apart, atol=rounding(apart, UNET_OPERATIONS), rtol=0)
+    torch.testing.assert_close(batched, apart, atol=rounding(apart, unet_operations(unet)), rtol=0)
 
 
 @pytest.mark.parametrize("min_sliced_scores", [1, 10**9], ids=["sliced", "plain"])
