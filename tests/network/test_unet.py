@@ -234,7 +234,9 @@ def test_bf16_is_as_close_to_fp32_as_diffusers_in_bf16(monkeypatch, min_sliced_s
     for name, approximate in ours.items():
         assert approximate.dtype == torch.float32
         assert 0 < limits[name] < 0.1 * exact.std()
-        assert (approximate - exact).std() < 1.25 * limits[name], name
+        # Both are rounding errors, so their ratio varies: 0.94 to 1.32 over four sets of weights and the kernels of
+        # three processors.  A softmax summed in bf16 or an attention rounded to 8 bits gives 1.7 to 2.8.
+        assert (approximate - exact).std() < 1.5 * limits[name], name
 
 
 def test_gradient_checkpointing_changes_no_gradient():
