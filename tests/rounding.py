@@ -1,7 +1,8 @@
 """How far apart rounding alone may leave two right results of one computation, from their dtype and size."""
 
 import torch
-from hoi.unet import UNet
+
+from hoi.network.unet import UNet
 
 
 def rounding(expected: torch.Tensor, operations: int, dtype: torch.dtype = torch.float32) -> float:
