@@ -39,7 +39,7 @@ from hoi.geometry.camera import CAMERA_FOV_DEG, FRAMINGS
 from hoi.geometry.grabnet import load_grabnet
 from hoi.geometry.hand import load_hand
 from hoi.geometry.objects import CATEGORIES, ObjectMesh, collect_objects, object_card
-from hoi.geometry.scene import CONTENTS, GraspedObject
+from hoi.geometry.scene import CONTENTS, GraspedObject, graspable
 from hoi.toyworld.words import check_placeholders
 from real_pictures import add_real_picture_flags, convert_pictures, wants_real_pictures
 
@@ -219,11 +219,9 @@ def find_all_grasps(settings: SceneSettings, meshes: list[ObjectMesh], run: Any)
     """Grasps of every object; objects without any are left out, and it is said; an error when none is left."""
     results = list(tqdm(run("grasps_of", range(len(meshes))), "grasps", len(meshes), unit="object"))
     found, notes = [item for item, _ in results], [note for _, lines in results for note in lines]
-    good = settings.graspable(found)
-    bad = [item.object_mesh.object_id for item in found if not settings.graspable([item])]
-    if not good:
-        message = f"no grasp was found for any object ({', '.join(bad)}): are they 1 to 20 cm in size?"
-        raise ValueError("\n".join([message, *notes]))
+    good = graspable(found, settings.sides, notes)
+    kept = {item.object_mesh.object_id for item in good}
+    bad = [item.object_mesh.object_id for item in found if item.object_mesh.object_id not in kept]
     print("\n".join(notes), end="\n" if notes else "")
     if bad:
         print(f"left out, no grasp was found: {', '.join(bad)}")

@@ -34,6 +34,7 @@ from hoi.data.writer import DatasetWriter, complete_record, open_folder, png_tex
 from hoi.geometry.camera import FRAMINGS
 from hoi.geometry.hand import load_hand
 from hoi.geometry.objects import CATEGORIES, collect_objects, object_card
+from hoi.geometry.scene import ViewSettings
 from hoi.network.kernels import pack
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion, stack_conditions
 from hoi.network.pipeline import Pipeline, SamplingSettings, join_features, set_precision
@@ -200,9 +201,8 @@ def choose_geometries(args: argparse.Namespace, model: HOIDiffusion) -> FolderVi
         return FolderViews(args.data, size)
     meshes = collect_objects(args.object or CATEGORIES, category=args.category, units=args.units)
     framing = args.framing or ("tight" if model.config.name == "tiny" else "official")
-    return SceneViews(
-        meshes, load_hand(args.mano), size, args.seed, args.hand_side, framing, args.grasps_per_object, args.cache
-    )
+    view = ViewSettings(size, size, args.hand_side, framing)
+    return SceneViews(meshes, load_hand(args.mano), view, args.seed, args.grasps_per_object, args.cache)
 
 
 def normal_sources(geometries: FolderViews | SceneViews | None) -> set[str | None]:
@@ -249,7 +249,7 @@ def describe(args, settings, checkpoint, dtype, geometries, prompts) -> dict[str
     elif geometries is not None:
         meshes = geometries.meshes
         job["objects"] = [f"{m.object_id} {hashlib.sha256(m.vertices.tobytes()).hexdigest()[:8]}" for m in meshes]
-        job |= {"hand_side": geometries.hand_side, "framing": geometries.framing, "hand": geometries.hand.name,
+        job |= {"hand_side": args.hand_side, "framing": geometries.settings.framing, "hand": geometries.hand.name,
                 "grasps_per_object": geometries.grasps_per_object}  # fmt: skip
         licences["objects"] = sorted({mesh.source for mesh in meshes})
         objects = [object_card(mesh) for mesh in meshes]

@@ -27,12 +27,14 @@ from hoi.common.files import encode_png, write_whole
 from hoi.common.machine import keep_freed_memory
 from hoi.common.sheets import write_video
 from hoi.data.folder import RECORD_KEYS, load_conditions, load_image, read_description, read_records
-from hoi.data.views import MAX_PENETRATION_MM, ApproachFrames, TrajectoryFrames, approach_scene
+from hoi.data.views import ApproachFrames, TrajectoryFrames, approach_scene
 from hoi.data.writer import DatasetWriter, complete_record, open_folder, png_text, strip, write_pictures
 from hoi.geometry.camera import FRAMINGS
+from hoi.geometry.grasp import MAX_PENETRATION_MM
 from hoi.geometry.hand import load_hand
 from hoi.geometry.objects import collect_objects, object_card
 from hoi.geometry.render import Renderer
+from hoi.geometry.scene import ViewSettings
 from hoi.network.model import HOIDiffusion, stack_conditions
 from hoi.network.pipeline import Pipeline, SamplingSettings, anchored_pictures
 from hoi.network.unet import UNET_PARTS
@@ -118,10 +120,8 @@ def choose_frames(args: argparse.Namespace, model: HOIDiffusion) -> ApproachFram
     framing = args.framing or ("tight" if model.config.name == "tiny" else "official")
     start_distance = TIGHT_START if args.start_distance is None and framing == "tight" else args.start_distance
     hand, renderer = load_hand(args.mano), Renderer()
-    scene = approach_scene(
-        meshes[0], hand, renderer, size, args.seed, args.hand_side, framing, args.frames, start_distance,
-        args.cache,
-    )  # fmt: skip
+    view = ViewSettings(size, size, args.hand_side, framing, frames=args.frames, start_distance=start_distance)
+    scene = approach_scene(meshes[0], hand, renderer, view, args.seed, args.cache)
     frames = ApproachFrames(scene, hand, renderer, args.hold, args.straight)
     deepest = max(frames.penetration_mm())
     if frames.bent:

@@ -11,7 +11,7 @@ from hoi.geometry.grasp import Grasp
 from hoi.geometry.hand import HandModel, HandParams, load_hand
 from hoi.geometry.objects import make_object
 from hoi.geometry.render import Renderer
-from hoi.geometry.scene import GraspedObject, annotate, compose_scene, render_scene, scene_conditions
+from hoi.geometry.scene import GraspedObject, ViewSettings, annotate, compose_scene, pictures_of
 
 NOCS_FOV_DEG = float(np.degrees(2 * np.arctan(240 / 577.5)))  # of 480 rows at a focal length of 577.5 px
 
@@ -42,16 +42,15 @@ def export_source(tmp_path_factory, hand, renderer) -> Path:
         size, generator = 160, np.random.default_rng([5, index])
         picture = generator.integers(0, 255, (size, size, 3), dtype=np.uint8)
         graspable = [GraspedObject(mesh, (grasp,), (grasp,))]
-        scene = compose_scene(graspable, hand, renderer, generator, size, size, content, side, fov_deg=NOCS_FOV_DEG)
+        settings = ViewSettings(size, size, side, fov_deg=NOCS_FOV_DEG)
+        scene = compose_scene(graspable, hand, renderer, generator, settings, content)
         if index == 5:
             aside = scene.camera.intrinsics + np.array([[0, 0, -85.0], [0, 0, 0], [0, 0, 0]])
             scene = replace(scene, camera=replace(scene.camera, intrinsics=aside), last_gbuffer=None)
-        record, drawn = annotate(scene, 0, hand) | {"text": f"a {name}, drawn"}, {}
-        if content != "scenery":
-            gbuffer = render_scene(scene, 0, hand, renderer)
-            drawn = {"conditions": scene_conditions(gbuffer, record), "depth": gbuffer.depth}
-            if content != "hand":
-                record["object_path"], drawn["object_mask"] = write_object(folder, mesh), gbuffer.object_mask
+        record = annotate(scene, 0, hand) | {"text": f"a {name}, drawn"}
+        drawn = pictures_of(scene, 0, record, hand, renderer)
+        if "object_mask" in drawn:
+            record["object_path"] = write_object(folder, mesh)
         writer.append(write_pictures(folder, index, record, picture, **drawn))
     writer.finish()
     return folder

@@ -23,13 +23,15 @@ from hoi.geometry.render import Renderer
 from hoi.geometry.scene import (
     GraspedObject,
     Scene,
+    ViewSettings,
     annotate,
     compose_scene,
     grasp_object,
+    graspable,
     mirror_mesh,
+    pictures_of,
     plain_text,
     render_scene,
-    scene_conditions,
 )
 from hoi.toyworld.looks import sample_look, shade_scene
 
@@ -78,13 +80,15 @@ class SceneSettings:
     @property
     def sides(self) -> tuple[str, ...]:
         """Hands for which grasps are needed."""
-        if {"hand_object", "hand"}.isdisjoint(self.content):
-            return ()
-        return ("right", "left") if self.hand_side == "random" else (self.hand_side,)
+        return () if {"hand_object", "hand"}.isdisjoint(self.content) else self.view.sides
 
-    def graspable(self, objects: list[GraspedObject]) -> list[GraspedObject]:
-        """Those with a grasp for every wanted side."""
-        return [item for item in objects if all(item.grasps(side) for side in self.sides)]
+    @property
+    def view(self) -> ViewSettings:
+        """Those of them that say how a scene is seen."""
+        return ViewSettings(
+            self.size, self.size, self.hand_side, self.framing, self.official_view, CAMERA_FOV_DEG[self.camera],
+            self.frames, self.start_distance, self.trajectory,
+        )  # fmt: skip
 
 
 class SceneMaker:
@@ -139,15 +143,12 @@ class SceneMaker:
         """Write the pictures of one scene; returns its complete records."""
         job = self.settings
         if self.objects is None:
-            self.objects = job.graspable([self.grasps_of(k)[0] for k in range(len(self.meshes))])
+            self.objects = graspable([self.grasps_of(k)[0] for k in range(len(self.meshes))], job.sides)
             self.renderer = self.renderer or Renderer()
         generator = np.random.default_rng([job.seed, number])
         shares = np.array(list(job.content.values()))
         content = list(job.content)[generator.choice(len(shares), p=shares / shares.sum())]
-        scene = compose_scene(
-            self.objects, self.hand, self.renderer, generator, job.size, job.size, content, job.hand_side,
-            job.framing, job.official_view, job.frames, job.start_distance, job.trajectory, CAMERA_FOV_DEG[job.camera],
-        )  # fmt: skip
+        scene = compose_scene(self.objects, self.hand, self.renderer, generator, job.view, content)
         if scene is None:
             return []
         records: list[dict[str, Any]] = []
@@ -164,13 +165,9 @@ class SceneMaker:
             return []
         if job.frames > 1:
             record |= {"trajectory": number, "frame": frame}
-        pictures: dict[str, Any] = {}
-        if scene.content != "scenery":
-            gbuffer = render_scene(scene, frame, self.hand, self.renderer)
-            pictures = {"conditions": scene_conditions(gbuffer, record), "depth": gbuffer.depth}
-            if scene.object_mesh is not None:
-                pictures["object_mask"] = gbuffer.object_mask
-                record["object_path"] = write_object(self.folder, scene.object_mesh)
+        pictures = pictures_of(scene, frame, record, self.hand, self.renderer)
+        if scene.object_mesh is not None:
+            record["object_path"] = write_object(self.folder, scene.object_mesh)
         large = render_scene(scene, frame, self.hand, self.renderer, factor=2) if pictures and job.shade else None
         records = []
         for look_number in range(job.looks):

@@ -31,18 +31,20 @@ from hoi.data.folder import (
 )
 from hoi.data.writer import write_object, write_pictures
 from hoi.geometry.contact import DistanceField
+from hoi.geometry.grasp import MAX_PENETRATION_MM
 from hoi.geometry.hand import HandModel
 from hoi.geometry.objects import ObjectMesh
 from hoi.geometry.render import Renderer
 from hoi.geometry.scene import (
     GraspedObject,
     Scene,
+    ViewSettings,
     annotate,
     compose_scene,
     grasp_object,
+    graspable,
     noun,
-    render_scene,
-    scene_conditions,
+    pictures_of,
 )
 from hoi.geometry.trajectory import bend_approach
 from hoi.toyworld.words import fill
@@ -181,11 +183,10 @@ class SceneViews:
     """
 
     def __init__(
-        self, meshes: Sequence[ObjectMesh], hand: HandModel, size: int, seed: int, hand_side: str, framing: str,
+        self, meshes: Sequence[ObjectMesh], hand: HandModel, settings: ViewSettings, seed: int,
         grasps_per_object: int, cache_dir: str | Path,
     ) -> None:
-        self.meshes, self.hand, self.size, self.seed = list(meshes), hand, size, seed
-        self.hand_side, self.framing = hand_side, framing
+        self.meshes, self.hand, self.settings, self.seed = list(meshes), hand, settings, seed
         self.grasps_per_object, self.cache_dir = grasps_per_object, cache_dir
         self.renderer: Renderer | None = None
         self._grasped: dict[int, GraspedObject] = {}
@@ -197,12 +198,10 @@ class SceneViews:
 
     def prepare(self, k: int) -> int:
         """Search or read the grasps of object k; returns how many.  Raises ValueError when there is none."""
-        sides = ("right", "left") if self.hand_side == "random" else (self.hand_side,)
+        sides = self.settings.sides
         if k not in self._grasped:
             item = grasp_object(self.meshes[k], self.hand, self.grasps_per_object, self.seed, self.cache_dir, sides)
-            if not all(item.grasps(side) for side in sides):
-                raise ValueError(f"no grasp was found for {self.meshes[k].object_id}: is it 1 to 20 cm in size?")
-            self._grasped[k] = item
+            (self._grasped[k],) = graspable([item], sides)
         return sum(len(self._grasped[k].grasps(side)) for side in sides)
 
     def __len__(self) -> int:
@@ -222,48 +221,27 @@ class SceneViews:
         self.prepare(k)
         self.renderer_used()
         generator = np.random.default_rng([self.seed, number])
-        scene = compose_scene(
-            [self._grasped[k]], self.hand, self.renderer, generator, self.size, self.size, "hand_object",
-            self.hand_side, self.framing,
-        )  # fmt: skip
+        scene = compose_scene([self._grasped[k]], self.hand, self.renderer, generator, self.settings)
         if scene is None:
             raise ValueError(f"no camera sees both the hand and {self.meshes[k].object_id} (geometry {number})")
-        gbuffer = render_scene(scene, 0, self.hand, self.renderer)
         record = annotate(scene, 0, self.hand)
-        conditions = scene_conditions(gbuffer, record)
-        return View(record, conditions, gbuffer.depth, gbuffer.object_mask, scene.object_mesh)
+        return View(record, mesh=scene.object_mesh, **pictures_of(scene, 0, record, self.hand, self.renderer))
 
 
 GRASPS = 3  # searched, as many as sample.py searches by default, so that both read the same cache
-MAX_PENETRATION_MM = 2.0  # that any frame should have
 
 
 def approach_scene(
-    object_mesh: ObjectMesh,
-    hand: HandModel,
-    renderer: Renderer,
-    size: int,
-    seed: int,
-    hand_side: str,
-    framing: str,
-    frames: int,
-    start_distance: float | None,
+    object_mesh: ObjectMesh, hand: HandModel, renderer: Renderer, settings: ViewSettings, seed: int,
     cache_dir: str | Path,
 ) -> Scene:
     """One grasp of the object, a camera that sees it, and the approach; everything random comes from `seed`.
 
-    size            height and width in pixels
-    frames          of the approach, at least 1, the last one the grasp
-    start_distance  metres above the grasp; None: the paper's
     Raises ValueError when no grasp is found or no camera sees hand and object.
     """
-    item = grasp_object(object_mesh, hand, GRASPS, seed, cache_dir, (hand_side,))
-    if not item.grasps(hand_side):
-        raise ValueError(f"no grasp was found for {object_mesh.object_id}: is it 1 to 20 cm in size?")
-    scene = compose_scene(
-        [item], hand, renderer, np.random.default_rng([seed, 0]), size, size, "hand_object", hand_side, framing,
-        frames=frames, start_distance=start_distance,
-    )  # fmt: skip
+    item = grasp_object(object_mesh, hand, GRASPS, seed, cache_dir, settings.sides)
+    objects = graspable([item], settings.sides)
+    scene = compose_scene(objects, hand, renderer, np.random.default_rng([seed, 0]), settings)
     if scene is None:
         raise ValueError(f"no camera sees both the hand and {object_mesh.object_id}; try another --seed")
     return scene
@@ -297,9 +275,8 @@ class ApproachFrames:
         record = annotate(self.scene, frame, self.hand, self.field)
         if not np.isfinite(record["keypoints_2d"]).all():
             raise ValueError(f"in frame {frame} the hand is behind the camera; take a smaller --start-distance")
-        gbuffer = render_scene(self.scene, frame, self.hand, self.renderer)
-        conditions = scene_conditions(gbuffer, record)
-        return View(record, conditions, gbuffer.depth, gbuffer.object_mask, self.scene.object_mesh)
+        pictures = pictures_of(self.scene, frame, record, self.hand, self.renderer)
+        return View(record, mesh=self.scene.object_mesh, **pictures)
 
     def penetration_mm(self) -> list[float]:
         """How deep the hand is in the object, each frame."""

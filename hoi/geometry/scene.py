@@ -1,7 +1,8 @@
-"""Scenes: grasped object + camera -> G-buffer, Conditions, annotation, toy-world picture.  Paper: Sec. 3.2.
+"""Scenes: grasped objects + camera -> annotation and pictures of each frame.  Paper: Sec. 3.2.
 
-make_dataset.py writes scenes to disk, sample.py makes them on the fly; both go through here.  Everything random comes
-from the generator passed in, so a scene depends on nothing but that generator and the list of objects.
+make_dataset.py writes scenes to disk, sample.py and video.py make them on the fly; all go through here: grasp_object ->
+compose_scene -> annotate -> pictures_of.  Everything random comes from the generator passed in, so a scene depends on
+nothing but that generator and the list of objects.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hoi.conditions import Conditions, draw_conditions
+from hoi.conditions import draw_conditions
 from hoi.geometry.camera import (
     FRAMINGS,
     OFFICIAL_FOV_DEG,
@@ -23,17 +24,17 @@ from hoi.geometry.camera import (
     scale_camera,
 )
 from hoi.geometry.contact import DistanceField
-from hoi.geometry.grasp import Grasp
+from hoi.geometry.grasp import CONTACT_DISTANCE, Grasp
 from hoi.geometry.grasp_search import cached_grasps
-from hoi.geometry.hand import HandModel, HandParams, hand_in_camera, mirrored_hand
+from hoi.geometry.hand import HandMesh, HandModel, HandParams, hand_in_camera, mirrored_hand
+from hoi.geometry.mano import MIRROR
 from hoi.geometry.objects import ObjectMesh
-from hoi.geometry.render import GBuffer, Renderer
+from hoi.geometry.render import HAND, OBJECT, GBuffer, Renderer
 from hoi.geometry.trajectory import approach
 
 CONTENTS = ("hand_object", "object", "hand", "scenery")
 # Share of the picture's pixels that the hand and the object must each have, or the view is rejected.
 MIN_VISIBLE = {"official": 0.015, "tight": 0.05}
-CONTACT_DISTANCE = 0.0025  # metres from skin to surface
 GRASPS_PER_SCENE = 4  # tried one after the other until a camera sees hand and object
 PLAIN_TEXTS = {"hand_object": "A hand is grasping a {object}", "object": "A {object}", "hand": "A hand"}
 
@@ -50,7 +51,44 @@ class GraspedObject:
     left: tuple[Grasp, ...] = ()
 
     def grasps(self, hand_side: str) -> tuple[Grasp, ...]:
+        """Those for the "right" or the "left" hand; both are right hands still, see above."""
         return self.right if hand_side == "right" else self.left
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """How scenes are seen, whatever is in them.
+
+    height, width   pixels
+    hand_side       "right", "left" or "random"
+    framing         "official": the whole field of view; "tight": zoomed in, the wrist near the border
+    official_view   azimuth as in the official release instead of all around
+    fov_deg         vertical field of view before a tight framing zooms in, degrees
+    frames          1 is the grasp alone, more are the approach to it
+    start_distance, trajectory  of the approach, see hoi/geometry/trajectory.py: approach
+    Raises ValueError for another framing, and for a tight one of a picture that is not square.
+    """
+
+    height: int
+    width: int
+    hand_side: str = "right"
+    framing: str = "official"
+    official_view: bool = False
+    fov_deg: float = OFFICIAL_FOV_DEG
+    frames: int = 1
+    start_distance: float | None = None
+    trajectory: str = "paper"
+
+    def __post_init__(self) -> None:
+        if self.framing not in FRAMINGS:
+            raise ValueError(f"framing is {self.framing!r}, expected one of {', '.join(FRAMINGS)}")
+        if self.framing == "tight" and self.height != self.width:
+            raise ValueError(f"tight framing cuts square pictures, got {self.height} x {self.width} (height x width)")
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """Hands for which grasps are needed."""
+        return ("right", "left") if self.hand_side == "random" else (self.hand_side,)
 
 
 @dataclass(frozen=True)
@@ -61,7 +99,7 @@ class Scene:
     camera        world = canonical object frame
     object_mesh   None without an object
     grasp         the grasp that hand_params end in; None without a hand
-    hand_params    one for each frame, canonical object frame; empty without a hand
+    hand_params   one for each frame, canonical object frame; empty without a hand
     last_gbuffer  render of the last frame, made when the camera was chosen; None: not rendered yet
     """
 
@@ -74,14 +112,13 @@ class Scene:
 
     @property
     def frames(self) -> int:
+        """How many, at least 1: a scene without a hand is one frame."""
         return max(1, len(self.hand_params))
 
 
 def mirror_mesh(object_mesh: ObjectMesh) -> ObjectMesh:
     """The object mirrored in x = 0, faces still outward."""
-    return replace(
-        object_mesh, vertices=object_mesh.vertices * np.array([-1.0, 1.0, 1.0]), faces=object_mesh.faces[:, ::-1].copy()
-    )
+    return replace(object_mesh, vertices=object_mesh.vertices * MIRROR, faces=object_mesh.faces[:, ::-1].copy())
 
 
 def grasp_object(
@@ -93,11 +130,15 @@ def grasp_object(
     return GraspedObject(object_mesh, **found)
 
 
-def _frame_poses(
-    grasp: Grasp, hand_side: str, frames: int, start_distance: float | None, variant: str
-) -> tuple[HandParams, ...]:
-    poses = approach(grasp, frames, start_distance, variant) if frames > 1 else [grasp.hand_params]
-    return tuple(mirrored_hand(pose) if hand_side == "left" else pose for pose in poses)
+def graspable(
+    objects: Sequence[GraspedObject], hand_sides: Sequence[str], notes: Sequence[str] = ()
+) -> list[GraspedObject]:
+    """Those with a grasp for every wanted side.  Raises ValueError, with the notes below it, when there is none."""
+    found = [item for item in objects if all(item.grasps(side) for side in hand_sides)]
+    if not found:
+        names = ", ".join(item.object_mesh.object_id for item in objects)
+        raise ValueError("\n".join([f"no grasp was found for {names}: is it 1 to 20 cm in size?", *notes]))
+    return found
 
 
 def compose_scene(
@@ -105,64 +146,61 @@ def compose_scene(
     hand: HandModel,
     renderer: Renderer,
     generator: np.random.Generator,
-    height: int,
-    width: int,
+    settings: ViewSettings,
     content: str = "hand_object",
-    hand_side: str = "right",
-    framing: str = "official",
-    official_view: bool = False,
-    frames: int = 1,
-    start_distance: float | None = None,
-    variant: str = "paper",
-    fov_deg: float = OFFICIAL_FOV_DEG,
 ) -> Scene | None:
     """Choose object, grasp and a camera that sees both.
 
-    hand_side       "right", "left" or "random"
-    framing         "official": the whole field of view; "tight": zoomed in, the wrist near the border
-    official_view   azimuth as in the official release instead of all around
-    frames          1 is the grasp alone, more are the approach to it
-    start_distance, variant  of the approach, see hoi/geometry/trajectory.py
-    fov_deg         vertical field of view before a tight framing zooms in, degrees
-    returns         the Scene, its last frame rendered (but for scenery); None when no camera sees hand or object at all
+    content  one of CONTENTS
+    returns  the Scene, its last frame rendered (but for scenery); None when no camera sees hand or object at all
+    Raises ValueError for another content, and when no object has a grasp for the hand's side.
     Views that show less than MIN_VISIBLE of hand or object are passed over; if all do, the best of them is taken.
     """
-    if content not in CONTENTS or framing not in FRAMINGS:
-        raise ValueError(f"content {content!r} / framing {framing!r}; expected one of {CONTENTS} / {FRAMINGS}")
-    if framing == "tight" and height != width:
-        raise ValueError(f"tight framing cuts square pictures, got {height} x {width} (height x width)")
+    if content not in CONTENTS:
+        raise ValueError(f"content is {content!r}, expected one of {', '.join(CONTENTS)}")
     if content == "scenery":
-        return Scene(content, sample_camera(generator, height, width, official_view))
-    side = ("right", "left")[generator.integers(2)] if hand_side == "random" else hand_side
+        return Scene(content, sample_camera(generator, settings.height, settings.width, settings.official_view))
+    side = ("right", "left")[generator.integers(2)] if settings.hand_side == "random" else settings.hand_side
     usable = [item for item in objects if content == "object" or item.grasps(side)]
     if not usable:
         raise ValueError(f"none of the {len(objects)} objects has a grasp for the {side} hand")
     item = usable[generator.integers(len(usable))]
-    best: tuple[float, Scene | None] = (0.0, None)
+    object_mesh = None if content == "hand" else item.object_mesh
+    best, best_share = None, 0.0
     for _ in range(1 if content == "object" else GRASPS_PER_SCENE):
         grasp, poses, keypoints = None, (), np.zeros((0, 21, 3))
         if content != "object":
             grasp = item.grasps(side)[generator.integers(len(item.grasps(side)))]
-            poses = _frame_poses(grasp, side, frames, start_distance, variant)
+            poses = _frame_poses(grasp, side, settings)
             keypoints = np.stack([hand(pose).keypoints_3d for pose in poses])
-        object_mesh = None if content == "hand" else item.object_mesh
         points = np.zeros((0, 3)) if object_mesh is None else object_mesh.vertices
-        cameras = candidate_cameras(generator, height, width, official_view, framing, points, keypoints, fov_deg)
+        cameras = candidate_cameras(
+            generator, settings.height, settings.width, settings.official_view, settings.framing, points, keypoints,
+            settings.fov_deg,
+        )  # fmt: skip
         for camera in cameras:
             scene = Scene(content, camera, object_mesh, grasp, poses)
             scene = replace(scene, last_gbuffer=render_scene(scene, scene.frames - 1, hand, renderer))
-            visible = _visible_fraction(scene)
-            if visible >= MIN_VISIBLE[framing]:
+            share = _visible_share(scene)
+            if share >= MIN_VISIBLE[settings.framing]:
                 return scene
-            if visible > best[0]:
-                best = (visible, scene)
-    return best[1]
+            if share > best_share:
+                best, best_share = scene, share
+    return best
 
 
-def _visible_fraction(scene: Scene) -> float:
+def _frame_poses(grasp: Grasp, hand_side: str, settings: ViewSettings) -> tuple[HandParams, ...]:
+    """The hand in every frame, the grasp last; a left one is the mirror image of the right one that was found."""
+    poses = [grasp.hand_params]
+    if settings.frames > 1:
+        poses = approach(grasp, settings.frames, settings.start_distance, settings.trajectory)
+    return tuple(mirrored_hand(pose) if hand_side == "left" else pose for pose in poses)
+
+
+def _visible_share(scene: Scene) -> float:
     """The smaller of the hand's and the object's share of the picture in the last frame, which is rendered."""
     label_map = scene.last_gbuffer.label_map
-    wanted = [label for label, present in ((1, scene.grasp), (2, scene.object_mesh)) if present is not None]
+    wanted = [label for label, present in ((HAND, scene.grasp), (OBJECT, scene.object_mesh)) if present is not None]
     return min(float((label_map == label).mean()) for label in wanted)
 
 
@@ -172,14 +210,11 @@ def render_scene(scene: Scene, frame: int, hand: HandModel, renderer: Renderer, 
         return scene.last_gbuffer
     camera = scene.camera if factor == 1 else scale_camera(scene.camera, factor)
     hand_mesh = hand(scene.hand_params[frame]) if scene.hand_params else None
-    object_mesh = scene.object_mesh
-    return renderer.render(
-        None if hand_mesh is None else hand_mesh.vertices,
-        None if hand_mesh is None else hand_mesh.faces,
-        None if object_mesh is None else object_mesh.vertices,
-        None if object_mesh is None else object_mesh.faces,
-        camera,
-    )
+    return renderer.render(*_arrays(hand_mesh), *_arrays(scene.object_mesh), camera)
+
+
+def _arrays(mesh: HandMesh | ObjectMesh | None) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+    return (None, None) if mesh is None else (mesh.vertices, mesh.faces)
 
 
 def noun(object_mesh: ObjectMesh) -> str:
@@ -231,11 +266,20 @@ def _contact_of(scene: Scene, frame: int, hand: HandModel, field: DistanceField 
     return {"contact": nearest < CONTACT_DISTANCE, "penetration_mm": round(1000 * max(0.0, -nearest), 4)}
 
 
-def scene_conditions(gbuffer: GBuffer, record: dict[str, Any]) -> Conditions:
-    """Condition images of an annotated frame."""
-    keypoints_2d = record.get("keypoints_2d")
-    keypoints_2d = None if keypoints_2d is None else np.reshape(keypoints_2d, (21, 2))
-    return draw_conditions(keypoints_2d, gbuffer.label_map, gbuffer.surface_normals)
+def pictures_of(
+    scene: Scene, frame: int, record: dict[str, Any], hand: HandModel, renderer: Renderer
+) -> dict[str, Any]:
+    """What is drawn of an annotated frame, under the names that the writer of dataset folders takes.
+
+    record   from annotate, its keypoints finite
+    returns  conditions, depth (H, W) metres and, with an object, its amodal object_mask (H, W) bool; empty for scenery
+    """
+    if scene.content == "scenery":
+        return {}
+    gbuffer = render_scene(scene, frame, hand, renderer)
+    conditions = draw_conditions(record.get("keypoints_2d"), gbuffer.label_map, gbuffer.surface_normals)
+    pictures = {"conditions": conditions, "depth": gbuffer.depth}
+    return pictures if scene.object_mesh is None else pictures | {"object_mask": gbuffer.object_mask}
 
 
 def plain_text(scene: Scene, template: str | None = None) -> str:

@@ -29,7 +29,7 @@ from hoi.data.writer import DatasetWriter, refuse_other_job, write_object, write
 from hoi.geometry.grasp import Grasp
 from hoi.geometry.hand import HandParams
 from hoi.geometry.objects import make_object
-from hoi.geometry.scene import GraspedObject, annotate, compose_scene, render_scene, scene_conditions
+from hoi.geometry.scene import GraspedObject, ViewSettings, annotate, compose_scene, pictures_of
 
 SIZE = 96
 
@@ -49,14 +49,12 @@ def rendered(tmp_path_factory, hand, renderer):
     ):
         generator = np.random.default_rng([7, index])
         framing = "tight" if index == 1 else "official"
-        scene = compose_scene(objects, hand, renderer, generator, SIZE, SIZE, content, side, framing)
+        settings = ViewSettings(SIZE, SIZE, side, framing)
+        scene = compose_scene(objects, hand, renderer, generator, settings, content)
         record = annotate(scene, 0, hand) | {"text": content}
-        gbuffer = render_scene(scene, 0, hand, renderer)
-        object_mask = None
         if content != "hand":
-            record["object_path"], object_mask = write_object(folder, mug), gbuffer.object_mask
-        conditions = scene_conditions(gbuffer, record)
-        write(writer, index, record, conditions=conditions, depth=gbuffer.depth, object_mask=object_mask)
+            record["object_path"] = write_object(folder, mug)
+        write(writer, index, record, **pictures_of(scene, 0, record, hand, renderer))
     writer.finish()
     return folder
 

@@ -14,6 +14,7 @@ from hoi.geometry.render import Renderer
 from hoi.geometry.scene import (
     MIN_VISIBLE,
     GraspedObject,
+    ViewSettings,
     annotate,
     compose_scene,
     mirror_mesh,
@@ -33,8 +34,9 @@ def objects():
     return [GraspedObject(make_object("can", 0), (grasp,), (grasp,))]
 
 
-def compose(objects, hand, renderer, seed, **options):
-    return compose_scene(objects, hand, renderer, np.random.default_rng(seed), SIZE, SIZE, **options)
+def compose(objects, hand, renderer, seed, content="hand_object", **options):
+    settings = ViewSettings(SIZE, SIZE, **options)
+    return compose_scene(objects, hand, renderer, np.random.default_rng(seed), settings, content)
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
