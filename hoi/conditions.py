@@ -13,6 +13,8 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
+from hoi.common.arrays import resized_points
+
 SEGMENTATION_COLORS = np.array([[0, 0, 0], [128, 128, 128], [153, 51, 51]], dtype=np.uint8)  # background, hand, object
 FINGER_COLORS = ((139, 53, 255), (0, 56, 255), (43, 140, 237), (37, 168, 36), (147, 147, 0), (70, 17, 145))
 BONES = tuple((0 if knuckle else joint - 1, joint) for joint in range(1, 21) for knuckle in [joint % 4 == 1])
@@ -131,10 +133,7 @@ def draw_skeleton(keypoints_2d: np.ndarray, height: int, width: int) -> np.ndarr
     if side >= STROKE_SIDE:
         return _draw_strokes(keypoints_2d, height, width)
     large_height, large_width = round(height * STROKE_SIDE / side), round(width * STROKE_SIDE / side)
-    enlarged = (keypoints_2d + 0.5) * (
-        large_width / width,
-        large_height / height,
-    ) - 0.5  # pixel centres are at integers
+    enlarged = resized_points(keypoints_2d, (height, width), (large_height, large_width))
     return _area_reduced(_draw_strokes(enlarged, large_height, large_width), height, width)
 
 

@@ -16,11 +16,6 @@ MARGIN = 2
 CURVE_COLORS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189), (255, 127, 14), (23, 190, 207))
 
 
-def to_uint8(image: np.ndarray) -> np.ndarray:
-    """(3, H, W) in [-1, 1] (as the network makes it) -> (H, W, 3) uint8, rounded to the nearest level."""
-    return np.clip(np.rint((image.transpose(1, 2, 0) + 1) * 127.5), 0, 255).astype(np.uint8)
-
-
 def contact_sheet(rows: Sequence[Sequence[np.ndarray]], labels: Sequence[Sequence[str]] | None = None) -> Image.Image:
     """Lay pictures out in rows.
 

@@ -23,6 +23,7 @@ from scipy.spatial import ConvexHull
 from scipy.spatial.distance import cdist
 from tqdm import tqdm
 
+from hoi.common.arrays import box_centre
 from hoi.data.folder import load_label_map, load_mesh, load_object_mask
 from hoi.export.folder import bounds, copy_picture, hand_annotation, lacking, lines_of_json, save_mask
 from hoi.geometry.camera import Camera, project, transform_points
@@ -103,13 +104,13 @@ def _write_image(
 def scene_gt(record: dict[str, Any], obj_id: int, vertices: np.ndarray) -> dict[str, Any]:
     """The pose of the model, whose origin is the centre of the mesh's box; vertices (V, 3) metres."""
     object_to_camera = np.reshape(record["object_to_camera"], (4, 4))
-    translation = 1000 * (object_to_camera[:3, :3] @ box_centre(vertices) + object_to_camera[:3, 3])
+    translation = 1000 * (object_to_camera[:3, :3] @ model_centre(vertices) + object_to_camera[:3, 3])
     return {"cam_R_m2c": object_to_camera[:3, :3].ravel().tolist(), "cam_t_m2c": translation.tolist(), "obj_id": obj_id}
 
 
-def box_centre(vertices: np.ndarray) -> np.ndarray:
+def model_centre(vertices: np.ndarray) -> np.ndarray:
     """(3,) metres; exactly zero for meshes that are centred but for rounding."""
-    centre = (vertices.min(axis=0) + vertices.max(axis=0)) / 2
+    centre = box_centre(vertices)
     return centre if np.abs(centre).max() > ALREADY_CENTRED else np.zeros(3)
 
 
@@ -145,7 +146,7 @@ def write_models(folder: Path, meshes: dict[str, Mesh]) -> None:
     folder.mkdir()
     infos = []
     for number, (path, (vertices, faces)) in enumerate(meshes.items(), start=1):
-        points = 1000 * (vertices - box_centre(vertices))
+        points = 1000 * (vertices - model_centre(vertices))
         write_ascii_ply(folder / f"obj_{number:06d}.ply", points, faces)
         infos.append((str(number), model_info(points) | symmetries(Path(path).stem, vertices)))
     (folder / "models_info.json").write_text(lines_of_json(infos))

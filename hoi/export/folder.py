@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from hoi.common.arrays import box_of
 from hoi.data.folder import load_picture
 
 # Annotation that formats without hands have no place for, in the units and frames of hoi/data/folder.py.
@@ -50,8 +51,10 @@ def save_mask(path: Path, mask: np.ndarray) -> None:
 
 def bounds(mask: np.ndarray) -> tuple[int, int, int, int] | None:
     """First column, first row, last column, last row of a mask; None where it is empty."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return (int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])) if len(rows) else None
+    if not mask.any():
+        return None
+    left, top, right, bottom = box_of(mask)
+    return left, top, right - 1, bottom - 1
 
 
 def hand_annotation(record: dict[str, Any]) -> dict[str, Any] | None:

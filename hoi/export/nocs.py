@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
+from hoi.common.arrays import box_centre
 from hoi.data.folder import load_depth, load_image, load_label_map, load_mesh
 from hoi.export.folder import bounds, hand_annotation, lacking, lines_of_json
 from hoi.geometry.camera import CAMERA_FOV_DEG, Camera, make_intrinsics
@@ -56,8 +57,7 @@ class Normalization:
 
     @classmethod
     def of(cls, vertices: np.ndarray) -> "Normalization":
-        low, high = vertices.min(axis=0), vertices.max(axis=0)
-        return cls((low + high) / 2, float(np.linalg.norm(high - low)))
+        return cls(box_centre(vertices), float(np.linalg.norm(np.ptp(vertices, axis=0))))
 
     def model(self, vertices: np.ndarray) -> np.ndarray:
         """(V, 3) metres -> (V, 3) q."""

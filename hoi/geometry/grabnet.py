@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import leaky_relu
 from trimesh.remesh import subdivide
 
+from hoi.common.arrays import box_centre
 from hoi.common.files import read_npz, sha256_of
 from hoi.common.tensors import load_model_file, strict_load
 from hoi.geometry.contact import DistanceField
@@ -209,7 +210,7 @@ def prepare_object(vertices: np.ndarray, faces: np.ndarray, generator: np.random
     """
     largest = float(np.linalg.norm(vertices, axis=1).max())
     scale = RESCALED_NORM / largest if largest > LARGEST_NORM else 1.0
-    offset = scale * (vertices.min(axis=0) + vertices.max(axis=0)) / 2
+    offset = scale * box_centre(vertices)
     rotation = Rotation.from_euler("xyz", generator.uniform(0, 2 * np.pi, 3)).as_matrix()  # about x first: Rz Ry Rx
     points = (scale * vertices - offset) @ rotation.T
     while len(points) < POINT_COUNT:

@@ -19,6 +19,7 @@ import trimesh
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from hoi.common.arrays import box_centre
 from hoi.common.files import write_whole
 from hoi.geometry.shapes import FAMILIES
 
@@ -224,7 +225,7 @@ def make_object(category: str, seed: int) -> ObjectMesh:
         raise ValueError(f"seed of built-in object {category!r} is {seed}, expected 0 or more")
     vertices, faces = FAMILIES[category](np.random.default_rng([CATEGORIES.index(category), seed]))
     file_to_canonical = np.eye(4)
-    file_to_canonical[:3, 3] = -_box_centre(vertices)
+    file_to_canonical[:3, 3] = -box_centre(vertices)
     vertices = (vertices + file_to_canonical[:3, 3]).astype(np.float32).astype(np.float64)
     return ObjectMesh(
         vertices, faces.astype(np.int64), f"{category}_{seed:04d}", category, "built-in family", file_to_canonical,
@@ -257,7 +258,7 @@ def load_object(
     size = np.ptp(vertices, axis=0).max()
     if not 0.999 * SMALLEST <= size <= 1.001 * LARGEST:  # a size of exactly 0.6 must not fail by rounding
         raise ValueError(_size_message(path, size, metres, units))
-    centre = _box_centre(vertices)
+    centre = box_centre(vertices)
     if np.abs(centre).max() > ALREADY_CENTRED:
         file_to_canonical[:3, 3] = -centre
         vertices = vertices - centre
@@ -407,10 +408,6 @@ def _size_message(path: Path, size: float, metres: float, units: str | float | N
     advice = f"Pass units={' or '.join(map(repr, fits))}, or" if fits else "Pass"
     return (f"{path} would be {size:.4g} m long ({extent:.4g} units, {how}); a hand grasps {SMALLEST} to {LARGEST} m. "
             f"{advice} the metres per unit as a number, such as units={0.12 / extent:.3g} for a length of 0.12 m")
-
-
-def _box_centre(vertices: np.ndarray) -> np.ndarray:
-    return (vertices.min(axis=0) + vertices.max(axis=0)) / 2.0
 
 
 def _meaningful_words(path: Path) -> tuple[list[str], str]:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from hoi.common.arrays import pictures_to_tensor
 from hoi.common.tensors import load_model_file, strict_load
 from hoi.network.text import TextConfig, TextEncoder, tokenize
 from hoi.training.small_clip import FILE_NAME, KIND, PictureText
@@ -140,7 +141,7 @@ def load_small_clip(path: str | Path) -> Clip:
 
 def _averaged(picture: Image.Image, side: int) -> Tensor:
     """RGB picture -> (3, side, side) in [-1, 1], every pixel the mean of those that it covers, as in the training."""
-    image = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
+    image = pictures_to_tensor(np.array(picture))
     return F.adaptive_avg_pool2d(image, side)
 
 

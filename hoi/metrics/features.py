@@ -24,13 +24,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from hoi.common.arrays import pictures_to_tensor
 from hoi.common.command import first_few
 from hoi.common.files import read_npz, sha256_of, write_whole
 from hoi.common.tensors import load_model_file, strict_load
 from hoi.data.folder import read_records
 from hoi.metrics.clip import Clip
 from hoi.metrics.inception import RESIZE_MODES, Inception, prepare
-from hoi.verify.verifier import Verifier, resized, to_input
+from hoi.verify.verifier import Verifier, resized
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
 ROWS_PER_FILE = 512  # pictures in one file of the cache
@@ -279,4 +280,4 @@ def verifier_extractor(verifier: Verifier, file: str | Path) -> Extractor:
 
 
 def _for_verifier(picture: Image.Image, side: int) -> Tensor:
-    return to_input(resized(np.asarray(picture), side)[None].copy())[0]
+    return pictures_to_tensor(resized(np.asarray(picture), side)[None].copy())[0]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hoi.common.sheets import to_uint8
+from hoi.common.arrays import to_uint8
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion
 from hoi.network.samplers import Progress, initial_noise, sample_latents
 from hoi.network.text import tokenize

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from hoi.common.arrays import intersection_over_union
 from hoi.conditions import (
     Conditions,
     draw_normal,
@@ -314,6 +315,5 @@ def overlap(gbuffer: GBuffer, label_map: np.ndarray) -> dict[str, float]:
     """Intersection over union of rendered and annotated pixels: hand, object."""
     result = {}
     for label, name in ((1, "hand"), (2, "object")):
-        rendered, annotated = gbuffer.label_map == label, label_map == label
-        result[name] = round(float((rendered & annotated).sum() / max((rendered | annotated).sum(), 1)), 4)
+        result[name] = round(intersection_over_union(gbuffer.label_map == label, label_map == label), 4)
     return result

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from hoi.common.arrays import box_of, resized_points
 from hoi.common.files import JsonLines
 from hoi.geometry.camera import crop_intrinsics
 from hoi.geometry.hand import HandParams
@@ -115,7 +116,7 @@ class Crop:
 
     def points(self, points: np.ndarray) -> np.ndarray:
         """Pixels of the whole picture -> pixels of the crop, (..., 2)."""
-        return (points + 0.5 - np.array(self.corner)) * (self.size / self.side) - 0.5
+        return resized_points(points, (self.side, self.side), (self.size, self.size), self.corner)
 
     def square(self, pixels: np.ndarray) -> np.ndarray:
         """The square before it is resized, zero beside the box: (H, W, ...) -> (side, side, ...)."""
@@ -142,12 +143,9 @@ def box_around(mask: np.ndarray, margin: int) -> tuple[int, int, int, int]:
     returns  left, top, right, bottom; the last two exclusive
     Source: the authors' preparation script, whose margin is 50.
     """
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    left, top, right, bottom = box_of(mask)
     height, width = mask.shape
-    return (
-        max(int(columns[0]) - margin, 0), max(int(rows[0]) - margin, 0),
-        min(int(columns[-1]) + 1 + margin, width), min(int(rows[-1]) + 1 + margin, height),
-    )  # fmt: skip
+    return max(left - margin, 0), max(top - margin, 0), min(right + margin, width), min(bottom + margin, height)
 
 
 def read_picture(path, what: str, mode: str | None = "RGB") -> np.ndarray:

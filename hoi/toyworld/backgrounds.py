@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hoi.common.arrays import step
 from hoi.toyworld import scenery
-from hoi.toyworld.scenery import Color, between, ground_grid, noise, over, picture_grid, ramp, rgb, sample, step
+from hoi.toyworld.scenery import Color, between, ground_grid, noise, over, picture_grid, ramp, rgb, sample
 
 Painter = Callable[[np.random.Generator, int, int], np.ndarray]
 

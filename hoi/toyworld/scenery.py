@@ -9,6 +9,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from hoi.common.arrays import step
+
 Color = str | tuple | np.ndarray  # "ffcc00", or three numbers in [0, 1], or a picture of colours
 
 
@@ -17,8 +19,7 @@ def _lattice(size: int, cells: int) -> np.ndarray:
     """Matrix (size, cells) that spreads periodic lattice values over `size` samples with smoothstep weights."""
     position = (np.arange(size) + 0.5) * cells / size
     left = np.floor(position).astype(int)
-    weight = position - left
-    weight = weight * weight * (3 - 2 * weight)
+    weight = step(0, 1, position - left)
     matrix = np.zeros((size, cells), np.float32)
     rows = np.arange(size)
     np.add.at(matrix, (rows, left % cells), 1 - weight)
@@ -58,12 +59,6 @@ def ramp(t: np.ndarray, *colors: Color) -> np.ndarray:
     channels = np.stack([rgb(color) for color in colors], 1)
     table = np.stack([np.interp(np.arange(256), stops, channel) for channel in channels], 1).astype(np.float32)
     return table[(np.clip(t, 0, 1) * 255).astype(np.uint8)]
-
-
-def step(low: float, high: float, x: np.ndarray) -> np.ndarray:
-    """Smooth step from 0 at low to 1 at high (low may be the larger)."""
-    t = np.clip((x - low) / (high - low), 0, 1)
-    return t * t * (3 - 2 * t)
 
 
 def over(image: np.ndarray, alpha: np.ndarray, color: Color) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hoi.common.arrays import box_of, step
 from hoi.geometry.camera import Camera
 from hoi.geometry.render import GBuffer
 
@@ -78,11 +79,6 @@ def _turbulence(points: np.ndarray, frequency: float, pattern: tuple[float, ...]
     return waves @ np.float32([0.3, 0.25, 0.2, 0.15, 0.1, 0.1])
 
 
-def _step(low: float, high: float, x: np.ndarray) -> np.ndarray:
-    t = np.clip((x - low) / (high - low), 0, 1)
-    return t * t * (3 - 2 * t)
-
-
 def _mix(a: np.ndarray | tuple, b: np.ndarray | tuple, t: np.ndarray) -> np.ndarray:
     a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
     return a + (b - a) * t[:, None]
@@ -95,7 +91,7 @@ def _striped(points: np.ndarray, color: str, pattern: tuple[float, ...]) -> Surf
     kind = int(pattern[0] * 3)
     t = (points[:, 2] / period, turns * (6 + int(pattern[1] * 4)), points[:, 2] / period + 2 * turns)[kind] + pattern[2]
     band = np.abs(np.mod(t, 1) - 0.5) * 2
-    return Surface(_mix(COLORS[color], _STRIPES.get(color, _CREAM), _step(0.68, 0.78, band)), 0.2, 30.0)
+    return Surface(_mix(COLORS[color], _STRIPES.get(color, _CREAM), step(0.68, 0.78, band)), 0.2, 30.0)
 
 
 def _wooden(points: np.ndarray, pattern: tuple[float, ...]) -> Surface:
@@ -108,7 +104,7 @@ def _wooden(points: np.ndarray, pattern: tuple[float, ...]) -> Surface:
     )
     ring = np.mod(radius / 0.011, 1)
     grain = 0.5 + 0.5 * np.sin(points[:, 0] * 900 + 700 * bend + np.sin(points[:, 1] * 800))
-    t = _step(0.1, 0.9, ring) * (1 - _step(0.93, 1.0, ring)) * 0.8 + 0.2 * grain
+    t = step(0.1, 0.9, ring) * (1 - step(0.93, 1.0, ring)) * 0.8 + 0.2 * grain
     light, dark = _mix((0.80, 0.56, 0.33), (0.62, 0.37, 0.2), np.float32([pattern[3]]))[0], (0.36, 0.19, 0.09)
     return Surface(_mix(light, dark, t), 0.1, 16.0)
 
@@ -117,7 +113,7 @@ def _marble(points: np.ndarray, pattern: tuple[float, ...]) -> Surface:
     warp = _turbulence(points, 45.0, pattern)
     vein = np.abs(np.sin(points @ np.float32([38, 22, 50]) + 3.2 * warp + 6 * pattern[0]))
     fine = np.abs(np.sin(points @ np.float32([-60, 75, 34]) + 4.0 * warp + 6 * pattern[1]))
-    dark = np.maximum(0.85 * _step(0.2, 0.0, vein), 0.45 * _step(0.12, 0.0, fine)) + 0.12 * (warp + 1) / 2
+    dark = np.maximum(0.85 * step(0.2, 0.0, vein), 0.45 * step(0.12, 0.0, fine)) + 0.12 * (warp + 1) / 2
     return Surface(_mix((0.94, 0.93, 0.91), (0.30, 0.32, 0.37), np.minimum(dark, 1)), 0.4, 50.0, 0.08)
 
 
@@ -126,7 +122,7 @@ def _gothic(points: np.ndarray, pattern: tuple[float, ...]) -> Surface:
     turns = np.arctan2(points[:, 1], points[:, 0]) / (2 * np.pi) * 8 + pattern[0]
     u, v = np.abs(np.mod(turns, 1) - 0.5) * 2, np.mod(points[:, 2] / 0.045 + pattern[1], 1)
     arch = np.minimum(np.abs(u - np.clip(1.25 - v, 0, 1) ** 0.6), np.minimum(v, 1 - v) * 1.6)
-    line = _step(0.17, 0.08, arch)
+    line = step(0.17, 0.08, arch)
     return Surface(_mix((0.13, 0.12, 0.15), (0.72, 0.55, 0.22), line), 0.25 + 0.3 * line, 30.0, 0.1 + 0.2 * line)
 
 
@@ -134,8 +130,8 @@ def _medieval(points: np.ndarray, pattern: tuple[float, ...]) -> Surface:
     """Oak staves held by iron hoops."""
     wood = _wooden(points, pattern).albedo * np.float32([0.78, 0.74, 0.72])
     turns = np.mod(np.arctan2(points[:, 1], points[:, 0]) / (2 * np.pi) * 12 + pattern[0], 1)
-    wood *= 1 - 0.6 * _step(0.12, 0.03, np.minimum(turns, 1 - turns))[:, None]
-    hoop = _step(0.30, 0.24, np.abs(np.mod(points[:, 2] / 0.05 + pattern[1], 1) - 0.5) * 2)
+    wood *= 1 - 0.6 * step(0.12, 0.03, np.minimum(turns, 1 - turns))[:, None]
+    hoop = step(0.30, 0.24, np.abs(np.mod(points[:, 2] / 0.05 + pattern[1], 1) - 0.5) * 2)
     return Surface(_mix(wood, (0.30, 0.31, 0.34), hoop), 0.08 + 0.45 * hoop, 22.0, 0.25 * hoop)
 
 
@@ -209,9 +205,9 @@ class VisiblePart:
 def visible_parts(gbuffer: GBuffer, camera: Camera, light_direction: np.ndarray) -> dict[int, VisiblePart]:
     """Everything shading needs to know about geometry, for the foreground pixels alone; label -> Part."""
     filled = gbuffer.label_map > 0
-    some_rows, some_columns = np.flatnonzero(filled.any(1)), np.flatnonzero(filled.any(0))
-    top, left = max(some_rows[0] - BORDER, 0), max(some_columns[0] - BORDER, 0)
-    box = (slice(top, some_rows[-1] + BORDER + 1), slice(left, some_columns[-1] + BORDER + 1))
+    left, top, right, bottom = box_of(filled)
+    top, left = max(top - BORDER, 0), max(left - BORDER, 0)
+    box = (slice(top, bottom + BORDER), slice(left, right + BORDER))
     labels, normals = gbuffer.label_map[box], gbuffer.surface_normals[box].astype(np.float32)
     depth = np.where(labels > 0, gbuffer.depth[box], NOTHING).astype(np.float32)
     (fx, _, cx), (_, fy, cy) = camera.intrinsics[:2].tolist()

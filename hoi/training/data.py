@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
+from hoi.common.arrays import pictures_to_tensor
 from hoi.common.files import write_whole
 from hoi.common.tensors import weights_hash
 from hoi.conditions import Conditions, blank_conditions
@@ -117,7 +118,7 @@ class TrainingSet:
     def images(self, indices: Sequence[int]) -> Tensor:
         """(B, 3, H, W) in [-1, 1]."""
         pictures = np.stack(list(self._readers.map(self._image, indices)))
-        return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return pictures_to_tensor(pictures)
 
     def _image(self, index: int) -> np.ndarray:
         folder, record = self.entries[index]

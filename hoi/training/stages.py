@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hoi.common.sheets import contact_sheet, to_uint8
+from hoi.common.arrays import to_uint8
+from hoi.common.sheets import contact_sheet
 from hoi.network.diffusion import TrainingBatch, draw_training_noise, eps_loss, hoi_loss
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion
 from hoi.network.pipeline import Pipeline, SamplingSettings

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from hoi.common.arrays import intersection_over_union
 from hoi.common.files import sha256_of
 from hoi.data.folder import CONDITION_KEYS, load_depth, load_image, load_label_map
 from hoi.geometry.render import HAND, OBJECT, joints_shown
@@ -87,20 +88,16 @@ def load_truth(folder: Path, record: dict[str, Any]) -> Truth:
     return Truth(label_map, points, visible, inside, text)
 
 
-def intersection_over_union(predicted: np.ndarray, true: np.ndarray) -> float | None:
-    """Of two boolean masks; None when the true one is empty."""
-    return float((predicted & true).sum() / (predicted | true).sum()) if true.any() else None
-
-
 def region_scores(label_map: np.ndarray, truth: Truth) -> dict[str, float | None]:
     true = truth.label_map
     if true is None:
         return {}
-    return {
-        "iou_hand": intersection_over_union(label_map == HAND, true == HAND),
-        "iou_object": intersection_over_union(label_map == OBJECT, true == OBJECT),
-        "iou_foreground": intersection_over_union(label_map > 0, true > 0),
+    pairs = {
+        "iou_hand": (label_map == HAND, true == HAND),
+        "iou_object": (label_map == OBJECT, true == OBJECT),
+        "iou_foreground": (label_map > 0, true > 0),
     }
+    return {name: intersection_over_union(*pair) if pair[1].any() else None for name, pair in pairs.items()}
 
 
 def word_scores(image: np.ndarray, background: str, backgrounds: Sequence[str], truth: Truth) -> dict[str, float]:

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from hoi.common.arrays import pictures_to_tensor, resized_points
 from hoi.common.machine import has_fast_bf16
 from hoi.data.folder import read_records
 from hoi.geometry.render import HAND
@@ -24,7 +25,7 @@ from hoi.toyworld.backgrounds import BACKGROUNDS
 from hoi.toyworld.words import words_in
 from hoi.training.data import read_ahead, step_generator
 from hoi.verify.scores import load_rgb, true_keypoints, true_label_map
-from hoi.verify.verifier import JOINTS, Outputs, Verifier, pixels_to_cells, resized, resized_points, to_input
+from hoi.verify.verifier import JOINTS, Outputs, Verifier, pixels_to_cells, resized
 
 VerifierBatch = dict[str, Tensor]
 
@@ -86,7 +87,7 @@ class VerifierTrainingSet:
         """image (B, 3, S, S) in [-1, 1], labels (B, S, S), points (B, 21, 2) in pixels, background (B,)."""
         images, labels, points, background = zip(*self._readers.map(self._lesson, indices), strict=True)
         return {
-            "image": to_input(np.stack(images)),
+            "image": pictures_to_tensor(np.stack(images)),
             "labels": torch.from_numpy(np.stack(labels)),
             "points": torch.from_numpy(np.stack(points)),
             "background": torch.tensor(background),

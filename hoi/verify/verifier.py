@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hoi.common import tensors
+from hoi.common.arrays import pictures_to_tensor, resized_points
 from hoi.common.files import ASSETS
 
 LABELS = ("background", "hand", "object")
@@ -132,17 +133,6 @@ def resized(image: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
 
 
-def resized_points(points: np.ndarray, size: tuple[int, int], new_size: tuple[int, int]) -> np.ndarray:
-    """Pixels (..., 2) of a picture of size (height, width) -> pixels of the same picture at another size."""
-    factor = np.array([new_size[1] / size[1], new_size[0] / size[0]])
-    return (points + 0.5) * factor - 0.5
-
-
-def to_input(images: np.ndarray) -> Tensor:
-    """(B, S, S, 3) uint8 -> (B, 3, S, S) in [-1, 1]."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 @dataclass(frozen=True)
 class Prediction:
     """What the verifier sees in one picture of H x W pixels.
@@ -165,7 +155,7 @@ class Prediction:
 def predict(verifier: Verifier, images: Sequence[np.ndarray]) -> list[Prediction]:
     """One batch of pictures (H, W, 3) uint8 of any sizes -> what is seen in each."""
     side = verifier.side
-    outputs = verifier(to_input(np.stack([resized(image, side) for image in images])))
+    outputs = verifier(pictures_to_tensor(np.stack([resized(image, side) for image in images])))
     cells, confidence = decode_heat(outputs.heat)
     points = cells_to_pixels(cells).double().numpy()
     seen = []

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from hoi.common.sheets import MARGIN, contact_sheet, curve, smooth, to_uint8
+from hoi.common.arrays import to_uint8
+from hoi.common.sheets import MARGIN, contact_sheet, curve, smooth
 
 
 def test_every_picture_stands_unchanged_at_its_place():
