@@ -282,6 +282,6 @@ def load_statistics(path: str | Path) -> Statistics:
             raise ValueError(f"{path}: {mu} or {sigma} holds numbers that are not finite")
         moments[name] = mean, covariance
     if "pool" not in moments:
-        raise ValueError(f"{path} has no mu and sigma; it holds {', '.join(sorted(found)) or 'other arrays'}")
+        raise ValueError(f"{path} has no mu and sigma, the mean and covariance of Inception's features")
     made_with = {key: str(found[key]) for key in ("resize", "inception_sha256") if key in found}
     return Statistics(path, moments, int(found["n"]) if "n" in found else None, made_with)

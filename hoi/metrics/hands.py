@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from hoi.metrics.intervals import PERCENT, SHARE, Results, mean_of, ratio_of
+from hoi.metrics.intervals import PERCENT, SHARE, Results, mean_of, mean_of_parts, ratio_of
 from hoi.verify.predictions import (
     CONTACT_STATES,
     PORTABLE_OBJECT,
@@ -143,16 +143,11 @@ def add_contact_numbers(
               "the same for states 3 and 4, stationary object", PERCENT)  # fmt: skip
     categories = np.array([str(record.get("category")) for record in touching])
     if len(set(categories)) > 1:
-        sheet.add("contact recall, mean of categories, %", _mean_of_groups(portable, categories), n, "higher",
+        parts = [ratio_of(portable * (categories == name), categories == name) for name in sorted(set(categories))]
+        sheet.add("contact recall, mean of categories, %", mean_of_parts(parts), n, "higher",
                   f"unweighted mean over {', '.join(sorted(set(categories)))}, as in the paper", PERCENT)  # fmt: skip
     histogram = Counter("no hand" if state == NO_HAND else CONTACT_STATES[state] for state in states.tolist())
     sheet.note("contact states: " + ", ".join(f"{name} {count}" for name, count in histogram.most_common()))
-
-
-def _mean_of_groups(values: np.ndarray, groups: np.ndarray):
-    """The mean of the groups' means; a group that a draw misses does not count there."""
-    parts = [ratio_of(values * (groups == group), groups == group) for group in sorted(set(groups))]
-    return lambda draws: np.nanmean([part(draws) for part in parts], axis=0)
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,11 @@ def ratio_of(totals: np.ndarray, counts: np.ndarray) -> Statistic:
     return statistic
 
 
+def mean_of_parts(parts: Sequence[Statistic]) -> Statistic:
+    """The mean over parts, such as categories, each counting the same; a part that a draw misses is left out."""
+    return lambda draws: np.nanmean([part(draws) for part in parts], axis=0)
+
+
 SHARE, PERCENT = (0.0, 1.0), (0.0, 100.0)  # bounds
 
 

@@ -32,7 +32,7 @@ import numpy as np
 from hoi.common.files import read_json
 from hoi.data.folder import load_mesh
 from hoi.export.nocs import Normalization
-from hoi.metrics.intervals import PERCENT, Results, Statistic
+from hoi.metrics.intervals import PERCENT, Results, Statistic, mean_of_parts
 from hoi.verify.predictions import check_covers, numbers
 
 CLASSES = ("background", "bottle", "bowl", "camera", "can", "laptop", "mug")
@@ -240,8 +240,8 @@ def _judge_picture(hits: dict[str, Hits], picture: int, true: Objects, predicted
 
 
 def mean_over(statistics: Sequence[Statistic]) -> Statistic:
-    """Mean AP in percent over classes; one that a draw misses does not count there."""
-    return lambda draws: 100 * np.nanmean([statistic(draws) for statistic in statistics], axis=0)
+    """Mean AP in percent over classes."""
+    return lambda draws: 100 * mean_of_parts(statistics)(draws)
 
 
 def add_pose_numbers(

@@ -15,7 +15,7 @@ from hoi.data.folder import load_image, read_records
 from hoi.geometry.render import HAND, OBJECT
 from hoi.metrics.clip import Clip, load_small_clip, small_clip_scores
 from hoi.metrics.features import Extractor, find_pictures, verifier_extractor
-from hoi.metrics.intervals import PERCENT, SHARE, Results, Statistic, mean_of, ratio_of
+from hoi.metrics.intervals import PERCENT, SHARE, Results, mean_of, mean_of_parts, ratio_of
 from hoi.metrics.pictures import Reference, Run, add_frechet
 from hoi.verify.scores import PCK_THRESHOLD, Estimators, load_truth, score_picture
 from hoi.verify.verifier import Verifier, load_verifier
@@ -106,14 +106,10 @@ def add_contact(sheet: Results, touching: np.ndarray, categories: np.ndarray) ->
         mine = categories == name
         parts[name] = ratio_of(100 * touching * mine, mine)
         sheet.add(contact_of(name), mean_of(100 * touching[mine]), int(mine.sum()), "higher", definition, PERCENT)
-    mean = _mean_of_parts(list(parts.values()))
+    mean = mean_of_parts(list(parts.values()))
     sheet.add(CONTACT, mean, len(touching), "higher", f"{definition}; mean of categories", PERCENT)
 
 
 def contact_of(category: str) -> str:
     """Name of the number of one category."""
     return f"toy contact, {category}, %"
-
-
-def _mean_of_parts(parts: list[Statistic]) -> Statistic:
-    return lambda draws: np.nanmean([part(draws) for part in parts], axis=0)

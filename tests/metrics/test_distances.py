@@ -181,7 +181,7 @@ def test_statistics_files_are_those_of_pytorch_fid_and_adm(tmp_path):
 
 
 @pytest.mark.parametrize("content, message", [
-    ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8)}, "has no mu and sigma; it holds at most pictures"),
+    ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8)}, "has no mu and sigma, the mean and covariance"),
     ({"mu": np.zeros(3), "sigma": np.eye(2)}, r"mu is \(3,\) and sigma \(2, 2\), expected \(D,\) and \(D, D\)"),
     ({"mu": np.zeros(2), "sigma": np.diag([1, np.nan])}, "mu or sigma holds numbers that are not finite"),
     ({"mu": np.zeros(2), "sigma": np.diag([1.0, -1.0])}, "a covariance has eigenvalues from -1 to 1"),
