@@ -232,7 +232,7 @@ def draw_hands(grabnet: GrabNet, hand: HandModel, prepared: PreparedObject, late
     def build(pose: Tensor, transl: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         rotations = rotations_of(pose.numpy())
         turns = Rotation.from_matrix(rotations.reshape(-1, 3, 3)).as_rotvec().reshape(count, 48)
-        vertices, joints, _ = hand.batch(turns[:, :3], turns[:, 3:], transl.numpy(), mean_shape)
+        vertices, joints, _ = hand.pose_batch(turns[:, :3], turns[:, 3:], transl.numpy(), mean_shape)
         return rotations, turns, vertices, joints
 
     def distances_of(pose: Tensor, transl: Tensor) -> Tensor:

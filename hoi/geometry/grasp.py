@@ -17,7 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from hoi.common.files import read_npz, write_whole
 from hoi.geometry.contact import DistanceField, closure_effort, crossing_edges, mesh_edges
-from hoi.geometry.hand import JOINT_ROWS, HandModel, HandParams, rotation_matrices
+from hoi.geometry.hand import JOINT_ROWS, PARAM_SIZES, HandModel, HandParams, rotation_matrices, stack_params
 from hoi.geometry.objects import ObjectMesh
 
 MAX_PENETRATION_MM = 2.0
@@ -102,7 +102,8 @@ def choose_grasps(found: list[Grasp], hand: HandModel, count: int) -> list[Grasp
     if len(found) <= 1:
         return found[:count]
     rotation = Rotation.from_rotvec([grasp.hand_params.global_orient for grasp in found]).as_matrix()
-    place = _wrists(hand, found) / 0.1
+    _, joints, _ = hand.pose_batch(**stack_params([grasp.hand_params for grasp in found]))
+    place = joints[:, 0] / 0.1
     # Half by where the hand is, half by how it would look if the object were turned until the hand is at azimuth 0.
     turn = rotation_matrices(-np.arctan2(place[:, 1], place[:, 0])[:, None] * np.array([0.0, 0.0, 1.0]))
     turned = turn @ np.concatenate([place[:, :, None], rotation[:, :, :2]], axis=2)
@@ -115,13 +116,6 @@ def choose_grasps(found: list[Grasp], hand: HandModel, count: int) -> list[Grasp
         value[chosen] = -np.inf
         chosen.append(int(value.argmax()))
     return [found[i] for i in chosen]
-
-
-def _wrists(hand: HandModel, found: list[Grasp]) -> np.ndarray:
-    """Wrist joints (N, 3) in the object frame."""
-    columns = [np.array([getattr(grasp.hand_params, name) for grasp in found])
-               for name in ("global_orient", "hand_pose", "transl", "hand_betas")]
-    return hand.batch(*columns)[1][:, 0]
 
 
 def cached_search(search: Callable[[np.random.Generator], tuple[list[Grasp], str]], object_mesh: ObjectMesh,
@@ -149,8 +143,7 @@ def cached_search(search: Callable[[np.random.Generator], tuple[list[Grasp], str
 
 
 def _write_cache(path: Path, grasps: list[Grasp], note: str) -> None:
-    columns = {name: np.array([getattr(grasp.hand_params, name) for grasp in grasps]).reshape(len(grasps), width)
-               for name, width in (("global_orient", 3), ("hand_pose", 45), ("transl", 3), ("hand_betas", 10))}
+    columns = stack_params([grasp.hand_params for grasp in grasps])
     columns |= {name: np.array([getattr(grasp, name) for grasp in grasps])
                 for name in ("penetration_mm", "crossing_edges", "force_closure", "score")}
     columns["fingers_in_contact"] = np.array([g.fingers_in_contact for g in grasps], dtype=bool).reshape(-1, 5)
@@ -165,8 +158,7 @@ def _read_cache(path: Path) -> tuple[list[Grasp], str] | None:
         return None
     try:
         c = read_npz(path, "cache of grasps")
-        poses = [HandParams(*row) for row in zip(c["global_orient"], c["hand_pose"], c["transl"], c["hand_betas"],
-                                               strict=True)]
+        poses = [HandParams(*row) for row in zip(*(c[name] for name in PARAM_SIZES), strict=True)]
         grasps = [Grasp(pose, float(c["penetration_mm"][i]), int(c["crossing_edges"][i]),
                         tuple(bool(x) for x in c["fingers_in_contact"][i]), bool(c["force_closure"][i]),
                         float(c["score"][i])) for i, pose in enumerate(poses)]

@@ -130,7 +130,7 @@ def open_hands(hand: HandModel, count: int, generator: np.random.Generator) -> H
     hand_betas = np.zeros((count, 10))
     hand_betas[:, :3] = np.clip(generator.normal(0, 0.5, (count, 3)), -1, 1)
     zero = np.zeros((count, 3))
-    vertices, joints, _ = hand.batch(zero, np.zeros((count, 45)), zero, hand_betas)
+    vertices, joints, _ = hand.pose_batch(zero, np.zeros((count, 45)), zero, hand_betas)
     preshape = np.zeros((count, 15, 3))
     start = np.deg2rad(generator.uniform([-5, 0, 0], [25, 20, 10], (count, 1, 3)))
     preshape[:, JOINT_ROWS[1:]] = start[..., None] * hand.flexion_axes[JOINT_ROWS[1:]]

@@ -1,14 +1,15 @@
 """Hand model.  Pose and shape parameters -> skin mesh, 16 joints, 21 keypoints.  Paper: Sec. 3.1 (MANO, Romero 2017).
 
 The official MANO file is used when the user has one; otherwise a built-in hand of the same form (hoi/assets/hand).
-Both run through smplx.  The left hand is the right one mirrored in x = 0: one file serves both sides.
+Both run through smplx: load_hand -> HandModel, HandModel(HandParams) -> HandMesh.  The left hand is the right one
+mirrored in x = 0: one file serves both sides.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,28 +20,15 @@ from scipy.spatial.transform import Rotation
 
 from hoi.common.files import ASSETS
 from hoi.geometry.camera import transform_points
-from hoi.geometry.mano import MIRROR, MIRROR_AXIS, read_mano
-
-FINGER_JOINTS = ((13, 14, 15), (1, 2, 3), (4, 5, 6), (10, 11, 12), (7, 8, 9))  # by FINGER_NAMES, base to tip
-
-JOINT_ROWS = np.array(FINGER_JOINTS) - 1  # (5, 3) rows of the (15, 3) finger pose, by FINGER_NAMES
-
-
-def rotation_matrices(axis_angle: np.ndarray) -> np.ndarray:
-    """(..., 3) radians -> (..., 3, 3).  Rodrigues' formula; scipy's Rotation is slower for many small arrays."""
-    angle = np.linalg.norm(axis_angle, axis=-1)[..., None, None]
-    x, y, z = np.moveaxis(axis_angle, -1, 0)
-    zero = np.zeros_like(x)
-    skew = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1).reshape(*x.shape, 3, 3)
-    sine = np.sinc(angle / np.pi)
-    cosine = 0.5 * np.sinc(angle / (2 * np.pi)) ** 2
-    return np.eye(3) + sine * skew + cosine * (skew @ skew)
-
+from hoi.geometry.mano import MIRROR, check_hand_side, mirror_rotations, read_mano
 
 # OpenPose's order is wrist, then thumb, index, middle, ring, little, each from base to tip.  Each entry says which of
 # MANO's 16 joints (wrist, index, middle, little, ring, thumb) plus five tips (thumb to little) stands there.
 MANO_TO_OPENPOSE = (0, 13, 14, 15, 16, 1, 2, 3, 17, 4, 5, 6, 18, 10, 11, 12, 19, 7, 8, 9, 20)
+TIP_KEYPOINTS = (4, 8, 12, 16, 20)  # places of the five tips in OpenPose's order
 FINGER_NAMES = ("thumb", "index", "middle", "ring", "little")
+FINGER_JOINTS = ((13, 14, 15), (1, 2, 3), (4, 5, 6), (10, 11, 12), (7, 8, 9))  # by FINGER_NAMES, base to tip
+JOINT_ROWS = np.array(FINGER_JOINTS) - 1  # (5, 3) rows of the (15, 3) finger pose, by FINGER_NAMES
 MANO_TIP_VERTICES = (744, 320, 443, 554, 671)  # by FINGER_NAMES; smplx's table, other projects use other ones
 BUILTIN_HAND = ASSETS / "hand" / "builtin_hand.npz"
 # Axes in the frame (along the bone, towards the back of the hand, their cross product), see joint_axes.  A thumb bends
@@ -49,6 +37,7 @@ FINGER_FLEXION = np.array([0.0, 0.0, -1.0])
 THUMB_FLEXION = np.array([0.0, -0.98, -0.20])
 THUMB_ABDUCTION = np.array([0.0, 0.04, -1.0])
 CHUNK = 256  # hands per forward pass: bounds memory at about 50 MB
+PARAM_SIZES = {"global_orient": 3, "hand_pose": 45, "transl": 3, "hand_betas": 10}  # fields of HandParams
 
 
 @dataclass(frozen=True)
@@ -70,14 +59,14 @@ class HandParams:
     hand_side: str = "right"
 
     def __post_init__(self) -> None:
-        for name, size in (("global_orient", 3), ("hand_pose", 45), ("transl", 3), ("hand_betas", 10)):
+        for name, size in PARAM_SIZES.items():
             value = np.array(getattr(self, name), dtype=np.float64)
             if value.shape != (size,):
                 raise ValueError(f"HandParams.{name} has shape {value.shape}, expected ({size},)")
             if not np.isfinite(value).all():
                 raise ValueError(f"HandParams.{name} contains NaN or infinity: {value}")
             object.__setattr__(self, name, value)
-        _check_side(self.hand_side)
+        check_hand_side(self.hand_side)
 
 
 @dataclass(frozen=True)
@@ -91,6 +80,66 @@ class HandMesh:
     faces: np.ndarray
     joints: np.ndarray
     keypoints_3d: np.ndarray
+
+
+def stack_params(hand_params: Sequence[HandParams]) -> dict[str, np.ndarray]:
+    """Parameters of B hands of one side, as HandModel.pose_batch takes them: (B, 3), (B, 45), (B, 3), (B, 10)."""
+    return {name: np.array([getattr(hand, name) for hand in hand_params]).reshape(-1, size)
+            for name, size in PARAM_SIZES.items()}  # fmt: skip
+
+
+def rotation_matrices(axis_angle: np.ndarray) -> np.ndarray:
+    """(..., 3) radians -> (..., 3, 3).  Rodrigues' formula; scipy's Rotation is slower for many small arrays."""
+    angle = np.linalg.norm(axis_angle, axis=-1)[..., None, None]
+    x, y, z = np.moveaxis(axis_angle, -1, 0)
+    zero = np.zeros_like(x)
+    skew = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1).reshape(*x.shape, 3, 3)
+    sine = np.sinc(angle / np.pi)
+    cosine = 0.5 * np.sinc(angle / (2 * np.pi)) ** 2
+    return np.eye(3) + sine * skew + cosine * (skew @ skew)
+
+
+def finger_of_vertex(weights: np.ndarray) -> np.ndarray:
+    """weights (V, 16) -> (V,) int8: finger of the strongest joint, index into FINGER_NAMES, -1 for palm and wrist."""
+    finger_of_joint = np.full(16, -1, dtype=np.int8)
+    for finger, joints in enumerate(FINGER_JOINTS):
+        finger_of_joint[list(joints)] = finger
+    return finger_of_joint[weights.argmax(axis=1)]
+
+
+def joint_axes(joints: np.ndarray, tips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where a hand's rig does not state them: the axes about which the fingers bend, from geometry alone.
+
+    joints (16, 3), tips (5, 3)  right hand at rest, metres; tips by FINGER_NAMES
+    returns  flexion_axes (15, 3) and thumb_abduction_axis (3,), unit, as in HandModel
+    """
+    back = np.cross(joints[7] - joints[0], joints[1] - joints[0])  # little and index knuckle, from the wrist
+    flexion, abduction = np.zeros((15, 3)), np.zeros(3)
+    for chain, tip in zip(FINGER_JOINTS, tips, strict=True):
+        points = np.vstack([joints[list(chain)], tip])
+        for joint, bone in zip(chain, np.diff(points, axis=0), strict=True):
+            along = bone / np.linalg.norm(bone)
+            upward = back - along * (back @ along)
+            upward = upward / np.linalg.norm(upward)
+            frame = np.stack([along, upward, np.cross(along, upward)])
+            axis = (THUMB_FLEXION if chain == FINGER_JOINTS[0] else FINGER_FLEXION) @ frame
+            flexion[joint - 1] = axis / np.linalg.norm(axis)
+            if joint == 13:
+                abduction = THUMB_ABDUCTION @ frame / np.linalg.norm(THUMB_ABDUCTION)
+    return flexion, abduction
+
+
+def _smplx_model(arrays: Mapping[str, np.ndarray]) -> smplx.MANO:
+    """smplx's module for a right hand; it reads exactly these nine fields.  PCA is off and the mean pose zero."""
+    names = ("f", "v_template", "shapedirs", "J_regressor", "posedirs", "kintree_table", "weights")
+    fields = {name: np.asarray(arrays[name]) for name in names}
+    fields["f"], fields["kintree_table"] = fields["f"].astype(np.int64), fields["kintree_table"].astype(np.int64)
+    fields.update(hands_components=np.eye(45), hands_mean=np.zeros(45))
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints that ten shape coefficients are few
+        model = smplx.MANO(
+            model_path="", data_struct=smplx.utils.Struct(**fields), use_pca=False, flat_hand_mean=True, is_rhand=True
+        )
+    return model.requires_grad_(False).eval()
 
 
 class HandModel:
@@ -128,27 +177,24 @@ class HandModel:
         self._model = _smplx_model(arrays)
         rest_joints = np.asarray(arrays["J_regressor"]) @ np.asarray(arrays["v_template"])
         rest_tips = np.asarray(arrays["v_template"])[self.tip_vertices]
-        flexion, abduction = joint_axes(rest_joints, rest_tips)
-        self.flexion_axes = flexion if flexion_axes is None else np.asarray(flexion_axes, dtype=np.float64)
-        self.thumb_abduction_axis = (
-            abduction if thumb_abduction_axis is None else np.asarray(thumb_abduction_axis, dtype=np.float64)
-        )
+        stated = None if flexion_axes is None else (flexion_axes, thumb_abduction_axis)
+        axes = stated or joint_axes(rest_joints, rest_tips)
+        self.flexion_axes, self.thumb_abduction_axis = (np.asarray(each, dtype=np.float64) for each in axes)
 
     def faces(self, hand_side: str = "right") -> np.ndarray:
-        """(F, 3) int64, counter-clockwise seen from outside for that side."""
-        _check_side(hand_side)
+        """(F, 3) int64, counter-clockwise seen from outside for that side.  Raises ValueError for another side."""
+        check_hand_side(hand_side)
         return self._faces if hand_side == "right" else self._faces[:, ::-1].copy()
 
     def __call__(self, hand_params: HandParams) -> HandMesh:
-        """Pose one hand."""
-        vertices, joints, keypoints_3d = self.batch(
-            hand_params.global_orient[None], hand_params.hand_pose[None], hand_params.transl[None],
-            hand_params.hand_betas, hand_params.hand_side,
+        """Pose one hand: its skin, joints and keypoints in the frame of its parameters, metres."""
+        vertices, joints, keypoints_3d = self.pose_batch(
+            **stack_params([hand_params]), hand_side=hand_params.hand_side
         )
         return HandMesh(vertices[0], self.faces(hand_params.hand_side), joints[0], keypoints_3d[0])
 
     @torch.no_grad()
-    def batch(
+    def pose_batch(
         self,
         global_orient: np.ndarray,
         hand_pose: np.ndarray,
@@ -156,26 +202,24 @@ class HandModel:
         hand_betas: np.ndarray,
         hand_side: str = "right",
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Pose B hands of one side.
+        """Pose B hands of one side, without their faces.
 
         global_orient (B, 3), hand_pose (B, 45), transl (B, 3), hand_betas (10,) or (B, 10): as in HandParams
         returns  vertices (B, V, 3), joints (B, 16, 3), keypoints_3d (B, 21, 3), metres, float64 (computed in float32)
         Raises ValueError when shapes disagree.
         """
-        _check_side(hand_side)
-        global_orient, hand_pose, transl, hand_betas = (
-            np.asarray(value, dtype=np.float64) for value in (global_orient, hand_pose, transl, hand_betas)
-        )
+        check_hand_side(hand_side)
         count = len(global_orient)
-        if hand_betas.shape == (10,):  # smplx does not broadcast shapes over a batch
+        if np.shape(hand_betas) == (10,):  # smplx does not broadcast shapes over a batch
             hand_betas = np.broadcast_to(hand_betas, (count, 10))
-        inputs = {"global_orient": global_orient, "hand_pose": hand_pose, "transl": transl, "hand_betas": hand_betas}
-        for (key, value), width in zip(inputs.items(), (3, 45, 3, 10), strict=True):
-            if value.shape != (count, width):
-                raise ValueError(f"{key} has shape {value.shape}, expected ({count}, {width})")
+        inputs = [np.asarray(value, dtype=np.float64) for value in (global_orient, hand_pose, transl, hand_betas)]
+        for (name, size), value in zip(PARAM_SIZES.items(), inputs, strict=True):
+            if value.shape != (count, size):
+                raise ValueError(f"{name} has shape {value.shape}, expected ({count}, {size})")
+        global_orient, hand_pose, transl, hand_betas = inputs
         if hand_side == "left":
-            global_orient, transl = global_orient * MIRROR_AXIS, transl * MIRROR
-            hand_pose = _mirror_rotations(hand_pose)
+            global_orient, hand_pose = mirror_rotations(global_orient), mirror_rotations(hand_pose)
+            transl = transl * MIRROR
         vertices = np.empty((count, len(self.weights), 3))
         joints = np.empty((count, 16, 3))
         for start in range(0, count, CHUNK):
@@ -184,8 +228,8 @@ class HandModel:
                 torch.tensor(value[part], dtype=torch.float32) for value in (hand_betas, global_orient, hand_pose)
             )
             output = self._model(betas=betas, global_orient=orient, hand_pose=fingers)
-            # The translation is added in float64: hands far from the origin keep their shape.
             vertices[part], joints[part] = output.vertices.numpy(), output.joints.numpy()
+        # The translation is added in float64: hands far from the origin keep their shape.
         vertices += transl[:, None]
         joints += transl[:, None]
         if hand_side == "left":
@@ -222,8 +266,8 @@ def pca_to_hand_pose(
 
     coefficients      (..., K)  of the first K axes, K at most 45
     hands_components  (45, 45)  an axis in each row
-    hands_mean        (45,)     radians; both from hoi.geometry.mano.read_pca for the side that the coefficients
-    belong to returns           (..., 45) axis-angle, radians, HandParams.hand_pose of that side
+    hands_mean        (45,)     radians; both from read_pca, for the side that the coefficients belong to
+    returns           (..., 45) axis-angle, radians, HandParams.hand_pose of that side
     Raises ValueError for wrong shapes.
     Not to be left to smplx: with num_pca_comps=45, DexYCB's number, it takes the coefficients for angles.
     Global orientation, translation and shape of such poses mean the same as in HandParams.
@@ -248,64 +292,11 @@ def mirrored_hand(hand_params: HandParams) -> HandParams:
     """
     return replace(
         hand_params,
-        global_orient=hand_params.global_orient * MIRROR_AXIS,
-        hand_pose=_mirror_rotations(hand_params.hand_pose),
+        global_orient=mirror_rotations(hand_params.global_orient),
+        hand_pose=mirror_rotations(hand_params.hand_pose),
         transl=hand_params.transl * MIRROR,
         hand_side="left" if hand_params.hand_side == "right" else "right",
     )
-
-
-def finger_of_vertex(weights: np.ndarray) -> np.ndarray:
-    """weights (V, 16) -> (V,) int8: the finger of the strongest joint, index into FINGER_NAMES, -1 for the wrist."""
-    finger_of_joint = np.full(16, -1, dtype=np.int8)
-    for finger, joints in enumerate(FINGER_JOINTS):
-        finger_of_joint[list(joints)] = finger
-    return finger_of_joint[weights.argmax(axis=1)]
-
-
-def joint_axes(joints: np.ndarray, tips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where a hand's rig does not state them: the axes about which the fingers bend, from geometry alone.
-
-    joints (16, 3), tips (5, 3)  right hand at rest, metres; tips by FINGER_NAMES
-    returns  flexion_axes (15, 3) and thumb_abduction_axis (3,), unit, as in HandModel
-    """
-    back = np.cross(joints[7] - joints[0], joints[1] - joints[0])  # little and index knuckle, from the wrist
-    flexion, abduction = np.zeros((15, 3)), np.zeros(3)
-    for chain, tip in zip(FINGER_JOINTS, tips, strict=True):
-        points = np.vstack([joints[list(chain)], tip])
-        for joint, bone in zip(chain, np.diff(points, axis=0), strict=True):
-            along = bone / np.linalg.norm(bone)
-            upward = back - along * (back @ along)
-            upward = upward / np.linalg.norm(upward)
-            frame = np.stack([along, upward, np.cross(along, upward)])
-            axis = (THUMB_FLEXION if chain == FINGER_JOINTS[0] else FINGER_FLEXION) @ frame
-            flexion[joint - 1] = axis / np.linalg.norm(axis)
-            if joint == 13:
-                abduction = THUMB_ABDUCTION @ frame / np.linalg.norm(THUMB_ABDUCTION)
-    return flexion, abduction
-
-
-def _mirror_rotations(hand_pose: np.ndarray) -> np.ndarray:
-    """(..., 45) rotation vectors under the reflection x -> -x."""
-    return hand_pose * np.tile(MIRROR_AXIS, 15)
-
-
-def _check_side(hand_side: str) -> None:
-    if hand_side not in ("right", "left"):
-        raise ValueError(f"hand_side is {hand_side!r}, expected 'right' or 'left'")
-
-
-def _smplx_model(arrays: Mapping[str, np.ndarray]) -> smplx.MANO:
-    """smplx reads exactly these nine fields; PCA is off and the mean pose zero."""
-    names = ("f", "v_template", "shapedirs", "J_regressor", "posedirs", "kintree_table", "weights")
-    fields = {name: np.asarray(arrays[name]) for name in names}
-    fields["f"], fields["kintree_table"] = fields["f"].astype(np.int64), fields["kintree_table"].astype(np.int64)
-    fields.update(hands_components=np.eye(45), hands_mean=np.zeros(45))
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints that ten shape coefficients are few
-        model = smplx.MANO(
-            model_path="", data_struct=smplx.utils.Struct(**fields), use_pca=False, flat_hand_mean=True, is_rhand=True
-        )
-    return model.requires_grad_(False).eval()
 
 
 def hand_in_camera(hand_params: HandParams, hand: HandModel, world_to_camera: np.ndarray) -> HandParams:

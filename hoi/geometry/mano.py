@@ -1,12 +1,10 @@
 """Official MANO file -> plain arrays, without running anything that the file contains.  Paper: Sec. 3.1 (MANO).
 
-The file is a Python 2 pickle holding chumpy and SciPy objects.  Here an unpickler that knows seven names reads it; the
-objects of those libraries become inert holders of their state, from which the two arrays concerned are computed.
+The file is a Python 2 pickle holding chumpy and SciPy objects.  An unpickler that knows a few names only reads it; the
+objects of those libraries become inert holders of their state, from which the arrays concerned are computed.
 
 What comes out is always a right hand, because the left one is made by mirroring (hoi/geometry/hand.py).  So either file
-will do: a left one is mirrored here.  The published MANO_LEFT.pkl has a known error, the x of its shape directions has
-the wrong sign; they are put right on the way.  Only the finger pose space is read for each side from its own file
-(read_pca).
+will do: a left one is mirrored here.  Only the finger pose space is read for each side from its own file (read_pca).
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ MANO_SHAPES = {
     "J_regressor": (16, "V"), "weights": ("V", 16), "kintree_table": (2, 16),
 }
 PCA_SHAPES = {"hands_components": (45, 45), "hands_mean": (45,)}  # only for poses given as PCA coefficients
-MANO_VERTICES = 778  # the fingertips are named by vertex number
+MANO_VERTICES = 778  # another number would be another hand: fingertips and GrabNet's inputs are vertex numbers
 OFFICIAL_NAMES = {"right": "MANO_RIGHT.pkl", "left": "MANO_LEFT.pkl"}
 WHERE = (
     "The file is MANO_RIGHT.pkl or MANO_LEFT.pkl of mano_v1_2.zip, https://mano.is.tue.mpg.de (free registration; its "
@@ -35,8 +33,19 @@ FIXED_LEFT = (
     "directions was turned round first: the published left file has the wrong sign there. If yours was already "
     "corrected, give MANO_RIGHT.pkl instead."
 )
-MIRROR = np.array([-1.0, 1.0, 1.0])  # points
+MIRROR = np.array([-1.0, 1.0, 1.0])  # points under the reflection in x = 0
 MIRROR_AXIS = np.array([1.0, -1.0, -1.0])  # rotation vectors (pseudo-vectors) under the same reflection
+
+
+def mirror_rotations(rotations: np.ndarray) -> np.ndarray:
+    """(..., 3 K) rotation vectors of K joints under the reflection x -> -x, radians."""
+    return rotations * np.tile(MIRROR_AXIS, rotations.shape[-1] // 3)
+
+
+def check_hand_side(hand_side: str) -> None:
+    """Raises ValueError for anything but "right" and "left"."""
+    if hand_side not in ("right", "left"):
+        raise ValueError(f"hand_side is {hand_side!r}, expected 'right' or 'left'")
 
 
 class _Holder:
@@ -53,56 +62,19 @@ class _Ch(_Holder):
 
 
 class _Select(_Holder):
-    """A chumpy selection of another array's elements."""
+    """A chumpy selection of another array's elements; shapedirs is one, of the first ten of many directions."""
 
 
 class _SparseColumns(_Holder):
-    """A SciPy matrix in compressed sparse column form."""
+    """A SciPy matrix in compressed sparse column form; J_regressor is one."""
 
 
-def _allowed() -> dict[tuple[str, str], object]:
-    """Everything that a MANO file may name, with the spellings of both Pythons and of old and new SciPy."""
-    return array_globals() | {
-        ("__builtin__", "set"): set, ("builtins", "set"): set,
-        ("chumpy.ch", "Ch"): _Ch, ("chumpy.reordering", "Select"): _Select,
-        ("scipy.sparse.csc", "csc_matrix"): _SparseColumns, ("scipy.sparse._csc", "csc_matrix"): _SparseColumns,
-    }
-
-
-def read_mano(path: str | Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """Read MANO_RIGHT.pkl, MANO_LEFT.pkl, an .npz of the same arrays, or the folder that holds them (right preferred).
-
-    returns  the arrays of MANO_SHAPES and, where the file has them, of PCA_SHAPES, all of a right hand: floats as
-             float64, f and kintree_table as int64 with -1 for the wrist's parent; and sentences to tell the user
-    Raises FileNotFoundError, or ValueError when the file is damaged, names anything unexpected, lacks an array, or has
-    one of a wrong shape or with NaN.
-    """
-    arrays, hand_side, path = _read_file(path)
-    if hand_side == "right":
-        return arrays, ()
-    return _right_from_left(arrays), (FIXED_LEFT.format(name=path.name),)
-
-
-def read_pca(path: str | Path, hand_side: str) -> tuple[np.ndarray, np.ndarray]:
-    """The finger pose space of one hand: its axes (45, 45) in rows and its mean pose (45,).
-
-    path     as in read_mano.  Each side has a file of its own; the one not named by path is looked for beside it.
-             If it is not there, the mirror image of the other serves.
-    returns  radians, axis-angle of the 15 finger joints in MANO's order, in that side's own frame; see
-             hoi.geometry.hand.pca_to_hand_pose
-    Raises as read_mano, and ValueError when the file holds no pose space or hand_side is unknown.
-    """
-    if hand_side not in OFFICIAL_NAMES:
-        raise ValueError(f"hand_side is {hand_side!r}, expected 'right' or 'left'")
-    arrays, file_side, path = _read_file(path)
-    beside = path.with_name(OFFICIAL_NAMES[hand_side])
-    if file_side != hand_side and beside.is_file():
-        arrays, file_side, path = _read_file(beside)
-    absent = PCA_SHAPES.keys() - arrays.keys()
-    if absent:
-        raise ValueError(f"MANO file {path} has no {' and no '.join(sorted(absent))}: PCA coefficients need both")
-    signs = np.tile(MIRROR_AXIS, 15) if file_side != hand_side else 1.0
-    return arrays["hands_components"] * signs, arrays["hands_mean"] * signs
+# Everything that a MANO file may name, with the spellings of both Pythons and of old and new SciPy.
+ALLOWED = array_globals() | {
+    ("__builtin__", "set"): set, ("builtins", "set"): set,
+    ("chumpy.ch", "Ch"): _Ch, ("chumpy.reordering", "Select"): _Select,
+    ("scipy.sparse.csc", "csc_matrix"): _SparseColumns, ("scipy.sparse._csc", "csc_matrix"): _SparseColumns,
+}  # fmt: skip
 
 
 def _read_file(path: str | Path) -> tuple[dict[str, np.ndarray], str, Path]:
@@ -113,51 +85,30 @@ def _read_file(path: str | Path) -> tuple[dict[str, np.ndarray], str, Path]:
         path = next((file for file in files if file.is_file()), files[0])
     if not path.is_file():
         raise FileNotFoundError(f"MANO file {path} does not exist. {WHERE}")
-    fields = _read_npz(path) if path.suffix == ".npz" else _read_pickle(path)
-    arrays = {}
-    for name in (*MANO_SHAPES, *PCA_SHAPES):
-        if name in fields:
-            arrays[name] = _plain_array(fields[name], f"MANO file {path}: {name}")
-        elif name in MANO_SHAPES:
-            raise ValueError(f"MANO file {path} has no {name}; it has {sorted(map(str, fields))}. {WHERE}")
+    known = (*MANO_SHAPES, *PCA_SHAPES)
+    fields = read_npz(path, "MANO file", known) if path.suffix == ".npz" else _read_pickle(path)
+    absent = [name for name in MANO_SHAPES if name not in fields]
+    if absent:
+        raise ValueError(f"MANO file {path} has no {absent[0]}; it has {sorted(map(str, fields))}. {WHERE}")
+    arrays = {name: _plain_array(fields[name], f"MANO file {path}: {name}") for name in known if name in fields}
     _check_shapes(arrays, path)
-    arrays["f"] = arrays["f"].astype(np.int64)
-    parents = arrays["kintree_table"].astype(np.int64)
-    parents[0, 0] = -1  # the file holds 2**32 - 1
-    arrays["kintree_table"] = parents
-    _check_content(arrays, path)
+    arrays |= {name: arrays[name].astype(np.int64) for name in ("f", "kintree_table")}
+    arrays["kintree_table"][0, 0] = -1  # the file holds 2**32 - 1
+    _check_indices(arrays, path)
     joints = arrays["J_regressor"] @ arrays["v_template"]
-    # Fingers point to -x on the right hand, to +x on the left.
+    # The middle finger's knuckle: fingers point to -x on the right hand, to +x on the left.
     return arrays, "left" if joints[4, 0] > joints[0, 0] else "right", path
 
 
-def _right_from_left(left: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The right hand whose mirror image in x = 0 is the left hand of the published file, its error mended."""
-    right = dict(left)
-    right["v_template"] = left["v_template"] * MIRROR
-    # The error is that these x stand as on the right hand already: mending and mirroring cancel each other.
-    right["shapedirs"] = left["shapedirs"].copy()
-    # Offsets mirror as points do; they answer to R - 1, whose element (a, b) changes sign when one of a, b is x.
-    turned = np.tile(np.outer(MIRROR, MIRROR).ravel(), 15)
-    right["posedirs"] = left["posedirs"] * MIRROR[:, None] * turned
-    right["f"] = left["f"][:, ::-1].copy()  # outward again
-    for name in PCA_SHAPES.keys() & left.keys():
-        right[name] = left[name] * np.tile(MIRROR_AXIS, 15)
-    return right
-
-
 def _read_pickle(path: Path) -> Mapping:
+    """Fields of an official file, chumpy's and SciPy's objects as holders."""
     try:
-        fields = restricted_load(path, _allowed(), "a MANO pickle")
+        fields = restricted_load(path, ALLOWED, "a MANO pickle")
     except ValueError as error:
         raise ValueError(f"{error}. {WHERE}") from error
     if not isinstance(fields, dict):
         raise ValueError(f"{path} holds a {type(fields).__name__}, expected a dict of arrays. {WHERE}")
     return fields
-
-
-def _read_npz(path: Path) -> Mapping:
-    return read_npz(path, "MANO file", (*MANO_SHAPES, *PCA_SHAPES))
 
 
 def _plain_array(value: object, where: str) -> np.ndarray:
@@ -186,6 +137,7 @@ def _dense(state: Mapping) -> np.ndarray:
 
 
 def _check_shapes(arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    """All as in MANO_SHAPES and PCA_SHAPES, with one V and one F, and finite."""
     sizes = {"V": arrays["v_template"].shape[0], "F": arrays["f"].shape[0]}
     for name, expected in {**MANO_SHAPES, **PCA_SHAPES}.items():
         if name not in arrays:
@@ -197,7 +149,8 @@ def _check_shapes(arrays: Mapping[str, np.ndarray], path: Path) -> None:
             raise ValueError(f"MANO file {path}: {name} contains NaN or infinity")
 
 
-def _check_content(arrays: Mapping[str, np.ndarray], path: Path) -> None:
+def _check_indices(arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    """Faces name vertices that exist, and joints parents that come before them."""
     vertex_count = len(arrays["v_template"])
     if arrays["f"].min() < 0 or arrays["f"].max() >= vertex_count:
         raise ValueError(f"MANO file {path}: a face names vertex {arrays['f'].max()}, there are {vertex_count}")
@@ -206,3 +159,56 @@ def _check_content(arrays: Mapping[str, np.ndarray], path: Path) -> None:
     parents = arrays["kintree_table"][0, 1:]
     if (parents < 0).any() or (parents >= np.arange(1, 16)).any():
         raise ValueError(f"MANO file {path}: joint parents are {parents.tolist()}; each must come before its child")
+
+
+def _right_from_left(left: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The right hand whose mirror image in x = 0 is the left hand of the published file, its error mended.
+
+    The error: in MANO_LEFT.pkl the x of the shape directions has the wrong sign.
+    """
+    right = dict(left)
+    right["v_template"] = left["v_template"] * MIRROR
+    # These x stand as on the right hand already: mending and mirroring cancel each other.
+    right["shapedirs"] = left["shapedirs"].copy()
+    # Offsets mirror as points do; they answer to R - 1, whose element (a, b) changes sign when one of a, b is x.
+    turned = np.tile(np.outer(MIRROR, MIRROR).ravel(), 15)
+    right["posedirs"] = left["posedirs"] * MIRROR[:, None] * turned
+    right["f"] = left["f"][:, ::-1].copy()  # outward again
+    for name in PCA_SHAPES.keys() & left.keys():
+        right[name] = mirror_rotations(left[name])
+    return right
+
+
+def read_mano(path: str | Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Read MANO_RIGHT.pkl, MANO_LEFT.pkl, an .npz of the same arrays, or the folder that holds them (right preferred).
+
+    returns  the arrays of MANO_SHAPES and, where the file has them, of PCA_SHAPES, all of a right hand: floats as
+             float64, f and kintree_table as int64 with -1 for the wrist's parent; and sentences to tell the user
+    Raises FileNotFoundError, or ValueError when the file is damaged, names anything unexpected, lacks an array, or has
+    one of a wrong shape or with NaN.
+    """
+    arrays, hand_side, path = _read_file(path)
+    if hand_side == "right":
+        return arrays, ()
+    return _right_from_left(arrays), (FIXED_LEFT.format(name=path.name),)
+
+
+def read_pca(path: str | Path, hand_side: str) -> tuple[np.ndarray, np.ndarray]:
+    """The finger pose space of one hand: its axes (45, 45) in rows and its mean pose (45,).
+
+    path     as in read_mano.  Each side has a file of its own; the one not named by path is looked for beside it.
+             If it is not there, the mirror image of the other serves.
+    returns  radians, axis-angle of the 15 finger joints in MANO's order, in that side's own frame; see
+             hoi.geometry.hand.pca_to_hand_pose
+    Raises as read_mano, and ValueError when the file holds no pose space or hand_side is unknown.
+    """
+    check_hand_side(hand_side)
+    arrays, file_side, path = _read_file(path)
+    beside = path.with_name(OFFICIAL_NAMES[hand_side])
+    if file_side != hand_side and beside.is_file():
+        arrays, file_side, path = _read_file(beside)
+    absent = PCA_SHAPES.keys() - arrays.keys()
+    if absent:
+        raise ValueError(f"MANO file {path} has no {' and no '.join(sorted(absent))}: PCA coefficients need both")
+    pose_space = arrays["hands_components"], arrays["hands_mean"]
+    return pose_space if file_side == hand_side else tuple(map(mirror_rotations, pose_space))

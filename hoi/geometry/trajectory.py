@@ -9,10 +9,9 @@ from scipy.spatial.transform import Rotation, Slerp
 
 from hoi.geometry.contact import DistanceField
 from hoi.geometry.grasp import Grasp
-from hoi.geometry.hand import HandModel, HandParams
+from hoi.geometry.hand import TIP_KEYPOINTS, HandModel, HandParams, stack_params
 
-VARIANTS = ("paper", "official")
-START_DISTANCE = {"paper": 0.15, "official": 0.3}  # metres
+START_DISTANCES = {"paper": 0.15, "official": 0.3}  # metres, by variant
 # The official code makes 12 poses and keeps the last 8: fractions 4/11, 5/11, ... 1 of the way.
 OFFICIAL_FIRST_FRACTION = 4 / 11
 BENDS = (0.0, 0.02, 0.04, 0.06, 0.09)  # metres aside half way, tried in this order
@@ -67,11 +66,11 @@ def approach(
     Translation is linear; the wrist and the 15 finger joints turn by spherical interpolation.
     Raises ValueError for frames below 1, a negative distance or another variant.
     """
-    if variant not in VARIANTS:
-        raise ValueError(f"variant is {variant!r}, expected one of {VARIANTS}")
+    if variant not in START_DISTANCES:
+        raise ValueError(f"variant is {variant!r}, expected one of {', '.join(START_DISTANCES)}")
     if frames < 1:
         raise ValueError(f"frames is {frames}, expected at least 1")
-    distance = START_DISTANCE[variant] if start_distance is None else start_distance
+    distance = START_DISTANCES[variant] if start_distance is None else start_distance
     if not distance >= 0:
         raise ValueError(f"start_distance is {distance}, expected metres, at least 0")
     end = grasp.hand_params
@@ -86,10 +85,7 @@ def approach(
 
 def deepest(hand_params: Sequence[HandParams], hand: HandModel, field: DistanceField) -> float:
     """How far the skin gets into the object in the worst of the poses, metres, 0 when it never does."""
-    first = hand_params[0]
-    names = ("global_orient", "hand_pose", "transl")
-    fields = (np.stack([getattr(pose, name) for pose in hand_params]) for name in names)
-    vertices, _, _ = hand.batch(*fields, first.hand_betas, first.hand_side)
+    vertices, _, _ = hand.pose_batch(**stack_params(hand_params), hand_side=hand_params[0].hand_side)
     return max(0.0, -float(field.signed_distance(vertices).min()))
 
 
@@ -121,7 +117,7 @@ def bend_approach(
 def _directions(end: HandParams, hand: HandModel) -> list[np.ndarray]:
     """Back along the hand (not downward), then around the object; unit vectors."""
     mesh = hand(end)
-    back = mesh.joints[0] - mesh.keypoints_3d[[4, 8, 12, 16, 20]].mean(axis=0)
+    back = mesh.joints[0] - mesh.keypoints_3d[list(TIP_KEYPOINTS)].mean(axis=0)
     back[2] = max(back[2], 0.0)
     angles = np.arctan2(back[1], back[0]) + np.pi / 4 * np.array([0, 1, -1, 2, -2, 3, -3, 4])
     around = np.stack([np.cos(angles), np.sin(angles), np.zeros(8)], axis=1)

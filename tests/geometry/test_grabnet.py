@@ -408,7 +408,7 @@ def test_missing_and_damaged_files_are_named_with_the_default(folder, tmp_path):
     with pytest.raises(ValueError, match=r"'basis' of shape \(4096, 3\), it holds {'basis': \(1024, 3\)}"):
         load_grabnet(tmp_path)
     (tmp_path / "bps.npz").write_bytes(b"PK\x03\x04 cut")
-    with pytest.raises(ValueError, match="bps.npz cannot be read"):
+    with pytest.raises(ValueError, match="bps.npz is not a readable .npz"):
         load_grabnet(tmp_path)
 
 

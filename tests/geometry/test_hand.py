@@ -317,12 +317,12 @@ def test_the_builtin_hand_obeys_the_same_formula(hand, hand_side):
 def test_a_batch_equals_its_members_beyond_one_chunk(hand):
     poses = [random_pose(seed) for seed in range(300)]
     names = ("global_orient", "hand_pose", "transl", "hand_betas")
-    vertices, _, keypoints_3d = hand.batch(*(np.stack([getattr(pose, name) for pose in poses]) for name in names))
+    vertices, _, keypoints_3d = hand.pose_batch(*(np.stack([getattr(pose, name) for pose in poses]) for name in names))
     for k in (0, 255, 256, 299):
         mesh = hand(poses[k])
         np.testing.assert_allclose(vertices[k], mesh.vertices, atol=1e-6)
         np.testing.assert_allclose(keypoints_3d[k], mesh.keypoints_3d, atol=1e-6)
-    shared = hand.batch(np.zeros((7, 3)), np.zeros((7, 45)), np.zeros((7, 3)), poses[0].hand_betas)[1]
+    shared = hand.pose_batch(np.zeros((7, 3)), np.zeros((7, 45)), np.zeros((7, 3)), poses[0].hand_betas)[1]
     np.testing.assert_allclose(shared[6], hand(make_pose(hand_betas=poses[0].hand_betas)).joints, atol=1e-6)
 
 
@@ -440,4 +440,4 @@ def test_wrong_parameters_are_named():
 
 def test_a_batch_whose_shapes_disagree_is_refused(hand):
     with pytest.raises(ValueError, match=r"transl has shape \(2, 3\), expected \(3, 3\)"):
-        hand.batch(np.zeros((3, 3)), np.zeros((3, 45)), np.zeros((2, 3)), np.zeros(10))
+        hand.pose_batch(np.zeros((3, 3)), np.zeros((3, 45)), np.zeros((2, 3)), np.zeros(10))
