@@ -37,13 +37,13 @@ from hoi.data.scene_maker import SceneMaker, SceneSettings
 from hoi.data.writer import DatasetWriter, open_folder, refuse_other_job
 from hoi.geometry.camera import CAMERA_FOV_DEG, FRAMINGS
 from hoi.geometry.grabnet import load_grabnet
+from hoi.geometry.grasp import default_cache
 from hoi.geometry.hand import load_hand
 from hoi.geometry.objects import CATEGORIES, ObjectMesh, collect_objects, object_card
 from hoi.geometry.scene import CONTENTS, GraspedObject, graspable
 from hoi.toyworld.words import check_placeholders
 from real_pictures import add_real_picture_flags, convert_pictures, wants_real_pictures
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "hoidiffusion" / "grasps"
 LEFT_OUT = "the hand leaves the picture, or hand or object is hidden"
 
 
@@ -132,7 +132,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         "first N frames (default: all)")
     add("--seed", type=int, default=0, help="of grasps, views and looks (default: %(default)s)")
     add("--workers", type=positive, default=1, metavar="W", help="processes; the result is the same for any number")
-    add("--cache", type=Path, default=CACHE, metavar="DIR", help="where found grasps are kept (default: %(default)s)")
+    add("--cache", type=Path, default=default_cache(), metavar="DIR", help="found grasps (default: %(default)s)")
     add("--out", type=Path, default=Path("data"), metavar="DIR", help="the dataset folder (default: %(default)s)")
     add("--check", type=Path, metavar="DIR",
         help="only validate a folder: files, keypoints, masks and depth against a re-render; exits 1 on a problem")

@@ -25,84 +25,24 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from hoi.common.command import how_made, positive, problems_as_messages
-from hoi.common.files import ASSETS
-from hoi.common.machine import check_device, has_fast_bf16, keep_freed_memory
-from hoi.data.folder import RECORD_KEYS, read_description
-from hoi.data.views import FolderViews, Request, SceneViews, plan
-from hoi.data.writer import DatasetWriter, complete_record, open_folder, png_text, write_pictures
+from hoi.common.command import how_made, not_negative, positive, problems_as_messages
+from hoi.common.files import short_hash
+from hoi.common.machine import keep_freed_memory
+from hoi.data.folder import read_description
+from hoi.data.views import GRASPS, FolderViews, Request, SceneViews, plan
+from hoi.data.writer import open_folder, write_generated
 from hoi.geometry.camera import FRAMINGS
+from hoi.geometry.grasp import default_cache
 from hoi.geometry.hand import load_hand
 from hoi.geometry.objects import CATEGORIES, collect_objects, object_card
 from hoi.geometry.scene import ViewSettings
-from hoi.network.kernels import pack
-from hoi.network.model import CONDITION_NAMES, HOIDiffusion, stack_conditions
-from hoi.network.pipeline import Pipeline, SamplingSettings, join_features, set_precision
-from hoi.network.samplers import SAMPLERS
-from hoi.toyworld.words import (
-    DEFAULT_PROMPTS,
-    default_negative_prompt,
-    default_scenery_prompts,
-    read_prompts,
-    untaught_words,
-)
-from hoi.weights import load
-from hoi.weights.load import normals_differ, source_hash
+from hoi.network.config import ModelConfig
+from hoi.network.model import stack_conditions
+from hoi.network.pipeline import Pipeline, add_sampling_flags, join_features, picture_generator
+from hoi.toyworld.words import DEFAULT_PROMPTS, default_scenery_prompts, read_prompts, untaught_words
+from hoi.weights.load import add_model_flags, load_pipeline, normals_differ
 
-BUILT_IN = ASSETS / "tiny.safetensors"
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "hoidiffusion" / "grasps"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def parse_weight(word: str) -> tuple[str, float]:
-    name, _, value = word.partition("=")
-    if name not in CONDITION_NAMES:
-        raise argparse.ArgumentTypeError(f"{name!r} is no condition; choose from {', '.join(CONDITION_NAMES)}")
-    try:
-        weight = float(value)
-    except ValueError:
-        weight = float("nan")
-    if not np.isfinite(weight):
-        raise argparse.ArgumentTypeError(f"weight of {name} is {value!r}, expected a number, e.g. {name}=0.5")
-    return name, weight
-
-
-def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
-    how = parser.add_argument_group("sampling (defaults: of the checkpoint's preset)")
-    how.add_argument("--sampler", choices=SAMPLERS, help="dpm++: second-order multistep; ddim; ddpm: eq. 2")
-    how.add_argument("--steps", type=positive, metavar="N", help="tiny and sd1: 20 with dpm++; the paper: 50 with ddim")
-    how.add_argument("--guidance-scale", type=float, metavar="W",
-                     help="0 ignores the text, 1 means no guidance (sd1: 7.5)")
-    how.add_argument("--cond-scale", nargs="+", type=parse_weight, default=[], metavar="NAME=WEIGHT",
-                     help=f"weights of the conditions {', '.join(CONDITION_NAMES)} (1 each, Sec. 3.3)")
-    how.add_argument("--cond-tau", type=float, default=1.0, metavar="TAU",
-                     help="share of the steps, from the noisiest on, that sees the conditions, 0 to 1")
-    how.add_argument("--negative-prompt", metavar="TEXT",
-                     help="unconditional text of guidance (default: the official stock list for sd1, empty for tiny)")
-
-
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--checkpoint", type=Path, metavar="FILE", help="weights trained here (default: the built-in ones)")
-    add("--base", type=Path, metavar="PATH", help="instead: a Stable Diffusion 1.x file (.safetensors, .ckpt) or a "
-        "diffusers folder, or an export of tools/export_weights.py")
-    add("--adapter", type=Path, metavar="FILE", help="condition encoders for --base: the official model_ad_N.pth")
-    add("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
-    add("--dtype", choices=("auto", *DTYPES), default="auto",
-        help="of U-Net and condition encoders (default: bfloat16 where the hardware has it, else float32)")
-    add("--threads", type=positive, metavar="T", help="of torch on the CPU (default: torch's own choice)")
-
-
-def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """End with a message where the flags of sampling and model contradict each other."""
-    if args.base and args.checkpoint:
-        parser.error("--base and --checkpoint exclude each other: a checkpoint is a whole model")
-    if args.adapter and not args.base:
-        parser.error("--adapter belongs to a --base: a checkpoint has its own condition encoders")
-    if args.seed < 0 or not 0 <= args.cond_tau <= 1:
-        parser.error("--seed must not be negative, --cond-tau lies between 0 and 1")
-    if args.guidance_scale is not None and not np.isfinite(args.guidance_scale):
-        parser.error("--guidance-scale must be a finite number")
+Views = FolderViews | SceneViews | None  # where conditions come from; None: from nowhere, text alone
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -120,17 +60,20 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     what.add_argument("--framing", choices=FRAMINGS,
                       help="for --object; official: 60 degrees field of view, tight: zoomed in (default: as the "
                       "checkpoint was trained: tight for tiny, official for sd1)")
-    what.add_argument("--grasps-per-object", type=positive, default=3, metavar="G", help="searched once and cached")
+    what.add_argument("--grasps-per-object", type=positive, default=GRASPS, metavar="G",
+                      help="searched once and cached")
     what.add_argument("--mano", metavar="FILE", help="official MANO_RIGHT.pkl (default: the built-in hand)")
-    what.add_argument("--cache", type=Path, default=CACHE, metavar="DIR", help="found grasps (default: %(default)s)")
+    what.add_argument("--cache", type=Path, default=default_cache(), metavar="DIR",
+                      help="found grasps (default: %(default)s)")
     text = parser.add_argument_group("text")
     text.add_argument("--prompt", nargs="+", metavar="TEXT",
                       help="{object} stands for the object's name; every geometry with every prompt (default: a few "
                       "looks of the paper's figures; with --data each record's own text)")
     text.add_argument("--prompts-file", type=Path, metavar="FILE", help="one prompt a line, # begins a comment line")
     add_sampling_flags(parser)
-    add("--count", type=positive, metavar="N", help="pictures (default: each combination of geometry and prompt once)")
-    add("--seed", type=int, default=0, help="of noise, views and grasps (default: %(default)s)")
+    add("--count", type=positive, metavar="N",
+        help="pictures (default: each combination of geometry and prompt once)")
+    add("--seed", type=not_negative, default=0, help="of noise, views and grasps (default: %(default)s)")
     add("--out", type=Path, default=Path("out"), metavar="DIR", help="the dataset folder (default: %(default)s)")
     add("--batch-size", type=positive, metavar="B", help="pictures at once (default: 8; 2 for 512 px on a CPU or GPU)")
     add_model_flags(parser)
@@ -141,78 +84,28 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--no-conditions samples from text alone: drop --data or --object")
     if args.prompt and args.prompts_file:
         parser.error("--prompt and --prompts-file exclude each other")
-    check_flags(parser, args)
     return args
 
 
-def picture_generator(seed: int, index: int) -> torch.Generator:
-    """Noise of one picture: from (seed, index) alone, on the CPU, so it is the same on any hardware."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]))
-
-
-def choose_device(args: argparse.Namespace, rank: int) -> str:
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_device(device)
-    return f"cuda:{rank % torch.cuda.device_count()}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
-
-
-def load_model(args: argparse.Namespace, device: str) -> tuple[HOIDiffusion, dict[str, str], str]:
-    """The model, name and hash of its files, and the dtype's name that U-Net and condition encoders compute in."""
-    dtype = args.dtype
-    if dtype == "auto":
-        dtype = "bfloat16" if has_fast_bf16(device) else "float32"
-    path = args.base or args.checkpoint or BUILT_IN
-    if path == BUILT_IN and not path.is_file():
-        raise FileNotFoundError(f"no built-in weights at {path}: train them (docs/training.md) or use --checkpoint")
-    if args.base:
-        dtypes = dict.fromkeys(("unet", "condition_encoders"), DTYPES[dtype])
-        model = load.load_model(path, args.adapter, device=device, dtype=dtypes)
-    else:
-        path = path / "model.safetensors" if path.is_dir() else path
-        model = load.load_model(path, device=device)
-    if args.conditions and model.condition_encoders is None:
-        adapter = "give it --adapter," if args.base else "fine-tune it,"
-        raise ValueError(f"{path} is a base model without condition encoders: {adapter} or add --no-conditions")
-    files = {"name": path.name, "sha256": source_hash(path)}
-    if args.adapter:
-        files |= {"adapter": args.adapter.name, "adapter_sha256": source_hash(args.adapter)}
-    return pack(set_precision(model.requires_grad_(False), DTYPES[dtype])), files, dtype
-
-
-def sampling_settings(args: argparse.Namespace, model: HOIDiffusion) -> SamplingSettings:
-    """What the flags leave open comes from the preset."""
-    config, weights = model.config, dict.fromkeys(CONDITION_NAMES, 1.0) | dict(args.cond_scale)
-    negative = args.negative_prompt
-    return SamplingSettings(
-        sampler=args.sampler or config.sampler,
-        num_inference_steps=args.steps or config.num_inference_steps,
-        guidance_scale=config.guidance_scale if args.guidance_scale is None else args.guidance_scale,
-        negative_prompt=default_negative_prompt(config.name) if negative is None else negative,
-        cond_weights=tuple(weights[name] for name in CONDITION_NAMES),
-        cond_tau=args.cond_tau,
-    )
-
-
-def choose_geometries(args: argparse.Namespace, model: HOIDiffusion) -> FolderViews | SceneViews | None:
-    size = model.config.image_size
+def choose_views(args: argparse.Namespace, config: ModelConfig) -> Views:
     if not args.conditions:
         return None
     if args.data is not None:
-        return FolderViews(args.data, size)
+        return FolderViews(args.data, config.image_size)
     meshes = collect_objects(args.object or CATEGORIES, category=args.category, units=args.units)
-    framing = args.framing or ("tight" if model.config.name == "tiny" else "official")
-    view = ViewSettings(size, size, args.hand_side, framing)
-    return SceneViews(meshes, load_hand(args.mano), view, args.seed, args.grasps_per_object, args.cache)
+    framing = args.framing or ("tight" if config.name == "tiny" else "official")
+    seen = ViewSettings(config.image_size, config.image_size, args.hand_side, framing)
+    return SceneViews(meshes, load_hand(args.mano), seen, args.seed, args.grasps_per_object, args.cache)
 
 
-def normal_sources(geometries: FolderViews | SceneViews | None) -> set[str | None]:
+def normal_sources(views: Views) -> set[str | None]:
     """Where the normal maps come from: rendered here, or what the folder's records say."""
-    if isinstance(geometries, FolderViews):
-        return {record.get("normal_source") for record in geometries.records}
-    return set() if geometries is None else {"geometry"}
+    if isinstance(views, FolderViews):
+        return {record.get("normal_source") for record in views.records}
+    return set() if views is None else {"geometry"}
 
 
-def choose_prompts(args: argparse.Namespace, model: HOIDiffusion) -> list[str] | None:
+def choose_prompts(args: argparse.Namespace, config: ModelConfig) -> list[str] | None:
     """None: every record of the folder with its own text."""
     if args.prompts_file is not None:
         return read_prompts(args.prompts_file)
@@ -221,42 +114,34 @@ def choose_prompts(args: argparse.Namespace, model: HOIDiffusion) -> list[str] |
             raise ValueError("a --prompt is empty; to sample without text use --guidance-scale 0")
         return args.prompt
     if not args.conditions:
-        return default_scenery_prompts(model.config.name)
+        return default_scenery_prompts(config.name)
     return None if args.data is not None else list(DEFAULT_PROMPTS)
 
 
-def digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
-
-
-def sampling_job(seed: int, checkpoint: dict[str, str], dtype: str, settings: SamplingSettings) -> dict[str, Any]:
-    """What decides a picture beside its geometry, here and in video.py: another job must not continue in a folder."""
-    job = {"seed": seed, "checkpoint": checkpoint["sha256"], "dtype": dtype, **vars(settings)}
-    return job | ({"adapter": checkpoint["adapter_sha256"]} if "adapter" in checkpoint else {})
-
-
-def describe(args, settings, checkpoint, dtype, geometries, prompts) -> dict[str, Any]:
+def describe(
+    args: argparse.Namespace, pipeline: Pipeline, views: Views, prompts: list[str] | None
+) -> dict[str, Any]:
     """What goes to dataset.json; "job" decides the pictures, and another job must not continue in the same folder."""
-    job = sampling_job(args.seed, checkpoint, dtype, settings)
-    job |= {"prompts": None if prompts is None else digest(prompts), "conditions": args.conditions}
-    licences: dict[str, Any] = {"weights": f"those of {checkpoint['name']}"}
+    told = None if prompts is None else short_hash(json.dumps(prompts))
+    job = pipeline.job(args.seed) | {"prompts": told, "conditions": args.conditions}
+    licences: dict[str, Any] = {"weights": f"those of {pipeline.checkpoint['name']}"}
     objects: list[dict[str, Any]] = []
-    if isinstance(geometries, FolderViews):
-        rows = [[record["index"], record["text"], record["keypoints_2d"]] for record in geometries.records]
-        job["data"] = digest(rows)
+    if isinstance(views, FolderViews):
+        rows = [[record["index"], record["text"], record["keypoints_2d"]] for record in views.records]
+        job["data"] = short_hash(json.dumps(rows))
         source = read_description(args.data)
         licences["data"], objects = source.get("licences"), source.get("objects") or []
-    elif geometries is not None:
-        meshes = geometries.meshes
+    elif views is not None:
+        meshes = views.meshes
         job["objects"] = [f"{m.object_id} {hashlib.sha256(m.vertices.tobytes()).hexdigest()[:8]}" for m in meshes]
-        job |= {"hand_side": args.hand_side, "framing": geometries.settings.framing, "hand": geometries.hand.name,
-                "grasps_per_object": geometries.grasps_per_object}  # fmt: skip
+        job |= {"hand_side": args.hand_side, "framing": views.settings.framing, "hand": views.hand.name,
+                "grasps_per_object": args.grasps_per_object}  # fmt: skip
         licences["objects"] = sorted({mesh.source for mesh in meshes})
         objects = [object_card(mesh) for mesh in meshes]
     return {
         **how_made("sample.py"),
         "seed": args.seed,
-        "checkpoint": checkpoint,
+        "checkpoint": pipeline.checkpoint,
         "licences": licences,
         "job": job,
         "objects": objects,
@@ -268,62 +153,20 @@ def say(rank: int, *lines: str) -> None:
         print(*lines, sep="\n", flush=True)
 
 
-def prepare_grasps(geometries, requests: list[Request], rank: int) -> None:
-    """Search grasps before the first picture.  Rank 0 first: the others read what it found."""
-    if isinstance(geometries, SceneViews):
-        if rank > 0:
-            barrier()
-        needed = sorted({request.geometry % len(geometries) for request in requests})
-        for k in tqdm(needed, "grasps", unit="object", disable=rank > 0):
-            geometries.prepare(k)
-        if rank == 0:
-            barrier()
-
-
 def barrier() -> None:
     if dist.is_initialized():
         dist.barrier()
 
 
-def make_pictures(
-    args: argparse.Namespace,
-    writer: DatasetWriter,
-    maker: Pipeline,
-    geometries: FolderViews | SceneViews | None,
-    requests: list[Request],
-    first_index: dict[int | None, int],
-    common: dict[str, Any],
-    quiet: bool,
-) -> None:
-    """Make the requests batch by batch and write each picture as it is finished.
-
-    first_index  of each geometry: the number that its condition files carry
-    common       what all records say
-    """
-    features, annotation = {}, {}  # by geometry; only those of the current batch are kept
-    batch_size = args.batch_size or (8 if common["height"] < 512 else 2)
-    with tqdm(total=len(requests), unit="picture", disable=quiet) as bar:
-        for start in range(0, len(requests), batch_size):
-            batch = requests[start : start + batch_size]
-            numbers = {request.geometry for request in batch} - {None}
-            features, annotation = ({k: old[k] for k in old.keys() & numbers} for old in (features, annotation))
-            for k in sorted(numbers - features.keys()):
-                geometry = geometries[k]
-                conditions = geometry.conditions_or_blank(common["height"], common["width"])
-                features[k] = maker.features(stack_conditions([conditions]))
-                annotation[k] = geometry.write(args.out, first_index[k])
-            images = maker.pictures(
-                [request.prompt for request in batch],
-                join_features([features[request.geometry] for request in batch]) if args.conditions else None,
-                [picture_generator(args.seed, request.index) for request in batch],
-                lambda step, steps: bar.set_postfix_str(f"step {step} of {steps}"),
-            )
-            for request, image in zip(batch, images, strict=True):
-                record = annotation.get(request.geometry, {}) | common | {"text": request.prompt}
-                record |= {"file_name": f"images/{request.index:06d}.png", "source_index": request.source_index}
-                record = complete_record(request.index, record)
-                writer.append(write_pictures(args.out, request.index, record, image, png_text=png_text(record)))
-                bar.update()
+def prepare_grasps(views: SceneViews, requests: list[Request], rank: int) -> None:
+    """Search grasps before the first picture.  Rank 0 first: the others read what it found."""
+    if rank > 0:
+        barrier()
+    needed = sorted({request.view % len(views) for request in requests})
+    for k in tqdm(needed, "grasps", unit="object", disable=rank > 0):
+        views.prepare(k)
+    if rank == 0:
+        barrier()
 
 
 def main(args: argparse.Namespace) -> None:
@@ -331,45 +174,69 @@ def main(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     keep_freed_memory()
-    device = choose_device(args, rank)
-    model, checkpoint, dtype = load_model(args, device)
-    config, settings = model.config, sampling_settings(args, model)
-    geometries, prompts = choose_geometries(args, model), choose_prompts(args, model)
-    requests = plan(geometries, prompts, args.count)
+    pipeline = load_pipeline(
+        args.checkpoint, args.base, args.adapter, with_conditions=args.conditions, device=args.device,
+        dtype=args.dtype, sampler=args.sampler, num_inference_steps=args.steps, guidance_scale=args.guidance_scale,
+        negative_prompt=args.negative_prompt, cond_weights=dict(args.cond_scale), cond_tau=args.cond_tau,
+    )  # fmt: skip
+    config, settings, metadata = pipeline.model.config, pipeline.settings, pipeline.model.metadata
+    views, prompts = choose_views(args, config), choose_prompts(args, config)
+    requests = plan(views, prompts, args.count)
     if world_size > 1:
+        # A process may wait for days at the end: for one whose share of the pictures is slower.
         dist.init_process_group("gloo", timeout=timedelta(days=7))
-    description = describe(args, settings, checkpoint, dtype, geometries, prompts)
-    writer = open_folder(args.out, description, rank, world_size)
+    writer = open_folder(args.out, describe(args, pipeline, views, prompts), rank, world_size)
     barrier()  # every rank has seen the same finished records
     todo = [request for request in requests if not writer.done(request.index)]
     if not todo:
         say(rank, f"all {len(requests)} pictures are in {args.out} already: nothing to do")
         return
-    for mesh in getattr(geometries, "meshes", []):
+    for mesh in getattr(views, "meshes", []):
         say(rank, *(f"{mesh.object_id}: {note}" for note in mesh.notes))
     if config.name == "tiny" and (words := untaught_words([request.prompt for request in requests])):
         say(rank, f"hint: the tiny model was never taught the words {', '.join(words[:8])}")
-    trained = f"{config.name}, stage {model.metadata.get('stage')}, step {model.metadata.get('step')}"
-    say(rank, f"{checkpoint['name']} ({trained}), {dtype} on {device}; {settings.sampler}, "
+    say(rank, f"{pipeline.checkpoint['name']} ({config.name}, stage {metadata.get('stage')}, step "
+        f"{metadata.get('step')}), {pipeline.dtype} on {pipeline.device}; {settings.sampler}, "
         f"{settings.num_inference_steps} steps, guidance {settings.guidance_scale:g}",
         f"{len(requests)} pictures of {config.image_size} px -> {args.out}, "
         f"{len(requests) - len(todo)} are there already")  # fmt: skip
-    if warning := normals_differ(model, normal_sources(geometries)):
+    if warning := normals_differ(pipeline.model, normal_sources(views)):
         say(rank, warning)
-    prepare_grasps(geometries, todo, rank)
-    if isinstance(geometries, SceneViews):
-        say(rank, f"conditions drawn by {geometries.renderer_used()}")
-    first_index: dict[int | None, int] = {}
+    if isinstance(views, SceneViews):
+        prepare_grasps(views, todo, rank)
+        say(rank, f"conditions drawn by {views.renderer_used()}")
+    first_index: dict[int | None, int] = {}  # of each view: the number that its condition files carry
     for request in requests:
-        first_index.setdefault(request.geometry, request.index)
-    common = {key: value for key, value in vars(settings).items() if key in RECORD_KEYS}
-    common |= {"seed": args.seed, "checkpoint": checkpoint, "height": config.image_size, "width": config.image_size}
+        first_index.setdefault(request.view, request.index)
+
     mine = [todo[i] for i in np.array_split(np.arange(len(todo)), world_size)[rank]]
-    make_pictures(args, writer, Pipeline(model, settings), geometries, mine, first_index, common, quiet=rank > 0)
+    batch_size = args.batch_size or (8 if config.image_size < 512 else 2)
+    features, annotation = {}, {}  # by view; only those of the current batch are kept
+    with tqdm(total=len(mine), unit="picture", disable=rank > 0) as bar:
+        for start in range(0, len(mine), batch_size):
+            batch = mine[start : start + batch_size]
+            numbers = {request.view for request in batch} - {None}
+            features, annotation = ({k: old[k] for k in old.keys() & numbers} for old in (features, annotation))
+            for k in sorted(numbers - features.keys()):
+                view = views[k]
+                conditions = view.conditions_or_blank(config.image_size, config.image_size)
+                features[k] = pipeline.features(stack_conditions([conditions]))
+                annotation[k] = view.write(args.out, first_index[k])
+            images = pipeline.pictures(
+                [request.prompt for request in batch],
+                join_features([features[request.view] for request in batch]) if args.conditions else None,
+                [picture_generator(args.seed, request.index) for request in batch],
+                lambda step, steps: bar.set_postfix_str(f"step {step} of {steps}"),
+            )
+            for request, image in zip(batch, images, strict=True):
+                record = annotation.get(request.view, {}) | pipeline.record_entries(args.seed)
+                record |= {"text": request.prompt, "source_index": request.source_index}
+                writer.append(write_generated(args.out, request.index, record, image))
+                bar.update()
     barrier()
     writer.finish()
     say(rank, f"{len(todo)} new pictures, {len(requests)} in all; look at {args.out / 'grid.png'}")
-    if geometries is not None:
+    if views is not None:
         say(rank, f"validate the annotation with: python make_dataset.py --check {args.out}")
 
 

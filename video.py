@@ -1,4 +1,4 @@
-"""Generate a clip of a hand that reaches for an object and grasps it: frames of one look, each with its annotation.
+"""Generate a video of a hand that reaches for an object and grasps it: frames of one look, each with its annotation.
 
     python video.py                                                     # a mug, 16 frames -> ./clip
     python video.py --object bottle --prompt "A hand is grasping a blue {object} in the snow" --seed 3 --gif
@@ -14,7 +14,6 @@ The folder is a dataset folder; its records have `timestamp` in seconds.  Paper:
 """
 
 import argparse
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -22,36 +21,28 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from hoi.common.command import how_made, positive, problems_as_messages
-from hoi.common.files import encode_png, write_whole
+from hoi.common.command import finite, how_made, not_negative, positive, problems_as_messages
+from hoi.common.files import encode_png, short_hash, write_whole
 from hoi.common.machine import keep_freed_memory
 from hoi.common.sheets import write_video
-from hoi.data.folder import RECORD_KEYS, load_conditions, load_image, read_description, read_records
+from hoi.data.folder import load_conditions, load_image, read_description, read_records
 from hoi.data.views import ApproachFrames, TrajectoryFrames, approach_scene
-from hoi.data.writer import DatasetWriter, complete_record, open_folder, png_text, strip, write_pictures
+from hoi.data.writer import open_folder, strip, write_generated
 from hoi.geometry.camera import FRAMINGS
-from hoi.geometry.grasp import MAX_PENETRATION_MM
+from hoi.geometry.grasp import MAX_PENETRATION_MM, default_cache
 from hoi.geometry.hand import load_hand
 from hoi.geometry.objects import collect_objects, object_card
 from hoi.geometry.render import Renderer
 from hoi.geometry.scene import ViewSettings
-from hoi.network.model import HOIDiffusion, stack_conditions
-from hoi.network.pipeline import Pipeline, SamplingSettings, anchored_pictures
+from hoi.network.config import ModelConfig
+from hoi.network.model import stack_conditions
+from hoi.network.pipeline import Pipeline, add_sampling_flags, anchored_pictures, picture_generator
 from hoi.network.unet import UNET_PARTS
 from hoi.toyworld.words import DEFAULT_PROMPTS, fill
-from sample import (
-    CACHE,
-    add_model_flags,
-    add_sampling_flags,
-    check_flags,
-    choose_device,
-    load_model,
-    picture_generator,
-    sampling_job,
-    sampling_settings,
-)
+from hoi.weights.load import add_model_flags, load_pipeline
 
-TIGHT_START = 0.06  # metres
+TIGHT_START = 0.06  # metres: to show the paper's 0.15, tight framing zooms out until hand and object are small
+Frames = ApproachFrames | TrajectoryFrames
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -64,64 +55,63 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     what.add_argument("--hand-side", choices=("right", "left"), default="right", help="for --object")
     what.add_argument("--framing", choices=FRAMINGS, help="default: tight for tiny, official for sd1")
     what.add_argument("--mano", metavar="FILE", help="official MANO_RIGHT.pkl (default: the built-in hand)")
-    what.add_argument("--cache", type=Path, default=CACHE, metavar="DIR", help="found grasps (default: %(default)s)")
+    what.add_argument("--cache", type=Path, default=default_cache(), metavar="DIR",
+                      help="found grasps (default: %(default)s)")
     what.add_argument("--frames", type=positive, default=16, metavar="F", help="of the approach (default: 16)")
-    what.add_argument("--hold", type=int, default=0, metavar="F", help="frames more that stay on the grasp")
-    what.add_argument("--start-distance", type=float, metavar="M", help="metres above the grasp (default: "
+    what.add_argument("--hold", type=not_negative, default=0, metavar="F", help="frames more that stay on the grasp")
+    what.add_argument("--start-distance", type=finite, metavar="M", help="metres above the grasp (default: "
                       f"0.15 as in the paper; {TIGHT_START:g} in tight framing, or hand and object would be small)")
     what.add_argument("--straight", action="store_true", help="the paper's straight path even where it cuts the object")
     what.add_argument("--trajectory", type=Path, metavar="DIR", help="instead: frames of a dataset folder")
     what.add_argument("--trajectory-number", type=int, metavar="N", help="which of the folder's (default: the first)")
-    clip = parser.add_argument_group("clip")
-    clip.add_argument("--anchor", type=int, metavar="I",
-                      help="frame that all frames look at (default: the middle, as in the paper)")
-    clip.add_argument("--no-anchor", action="store_true", help="every frame on its own")
-    clip.add_argument("--anchor-in", nargs="+", choices=UNET_PARTS, default=list(UNET_PARTS), metavar="PART",
-                      help="parts of the U-Net whose self-attentions do: encoder, middle, decoder (the paper: all)")
-    clip.add_argument("--same-noise", action=argparse.BooleanOptionalAction, default=True,
-                      help="all frames start from the noise of record 0 of sample.py")
-    clip.add_argument("--separate-noise", action="store_true", help="the same as --no-same-noise")
-    clip.add_argument("--fps", type=positive, default=8, metavar="N", help="frames a second (default: 8)")
-    clip.add_argument("--gif", action="store_true", help="write clip.gif too")
-    clip.add_argument("--chunk", type=positive, metavar="F",
-                      help="frames evaluated at once beside the anchor; decides memory, not pictures (default: 8, or 1 "
-                      "from 512 px on)")
+    video = parser.add_argument_group("video")
+    video.add_argument("--anchor", type=int, metavar="I",
+                       help="frame that all frames look at (default: the middle, as in the paper)")
+    video.add_argument("--no-anchor", action="store_true", help="every frame on its own")
+    video.add_argument("--anchor-in", nargs="+", choices=UNET_PARTS, default=list(UNET_PARTS), metavar="PART",
+                       help="parts of the U-Net whose self-attentions do: encoder, middle, decoder (the paper: all)")
+    video.add_argument("--same-noise", action=argparse.BooleanOptionalAction, default=True,
+                       help="all frames start from the noise of record 0 of sample.py")
+    video.add_argument("--separate-noise", action="store_true", help="the same as --no-same-noise")
+    video.add_argument("--fps", type=positive, default=8, metavar="N", help="frames a second (default: 8)")
+    video.add_argument("--gif", action="store_true", help="write clip.gif too")
+    video.add_argument("--chunk", type=positive, metavar="F",
+                       help="frames evaluated at once beside the anchor; decides memory, not pictures (default: 8, or "
+                       "1 from 512 px on)")
     add("--prompt", metavar="TEXT", help="{object} stands for the object's name (default: the first of sample.py, or "
         "the text of the folder's anchor frame)")
-    add("--seed", type=int, default=0, help="of noise, view and grasp (default: %(default)s)")
+    add("--seed", type=not_negative, default=0, help="of noise, view and grasp (default: %(default)s)")
     add("--out", type=Path, default=Path("clip"), metavar="DIR", help="the dataset folder (default: %(default)s)")
     add_sampling_flags(parser)
     add_model_flags(parser)
-    parser.set_defaults(conditions=True)  # of sample.py's load_model: a clip always has them
     args = parser.parse_args(arguments)
-    check_flags(parser, args)
     if args.trajectory is not None and (args.object or args.hold or args.start_distance is not None):
         parser.error("--trajectory brings its own frames: drop --object, --hold and --start-distance")
     if args.trajectory_number is not None and args.trajectory is None:
         parser.error("--trajectory-number needs --trajectory, the folder")
     if args.no_anchor and args.anchor is not None:
         parser.error("--anchor and --no-anchor exclude each other")
-    if args.hold < 0 or (args.start_distance is not None and not 0 <= args.start_distance <= 1):
-        parser.error("--hold must not be negative, --start-distance lies between 0 and 1 (metres)")
+    if args.start_distance is not None and not 0 <= args.start_distance <= 1:
+        parser.error("--start-distance lies between 0 and 1 (metres)")
     if args.prompt is not None and not args.prompt.strip():
         parser.error("--prompt is empty; to sample without text use --guidance-scale 0")
     args.same_noise = args.same_noise and not args.separate_noise
     return args
 
 
-def choose_frames(args: argparse.Namespace, model: HOIDiffusion) -> ApproachFrames | TrajectoryFrames:
-    size = model.config.image_size
+def choose_frames(args: argparse.Namespace, config: ModelConfig) -> Frames:
+    size = config.image_size
     if args.trajectory is not None:
         return TrajectoryFrames(args.trajectory, size, args.trajectory_number)
     meshes = collect_objects([args.object or "mug"], category=args.category, units=args.units)
     if len(meshes) > 1:
-        raise ValueError(f"{args.object} holds {len(meshes)} meshes; a clip shows one, so name the file")
+        raise ValueError(f"{args.object} holds {len(meshes)} meshes; a video shows one, so name the file")
     print(*(f"{meshes[0].object_id}: {note}" for note in meshes[0].notes), sep="\n", end="\n" * bool(meshes[0].notes))
-    framing = args.framing or ("tight" if model.config.name == "tiny" else "official")
+    framing = args.framing or ("tight" if config.name == "tiny" else "official")
     start_distance = TIGHT_START if args.start_distance is None and framing == "tight" else args.start_distance
     hand, renderer = load_hand(args.mano), Renderer()
-    view = ViewSettings(size, size, args.hand_side, framing, frames=args.frames, start_distance=start_distance)
-    scene = approach_scene(meshes[0], hand, renderer, view, args.seed, args.cache)
+    seen = ViewSettings(size, size, args.hand_side, framing, frames=args.frames, start_distance=start_distance)
+    scene = approach_scene(meshes[0], hand, renderer, seen, args.seed, args.cache)
     frames = ApproachFrames(scene, hand, renderer, args.hold, args.straight)
     deepest = max(frames.penetration_mm())
     if frames.bent:
@@ -137,11 +127,11 @@ def choose_anchor(args: argparse.Namespace, count: int) -> int | None:
         return None
     anchor = count // 2 if args.anchor is None else args.anchor
     if not 0 <= anchor < count:
-        raise ValueError(f"--anchor {anchor} is not in the clip; it has frames 0 to {count - 1}")
+        raise ValueError(f"--anchor {anchor} is not in the video; it has frames 0 to {count - 1}")
     return anchor
 
 
-def choose_prompt(args: argparse.Namespace, frames: ApproachFrames | TrajectoryFrames, anchor: int | None) -> str:
+def choose_prompt(args: argparse.Namespace, frames: Frames, anchor: int | None) -> str:
     text = args.prompt
     if text is None and isinstance(frames, TrajectoryFrames):
         text = frames.records[anchor or 0]["text"]
@@ -149,107 +139,80 @@ def choose_prompt(args: argparse.Namespace, frames: ApproachFrames | TrajectoryF
 
 
 def describe(
-    args: argparse.Namespace,
-    settings: SamplingSettings,
-    checkpoint: dict[str, str],
-    dtype: str,
-    frames: ApproachFrames | TrajectoryFrames,
-    prompt: str,
-    anchor: int | None,
+    args: argparse.Namespace, pipeline: Pipeline, frames: Frames, prompt: str, anchor: int | None
 ) -> dict[str, Any]:
     """What goes to dataset.json; "job" decides the frames, and another job must not continue in the same folder."""
-    job = sampling_job(args.seed, checkpoint, dtype, settings) | {"prompt": prompt}
+    job = pipeline.job(args.seed) | {"prompt": prompt}
     job |= {"frames": len(frames), "fps": args.fps, "anchor": anchor, "same_noise": args.same_noise}
     job |= {"anchor_in": args.anchor_in}
-    licences: dict[str, Any] = {"weights": f"those of {checkpoint['name']}"}
+    licences: dict[str, Any] = {"weights": f"those of {pipeline.checkpoint['name']}"}
     if isinstance(frames, TrajectoryFrames):
-        keypoints = [record["keypoints_2d"] for record in frames.records]
+        motion = [record["keypoints_2d"] for record in frames.records]
         source = read_description(args.trajectory)
         licences["data"], objects = source.get("licences"), source.get("objects") or []
     else:
-        keypoints = [pose.transl.round(6).tolist() for pose in frames.scene.hand_params]
+        motion = [hand.transl.round(6).tolist() for hand in frames.scene.hand_params]
         mesh = frames.scene.object_mesh
         licences["objects"], objects = [mesh.source], [object_card(mesh)]
         job["object"] = mesh.object_id
         job["intrinsics"] = frames.scene.camera.intrinsics.round(6).tolist()
-    job["motion"] = hashlib.sha256(repr(keypoints).encode()).hexdigest()[:16]
+    job["motion"] = short_hash(repr(motion))
     return {
         **how_made("video.py"),
         "seed": args.seed,
-        "checkpoint": checkpoint,
+        "checkpoint": pipeline.checkpoint,
         "licences": licences,
         "job": job,
         "objects": objects,
     }
 
 
-def make_frames(
-    args: argparse.Namespace,
-    writer: DatasetWriter,
-    maker: Pipeline,
-    frames: ApproachFrames | TrajectoryFrames,
-    prompt: str,
-    anchor: int | None,
-    common: dict[str, Any],
-) -> None:
-    """Make the missing frames chunk by chunk and write each as it is finished."""
-    todo = [frame for frame in range(len(frames)) if not writer.done(frame)]
-    size = common["height"]
-
-    def frame_features(frame: int) -> list[torch.Tensor]:
-        return maker.features(stack_conditions([frames[frame].conditions_or_blank(size, size)]))
-
-    def frame_generator(frame: int) -> torch.Generator:
-        return picture_generator(args.seed, 0 if args.same_noise else frame)
-
-    with tqdm(total=len(todo), unit="frame") as bar:
-        pictures = anchored_pictures(
-            maker, prompt, frame_features, frame_generator, todo, anchor, args.chunk or (8 if size < 512 else 1),
-            args.anchor_in, lambda step, steps: bar.set_postfix_str(f"step {step} of {steps}"),
-        )  # fmt: skip
-        for frame, image in pictures:
-            record = frames[frame].write(args.out, frame) | common
-            record |= {"file_name": f"images/{frame:06d}.png", "trajectory": 0, "frame": frame}
-            record["timestamp"] = round(frame / args.fps, 6)
-            record = complete_record(frame, record)
-            writer.append(write_pictures(args.out, frame, record, image, png_text=png_text(record)))
-            bar.update()
-
-
-def finish(args: argparse.Namespace, writer: DatasetWriter) -> None:
-    """The clip files and the strip, from the frames on disk."""
-    writer.finish()
-    records = read_records(args.out)
-    pictures = [load_image(args.out, record) for record in records]
-    files, notes = write_video(args.out, pictures, args.fps, args.gif)
-    sheet = strip([load_conditions(args.out, record) for record in records], pictures)
-    write_whole(args.out / "strip.png", encode_png(np.asarray(sheet)))
-    print(*notes, f"{len(records)} frames; look at {args.out / files[0]} and {args.out / 'strip.png'}", sep="\n")
-
-
 def main(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     keep_freed_memory()
-    device = choose_device(args, rank=0)
-    model, checkpoint, dtype = load_model(args, device)
-    config, settings = model.config, sampling_settings(args, model)
-    frames = choose_frames(args, model)
+    pipeline = load_pipeline(
+        args.checkpoint, args.base, args.adapter, device=args.device, dtype=args.dtype, sampler=args.sampler,
+        num_inference_steps=args.steps, guidance_scale=args.guidance_scale, negative_prompt=args.negative_prompt,
+        cond_weights=dict(args.cond_scale), cond_tau=args.cond_tau,
+    )  # fmt: skip
+    config, settings = pipeline.model.config, pipeline.settings
+    frames, size = choose_frames(args, config), config.image_size
     anchor = choose_anchor(args, len(frames))
     prompt = choose_prompt(args, frames, anchor)
-    writer = open_folder(args.out, describe(args, settings, checkpoint, dtype, frames, prompt, anchor))
-    print(f"{checkpoint['name']} ({config.name}), {dtype} on {device}; {settings.sampler}, "
+    writer = open_folder(args.out, describe(args, pipeline, frames, prompt, anchor))
+    print(f"{pipeline.checkpoint['name']} ({config.name}), {pipeline.dtype} on {pipeline.device}; {settings.sampler}, "
           f"{settings.num_inference_steps} steps, guidance {settings.guidance_scale:g}",
           f'{len(frames)} frames of "{prompt}", anchor {"off" if anchor is None else anchor}, '
           f"{'one' if args.same_noise else 'separate'} noise -> {args.out}, {len(writer)} are there already",
           sep="\n")  # fmt: skip
     if len(frames) == 1:
-        print("hint: one frame is a single picture; --frames 16 makes a clip")
-    common = {key: value for key, value in vars(settings).items() if key in RECORD_KEYS}
-    common |= {"seed": args.seed, "checkpoint": checkpoint, "height": config.image_size, "width": config.image_size}
-    common |= {"text": prompt}
-    make_frames(args, writer, Pipeline(model, settings), frames, prompt, anchor, common)
-    finish(args, writer)
+        print("hint: one frame is a single picture; --frames 16 makes a video")
+
+    def frame_features(frame: int) -> list[torch.Tensor]:
+        return pipeline.features(stack_conditions([frames[frame].conditions_or_blank(size, size)]))
+
+    def frame_generator(frame: int) -> torch.Generator:
+        return picture_generator(args.seed, 0 if args.same_noise else frame)
+
+    todo = [frame for frame in range(len(frames)) if not writer.done(frame)]
+    with tqdm(total=len(todo), unit="frame") as bar:
+        pictures = anchored_pictures(
+            pipeline, prompt, frame_features, frame_generator, todo, anchor, args.chunk or (8 if size < 512 else 1),
+            args.anchor_in, lambda step, steps: bar.set_postfix_str(f"step {step} of {steps}"),
+        )  # fmt: skip
+        for frame, image in pictures:
+            record = frames[frame].write(args.out, frame) | pipeline.record_entries(args.seed)
+            record |= {"text": prompt, "trajectory": 0, "frame": frame, "timestamp": round(frame / args.fps, 6)}
+            writer.append(write_generated(args.out, frame, record, image))
+            bar.update()
+    writer.finish()
+    records = read_records(args.out)  # the files show what is on disk, frames of an earlier run too
+    pictures = [load_image(args.out, record) for record in records]
+    files, notes = write_video(args.out, pictures, args.fps, args.gif)
+    sheet = strip([load_conditions(args.out, record) for record in records], pictures)
+    write_whole(args.out / "strip.png", encode_png(np.asarray(sheet)))
+    print(*notes, f"{len(records)} frames; look at {args.out / files[0]} and {args.out / 'strip.png'}", sep="\n")
 
 
 @problems_as_messages("video.py", "\ninterrupted: finished frames are complete; the same command makes the others")

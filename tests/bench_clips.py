@@ -33,7 +33,7 @@ from hoi.geometry.scene import render_scene
 from hoi.metrics.flicker import video_flicker
 from hoi.toyworld.looks import sample_look, shade_scene
 from hoi.verify.verifier import BUILT_IN_VERIFIER, Verifier, load_verifier, predict
-from sample import load_model
+from hoi.weights.load import BUILT_IN_MODEL, load_model
 
 ANCHORED, SINGLE, FLOOR = "anchor on, same noise", "anchor off, separate noise", "shaded toy world"
 VARIANTS = {
@@ -111,7 +111,7 @@ def measure_variants(
             video.run([*words, *flags.split(), "--out", str(out)])
             found[name] = measure(out, hand, verifier)
         args = video.parse_args(words)
-        frames = video.choose_frames(args, load_model(args, "cpu")[0])
+        frames = video.choose_frames(args, load_model(args.checkpoint or BUILT_IN_MODEL).config)
     write_side_by_side(folder)
     found[FLOOR] = measure(out, hand, verifier, shaded_pictures(frames, seed))
     return found

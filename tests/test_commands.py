@@ -20,6 +20,7 @@ from hoi.metrics import __main__ as metrics
 from hoi.metrics import flicker
 from hoi.verify import __main__ as verify
 from hoi.weights import __main__ as weights
+from hoi.weights.load import BUILT_IN_MODEL
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {"sample.py": sample, "make_dataset.py": make_dataset, "train.py": train, "video.py": video}
@@ -91,7 +92,7 @@ def test_recipes_run_commands_that_the_scripts_accept(tmp_path, recipe, expected
     (tmp_path / "hoi").symlink_to(ROOT / "hoi")
     (tmp_path / "python").write_text(f'#!/bin/bash\nprintf " %q" "$@" >> {tmp_path}/log; echo >> {tmp_path}/log\n')
     (tmp_path / "python").chmod(0o755)
-    script, *words = recipe.format(sample.BUILT_IN).split()
+    script, *words = recipe.format(BUILT_IN_MODEL).split()
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
     subprocess.run(["bash", tmp_path / "tools" / script, *words], env=environment, check=True, capture_output=True)
     noted = [f"python{line}" for line in (tmp_path / "log").read_text().splitlines()]

@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,18 +25,12 @@ from hoi.data.folder import load_conditions, load_image, load_mesh, read_records
 from hoi.data.writer import webui_parameters
 from hoi.geometry import grasp_search
 from hoi.network import pipeline
-from hoi.network.config import ModelConfig
+from hoi.network.config import ModelConfig, sd1_config, tiny_config
 from hoi.network.model import ConditionEncoders, HOIDiffusion
 from hoi.network.text import TextConfig, TextEncoder, tokenize
 from hoi.network.unet import UNetConfig
 from hoi.network.vae import VAEConfig
-from hoi.toyworld.words import (
-    STOCK_NEGATIVE_PROMPT,
-    default_negative_prompt,
-    default_scenery_prompts,
-    read_prompts,
-    untaught_words,
-)
+from hoi.toyworld.words import default_scenery_prompts, read_prompts, untaught_words
 from hoi.weights.export import export_own
 
 ROOT = Path(__file__).parent.parent
@@ -118,11 +112,11 @@ def failure(capsys, arguments: list[str]) -> str:
 
 def test_without_arguments_the_built_in_model_shows_every_object_in_several_looks(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     defaults = sample.parse_args([])
-    settings = sample.sampling_settings
-    monkeypatch.setattr(sample, "CACHE", tmp_path / "cache")
     # Two steps instead of the preset's 20: the pictures are the training's business, not this test's.
-    monkeypatch.setattr(sample, "sampling_settings", lambda *a: replace(settings(*a), num_inference_steps=2))
+    fewer = partial(sample.load_pipeline, num_inference_steps=2)
+    monkeypatch.setattr(sample, "load_pipeline", lambda *a, num_inference_steps, **k: fewer(*a, **k))
     sample.run([])
     said, records = capsys.readouterr().out, read_records(tmp_path / "out")
     assert defaults.out == Path("out") and len(records) >= 8
@@ -184,7 +178,7 @@ def test_another_seed_makes_another_picture(tmp_path, checkpoint, scenes):
 
 def test_seed_and_index_do_not_stand_in_for_each_other():
     draws = {
-        tuple(torch.randn(4, generator=sample.picture_generator(seed, index)).tolist())
+        tuple(torch.randn(4, generator=pipeline.picture_generator(seed, index)).tolist())
         for seed in range(5) for index in range(5)
     }  # fmt: skip
     assert len(draws) == 25
@@ -302,9 +296,9 @@ def test_sampling_flags_reach_the_record(tmp_path, checkpoint):
 
 def test_the_default_negative_prompt_of_sd1_is_the_official_one():
     # 121 characters and 28 tokens were measured on the official test script's default.
-    assert len(STOCK_NEGATIVE_PROMPT) == 121 and default_negative_prompt("sd1") == STOCK_NEGATIVE_PROMPT
-    assert int((tokenize([STOCK_NEGATIVE_PROMPT]) < 49406).sum()) == 28
-    assert default_negative_prompt("tiny") == ""
+    negative_prompt = sd1_config().negative_prompt
+    assert len(negative_prompt) == 121 and int((tokenize([negative_prompt]) < 49406).sum()) == 28
+    assert tiny_config().negative_prompt == SMALL.negative_prompt == ""
 
 
 # --- going on ---
@@ -472,9 +466,9 @@ def test_a_folder_of_another_size_is_refused_before_anything_is_made(tmp_path, c
         ("--no-conditions --prompts-file nowhere.txt", "no prompts file at nowhere.txt"),
         ("--no-conditions --prompt {object}", "without conditions there is no object"),
         ("--no-conditions --object can", "drop --data or --object"),
-        ("--no-conditions --cond-tau 2", "lies between 0 and 1"),
+        ("--no-conditions --cond-tau 2", "2 does not lie between 0 and 1"),
         ("--cond-scale depth=1", "'depth' is no condition"),
-        ("--cond-scale normal=much", "expected a number"),
+        ("--cond-scale normal=much", "weight of normal: 'much' is not a finite number, e.g. normal=0.5"),
         ("--no-conditions --prompt snow --steps 5000", "num_inference_steps is 5000"),
         ("--device tpu", "device 'tpu' is not there"),
         ("--checkpoint nowhere.safetensors", "no weight file at nowhere.safetensors"),
@@ -485,7 +479,7 @@ def test_bad_flags_are_named(tmp_path, checkpoint, capsys, words, expected):
 
 
 def test_missing_built_in_weights_say_what_to_do(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sample, "BUILT_IN", tmp_path / "tiny.safetensors")
+    monkeypatch.setattr("hoi.weights.load.BUILT_IN_MODEL", tmp_path / "tiny.safetensors")
     message = failure(capsys, ["--out", str(tmp_path / "out"), "--device", "cpu"])
     assert "built-in weights" in message and "--checkpoint" in message
 

@@ -83,7 +83,7 @@ def test_a_clip_of_one_frame_is_the_picture_of_sample_py(tmp_path, checkpoint, c
     sample.run(command(checkpoint, tmp_path / "picture", "--data", str(record), "--seed", "5"))
     frames = again(record, checkpoint, tmp_path / "one", "--seed", "5")
     assert (frames == images(tmp_path / "picture")).all() and frames.std() > 5
-    assert "hint: one frame is a single picture; --frames 16 makes a clip" in capsys.readouterr().out
+    assert "hint: one frame is a single picture; --frames 16 makes a video" in capsys.readouterr().out
 
 
 def test_the_anchor_frame_is_the_picture_it_would_have_been_alone(tmp_path, checkpoint, clip):
@@ -253,12 +253,13 @@ def test_the_strip_has_conditions_above_pictures(clip):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--trajectory {clip} --anchor 4", "--anchor 4 is not in the clip; it has frames 0 to 3"),
+        ("--trajectory {clip} --anchor 4", "--anchor 4 is not in the video; it has frames 0 to 3"),
         ("--trajectory {clip} --trajectory-number 7", "has no trajectory 7; it has 0"),
         ("--trajectory {clip} --hold 2", "--trajectory brings its own frames"),
         ("--anchor 1 --no-anchor", "--anchor and --no-anchor exclude each other"),
         ("--frames 0", "'0' is not a positive whole number"),
         ("--start-distance -1", "--start-distance lies between 0 and 1"),
+        ("--hold -1", "must not be negative"),
         ("--prompt  ", "--prompt"),
     ],
 )

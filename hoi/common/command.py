@@ -1,6 +1,7 @@
 """What the scripts share as commands: a type of argument, how a folder was made, problems told without a traceback."""
 
 import argparse
+import math
 import platform
 import shlex
 import signal
@@ -27,6 +28,31 @@ def first_few(items: Iterable[str], most: int = 5, joint: str = ", ") -> str:
     items = list(items)
     more = f"{joint.strip(', ')} and {len(items) - most} more" if len(items) > most else ""
     return joint.join(items[:most]) + more
+
+
+def not_negative(word: str) -> int:
+    """An argument that is a whole number from 0 on."""
+    if not word.isdigit():
+        raise argparse.ArgumentTypeError(f"{word!r} must not be negative: expected a whole number from 0 on")
+    return int(word)
+
+
+def finite(word: str) -> float:
+    """An argument that is a number, neither infinite nor NaN."""
+    try:
+        number = float(word)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{word!r} is not a finite number")
+    return number
+
+
+def share(word: str) -> float:
+    """An argument that lies between 0 and 1."""
+    if not 0 <= finite(word) <= 1:
+        raise argparse.ArgumentTypeError(f"{word} does not lie between 0 and 1")
+    return float(word)
 
 
 def how_made(script: str) -> dict[str, Any]:

@@ -140,6 +140,11 @@ def sha256_of(path: str | Path) -> str:
     return _sha256(os.path.abspath(path), status.st_size, status.st_mtime_ns)
 
 
+def short_hash(text: str) -> str:
+    """The first 16 hexadecimal digits of a text's SHA-256: enough to tell two jobs apart."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 @lru_cache(maxsize=32)
 def _sha256(path: str, size: int, modified_ns: int) -> str:
     digest = hashlib.sha256()

@@ -29,6 +29,18 @@ def check_device(device: str) -> None:
         raise ValueError(f"device {device!r} is not there; expected cpu or, with a GPU, cuda or cuda:N")
 
 
+def choose_device(device: str | None) -> str:
+    """The device that was asked for; by default "cuda" where there is one.  Raises ValueError when it is not there.
+
+    Under torchrun each process that asks for "cuda" gets a GPU of its own, as far as there are enough.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(device)
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+    return device
+
+
 def has_fast_bf16(device: str) -> bool:
     """Whether bf16 is worth it on "cpu" or "cuda...": on a CPU without bf16 instructions it is several times slower."""
     if device.startswith("cuda"):

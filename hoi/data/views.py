@@ -333,13 +333,13 @@ class Request:
     """One picture to make.
 
     index          of the record
-    geometry       number in the source of conditions; None without conditions
+    view           number in the source of conditions; None without conditions
     prompt         complete, no placeholder
     source_index   index of the record in the source folder, None where there is no folder
     """
 
     index: int
-    geometry: int | None
+    view: int | None
     prompt: str
     source_index: int | None = None
 
@@ -371,4 +371,4 @@ def plan(
             number = usable[turn % len(usable)] if isinstance(geometries, FolderViews) else turn
             prompt = fill(prompts[i % len(prompts)], geometries.noun(number))
             requests.append(Request(i, number, prompt, geometries.source_index(number)))
-    return sorted(requests, key=lambda request: (request.geometry, request.index))
+    return sorted(requests, key=lambda request: (request.view, request.index))

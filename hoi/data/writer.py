@@ -115,6 +115,15 @@ def write_pictures(
     return full
 
 
+def write_generated(folder: Path, index: int, record: dict[str, Any], image: np.ndarray) -> dict[str, Any]:
+    """`write_pictures` of a picture that a model made: the PNG carries its prompt, parameters and whole record.
+
+    image   (H, W, 3) uint8, as high and wide as the record says
+    """
+    record = complete_record(index, record | {"file_name": f"{PICTURE_FOLDERS['file_name']}/{index:06d}.png"})
+    return write_pictures(folder, index, record, image, png_text=png_text(record))
+
+
 def write_object(folder: Path, object_mesh: ObjectMesh) -> str:
     """Write a mesh once as objects/<object_id>.ply; returns that path, relative to the folder."""
     relative = f"objects/{object_mesh.object_id}.ply"

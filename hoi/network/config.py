@@ -11,6 +11,12 @@ from hoi.network.text import TextConfig
 from hoi.network.unet import UNetConfig
 from hoi.network.vae import VAEConfig
 
+# What the official test script passes unless told otherwise (paper: not mentioned).
+STOCK_NEGATIVE_PROMPT = (
+    "longbody, lowres, bad anatomy, bad hands, missing fingers, extra digit, fewer digits, cropped, worst quality, "
+    "low quality"
+)
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -37,6 +43,11 @@ class ModelConfig:
 
     def noise_schedule(self) -> NoiseSchedule:
         return NoiseSchedule.stable_diffusion(predicts=self.predicts, terminal_signal=self.terminal_signal)
+
+    @property
+    def negative_prompt(self) -> str:
+        """What the unconditional pass reads by default.  The miniature has seen no caption about quality: nothing."""
+        return STOCK_NEGATIVE_PROMPT if self.name == "sd1" else ""
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))

@@ -9,16 +9,19 @@ Every frame is denoised together with the anchor frame, whose keys and values it
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hoi.common.arrays import to_uint8
+from hoi.common.command import finite, positive, share
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion
-from hoi.network.samplers import Progress, initial_noise, sample_latents
+from hoi.network.samplers import SAMPLERS, Progress, initial_noise, sample_latents
 from hoi.network.text import tokenize
 from hoi.network.unet import UNET_PARTS, CachedContext, UNet
 
@@ -38,14 +41,67 @@ class SamplingSettings:
     cond_tau: float = 1.0
 
 
+def condition_weight(word: str) -> tuple[str, float]:
+    """The argument NAME=WEIGHT of --cond-scale."""
+    name, _, weight = word.partition("=")
+    if name not in CONDITION_NAMES:
+        raise argparse.ArgumentTypeError(f"{name!r} is no condition; choose from {', '.join(CONDITION_NAMES)}")
+    try:
+        return name, finite(weight)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"weight of {name}: {error}, e.g. {name}=0.5") from error
+
+
+def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that make SamplingSettings; what is not given (None) comes from the model's preset."""
+    add = parser.add_argument_group("sampling (defaults: of the checkpoint's preset)").add_argument
+    add("--sampler", choices=SAMPLERS, help="dpm++: second-order multistep; ddim; ddpm: eq. 2")
+    add("--steps", type=positive, metavar="N", help="tiny and sd1: 20 with dpm++; the paper: 50 with ddim")
+    add("--guidance-scale", type=finite, metavar="W", help="0 ignores the text, 1 means no guidance (sd1: 7.5)")
+    add("--cond-scale", nargs="+", type=condition_weight, default=[], metavar="NAME=WEIGHT",
+        help=f"weights of the conditions {', '.join(CONDITION_NAMES)} (1 each, Sec. 3.3)")
+    add("--cond-tau", type=share, default=1.0, metavar="TAU",
+        help="share of the steps, from the noisiest on, that sees the conditions, 0 to 1")
+    add("--negative-prompt", metavar="TEXT",
+        help="unconditional text of guidance (default: the official stock list for sd1, empty for tiny)")
+
+
+def picture_generator(seed: int, index: int) -> torch.Generator:
+    """Noise of one picture: from (seed, index) alone, on the CPU, so it is the same on any hardware.
+
+    SeedSequence mixes both numbers: seed + index would give neighbouring seeds the same pictures.
+    """
+    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]))
+
+
 class Pipeline:
     """A model with fixed settings that turns prompts, condition features and noise into pictures."""
 
-    def __init__(self, model: HOIDiffusion, settings: SamplingSettings) -> None:
-        self.model, self.settings = model, settings
+    def __init__(
+        self, model: HOIDiffusion, settings: SamplingSettings, checkpoint: Mapping[str, str] | None = None
+    ) -> None:
+        """checkpoint: names and hashes of the model's files, which every picture's record repeats."""
+        self.model, self.settings, self.checkpoint = model, settings, dict(checkpoint or {})
         self.schedule = model.config.noise_schedule()
         self.device = model.unet.out[2].weight.device
         self._contexts: dict[str, Tensor] = {}
+
+    @property
+    def dtype(self) -> str:
+        """What U-Net and condition encoders compute in, e.g. "bfloat16"."""
+        return str(self.model.unet.out[2].weight.dtype).removeprefix("torch.")
+
+    def job(self, seed: int) -> dict[str, Any]:
+        """What decides a picture beside its conditions and text: another job must not continue in a folder."""
+        job = {"seed": seed, "checkpoint": self.checkpoint["sha256"], "dtype": self.dtype, **asdict(self.settings)}
+        return job | ({"adapter": self.checkpoint["adapter_sha256"]} if "adapter" in self.checkpoint else {})
+
+    def record_entries(self, seed: int) -> dict[str, Any]:
+        """What the records of all pictures of a job say of how these were made."""
+        size, settings = self.model.config.image_size, asdict(self.settings)
+        told = ("sampler", "num_inference_steps", "guidance_scale", "negative_prompt")
+        entries = {"seed": seed, "checkpoint": self.checkpoint, "height": size, "width": size}
+        return entries | {name: settings[name] for name in told}
 
     @torch.no_grad()
     def context(self, prompts: Sequence[str]) -> Tensor:
@@ -126,17 +182,6 @@ def join_features(features: Sequence[list[Tensor]]) -> list[Tensor]:
     if all(each is features[0] for each in features):
         return features[0]
     return [torch.cat(level) for level in zip(*features, strict=True)]
-
-
-def set_precision(model: HOIDiffusion, dtype: torch.dtype) -> HOIDiffusion:
-    """U-Net and condition encoders, nearly all of the work, compute in dtype; text encoder and VAE stay in float32.
-
-    The VAE's decoder overflows in float16 and shows bf16's rounding as noise in smooth areas.
-    """
-    model.unet.to(dtype)
-    if model.condition_encoders is not None:
-        model.condition_encoders.to(dtype)
-    return model
 
 
 class AnchoredUNet(nn.Module):

@@ -127,13 +127,6 @@ DEFAULT_PROMPTS = (
     "A hand is grasping a wooden {object} in the snow",
     "A hand is grasping a blue {object} on the table",
 )
-# What the official test script passes unless told otherwise (paper: not mentioned).
-STOCK_NEGATIVE_PROMPT = (
-    "longbody, lowres, bad anatomy, bad hands, missing fingers, extra digit, fewer digits, cropped, worst quality, "
-    "low quality"
-)
-# The built-in model has seen no caption about quality: there the empty prompt is the better unconditional text.
-NEGATIVE_PROMPTS = {"sd1": STOCK_NEGATIVE_PROMPT}
 SCENERY_FILES = {"tiny": ASSETS / "toy_scenery_prompts.txt"}  # other presets: scenery_prompts.txt
 
 
@@ -153,10 +146,6 @@ def read_prompts(path: str | Path) -> list[str]:
     if not prompts:
         raise ValueError(f"{path} holds no prompt; expected one a line")
     return prompts
-
-
-def default_negative_prompt(preset: str) -> str:
-    return NEGATIVE_PROMPTS.get(preset, "")
 
 
 def default_scenery_prompts(preset: str) -> list[str]:

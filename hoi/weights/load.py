@@ -11,6 +11,7 @@ and T2I-Adapters.  Other families, damaged files and pickles that ask for code a
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
@@ -20,11 +21,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hoi.common.command import first_few
-from hoi.common.files import sha256_of
+from hoi.common.command import first_few, positive
+from hoi.common.files import ASSETS, sha256_of
+from hoi.common.machine import choose_device, has_fast_bf16
 from hoi.common.tensors import Shapes, WeightFile, check_shapes, is_finite, shapes_of
 from hoi.network.config import ModelConfig, sd1_config
+from hoi.network.kernels import pack
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion
+from hoi.network.pipeline import Pipeline, SamplingSettings
 from hoi.network.text import causal_mask
 from hoi.weights.diffusers_config import FOLDER_PARTS, SCHEDULER_FILE, read_folder_config
 from hoi.weights.names import (
@@ -49,6 +53,8 @@ from hoi.weights.names import (
 
 Dtypes = torch.dtype | Mapping[str, torch.dtype]
 
+BUILT_IN_MODEL = ASSETS / "tiny.safetensors"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FORMAT_VERSION = "1"  # of our own files
 KEPT_PREFIX = "hoi_"  # of metadata that an export of ours to another layout remembers
 ADAPTER_FOLDERS = {name: f"adapter_{name}" for name in CONDITION_NAMES}  # of an export to diffusers
@@ -483,3 +489,81 @@ def source_hash(path: str | Path) -> str:
     files = sorted(file for file in found if file.suffix in (".safetensors", ".bin", ".json"))
     lines = [f"{file.relative_to(path).as_posix()} {sha256_of(file)}" for file in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+# --- the model, ready to make pictures ---
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say which model `load_pipeline` takes, and where and how it computes."""
+    add = parser.add_argument
+    add("--checkpoint", type=Path, metavar="FILE", help="weights trained here (default: the built-in ones)")
+    add("--base", type=Path, metavar="PATH", help="instead: a Stable Diffusion 1.x file (.safetensors, .ckpt) or a "
+        "diffusers folder, or an export of tools/export_weights.py")
+    add("--adapter", type=Path, metavar="FILE", help="condition encoders for --base: the official model_ad_N.pth")
+    add("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
+    add("--dtype", choices=("auto", *DTYPES), default="auto",
+        help="of U-Net and condition encoders (default: bfloat16 where the hardware has it, else float32)")
+    add("--threads", type=positive, metavar="T", help="of torch on the CPU (default: torch's own choice)")
+
+
+def load_pipeline(
+    checkpoint: Path | None = None,
+    base: Path | None = None,
+    adapter: Path | None = None,
+    *,
+    with_conditions: bool = True,
+    device: str | None = None,
+    dtype: str = "auto",
+    sampler: str | None = None,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    negative_prompt: str | None = None,
+    cond_weights: Mapping[str, float] | None = None,
+    cond_tau: float = 1.0,
+) -> Pipeline:
+    """A model that makes pictures in fixed settings; settings that are None come from its preset.
+
+    checkpoint       a model of ours, or the folder of its training; None, and no base: the built-in model
+    base, adapter    public weights instead: see `load_model`
+    with_conditions  refuse a model without condition encoders
+    device           see `choose_device`
+    dtype            one of DTYPES, or "auto": bfloat16 where the device is fast in it
+    cond_weights     of conditions by name; 1 for those that are not named
+    The others are those of SamplingSettings.
+    Raises like `load_model`, and ValueError for files that exclude each other.
+    """
+    if base is not None and checkpoint is not None:
+        raise ValueError("--base and --checkpoint exclude each other: a checkpoint is a whole model")
+    if adapter is not None and base is None:
+        raise ValueError("--adapter belongs to a --base: a checkpoint has its own condition encoders")
+    path = base or checkpoint or BUILT_IN_MODEL
+    if path == BUILT_IN_MODEL and not path.is_file():
+        raise FileNotFoundError(f"no built-in weights at {path}: train them (docs/training.md) or use --checkpoint")
+    if base is None and path.is_dir():
+        path = path / "model.safetensors"
+    device = choose_device(device)
+    if dtype == "auto":
+        dtype = "bfloat16" if has_fast_bf16(device) else "float32"
+    # Nearly all of the work.  The VAE stays in float32: its decoder overflows in float16 and shows bfloat16's rounding
+    # as noise in smooth areas; and the text encoder is small.
+    dtypes = dict.fromkeys(("unet", "condition_encoders"), DTYPES[dtype])
+    model = load_model(path, adapter, device=device, dtype=dtypes).requires_grad_(False)
+    if with_conditions and model.condition_encoders is None:
+        advice = "give it --adapter" if base else "fine-tune it"
+        raise ValueError(
+            f"{path} is a base model without condition encoders: {advice}, or use sample.py --no-conditions"
+        )
+    files = {"name": path.name, "sha256": source_hash(path)}
+    if adapter is not None:
+        files |= {"adapter": adapter.name, "adapter_sha256": source_hash(adapter)}
+    preset, weights = model.config, dict.fromkeys(CONDITION_NAMES, 1.0) | dict(cond_weights or {})
+    settings = SamplingSettings(
+        sampler=sampler or preset.sampler,
+        num_inference_steps=num_inference_steps or preset.num_inference_steps,
+        guidance_scale=preset.guidance_scale if guidance_scale is None else guidance_scale,
+        negative_prompt=preset.negative_prompt if negative_prompt is None else negative_prompt,
+        cond_weights=tuple(weights.values()),
+        cond_tau=cond_tau,
+    )
+    return Pipeline(pack(model), settings, files)

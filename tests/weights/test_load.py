@@ -523,16 +523,15 @@ def test_sampling_from_public_weights_records_both_files_and_warns_of_midas_norm
     assert record["normal_source"] == "geometry"
 
 
-def test_sampling_without_condition_encoders_says_which_flag_is_missing(tmp_path, folder, official, data, capsys):
-    with pytest.raises(SystemExit, match="base model without condition encoders: give it --adapter, or add --no-cond"):
+def test_sampling_without_condition_encoders_says_which_flag_is_missing(tmp_path, folder, official, data):
+    with pytest.raises(SystemExit, match="base model without condition encoders: give it --adapter, or .* --no-cond"):
         sampling(data, tmp_path / "out", "--base", folder)
     for words, message in (
         (["--adapter", official], "--adapter belongs to a --base"),
         (["--base", folder, "--checkpoint", official], "--base and --checkpoint exclude each other"),
     ):
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit, match=message):
             sampling(data, tmp_path / "out", *words)
-        assert message in capsys.readouterr().err
     with pytest.raises(SystemExit, match="sample.py: .*is condition encoders of the official"):
         sampling(data, tmp_path / "out", "--base", official)
     with pytest.raises(SystemExit, match="at nowhere.*get Stable Diffusion 1.x yourself, under its licence.*built-in"):
