@@ -1,9 +1,8 @@
 """Small datasets in the original layouts, with rendered hands and objects, so that the truth is known.
 
-The layouts are written from their public descriptions; hands are posed by the formulas of MANO in numpy
-(test_hand.mano_in_numpy), never by hoi.hand.
+The layouts are written from their public descriptions; hands are posed by the formulas of MANO in numpy, never by the
+project's own hand.
 """
-
 
 import pickle
 
@@ -11,7 +10,6 @@ import numpy as np
 import trimesh
 from PIL import Image
 from scipy.spatial.transform import Rotation
-from test_hand import PARENTS, mano_in_numpy
 
 from hoi.geometry.camera import Camera
 from hoi.geometry.hand import HandParams
@@ -25,7 +23,28 @@ SERIALS = ("836212060125", "839512060362", "840412060917", "841412060263", "9321
 SUBJECTS = ("20200709-subject-01", "20200813-subject-02")
 MANOPTH_TIPS = {"right": (745, 317, 444, 556, 673), "left": (745, 317, 445, 556, 673)}
 NATIVE_TO_FINGERS = [0, 13, 14, 15, 16, 1, 2, 3, 17, 4, 5, 6, 18, 10, 11, 12, 19, 7, 8, 9, 20]
+PARENTS = (-1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 0, 10, 11, 0, 13, 14)  # of MANO's joints
 HAND_GREY, OBJECT_RED, TABLE_GREEN = (190, 150, 130), (200, 30, 30), (40, 110, 60)
+
+
+def mano_in_numpy(arrays, pose, mirror=False):
+    """MANO written out in float64: blend shapes, regressed joints, forward chain, skinning (Romero et al. 2017)."""
+    flip = np.array([-1.0, 1.0, 1.0]) if mirror else np.ones(3)
+    shaped = arrays["v_template"] + arrays["shapedirs"] @ pose.hand_betas[:arrays["shapedirs"].shape[2]]
+    shaped = shaped * flip  # the left hand is a hand of its own here: mirrored at rest, then posed
+    joints = arrays["J_regressor"] @ shaped
+    local = Rotation.from_rotvec(np.concatenate([pose.global_orient[None], pose.hand_pose.reshape(15, 3)])).as_matrix()
+    if "posedirs" in arrays:
+        shaped = shaped + (arrays["posedirs"] @ (local[1:] - np.eye(3)).ravel()) * flip
+    world = [None] * 16
+    for joint, parent in enumerate(PARENTS):
+        step = np.eye(4)
+        step[:3, :3], step[:3, 3] = local[joint], joints[joint] - (joints[parent] if parent >= 0 else 0.0)
+        world[joint] = step if parent < 0 else world[parent] @ step
+    posed_joints = np.array([m[:3, 3] for m in world])
+    moved = np.einsum("jab,vjb->vja", np.array(world)[:, :3, :3], shaped[:, None] - joints) + posed_joints
+    vertices = np.einsum("vj,vja->va", arrays["weights"], moved)
+    return vertices + pose.transl, posed_joints + pose.transl
 
 
 def blocky_mano():

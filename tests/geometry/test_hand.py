@@ -10,6 +10,7 @@ import pytest
 import smplx
 import torch
 import trimesh
+from real_layouts import PARENTS, mano_in_numpy
 from scipy.spatial.transform import Rotation
 
 from hoi.geometry.hand import (
@@ -22,8 +23,6 @@ from hoi.geometry.hand import (
     pca_to_hand_pose,
 )
 from hoi.geometry.mano import read_mano, read_pca
-
-PARENTS = (-1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 0, 10, 11, 0, 13, 14)
 
 
 @pytest.fixture(scope="module")
@@ -41,26 +40,6 @@ def random_pose(seed, **others):
     generator = np.random.default_rng(seed)
     return make_pose(generator.normal(size=45) * 0.4, generator.normal(size=10), global_orient=generator.normal(size=3),
                      transl=generator.normal(size=3) * 0.3, **others)
-
-
-def mano_in_numpy(arrays, pose, mirror=False):
-    """MANO written out in float64: blend shapes, regressed joints, forward chain, skinning (Romero et al. 2017)."""
-    flip = np.array([-1.0, 1.0, 1.0]) if mirror else np.ones(3)
-    shaped = arrays["v_template"] + arrays["shapedirs"] @ pose.hand_betas[:arrays["shapedirs"].shape[2]]
-    shaped = shaped * flip  # the left hand is a hand of its own here: mirrored at rest, then posed
-    joints = arrays["J_regressor"] @ shaped
-    local = Rotation.from_rotvec(np.concatenate([pose.global_orient[None], pose.hand_pose.reshape(15, 3)])).as_matrix()
-    if "posedirs" in arrays:
-        shaped = shaped + (arrays["posedirs"] @ (local[1:] - np.eye(3)).ravel()) * flip
-    world = [None] * 16
-    for joint, parent in enumerate(PARENTS):
-        step = np.eye(4)
-        step[:3, :3], step[:3, 3] = local[joint], joints[joint] - (joints[parent] if parent >= 0 else 0.0)
-        world[joint] = step if parent < 0 else world[parent] @ step
-    posed_joints = np.array([m[:3, 3] for m in world])
-    moved = np.einsum("jab,vjb->vja", np.array(world)[:, :3, :3], shaped[:, None] - joints) + posed_joints
-    vertices = np.einsum("vj,vja->va", arrays["weights"], moved)
-    return vertices + pose.transl, posed_joints + pose.transl
 
 
 @pytest.fixture(scope="module")
