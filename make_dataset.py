@@ -5,12 +5,13 @@
     python make_dataset.py --object mug --frames 12 --count 120 --out data/approach       # ten whole trajectories
     python make_dataset.py --shade --looks 4 --size 128 --framing tight --count 4000 --out data/toy   # with pictures
     python make_dataset.py --dexycb DexYCB --split s0 train --mano MANO_RIGHT.pkl --workers 8 --out data/dexycb
+    python make_dataset.py --ho3d HO3D --models YCB_models --mano MANO_RIGHT.pkl --out data/ho3d
     python make_dataset.py --csv train.csv --normals estimated --out data/hoi4d         # the authors' own format
     python make_dataset.py --check data/toy
 
-It prints what it found in the meshes, a progress bar with the time left, and what to look at (grid.png).  Running the
-same command again continues where it stopped; record i depends on --seed and i alone, not on --workers or --count.
-The folder's format is described in hoi/data/folder.py.  Paper: Sec. 3.2 (grasp, trajectory, rendering).
+It prints what it found in the meshes, or why frames of a real dataset were rejected, a progress bar with the time left,
+and what to look at (grid.png).  Running the same command again continues where it stopped; record i depends on --seed
+and i alone, not on --workers or --count.  Paper: Sec. 3.2 (grasp, trajectory, rendering), 4 (training data).
 """
 
 # ruff: noqa: E402
@@ -23,16 +24,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import argparse
 import hashlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from tqdm import tqdm
 
 from hoi.common.command import how_made, positive, problems_as_messages
 from hoi.common.machine import mapper
 from hoi.data.check import check_folder
+from hoi.data.folder import read_records
 from hoi.data.scene_maker import SceneMaker, SceneSettings
 from hoi.data.writer import DatasetWriter, open_folder, refuse_other_job
 from hoi.geometry.camera import CAMERA_FOV_DEG, FRAMINGS
@@ -41,13 +47,19 @@ from hoi.geometry.grasp import default_cache
 from hoi.geometry.hand import load_hand
 from hoi.geometry.objects import CATEGORIES, ObjectMesh, collect_objects, object_card
 from hoi.geometry.scene import CONTENTS, GraspedObject, graspable
+from hoi.sources.captions import CAPTION_FILE, Captioner, apply_captions, caption_folder, read_captions
+from hoi.sources.convert import NORMALS, STROKES, ConversionSettings, check_needs, convert_source, fit_warning, summary
+from hoi.sources.dexycb import DexYCB
+from hoi.sources.frame import Source
+from hoi.sources.ho3d import HO3D
+from hoi.sources.official_csv import OfficialCSV
 from hoi.toyworld.words import check_placeholders
-from real_pictures import add_real_picture_flags, convert_pictures, wants_real_pictures
 
 LEFT_OUT = "the hand leaves the picture, or hand or object is hidden"
 
 
 def parse_content(word: str) -> tuple[str, float]:
+    """hand_object=0.6 -> its name and share; a name alone has the share 1."""
     name, _, share = word.partition("=")
     if name not in CONTENTS:
         raise argparse.ArgumentTypeError(f"{name!r} is no content; choose from {', '.join(CONTENTS)}")
@@ -60,69 +72,137 @@ def parse_content(word: str) -> tuple[str, float]:
     return name, value
 
 
+def parse_range(word: str) -> str:
+    """START:STOP:STEP, kept as it was written."""
+    try:
+        slice_of(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{word!r} is no START:STOP:STEP of whole numbers, e.g. 20:60:4") from None
+    return word
+
+
+def slice_of(word: str) -> slice:
+    """START:STOP:STEP as Python writes it; a single number is that frame alone."""
+    if ":" not in word:
+        return slice(int(word), int(word) + 1)
+    return slice(*(int(part) if part else None for part in word.split(":")))
+
+
 def add_object_flags(parser: argparse.ArgumentParser) -> None:
-    what = parser.add_argument_group("objects and hands")
-    what.add_argument("--object", nargs="+", default=list(CATEGORIES), metavar="PATH|NAME",
-                      help="mesh files, folders of meshes, or built-in families (default: %(default)s)")
-    what.add_argument("--category", help="what mesh files show, used in texts (default: guessed from the file's name)")
-    what.add_argument("--units", help="unit of mesh files: m, dm, cm, mm, in, or metres per unit as a number (default: "
-                      "guessed from their size, and said)")
-    what.add_argument("--up", choices=("y", "z"), help="vertical axis of mesh files (default: y for glTF, else z)")
-    what.add_argument("--object-instances", type=positive, default=4, metavar="K",
-                      help="random shapes of each built-in family")
-    what.add_argument("--object-seed", type=int, default=0, metavar="N",
-                      help="first shape; families use shapes N to N+K-1, so train and held-out sets need not overlap")
-    what.add_argument("--grasps-per-object", type=positive, default=8, metavar="G",
-                      help="grasps searched for each object; found ones are cached")
-    what.add_argument("--hand-side", choices=("right", "left", "random"), default="right",
-                      help="left hands are mirrored right ones; random: each scene draws one (default: %(default)s)")
-    what.add_argument("--mano", metavar="FILE", help="official MANO_RIGHT.pkl or MANO_LEFT.pkl, each gives both hands "
-                      "(default: the built-in hand)")
-    what.add_argument("--grasp", choices=("builtin", "grabnet"), default="builtin",
-                      help="builtin: searched without learned weights; grabnet: drawn with GrabNet's, which needs "
-                      "--grabnet and --mano (default: builtin)")
-    what.add_argument("--grabnet", metavar="DIR", help="folder with coarsenet.pt, refinenet.pt and bps.npz")
-    what.add_argument("--content", nargs="+", type=parse_content, default=[("hand_object", 1.0)], metavar="WHAT=SHARE",
-                      help="mixture of hand_object, object, hand, scenery; e.g. --content hand_object=0.6 object=0.2 "
-                      "scenery=0.2 (scenery needs --shade; default: hand_object alone)")
+    """Meshes, their size and pose, and whose hands grasp them how."""
+    add = parser.add_argument_group("objects and hands").add_argument
+    add("--object", nargs="+", default=list(CATEGORIES), metavar="PATH|NAME",
+        help="mesh files, folders of meshes, or built-in families (default: %(default)s)")
+    add("--category", help="what mesh files show, used in texts (default: guessed from the file's name)")
+    add("--units", help="unit of mesh files: m, dm, cm, mm, in, or metres per unit as a number (default: guessed from "
+        "their size, and said)")
+    add("--up", choices=("y", "z"), help="vertical axis of mesh files (default: y for glTF, else z)")
+    add("--object-instances", type=positive, default=4, metavar="K", help="random shapes of each built-in family")
+    add("--object-seed", type=int, default=0, metavar="N",
+        help="first shape; families use shapes N to N+K-1, so train and held-out sets need not overlap")
+    add("--grasps-per-object", type=positive, default=8, metavar="G",
+        help="grasps searched for each object; found ones are cached")
+    add("--hand-side", choices=("right", "left", "random"), default="right",
+        help="left hands are mirrored right ones; random: each scene draws one (default: %(default)s)")
+    add("--mano", metavar="FILE", help="official MANO_RIGHT.pkl or MANO_LEFT.pkl, each gives both hands (default: the "
+        "built-in hand)")
+    add("--grasp", choices=("builtin", "grabnet"), default="builtin",
+        help="builtin: searched without learned weights; grabnet: drawn with GrabNet's, which needs --grabnet and "
+        "--mano (default: builtin)")
+    add("--grabnet", metavar="DIR", help="folder with coarsenet.pt, refinenet.pt and bps.npz")
+    add("--content", nargs="+", type=parse_content, default=[("hand_object", 1.0)], metavar="WHAT=SHARE",
+        help="mixture of hand_object, object, hand, scenery; e.g. --content hand_object=0.6 object=0.2 scenery=0.2 "
+        "(scenery needs --shade; default: hand_object alone)")
 
 
 def add_view_flags(parser: argparse.ArgumentParser) -> None:
-    view = parser.add_argument_group("views and frames")
-    view.add_argument("--size", type=positive, default=512, metavar="PX",
-                      help="height and width in pixels (default: 512, the paper's)")
-    view.add_argument("--official-view", action=argparse.BooleanOptionalAction, default=False,
-                      help="azimuth 0 to 0.1 degrees as in the official release, instead of 0 to 360")
-    view.add_argument("--framing", choices=FRAMINGS, default="official",
-                      help="official: the whole field of view; tight: zoomed in, the wrist near the border")
-    view.add_argument("--camera", choices=tuple(CAMERA_FOV_DEG), default="official",
-                      help="official: 60 degrees field of view; nocs: 45.1 degrees, the middle of a NOCS-CAMERA frame, "
-                      "for python -m hoi.export --format nocs (default: official)")
-    view.add_argument("--frames", type=positive, default=1, metavar="F",
-                      help="frames of the approach, the last one is the grasp; 1 is the grasp alone (official: 8)")
-    view.add_argument("--start-distance", type=float, metavar="M",
-                      help="metres from the start of the approach to the grasp (default: paper 0.15, official 0.3)")
-    view.add_argument("--trajectory", choices=("paper", "official"), default="paper",
-                      help="paper: from vertically above (Sec. 3.2); official: the released code's variant")
-    view.add_argument("--keep-outside", action=argparse.BooleanOptionalAction, default=False,
-                      help="also write frames whose hand leaves the picture (hand_in_picture is false)")
+    """How a scene is looked at, and which moments of the approach."""
+    add = parser.add_argument_group("views and frames").add_argument
+    add("--size", type=positive, default=512, metavar="PX",
+        help="height and width in pixels (default: 512, the paper's)")
+    add("--official-view", action=argparse.BooleanOptionalAction, default=False,
+        help="azimuth 0 to 0.1 degrees as in the official release, instead of 0 to 360")
+    add("--framing", choices=FRAMINGS, default="official",
+        help="official: the whole field of view; tight: zoomed in, the wrist near the border")
+    add("--camera", choices=tuple(CAMERA_FOV_DEG), default="official",
+        help="official: 60 degrees field of view; nocs: 45.1 degrees, the middle of a NOCS-CAMERA frame, for python -m "
+        "hoi.export --format nocs (default: official)")
+    add("--frames", type=positive, default=1, metavar="F",
+        help="frames of the approach, the last one is the grasp; 1 is the grasp alone (official: 8)")
+    add("--start-distance", type=float, metavar="M",
+        help="metres from the start of the approach to the grasp (default: paper 0.15, official 0.3)")
+    add("--trajectory", choices=("paper", "official"), default="paper",
+        help="paper: from vertically above (Sec. 3.2); official: the released code's variant")
+    add("--keep-outside", action=argparse.BooleanOptionalAction, default=False,
+        help="also write frames whose hand leaves the picture (hand_in_picture is false)")
 
 
 def add_look_flags(parser: argparse.ArgumentParser) -> None:
-    look = parser.add_argument_group("texts and toy-world pictures")
-    look.add_argument("--shade", action=argparse.BooleanOptionalAction, default=False,
-                      help="draw pictures in random looks with captions; otherwise conditions only")
-    look.add_argument("--looks", type=positive, default=1, metavar="L",
-                      help="pictures of each geometry in different looks; they share their condition images")
-    look.add_argument("--style", choices=("any", "lab", "scenic"), default="any",
-                      help="any look, laboratory tables and walls only, or everything but these")
-    look.add_argument("--paraphrase", action=argparse.BooleanOptionalAction, default=True,
-                      help="word some captions differently; --no-paraphrase gives the paper's template always")
-    look.add_argument("--text", metavar="TEMPLATE",
-                      help='text without --shade, {object} is the noun (default: "A hand is grasping a {object}")')
+    """What is drawn and said of a rendered scene."""
+    add = parser.add_argument_group("texts and toy-world pictures").add_argument
+    add("--shade", action=argparse.BooleanOptionalAction, default=False,
+        help="draw pictures in random looks with captions; otherwise conditions only")
+    add("--looks", type=positive, default=1, metavar="L",
+        help="pictures of each geometry in different looks; they share their condition images")
+    add("--style", choices=("any", "lab", "scenic"), default="any",
+        help="any look, laboratory tables and walls only, or everything but these")
+    add("--paraphrase", action=argparse.BooleanOptionalAction, default=True,
+        help="word some captions differently; --no-paraphrase gives the paper's template always")
+    add("--text", metavar="TEMPLATE",
+        help='text without --shade, {object} is the noun (default: "A hand is grasping a {object}")')
+
+
+def add_real_picture_flags(parser: argparse.ArgumentParser) -> None:
+    """Which frames of which dataset, and how they become records."""
+    real = parser.add_argument_group(
+        "real pictures instead of objects", "Frames that give no record are counted by reason in dataset.json and "
+        "listed in rejected.jsonl. --size, --text, --mano, --count, --seed, --workers and --out apply too.")
+    source = real.add_mutually_exclusive_group()
+    source.add_argument("--dexycb", type=Path, metavar="ROOT",
+                        help="DexYCB: the folder with 20200709-subject-01 ... and calibration")
+    source.add_argument("--ho3d", type=Path, metavar="ROOT", help="HO-3D v2 or v3: the folder with train and train.txt")
+    source.add_argument("--csv", type=Path, metavar="FILE",
+                        help="CSV of the authors' release (HOI4D, OakInk, ...), or its regularisation CSV")
+    add = real.add_argument
+    add("--split", nargs="+", metavar="WORD",
+        help="of DexYCB: s0, s1, s2 or s3, then train, val or test (default: every frame); of HO-3D: train (default) "
+        "or evaluation")
+    add("--subjects", nargs="+", metavar="S", help="numbers from 1, or names, of DexYCB's subjects")
+    add("--sequences", nargs="+", metavar="NAME", help="names of sequence folders")
+    add("--cameras", nargs="+", metavar="SERIAL", help="serial numbers of DexYCB's cameras")
+    add("--frame-range", type=parse_range, default=":", metavar="A:B:STEP",
+        help="frames of each sequence, from A up to but without B (default: all)")
+    add("--shuffle", action=argparse.BooleanOptionalAction, default=False,
+        help="take the frames in an order drawn from --seed, so that --count N is a fair sample")
+    add("--models", type=Path, metavar="DIR",
+        help="folders of YCB models, <name>/textured_simple.obj (default: ROOT/models)")
+    add("--paint-objects", choices=("grasped", "all"), default="grasped",
+        help="which objects the segmentation shows (default: grasped)")
+    add("--margin", type=int, default=ConversionSettings.margin, metavar="PX",
+        help="of the crop around hand and object, in pixels of the source (default: 50, the authors')")
+    add("--min-area", type=positive, default=ConversionSettings.min_area, metavar="PX",
+        help="reject frames that show fewer pixels of hand or object (default: %(default)s)")
+    add("--strokes", choices=STROKES, default="crop",
+        help="crop: skeletons drawn at --size, as for rendered scenes; source: drawn in the source's pixels and "
+        "enlarged with the picture, as the released code does (default: crop)")
+    add("--normals", choices=NORMALS,
+        help="rendered: from hand and object meshes; sensor-depth; depth-files: see --depth-files; estimated: from a "
+        "depth that a network sees in the crop, as in the paper (default: rendered, for --csv estimated)")
+    add("--depth-files", type=Path, metavar="DIR",
+        help="DIR/<source_frame>.npy, inverse depth in MiDaS's range, or .png, 16-bit millimetres; of the whole "
+        "picture or of the square crop")
+    add("--depth-model", default=ConversionSettings.depth_model, metavar="NAME",
+        help="DPT network for --normals estimated, by folder or hub name (default: %(default)s)")
+    add("--captions", type=Path, metavar="FILE",
+        help=".csv or .jsonl of picture and caption, put in place of the template; the pictures are those in images/ "
+        "of the finished folder: run the same command again with this flag")
+    add("--captioner", metavar="NAME",
+        help="describe the crops with a LLaVA network of transformers, by folder or hub name, e.g. "
+        "llava-hf/llava-1.5-7b-hf")
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; a combination of flags that cannot be meant ends with a message, as argparse does it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for add_flags in (add_object_flags, add_view_flags, add_look_flags, add_real_picture_flags):
         add_flags(parser)
@@ -146,43 +226,47 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def wants_real_pictures(args: argparse.Namespace) -> bool:
+    """Whether the records come from a real dataset instead of object meshes."""
+    return bool(args.dexycb or args.ho3d or args.csv)
+
+
 def contradiction(args: argparse.Namespace) -> str | None:
     """What is wrong with a combination of flags, if anything is: a flag that would do nothing is refused."""
-    if (args.captions or args.captioner) and not wants_real_pictures(args):
-        return "--captions and --captioner are for real pictures: pass --dexycb, --ho3d or --csv as well"
-    if not args.dexycb and (args.subjects or args.cameras or args.paint_objects == "all"):
-        return "--subjects, --cameras and --paint-objects all are for --dexycb"
-    if args.csv and (args.split or args.sequences or args.frame_range != ":"):
-        return "--split, --sequences and --frame-range are for --dexycb and --ho3d; a CSV is taken as it is"
-    if args.ho3d and len(args.split or ["train"]) != 1:
-        return "--split of --ho3d is one word, train or evaluation"
-    if args.camera == "nocs" and (args.framing == "tight" or wants_real_pictures(args)):
-        return "--camera nocs fixes the intrinsics of all pictures: not with --framing tight or real pictures"
-    if args.captions and args.captioner:
-        return "choose --captions or --captioner, not both"
-    if args.margin < 0:
-        return "--margin must not be negative"
-    if "scenery" in args.content and not args.shade:
-        return "--content scenery has neither hand nor object: it makes sense only with --shade"
-    if args.looks > 1 and not args.shade:
-        return "--looks needs --shade: without pictures the looks of a geometry would be equal"
-    if args.text is not None and args.shade:
-        return "--text is for records without --shade, whose pictures are described by the looks that are drawn"
-    if (args.style != "any" or not args.paraphrase) and not args.shade:
-        return "--style and --no-paraphrase need --shade: nothing is drawn without it"
-    if args.start_distance is not None and not 0 <= args.start_distance < float("inf"):
-        return f"--start-distance is {args.start_distance:g}, expected metres, 0 or more, e.g. 0.15"
-    if args.seed < 0 or args.object_seed < 0:
-        return "--seed and --object-seed must not be negative"
-    if args.grasp == "grabnet" and not (args.grabnet and args.mano):
-        return ("--grasp grabnet needs --grabnet DIR (coarsenet.pt, refinenet.pt, bps.npz) and, because its hands are "
-                "MANO's, --mano FILE; their licences forbid shipping them. The default, --grasp builtin, needs neither")
-    if args.grabnet and args.grasp != "grabnet":
-        return "--grabnet is used only with --grasp grabnet"
-    return None
+    real = wants_real_pictures(args)
+    refused = (
+        ((args.captions or args.captioner) and not real,
+         "--captions and --captioner are for real pictures: pass --dexycb, --ho3d or --csv as well"),
+        (not args.dexycb and (args.subjects or args.cameras or args.paint_objects == "all"),
+         "--subjects, --cameras and --paint-objects all are for --dexycb"),
+        (args.csv and (args.split or args.sequences or args.frame_range != ":"),
+         "--split, --sequences and --frame-range are for --dexycb and --ho3d; a CSV is taken as it is"),
+        (args.ho3d and len(args.split or ["train"]) != 1, "--split of --ho3d is one word, train or evaluation"),
+        (args.camera == "nocs" and (args.framing == "tight" or real),
+         "--camera nocs fixes the intrinsics of all pictures: not with --framing tight or real pictures"),
+        (args.captions and args.captioner, "choose --captions or --captioner, not both"),
+        (args.margin < 0, "--margin must not be negative"),
+        ("scenery" in args.content and not args.shade,
+         "--content scenery has neither hand nor object: it makes sense only with --shade"),
+        (args.looks > 1 and not args.shade,
+         "--looks needs --shade: without pictures the looks of a geometry would be equal"),
+        (args.text is not None and args.shade,
+         "--text is for records without --shade, whose pictures are described by the looks that are drawn"),
+        ((args.style != "any" or not args.paraphrase) and not args.shade,
+         "--style and --no-paraphrase need --shade: nothing is drawn without it"),
+        (args.start_distance is not None and not 0 <= args.start_distance < float("inf"),
+         f"--start-distance is {args.start_distance}, expected metres, 0 or more, e.g. 0.15"),
+        (args.seed < 0 or args.object_seed < 0, "--seed and --object-seed must not be negative"),
+        (args.grasp == "grabnet" and not (args.grabnet and args.mano),
+         "--grasp grabnet needs --grabnet DIR (coarsenet.pt, refinenet.pt, bps.npz) and, because its hands are MANO's, "
+         "--mano FILE; their licences forbid shipping them. The default, --grasp builtin, needs neither"),
+        (args.grabnet and args.grasp != "grabnet", "--grabnet is used only with --grasp grabnet"),
+    )  # fmt: skip
+    return next((message for is_wrong, message in refused if is_wrong), None)
 
 
 def scene_settings(args: argparse.Namespace) -> SceneSettings:
+    """What decides the records of rendered scenes."""
     return SceneSettings(
         seed=args.seed, content=args.content, hand_side=args.hand_side, grasps_per_object=args.grasps_per_object,
         size=args.size, framing=args.framing, official_view=args.official_view, frames=args.frames,
@@ -192,7 +276,7 @@ def scene_settings(args: argparse.Namespace) -> SceneSettings:
     )  # fmt: skip
 
 
-def describe(args: argparse.Namespace, settings: SceneSettings, objects: list[GraspedObject]) -> dict[str, Any]:
+def describe_scenes(args: argparse.Namespace, settings: SceneSettings, objects: list[GraspedObject]) -> dict[str, Any]:
     """What goes to dataset.json."""
     meshes = [item.object_mesh for item in objects]
     digest = [hashlib.sha256(mesh.vertices.tobytes() + mesh.faces.tobytes()).hexdigest()[:8] for mesh in meshes]
@@ -215,6 +299,34 @@ def describe(args: argparse.Namespace, settings: SceneSettings, objects: list[Gr
     }  # fmt: skip
 
 
+def describe_pictures(args: argparse.Namespace, source: Source) -> dict[str, Any]:
+    """What goes to dataset.json; a folder begun with another job is refused instead of mixed."""
+    job = {
+        "split": args.split, "subjects": args.subjects, "sequences": args.sequences, "cameras": args.cameras,
+        "frame_range": args.frame_range, "shuffle": args.shuffle, "size": args.size, "margin": args.margin,
+        "paint_objects": args.paint_objects, "normals": args.normals, "strokes": args.strokes,
+        "min_area": args.min_area, "text": args.text, "source": source.name, "frames_selected": len(source),
+        "hand": Path(args.mano).name if args.mano else None,
+    }  # fmt: skip
+    job |= {"seed": args.seed} if args.shuffle else {}
+    job |= {"depth_model": args.depth_model} if args.normals == "estimated" else {}
+    return {
+        **how_made("make_dataset.py"),
+        "licences": {"pictures": f"terms of {source.name}, which stay with every picture"}
+        | ({"hand": "MANO licence (non-commercial research)"} if args.mano else {}),
+        "job": job,
+    }
+
+
+@contextmanager
+def continued_after(writer: DatasetWriter) -> Iterator[None]:
+    """Ctrl-C in this block says how far the folder is, and that the same command goes on from there."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(f"interrupted: {len(writer)} records are complete; the same command continues")
+
+
 def find_all_grasps(settings: SceneSettings, meshes: list[ObjectMesh], run: Any) -> list[GraspedObject]:
     """Grasps of every object; objects without any are left out, and it is said; an error when none is left."""
     results = list(tqdm(run("grasps_of", range(len(meshes))), "grasps", len(meshes), unit="object"))
@@ -228,24 +340,8 @@ def find_all_grasps(settings: SceneSettings, meshes: list[ObjectMesh], run: Any)
     return good
 
 
-def make_all(run: Any, writer: DatasetWriter, todo: list[int], per_scene: int) -> None:
-    """Make scenes and append their records in order, so that every run writes the same lines."""
-    with tqdm(total=len(todo) * per_scene, unit="record") as progress:
-        for records in run("make_scene", todo):
-            for record in records:
-                if not writer.done(record["index"]):
-                    writer.append(record)
-            progress.update(per_scene)
-
-
-def main(args: argparse.Namespace) -> None:
-    if args.check:
-        report = check_folder(args.check, load_hand(args.mano) if args.mano else None)
-        print(report)
-        sys.exit(0 if report.ok else 1)
-    check_placeholders(args.text or "")
-    if wants_real_pictures(args):
-        return convert_pictures(args)
+def make_scenes(args: argparse.Namespace) -> None:
+    """Object meshes -> grasps -> records, scene by scene in order, so that every run writes the same lines."""
     if args.mano:  # read here too, so that a bad file is refused before any worker starts
         notes = load_hand(args.mano).notes
         print("\n".join(notes), end="\n" if notes else "")
@@ -257,20 +353,22 @@ def main(args: argparse.Namespace) -> None:
         print("\n".join(f"{mesh.object_id}: {note}" for note in mesh.notes), end="\n" if mesh.notes else "")
     settings = scene_settings(args)
     # Before minutes of search; objects without grasps drop out, so the list of objects is compared after it.
-    refuse_other_job(args.out, describe(args, settings, []), ignoring=("objects",))
+    refuse_other_job(args.out, describe_scenes(args, settings, []), ignoring=("objects",))
     per_scene = settings.records_per_scene
     scenes = -(-args.count // per_scene)
     build = partial(SceneMaker, settings, meshes, args.out, args.cache, args.mano, args.grabnet)
     with mapper(args.workers, build) as run:
         print(f"renderer: {next(iter(run('renderer_used', [0])))}")
-        writer = open_folder(args.out, describe(args, settings, find_all_grasps(settings, meshes, run)))
+        writer = open_folder(args.out, describe_scenes(args, settings, find_all_grasps(settings, meshes, run)))
         todo = [k for k in range(scenes) if not all(writer.done(i) for i in range(k * per_scene, (k + 1) * per_scene))]
         print(f"{scenes} scenes x {per_scene} records -> {args.out}, {len(writer)} records are there already")
         before = len(writer)
-        try:
-            make_all(run, writer, todo, per_scene)
-        except KeyboardInterrupt:
-            sys.exit(f"interrupted: {len(writer)} records are complete; the same command continues")
+        with continued_after(writer), tqdm(total=len(todo) * per_scene, unit="record") as bar:
+            for records in run("make_scene", todo):
+                for record in records:
+                    if not writer.done(record["index"]):
+                        writer.append(record)
+                bar.update(per_scene)
     tried = max(scenes, -(-writer.end // per_scene)) * per_scene  # an earlier run may have asked for more
     left_out = tried - len(writer)
     writer.description["rejected"] = {LEFT_OUT: left_out} if left_out > 0 else {}
@@ -278,11 +376,70 @@ def main(args: argparse.Namespace) -> None:
     print(f"{len(writer) - before} new records, {len(writer)} in all")
     if left_out > 0:
         print(f"{left_out} records were left out: {LEFT_OUT}")
+
+
+def open_source(args: argparse.Namespace) -> Source:
+    """The real dataset that was asked for."""
+    if args.csv:
+        return OfficialCSV(args.csv)
+    frames = slice_of(args.frame_range)
+    if args.ho3d:
+        return HO3D(args.ho3d, args.split and args.split[0], args.sequences, frames, args.mano, args.models)
+    return DexYCB(
+        args.dexycb, args.split, args.subjects, args.sequences, args.cameras, frames, args.mano, args.models,
+        args.paint_objects == "all",
+    )  # fmt: skip
+
+
+def convert_pictures(args: argparse.Namespace) -> None:
+    """Photographs of a real dataset -> records."""
+    if args.normals != "estimated":
+        torch.set_num_threads(1)  # one hand at a time: threads only wait for each other
+    source = open_source(args)
+    settings = ConversionSettings(args.size, args.margin, args.normals, args.depth_files, args.depth_model, args.mano,
+                                  args.strokes, args.text, args.min_area)  # fmt: skip
+    # What cannot work is refused before hours of work.
+    check_needs(source, settings)
+    captions = read_captions(args.captions) if args.captions else None
+    captioner = Captioner(args.captioner) if args.captioner else None  # before GL starts, see FrameConverter
+    order = np.random.default_rng(args.seed).permutation(len(source)) if args.shuffle else np.arange(len(source))
+    order = order[: args.count]
+    writer = open_folder(args.out, describe_pictures(args, source))
+    print(f"{len(order)} frames of {source.name} -> {args.out}, {len(writer)} records are there already")
+    with continued_after(writer):
+        rejected = convert_source(source, order, settings, writer, args.workers)
+    if captioner:
+        caption_folder(args.out, captioner, args.seed)
+        captions = read_captions(args.out / CAPTION_FILE)
+    if captions:
+        found, without = apply_captions(args.out, captions)
+        print(f"{found} records have a caption of {args.captions or CAPTION_FILE}, {without} keep their template")
+    findings = summary(read_records(args.out))
+    writer.description |= {"rejected": rejected, **findings}
+    writer.finish()
+    told = [f"{len(writer)} records; {sum(rejected.values())} frames rejected"]
+    told += [f"  {count} {reason}" for reason, count in rejected.items()]
+    told += [f"{name}: {value}" for name, value in findings.items()]
+    print("\n".join([*told, *filter(None, [fit_warning(findings)])]))
+
+
+def main(args: argparse.Namespace) -> None:
+    """Check a folder, or make one of real pictures or of object meshes."""
+    if args.check:
+        report = check_folder(args.check, load_hand(args.mano) if args.mano else None)
+        print(report)
+        sys.exit(0 if report.ok else 1)
+    check_placeholders(args.text or "")
+    if wants_real_pictures(args):
+        convert_pictures(args)
+    else:
+        make_scenes(args)
     print(f"look at {args.out / 'grid.png'}; validate with: python make_dataset.py --check {args.out}")
 
 
 @problems_as_messages("make_dataset.py", "interrupted before the first record; the same command starts again")
 def run(arguments: list[str] | None = None) -> None:
+    """The command: problems become a message and exit code 1."""
     main(parse_args(arguments))
 
 

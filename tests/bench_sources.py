@@ -27,7 +27,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 from real_layouts import SERIALS, write_dexycb, write_mano
 
-from hoi.sources.convert import FrameConverter
+from hoi.sources.convert import ConversionSettings, FrameConverter
 from hoi.sources.dexycb import DexYCB
 
 
@@ -51,7 +51,8 @@ def densify(root: Path, faces: int) -> None:
 
 def measure(root: Path, mano: Path, out: Path, normals: str, repeats: int) -> str:
     source = DexYCB(root, cameras=SERIALS[:2], mano_path=mano)
-    converter = FrameConverter(source, out, normals=normals, mano_path=mano)
+    settings = ConversionSettings(normals=normals, mano_path=mano)
+    converter = FrameConverter(source, np.arange(len(source)), settings, out)
     results = [converter.convert(index) for index in range(len(source))]  # files, meshes and GL warm
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(repeats):

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from real_pictures import PICTURE_JOB_FLAGS
-
 ROOT = Path(__file__).parent.parent
-SCRIPTS = ("train.py", "sample.py", "video.py", "make_dataset.py", "real_pictures.py")
+SCRIPTS = ("train.py", "sample.py", "video.py", "make_dataset.py")
 # A room imports only from rooms before it.
 ROOMS = "common conditions geometry network weights toyworld data training sources verify export metrics".split()
 FILES = sorted(path for path in (ROOT / "hoi").rglob("*.py") if path.name != "__init__.py")
@@ -80,7 +78,6 @@ def test_every_flag_of_a_script_is_read(script):
     assert len(flags) > 10
     read = {node.attr for name in SCRIPTS for node in ast.walk(ast.parse((ROOT / name).read_text()))
             if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "args"}  # fmt: skip
-    read |= set(PICTURE_JOB_FLAGS)  # by getattr
     assert not {flag.replace("-", "_") for flag in flags} - read
 
 

@@ -1,19 +1,17 @@
-"""One photograph of a real dataset and the square crop around its hand and object.  File contents -> SourceFrame,
-Window.  Paper: Sec. 4 (training data).
+"""One photograph of a real dataset, and the square crop around its hand and object.  Paper: Sec. 4 (training data).
 
-What every real dataset becomes first, and what became of its frames.
+Files of a dataset -> SourceFrame -> the pixels and cameras of its Crop.  Every real dataset becomes SourceFrames first,
+so that all of them share one conversion; a frame that cannot become one raises Rejected and says why.
 """
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from hoi.common.arrays import box_of, resized_points
-from hoi.common.files import JsonLines
 from hoi.geometry.camera import crop_intrinsics
 from hoi.geometry.hand import HandParams
 from hoi.geometry.objects import ObjectMesh
@@ -85,6 +83,59 @@ class SourceFrame:
     is_scenery: bool = False
 
 
+class Source(Protocol):
+    """What DexYCB, HO3D and OfficialCSV have in common.
+
+    name          of the dataset
+    has_geometry  hand parameters and object poses are annotated
+    has_labels    hand and object are labelled in the picture; otherwise they are rendered
+    is_scenery    pictures without hand or object, for the background buffer
+    """
+
+    name: str
+    has_geometry: bool
+    has_labels: bool
+    is_scenery: bool
+
+    def __len__(self) -> int: ...
+
+    def read(self, number: int) -> SourceFrame:
+        """Frame `number`, from 0.  Raises Rejected for one that gives no record."""
+
+    def missing_models(self) -> list[str]:
+        """Paths of object models that frames need and that are not there."""
+
+
+def read_picture(path, what: str, mode: str | None = "RGB") -> np.ndarray:
+    """A picture file as an array; mode None keeps the file's own (16-bit depth).
+
+    Raises Rejected with "<what> is missing" or "<what> is damaged".
+    """
+    if not path.is_file():
+        raise Rejected(f"{what} is missing", str(path))
+    try:
+        with Image.open(path) as picture:
+            return np.array(picture.convert(mode) if mode else picture)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise Rejected(f"{what} is damaged", f"{path}: {error}") from error
+
+
+def read_millimetres(path: Path) -> np.ndarray:
+    """A depth file of 16-bit millimetres -> (H, W) float32 metres, 0 = unknown.  Raises Rejected as read_picture."""
+    return read_picture(path, "the depth file", None).astype(np.float32) / 1000
+
+
+def box_around(mask: np.ndarray, margin: int) -> tuple[int, int, int, int]:
+    """Tight box of a mask (H, W) bool, grown by `margin` pixels and cut at the picture's border.
+
+    returns  left, top, right, bottom; the last two exclusive
+    Source: the authors' preparation script, whose margin is 50.
+    """
+    left, top, right, bottom = box_of(mask)
+    height, width = mask.shape
+    return max(left - margin, 0), max(top - margin, 0), min(right + margin, width), min(bottom + margin, height)
+
+
 @dataclass(frozen=True)
 class Crop:
     """A box of the picture, made square with black and resized to size x size pixels.
@@ -135,69 +186,3 @@ class Crop:
         """(H, W) labels or depths -> (size, size): the nearest pixel, since mixtures of them mean nothing."""
         nearest = ((np.arange(self.size) + 0.5) * (self.side / self.size)).astype(np.int64)
         return self.square(values)[np.ix_(nearest, nearest)]
-
-
-def box_around(mask: np.ndarray, margin: int) -> tuple[int, int, int, int]:
-    """Tight box of a mask (H, W) bool, grown by `margin` pixels and cut at the picture's border.
-
-    returns  left, top, right, bottom; the last two exclusive
-    Source: the authors' preparation script, whose margin is 50.
-    """
-    left, top, right, bottom = box_of(mask)
-    height, width = mask.shape
-    return max(left - margin, 0), max(top - margin, 0), min(right + margin, width), min(bottom + margin, height)
-
-
-def read_picture(path, what: str, mode: str | None = "RGB") -> np.ndarray:
-    """A picture file as an array; mode None keeps the file's own (16-bit depth).
-
-    Raises Rejected with "<what> is missing" or "<what> is damaged".
-    """
-    if not path.is_file():
-        raise Rejected(f"{what} is missing", str(path))
-    try:
-        with Image.open(path) as picture:
-            return np.array(picture.convert(mode) if mode else picture)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise Rejected(f"{what} is damaged", f"{path}: {error}") from error
-
-
-REJECTED_FILE = "rejected.jsonl"
-
-
-class Source(Protocol):
-    """What DexYCB, HO3D and OfficialCSV have in common.
-
-    name          of the dataset
-    has_geometry  hand parameters and object poses are annotated
-    has_labels    hand and object are labelled in the picture; otherwise they are rendered
-    is_scenery    pictures without hand or object, for the background buffer
-    """
-
-    name: str
-    has_geometry: bool
-    has_labels: bool
-    is_scenery: bool
-
-    def __len__(self) -> int: ...
-
-    def read(self, number: int) -> SourceFrame: ...
-
-    def missing_models(self) -> list[str]: ...
-
-
-class RejectionLog:
-    """Frames that gave no record, one line each in the folder's rejected.jsonl; a run that continues skips them."""
-
-    def __init__(self, folder: str | Path) -> None:
-        self._lines = JsonLines(Path(folder) / REJECTED_FILE)
-        self.reasons: dict[int, str] = {entry["index"]: entry["rejected"] for entry in self._lines}
-
-    def add(self, entry: dict[str, Any]) -> None:
-        """entry  index, rejected (the reason), detail"""
-        self._lines.append(entry)
-        self.reasons[entry["index"]] = entry["rejected"]
-
-    def counts(self) -> dict[str, int]:
-        """How often each reason occurred, the most frequent first."""
-        return dict(Counter(self.reasons.values()).most_common())
