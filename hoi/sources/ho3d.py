@@ -1,11 +1,11 @@
-"""HO-3D, versions 2 and 3.  Its folder -> SourceFrame number i.  Not used by the paper; more real hands.
+"""HO-3D, versions 2 and 3: its folder -> SourceFrame number i.  Not used by the paper; more real hands.
 
-Annotation is in OpenGL camera axes (y up, z backwards) and is turned to OpenCV's.  There are no segmentation files:
-hand and object are rendered from the annotation.
+Single files (pickles) -> checked values; the dataset.  Annotation is in OpenGL camera axes (y up, z backwards) and is
+turned to OpenCV's.  There are no segmentation files: hand and object are rendered from the annotation.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,45 @@ from scipy.spatial.transform import Rotation
 from hoi.common.files import array_globals, restricted_load
 from hoi.geometry.camera import project, transform_points
 from hoi.geometry.hand import MANO_TO_OPENPOSE, HandModel, HandParams, hand_in_camera, load_hand
-from hoi.sources.dexycb import YCB_NOUNS, load_ycb, model_path
+from hoi.sources.dexycb import YCB_NOUNS, load_ycb, missing_ycb
 from hoi.sources.frame import PosedObject, Rejected, SourceFrame, read_picture
 
 OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 DEPTH_SCALE = 0.00012498664727900177  # metres per step of the depth pictures
-SPLITS = ("train", "evaluation")
+SPLIT_FOLDERS = ("train", "evaluation")
+# What is read of a frame's annotation, with how many numbers it has.
 FIELDS = {"camMat": 9, "objRot": 3, "objTrans": 3, "handPose": 48, "handTrans": 3, "handBeta": 10, "handJoints3D": 63}
+
+
+def read_annotation(path: Path) -> dict[str, Any]:
+    """Annotation of one frame; raises Rejected when the file is missing, damaged or names more than arrays."""
+    if not path.is_file():
+        raise Rejected("the annotation file is missing", str(path))
+    try:
+        meta = restricted_load(path, array_globals(), "an HO-3D file")
+    except ValueError as error:
+        raise Rejected("the annotation file is damaged", str(error)) from error
+    if not isinstance(meta, dict):
+        raise Rejected("the annotation file is damaged", f"{path} holds a {type(meta).__name__}, expected a dict")
+    return meta
+
+
+def checked_fields(meta: dict[str, Any], where: str) -> dict[str, np.ndarray]:
+    """FIELDS as flat float64 arrays of the right length; raises Rejected for a frame without them."""
+    if "handPose" not in meta:
+        raise Rejected("the source publishes no hand pose for it", f"{where}, as all of the evaluation split")
+    if any(meta.get(name) is None for name in (*FIELDS, "objName")):
+        raise Rejected("the source has no annotation of it", where)
+    values = {}
+    for name, count in FIELDS.items():
+        try:
+            values[name] = np.asarray(meta[name], dtype=np.float64).ravel()
+        except (TypeError, ValueError) as error:
+            raise Rejected("the annotation file is damaged", f"{where}: {name}: {error}") from error
+        if len(values[name]) != count or not np.isfinite(values[name]).all():
+            raise Rejected("the annotation file is damaged", f"{where}: {name} has {len(values[name])} numbers, "
+                           f"expected {count}, all finite")  # fmt: skip
+    return values
 
 
 class HO3D:
@@ -31,7 +63,7 @@ class HO3D:
     split      "train" (default) or "evaluation", whose published files have no hand pose
     sequences  names such as ABF10; None: all
     frames     slice of each sequence's annotated frames
-    mano_path  MANO file, needed for every frame
+    mano_path  MANO file; without it hand_params is None, since its wrist decides where a turned hand lies
     models     folder of <name>/textured_simple.obj (the YCB models come separately); None: root/models
     Raises FileNotFoundError or ValueError naming what is missing.
     """
@@ -52,8 +84,8 @@ class HO3D:
     ) -> None:
         self.root, self.split, self.mano_path = Path(root), split or "train", mano_path
         self.models = Path(models) if models else self.root / "models"
-        if self.split not in SPLITS:
-            raise ValueError(f"HO-3D has no split {self.split!r}; expected {' or '.join(SPLITS)}")
+        if self.split not in SPLIT_FOLDERS:
+            raise ValueError(f"HO-3D has no split {self.split!r}; expected {' or '.join(SPLIT_FOLDERS)}")
         if not (self.root / self.split).is_dir():
             raise FileNotFoundError(f"{self.root} has no folder {self.split}: it is not the root of HO-3D")
         by_sequence: dict[str, list[str]] = {}
@@ -85,25 +117,30 @@ class HO3D:
         names = set()
         for line in first.values():
             try:
-                names.add(self._meta(line).get("objName"))
+                names.add(self._annotation(line).get("objName"))
             except Rejected:
                 continue
-        paths = [model_path(self.models, name) for name in sorted(name for name in names if isinstance(name, str))]
-        return [str(path) for path in paths if not path.is_file()]
+        return missing_ycb(self.models, {name for name in names if isinstance(name, str)})
 
-    def _meta(self, line: str) -> dict[str, Any]:
+    @cached_property
+    def hand(self) -> HandModel:
+        """Read by the processes that read frames, once in each."""
+        return load_hand(self.mano_path)
+
+    def _annotation(self, line: str) -> dict[str, Any]:
+        """Of the frame SEQ/0000."""
         sequence, frame = line.split("/")
-        return read_meta(self.root / self.split / sequence / "meta" / f"{frame}.pkl")
+        return read_annotation(self.root / self.split / sequence / "meta" / f"{frame}.pkl")
 
     def read(self, number: int) -> SourceFrame:
         """Frame `number`; raises Rejected for one that gives no record."""
         line = self.frames[number]
         sequence, frame = line.split("/")
         folder = self.root / self.split / sequence
-        meta = self._meta(line)
+        meta = self._annotation(line)
         values = checked_fields(meta, line)
-        picture = next((path for path in (folder / "rgb" / f"{frame}{suffix}" for suffix in (".jpg", ".png"))
-                        if path.is_file()), folder / "rgb" / f"{frame}.png")  # fmt: skip
+        picture = folder / "rgb" / f"{frame}.jpg"  # of version 3; version 2 has .png
+        picture = picture if picture.is_file() else picture.with_suffix(".png")
         keypoints_3d = values["handJoints3D"].reshape(21, 3)[list(MANO_TO_OPENPOSE)]
         keypoints_3d = transform_points(OPENGL_TO_OPENCV, keypoints_3d)
         intrinsics = values["camMat"].reshape(3, 3)
@@ -120,49 +157,14 @@ class HO3D:
             noun=YCB_NOUNS.get(name, name), keypoints_3d=keypoints_3d, keypoints_2d=keypoints_2d,
             keypoint_convention="openpose21, fingertips of HO-3D", intrinsics=intrinsics,
             depth=self._depth(folder / "depth" / f"{frame}.png"),
-            hand_params=hand_in_camera(pose, _hand(str(self.mano_path)), OPENGL_TO_OPENCV), hand_side="right",
+            hand_params=hand_in_camera(pose, self.hand, OPENGL_TO_OPENCV) if self.mano_path else None,
+            hand_side="right",
             objects=(PosedObject(load_ycb(str(self.models), name), OPENGL_TO_OPENCV @ object_to_opengl),),
         )  # fmt: skip
 
     def _depth(self, path: Path) -> np.ndarray | None:
-        """Low byte in red, high byte in green."""
+        """(H, W) float32 metres, None where there is no file; the low byte is in red, the high byte in green."""
         if not path.is_file():
             return None
         colors = read_picture(path, "the depth file").astype(np.float32)
         return (colors[..., 0] + 256 * colors[..., 1]) * np.float32(DEPTH_SCALE)
-
-
-@lru_cache(maxsize=2)
-def _hand(mano_path: str) -> HandModel:
-    return load_hand(mano_path)
-
-
-def read_meta(path: Path) -> dict[str, Any]:
-    """Annotation of one frame; raises Rejected when the file is missing, damaged or names more than arrays."""
-    if not path.is_file():
-        raise Rejected("the annotation file is missing", str(path))
-    try:
-        meta = restricted_load(path, array_globals(), "an HO-3D file")
-    except ValueError as error:
-        raise Rejected("the annotation file is damaged", str(error)) from error
-    if not isinstance(meta, dict):
-        raise Rejected("the annotation file is damaged", f"{path} holds a {type(meta).__name__}, expected a dict")
-    return meta
-
-
-def checked_fields(meta: dict[str, Any], where: str) -> dict[str, np.ndarray]:
-    """FIELDS as flat float64 arrays of the right length; raises Rejected for a frame without them."""
-    if "handPose" not in meta:
-        raise Rejected("the source publishes no hand pose for it", f"{where}, as all of the evaluation split")
-    if any(meta.get(name) is None for name in (*FIELDS, "objName")):
-        raise Rejected("the source has no annotation of it", where)
-    values = {}
-    for name, count in FIELDS.items():
-        try:
-            values[name] = np.asarray(meta[name], dtype=np.float64).ravel()
-        except (TypeError, ValueError) as error:
-            raise Rejected("the annotation file is damaged", f"{where}: {name}: {error}") from error
-        if len(values[name]) != count or not np.isfinite(values[name]).all():
-            raise Rejected("the annotation file is damaged", f"{where}: {name} has {len(values[name])} numbers, "
-                           f"expected {count}, all finite")  # fmt: skip
-    return values

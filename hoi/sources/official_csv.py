@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from hoi.conditions import read_segmentation
-from hoi.sources.frame import Rejected, SourceFrame, read_picture
+from hoi.sources.frame import Rejected, SourceFrame, read_millimetres, read_picture
 
 COLUMNS = ("image", "skeleton", "top", "bottom", "left", "right", "sentence", "seg", "mask")
 SCENERY_COLUMNS = ("image", "sentence")
@@ -90,7 +90,9 @@ class OfficialCSV:
         return SourceFrame(
             name=self.names[number], source=self.name, image=image, sentence=row["sentence"],
             noun=noun.group(1) if noun else None, label_map=label_map_of(mask, seg[..., 0]), skeleton=skeleton,
-            box=self._box(row, line, *image.shape[:2]), depth=self._depth(row),
+            box=self._box(row, line, *image.shape[:2]),
+            # Only test CSVs have the column.
+            depth=read_millimetres(self._find(row["depth"])) if row.get("depth") else None,
         )  # fmt: skip
 
     def _find(self, cell: str) -> Path:
@@ -100,12 +102,6 @@ class OfficialCSV:
     def _picture(self, row: dict[str, str], name: str) -> np.ndarray:
         what = {"image": "the picture", "mask": "the mask picture", "seg": "the seg picture"}.get(name, f"the {name}")
         return read_picture(self._find(row[name]), what)
-
-    def _depth(self, row: dict[str, str]) -> np.ndarray | None:
-        """Only test CSVs have the column: 16-bit millimetres."""
-        if not row.get("depth"):
-            return None
-        return read_picture(self._find(row["depth"]), "the depth file", None).astype(np.float32) / 1000
 
     def _box(self, row: dict[str, str], line: int, height: int, width: int) -> tuple[int, int, int, int]:
         """Numbers through float, as their reader takes them; bottom and right are exclusive."""

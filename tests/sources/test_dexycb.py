@@ -15,7 +15,7 @@ import make_dataset
 from hoi.data.check import check_folder
 from hoi.data.folder import load_conditions, load_depth, load_image, load_object_mask, read_records
 from hoi.geometry.hand import HandParams, load_hand
-from hoi.sources.dexycb import SPLITS, DexYCB, _read_yaml
+from hoi.sources.dexycb import SPLITS, DexYCB, read_yaml
 from make_dataset import main, parse_args
 
 HAND, OBJECT = [128, 128, 128], [153, 51, 51]
@@ -244,24 +244,24 @@ def test_splits_have_the_published_numbers(tmp_path):
               "s2 test": DexYCB(tmp_path, ("s2", "test"))}  # fmt: skip
     for name, source in chosen.items():
         assert len(source) == expected[name], name
-    takes = {int(s.folder.name[-6:]) % 5 for s in chosen["s0 train"].sequences}
-    slots = {int(s.folder.name[-6:]) // 5 for s in chosen["s3 val"].sequences}
-    assert takes == {0, 1, 2, 3} and slots == {3, 19} and set(chosen["s2 test"].rows[:, 1]) == {7}
-    for (setup, part), (subjects, cameras, slots, takes) in SPLITS.items():
-        count = sum(subject in subjects for subject in (1, 7)) * len(cameras) * len(slots) * len(takes)
+    takes = {int(s.folder.name[-6:]) % 5 for s in chosen["s0 train"].recordings}
+    objects = {int(s.folder.name[-6:]) // 5 for s in chosen["s3 val"].recordings}
+    assert takes == {0, 1, 2, 3} and objects == {3, 19} and set(chosen["s2 test"].rows[:, 1]) == {7}
+    for (setup, part), (subjects, cameras, objects, takes) in SPLITS.items():
+        count = sum(subject in subjects for subject in (1, 7)) * len(cameras) * len(objects) * len(takes)
         assert count == expected[f"{setup} {part}"], (setup, part)
 
 
 def test_calibration_with_python_tuples_reads_as_pyyaml_reads_it_and_runs_nothing(dexycb, tmp_path):
     yaml = pytest.importorskip("yaml")
     path = dexycb[0] / "calibration/extrinsics_20200702_151821/extrinsics.yml"
-    assert _read_yaml(path)["extrinsics"].keys() == yaml.unsafe_load(path.read_text())["extrinsics"].keys()
+    assert read_yaml(path)["extrinsics"].keys() == yaml.unsafe_load(path.read_text())["extrinsics"].keys()
     for serial, numbers in yaml.unsafe_load(path.read_text())["extrinsics"].items():
-        assert list(_read_yaml(path)["extrinsics"][serial]) == list(numbers)
+        assert list(read_yaml(path)["extrinsics"][serial]) == list(numbers)
     bad = tmp_path / "bad.yml"
     bad.write_text(f"betas: !!python/object/apply:os.system ['touch {tmp_path / 'ran'}']\n")
     with pytest.raises(ValueError, match="cannot be read as plain YAML"):
-        _read_yaml(bad)
+        read_yaml(bad)
     assert not (tmp_path / "ran").exists()
 
 
