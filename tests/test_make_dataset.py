@@ -136,7 +136,7 @@ def test_official_view_looks_from_in_front_and_default_views_from_all_around(six
 
 def test_the_camera_of_nocs_is_what_its_exporter_takes_and_older_folders_do_not_know_of_it(sixty, tmp_path, cache):
     records = make("--count 2 --shade --camera nocs", tmp_path, cache)
-    assert len(records) == 2 and not any(nocs.lacks(record) for record in records)
+    assert len(records) == 2 and not any(nocs.unfit_for_nocs(record) for record in records)
     assert records[0]["intrinsics"][0] == pytest.approx(577.5 * 64 / 480)
     jobs = [json.loads((folder / "dataset.json").read_text())["job"] for folder in (tmp_path, sixty)]
     assert jobs[0]["camera"] == "nocs" and "camera" not in jobs[1]

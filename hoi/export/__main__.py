@@ -13,10 +13,11 @@ import argparse
 from pathlib import Path
 
 from hoi.common.command import problems_as_messages
-from hoi.export.formats import FORMATS, export_folder, told
+from hoi.export.formats import FORMATS, export_folder, left_out_lines
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; --labels with a format that holds exact poses anyway is refused."""
     parser = argparse.ArgumentParser(
         prog="python -m hoi.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -32,8 +33,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
+    """Export, and say how much was written and left out."""
     written, left_out = export_folder(args.folder, args.format, args.out, args.labels)
-    print(f"{written} records -> {args.out}{told(left_out)}")
+    print(f"{written} records -> {args.out}{left_out_lines(left_out)}")
 
 
 def run(arguments: list[str] | None = None) -> None:

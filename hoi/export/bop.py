@@ -1,15 +1,4 @@
-"""BOP's scene-wise layout, for 6D pose estimation.  Records -> scenes, masks, models in millimetres.
-
-    models/obj_000001.ply, models_info.json     z up, origin at the centre of the box, with normals
-    models/names.json                           the object's name in the dataset folder, by number
-    train/000000/rgb, depth, mask, mask_visib   a thousand pictures a scene
-    train/000000/scene_camera.json, scene_gt.json, scene_gt_info.json
-    train/000000/scene_hand.json                the hand, which BOP has no place for: metres, camera frame
-    camera.json
-
-Visible means labelled as object in the segmentation, which is exact.  BOP's own tool calls everything visible that lies
-less than 15 mm behind the depth map, and would count a finger on the object as object.
-"""
+"""Records of a dataset folder -> BOP's scenes, masks, models in millimetres.  LAYOUT goes with every export."""
 
 import json
 import re
@@ -25,28 +14,34 @@ from tqdm import tqdm
 
 from hoi.common.arrays import box_centre
 from hoi.data.folder import load_label_map, load_mesh, load_object_mask
-from hoi.export.folder import bounds, copy_picture, hand_annotation, lacking, lines_of_json, save_mask
+from hoi.export.folder import OBJECT_KEYS, bounds, copy_picture, hand_annotation, lines_of_json, save_mask
 from hoi.geometry.camera import Camera, project, transform_points
 from hoi.geometry.objects import ALREADY_CENTRED, make_object
 from hoi.geometry.render import OBJECT, Renderer
+from hoi.geometry.shapes import Mesh
+
+LAYOUT = """\
+BOP's scene-wise layout, for 6D pose estimation.  Records -> scenes, masks, models in millimetres.
+
+    models/obj_000001.ply, models_info.json     z up, origin at the centre of the box, with normals
+    models/names.json                           the object's name in the dataset folder, by number
+    train/000000/rgb, depth, mask, mask_visib   a thousand pictures a scene
+    train/000000/scene_camera.json, scene_gt.json, scene_gt_info.json
+    train/000000/scene_hand.json                the hand, which BOP has no place for: metres, camera frame
+    camera.json
+
+Visible means labelled as object in the segmentation, which is exact.  BOP's own tool calls everything visible that lies
+less than 15 mm behind the depth map, and would count a finger on the object as object.
+"""
 
 IMAGES_PER_SCENE = 1000
-NEEDED = (
-    "depth_file_name", "object_mask_file_name", "segmentation_file_name", "object_path",
-    "object_to_camera", "intrinsics",
-)  # fmt: skip
+BOP_KEYS = ("depth_file_name", "object_mask_file_name", *OBJECT_KEYS)
 SCENE_FILES = ("scene_camera", "scene_gt", "scene_gt_info", "scene_hand")
 BUILT_IN = re.compile(r"(bowl|bottle|can)_(\d{4,})")  # mugs have a handle
-Mesh = tuple[np.ndarray, np.ndarray]  # vertices (V, 3) metres, faces (F, 3)
 
 
-def lacks(record: dict[str, Any]) -> str:
-    """Why a record cannot be exported; empty when it can."""
-    return lacking(record, NEEDED)
-
-
-def write_export(folder: Path, records: list[dict[str, Any]], out: Path) -> Counter[str]:
-    """Write the records, all complete in the sense of `lacks`, into an empty folder; nothing else is left out."""
+def write_scenes(folder: Path, records: list[dict[str, Any]], out: Path) -> Counter[str]:
+    """Write records that have all of BOP_KEYS into an empty folder; returns that none was left out."""
     paths = sorted({record["object_path"] for record in records})
     ids = {path: number for number, path in enumerate(paths, start=1)}
     meshes = {path: load_mesh(folder, {"object_path": path}) for path in paths}

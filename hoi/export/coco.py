@@ -1,9 +1,4 @@
-"""COCO: hand keypoints, boxes and masks of hand and object.  Records -> images/ and annotations.json.
-
-Category 1 is the hand with 21 keypoints, the others are the nouns of the objects.  What COCO has no place for stands
-under extra keys, which its readers ignore: the hand's parameters and 3D keypoints at the hand's annotation, the pose at
-the object's, intrinsics at the picture; units and frames are those of hoi/data/folder.py.
-"""
+"""Records of a dataset folder -> COCO's images/ and annotations.json.  LAYOUT goes with every export."""
 
 import json
 from collections import Counter
@@ -16,22 +11,27 @@ from tqdm import tqdm
 
 from hoi.conditions import BONES
 from hoi.data.folder import load_depth, load_label_map
-from hoi.export.folder import bounds, copy_picture, hand_annotation, lacking
+from hoi.export.folder import bounds, copy_picture, hand_annotation
 from hoi.geometry.hand import FINGER_NAMES
 from hoi.geometry.render import HAND, OBJECT, joints_shown
+
+LAYOUT = """\
+COCO: hand keypoints, boxes and masks of hand and object.  Records -> images/ and annotations.json.
+
+Category 1 is the hand with 21 keypoints, the others are the nouns of the objects.  What COCO has no place for stands
+under extra keys, which its readers ignore: the hand's parameters and 3D keypoints at the hand's annotation, the pose at
+the object's, intrinsics at the picture; units and frames are those of the dataset folder.
+"""
 
 KEYPOINT_NAMES = ("wrist", *(f"{name}_{part}" for name in FINGER_NAMES for part in ("mcp", "pip", "dip", "tip")))
 HAND_CATEGORY = 1
 MISSING, HIDDEN, VISIBLE = 0, 1, 2
 
 
-def lacks(record: dict[str, Any]) -> str:
-    """Why a record cannot be exported; empty when it can.  Pictures of scenery are pictures without annotation."""
-    return lacking(record, ())
-
-
-def write_export(folder: Path, records: list[dict[str, Any]], out: Path) -> Counter[str]:
-    """Write all records, which need a picture, into an empty folder; nothing is left out."""
+def write_annotations(folder: Path, records: list[dict[str, Any]], out: Path) -> Counter[str]:
+    """Write records that have a picture into an empty folder, scenery as pictures without annotation; returns that none
+    was left out.
+    """
     nouns = sorted({_noun(record) for record in records if record.get("segmentation_file_name") is not None})
     category_ids = {noun: number for number, noun in enumerate(nouns, start=HAND_CATEGORY + 1)}
     images, count = [], 0

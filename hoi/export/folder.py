@@ -21,6 +21,9 @@ HAND_KEYS = (
     "keypoint_convention", "contact", "penetration_mm",
 )  # fmt: skip
 
+# What a format needs of a record to give an object with its pose.
+OBJECT_KEYS = ("segmentation_file_name", "object_path", "object_to_camera", "intrinsics")
+
 
 def lacking(record: dict[str, Any], keys: Iterable[str]) -> str:
     """Which of the keys a record leaves open, as a reason; empty when none."""

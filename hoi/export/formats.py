@@ -1,15 +1,41 @@
 """Dataset folder + name of a format -> the export, whole or absent."""
 
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hoi.common.files import new_folder
 from hoi.data.folder import read_records
 from hoi.data.writer import card_text, read_card
 from hoi.export import bop, coco, nocs, official_csv
+from hoi.export.folder import lacking
 
-FORMATS = {"bop": bop, "nocs": nocs, "coco": coco, "csv": official_csv}
-CARD_NAMES = {"bop": "dataset_info.md"}  # README.md elsewhere
+
+@dataclass(frozen=True)
+class Format:
+    """The layout of another tool.
+
+    layout  what is in the export, for its reader
+    unfit   record -> why it cannot be exported, empty when it can
+    write   (dataset folder, fit records, empty folder) -> how many were left out after all, by reason
+    card    name of the page that says what is in the export and where it comes from
+    """
+
+    layout: str
+    unfit: Callable[[dict[str, Any]], str]
+    write: Callable[..., Counter[str]]
+    card: str = "README.md"
+
+
+FORMATS = {
+    "bop": Format(bop.LAYOUT, partial(lacking, keys=bop.BOP_KEYS), bop.write_scenes, "dataset_info.md"),  # BOP's name
+    "nocs": Format(nocs.LAYOUT, nocs.unfit_for_nocs, nocs.write_frames),
+    "coco": Format(coco.LAYOUT, partial(lacking, keys=()), coco.write_annotations),
+    "csv": Format(official_csv.LAYOUT, official_csv.unfit_for_csv, official_csv.write_tables),
+}
 
 
 def export_folder(
@@ -22,24 +48,23 @@ def export_folder(
     Raises FileNotFoundError without records, FileExistsError for an existing `out`, ValueError when no record can be
     exported or a file is damaged, which it names; then nothing is left behind.
     """
-    folder, module = Path(folder), FORMATS[file_format]
+    folder, target = Path(folder), FORMATS[file_format]
     records = read_records(folder)
-    reasons = [module.lacks(record) for record in records]
-    usable = [record for record, reason in zip(records, reasons, strict=True) if not reason]
+    reasons = [target.unfit(record) for record in records]
+    fit = [record for record, reason in zip(records, reasons, strict=True) if not reason]
     left_out = Counter(reason for reason in reasons if reason)
     with new_folder(out) as unfinished:
-        if usable:
-            options = {"labels": labels} if module is nocs else {}
-            left_out += module.write_export(folder, usable, unfinished, **options)
+        if fit:
+            left_out += target.write(folder, fit, unfinished, **({"labels": True} if labels else {}))
         written = len(records) - left_out.total()
         if not written:
-            raise ValueError(f"{folder} has no record for {file_format}{told(left_out)}")
+            raise ValueError(f"{folder} has no record for {file_format}{left_out_lines(left_out)}")
         card = card_text(read_card(folder, records))
-        notes = f"{module.__doc__}\n\n{written} records{told(left_out)}\n\n{card}"
-        (unfinished / CARD_NAMES.get(file_format, "README.md")).write_text(notes)
+        notes = f"{target.layout}\n\n{written} records{left_out_lines(left_out)}\n\n{card}"
+        (unfinished / target.card).write_text(notes)
     return written, left_out
 
 
-def told(left_out: Counter[str]) -> str:
-    """Lines that say what was left out and why."""
+def left_out_lines(left_out: Counter[str]) -> str:
+    """A line for each reason, with how many records it held back; empty when none was."""
     return "".join(f"\n  {count} left out: {reason}" for reason, count in left_out.most_common())

@@ -1,4 +1,24 @@
-"""The CAMERA part of NOCS, for category-level pose estimation, as SPD (object-deformnet) and DualPoseNet read it.
+"""Records of a dataset folder -> frames and models of NOCS-CAMERA.  LAYOUT goes with every export."""
+
+import pickle
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageFilter
+from tqdm import tqdm
+
+from hoi.common.arrays import box_centre
+from hoi.data.folder import load_depth, load_image, load_label_map, load_mesh
+from hoi.export.folder import OBJECT_KEYS, bounds, hand_annotation, lacking, lines_of_json
+from hoi.geometry.camera import CAMERA_FOV_DEG, Camera, make_intrinsics
+from hoi.geometry.render import OBJECT, Renderer
+from hoi.geometry.shapes import Mesh
+
+LAYOUT = """\
+The CAMERA part of NOCS, for category-level pose estimation, as SPD (object-deformnet) and DualPoseNet read it.
 
     CAMERA/train/00000/0000_color.png, _coord.png, _depth.png, _mask.png, _meta.txt     ten pictures a folder
     CAMERA/train/00000/0000_label.pkl, CAMERA/train_list.txt    exact poses in SPD's form, only when asked for
@@ -15,34 +35,15 @@ Readers turn z of models and coordinates around, so files hold (x, y, -z) of a r
 the camera sees scale * rotation @ q + translation.
 """
 
-import pickle
-from collections import Counter
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-from PIL import Image, ImageFilter
-from tqdm import tqdm
-
-from hoi.common.arrays import box_centre
-from hoi.data.folder import load_depth, load_image, load_label_map, load_mesh
-from hoi.export.folder import bounds, hand_annotation, lacking, lines_of_json
-from hoi.geometry.camera import CAMERA_FOV_DEG, Camera, make_intrinsics
-from hoi.geometry.render import OBJECT, Renderer
-
 HEIGHT, WIDTH, LEFT = 480, 640, 80  # of a frame; first column of the middle square
 INTRINSICS = np.array([[577.5, 0.0, 319.5], [0.0, 577.5, 239.5], [0.0, 0.0, 1.0]])
 FRAMES_PER_FOLDER = 10
 MIN_PIXELS, MAX_WIDTH, MAX_HEIGHT = 64, 600, 440  # of the visible object: readers drop what is smaller or larger
-CLASSES = {"bottle": (1, "02876657"), "bowl": (2, "02880940"), "can": (4, "02946921"), "mug": (6, "03797390")}
-NEEDED = (
-    "depth_file_name", "segmentation_file_name", "object_path", "object_to_camera", "intrinsics",
-)  # fmt: skip
+NOCS_CLASSES = {"bottle": (1, "02876657"), "bowl": (2, "02880940"), "can": (4, "02946921"), "mug": (6, "03797390")}
+NOCS_KEYS = ("depth_file_name", *OBJECT_KEYS)
 Z_UP_TO_Y_UP = np.array([[1.0, 0, 0], [0, 0, 1.0], [0, -1.0, 0]])
 READERS_SIGNS = np.array([1.0, 1.0, -1.0])
 BLUR = 12  # pixels
-Mesh = tuple[np.ndarray, np.ndarray]  # vertices (V, 3), faces (F, 3)
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Normalization:
 
     @classmethod
     def of(cls, vertices: np.ndarray) -> "Normalization":
+        """Of the box around vertices (V, 3), metres."""
         return cls(box_centre(vertices), float(np.linalg.norm(np.ptp(vertices, axis=0))))
 
     def model(self, vertices: np.ndarray) -> np.ndarray:
@@ -69,9 +71,9 @@ class Normalization:
         return rotation @ Z_UP_TO_Y_UP.T, rotation @ self.centre + object_to_camera[:3, 3]
 
 
-def lacks(record: dict[str, Any]) -> str:
-    """Why a record cannot be exported; empty when it can."""
-    if absent := lacking(record, NEEDED):
+def unfit_for_nocs(record: dict[str, Any]) -> str:
+    """Why a record cannot be a frame of NOCS; empty when it can."""
+    if absent := lacking(record, NOCS_KEYS):
         return absent
     height, width = record["height"], record["width"]
     wanted = make_intrinsics(height, height, CAMERA_FOV_DEG["nocs"])
@@ -81,21 +83,22 @@ def lacks(record: dict[str, Any]) -> str:
             f"their camera is not that of NOCS (focal length {wanted[0, 0]:.1f} px at a height of {height}): "
             "make them with make_dataset.py --camera nocs"
         )
-    if record.get("category") not in CLASSES:
-        return f"their category is none of NOCS's that are known here ({', '.join(CLASSES)})"
+    if record.get("category") not in NOCS_CLASSES:
+        return f"their category is none of NOCS's that are known here ({', '.join(NOCS_CLASSES)})"
     return ""
 
 
-def write_export(folder: Path, records: list[dict[str, Any]], out: Path, labels: bool = False) -> Counter[str]:
-    """Write the records, all complete in the sense of `lacks`; returns how many were left out, by reason.
+def write_frames(folder: Path, records: list[dict[str, Any]], out: Path, labels: bool = False) -> Counter[str]:
+    """Write records that are fit for NOCS into an empty folder.
 
-    labels  also write each frame's exact pose as a pickle in SPD's form
+    labels   also write each frame's exact pose as a pickle in SPD's form
+    returns  how many were left out after all, by reason: what is seen of the object is known only when it is drawn
     """
     paths = sorted({(record["object_path"], record["category"]) for record in records})
     meshes = {path: load_mesh(folder, {"object_path": path}) for path, _ in paths}
     normalizations = {path: Normalization.of(vertices) for path, (vertices, _) in meshes.items()}
     for path, category in paths:
-        write_model(out / "obj_models" / "train" / CLASSES[category][1] / Path(path).stem, *meshes[path])
+        write_model(out / "obj_models" / "train" / NOCS_CLASSES[category][1] / Path(path).stem, *meshes[path])
     renderer, left_out, hands = Renderer(), Counter(), []
     for record in tqdm(records, unit="picture"):
         path = record["object_path"]
@@ -165,7 +168,7 @@ def color_frame(image: np.ndarray) -> np.ndarray:
 def _write_frame(stem: Path, record: dict[str, Any], frame: Frame, normalization: Normalization | None) -> None:
     """Write the five files of a frame, and with `normalization` its label."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    class_id, synset = CLASSES[record["category"]]
+    class_id, synset = NOCS_CLASSES[record["category"]]
     model = Path(record["object_path"]).stem
     instance = np.where(frame.visible, 1, 255).astype(np.uint8)  # readers take red, and demand 255 as background
     pictures = {

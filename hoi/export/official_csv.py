@@ -1,13 +1,4 @@
-"""The CSVs of the authors' release.  Records -> pictures, label files, train.csv, test.csv, reg.csv.  (Back:
-hoi/sources/official_csv.py.)
-
-    train.csv   image,skeleton,top,bottom,left,right,sentence,seg,mask: every record with a hand or an object
-    test.csv    the same and depth,label,objpath: of these, the ones with hand parameters and a mesh
-    reg.csv     image,sentence: scenery, the pictures of the regularisation
-
-`mask` is our segmentation, `seg` the binary mask.  The box is the whole picture: it is cut to hand and object already.
-Paths are relative to the folder, so the release's scripts must be started there; its test script takes 512 px alone.
-"""
+"""Records of a dataset folder -> the CSVs of the authors' release.  LAYOUT goes with every export."""
 
 import csv
 import shutil
@@ -25,6 +16,18 @@ from hoi.data.folder import CONDITION_KEYS, load_label_map
 from hoi.export.folder import copy_picture, lacking
 from hoi.geometry.hand import MANO_TO_OPENPOSE
 
+LAYOUT = """\
+The CSVs of the authors' release.  Records -> pictures, label files, train.csv, test.csv, reg.csv.  (Back:
+make_dataset.py --csv.)
+
+    train.csv   image,skeleton,top,bottom,left,right,sentence,seg,mask: every record with a hand or an object
+    test.csv    the same and depth,label,objpath: of these, the ones with hand parameters and a mesh
+    reg.csv     image,sentence: scenery, the pictures of the regularisation
+
+`mask` is our segmentation, `seg` the binary mask.  The box is the whole picture: it is cut to hand and object already.
+Paths are relative to the folder, so the release's scripts must be started there; its test script takes 512 px alone.
+"""
+
 TRAIN = ("image", "skeleton", "top", "bottom", "left", "right", "sentence", "seg", "mask")
 COLUMNS = {"train": TRAIN, "test": (*TRAIN, "depth", "label", "objpath"), "reg": ("image", "sentence")}
 FOR_LABELS = (
@@ -34,14 +37,14 @@ FOR_LABELS = (
 OPENCV_TO_OPENGL = np.diag([1.0, -1.0, -1.0])
 
 
-def lacks(record: dict[str, Any]) -> str:
-    """Why a record cannot be exported; empty when it can."""
+def unfit_for_csv(record: dict[str, Any]) -> str:
+    """Why a record cannot be a row of any of the CSVs; empty when it can.  Scenery needs its picture alone."""
     is_scenery = all(record.get(key) is None for key in CONDITION_KEYS)
     return lacking(record, () if is_scenery else CONDITION_KEYS[:2])
 
 
-def write_export(folder: Path, records: list[dict[str, Any]], out: Path) -> Counter[str]:
-    """Write the records, all complete in the sense of `lacks`, into an empty folder; nothing is left out."""
+def write_tables(folder: Path, records: list[dict[str, Any]], out: Path) -> Counter[str]:
+    """Write records that are fit for a CSV into an empty folder; returns that none was left out."""
     with ExitStack() as files:
         tables = {}
         for name, columns in COLUMNS.items():

@@ -146,5 +146,5 @@ def test_the_picture_lies_in_the_middle_of_the_frame(exported, export_source):
 
 def test_a_folder_made_with_another_camera_is_refused_and_says_what_to_do(export_source, tmp_path):
     records = [record | {"intrinsics": [500.0, *record["intrinsics"][1:]]} for record in records_of(export_source)]
-    assert "focal length 192.5 px at a height of 160" in nocs.lacks(records[0])
-    assert "make_dataset.py --camera nocs" in nocs.lacks(records[0])
+    assert "focal length 192.5 px at a height of 160" in nocs.unfit_for_nocs(records[0])
+    assert "make_dataset.py --camera nocs" in nocs.unfit_for_nocs(records[0])
