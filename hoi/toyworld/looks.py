@@ -1,10 +1,8 @@
-"""The toy world's looks.  GBuffer + Camera + Look -> picture (H, W, 3) uint8, and its caption.
+"""The toy world's looks.  Scene + GBuffer + Look -> picture (H, W, 3) uint8, and its caption.
 
-Geometry is rendered once and shaded many times: materials, light and scenery cost a few milliseconds each.  The looks
-and phrases are those of the paper's figures (Sec. 4 and appendix).  Shading works on display values: cheap, and a named
-colour keeps its mean.
-
-A scene with a look: drawn, shaded, captioned.
+Geometry is rendered once and shaded many times: materials, light and scenery cost a few milliseconds each.  A look is
+drawn at random, put into words by the paper's template, and painted: scenery first, hand and object over it.  Phrases
+and styles are those of the paper's figures (Sec. 4 and appendix).
 """
 
 from __future__ import annotations
@@ -14,13 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from hoi.geometry.camera import Camera, scale_camera
-from hoi.geometry.render import GBuffer
+from hoi.geometry.render import HAND, GBuffer
 from hoi.geometry.scene import Scene, noun
 from hoi.toyworld.backgrounds import BACKGROUNDS, paint_background
 from hoi.toyworld.shading import (
     COLORS,
     Light,
-    VisiblePart,
     ambience,
     drop_shadow,
     lit,
@@ -35,15 +32,15 @@ PALETTE: dict[str, tuple[float, float, float]] = {
     "red": (0.75, 0.12, 0.14), "orange": (0.84, 0.48, 0.08), "yellow": (0.84, 0.80, 0.16), "green": (0.12, 0.53, 0.19),
     "blue": (0.14, 0.29, 0.75), "purple": (0.48, 0.18, 0.62), "pink": (0.85, 0.55, 0.71), "white": (0.80, 0.80, 0.80),
     "black": (0.10, 0.10, 0.11), "brown": (0.40, 0.22, 0.11), "gray": (0.44, 0.44, 0.45),
-}
+}  # fmt: skip
 
-# name -> (caption word, share of the looks, share of these that also has a colour word)
+# name -> (caption word, share of the looks, share of these that also has a colour word).  Most looks are paint,
+# since colours take longest to be learned; wood, marble and the two styles have colours of their own.
 MATERIALS: dict[str, tuple[str, float, float]] = {
     "plain": ("", 0.34, 1.0), "glossy": ("", 0.22, 1.0), "metallic": ("metallic", 0.13, 0.6),
     "striped": ("striped", 0.10, 1.0), "wooden": ("wooden", 0.08, 0.0), "marble": ("marble", 0.07, 0.0),
     "gothic-style": ("gothic-style", 0.03, 0.0), "medieval-style": ("medieval-style", 0.03, 0.0),
-}
-_CHROME = (np.float32([-1, -0.35, -0.05, 0.04, 0.3, 0.62, 1]), np.float32([0.75, 0.5, 0.22, 1.45, 1.15, 0.72, 1.25]))
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class Look:
     skin_tone        0 light ... 1 dark;  skin_warmth in [-1, 1]
     light_direction  (3,) unit, camera frame, points to the lamp (y < 0: above)
     key_strength     share of the lamp in the light, the rest is sky and ground
-    exposure         mean brightness of the lit object relative to its colour
+    exposure         mean brightness of lit hand and object relative to their colours
     pattern          numbers in [0, 1) that place stripes, grain and veins
     """
 
@@ -76,24 +73,26 @@ def sample_look(generator: np.random.Generator, style: str = "any") -> Look:
 
     style  "any": all scenery and materials; "lab": laboratory backgrounds and soft light (the paper's real recordings);
            "scenic": everything but the laboratory
+    Raises ValueError for another style.
     """
     if style not in ("any", "lab", "scenic"):
         raise ValueError(f"style {style!r} is unknown; choose any, lab or scenic")
-    lab = style == "lab" or (style == "any" and generator.random() < 0.2)
+    lab = style == "lab" or (style == "any" and generator.random() < 0.2)  # 7 of the 20 kinds differ little
     names = [name for name, background in BACKGROUNDS.items() if background.lab == lab]
     shares = np.array([share for _, share, _ in MATERIALS.values()])
     material = list(MATERIALS)[generator.choice(len(MATERIALS), p=shares / shares.sum())]
     colored = generator.random() < MATERIALS[material][2]
+    # Radians: never from behind the object, 20 to 63 degrees above, so that a shadow falls on what the camera sees.
     azimuth, height = generator.uniform(-1.9, 1.9), generator.uniform(0.35, 1.1)
     light = np.array([np.sin(azimuth) * np.cos(height), -np.sin(height), -np.cos(azimuth) * np.cos(height)])
     return Look(
         object_color=list(COLORS)[generator.integers(len(COLORS))] if colored else "",
         material=material,
         background=names[generator.integers(len(names))],
-        skin_tone=float(generator.beta(1.1, 1.5)),
+        skin_tone=float(generator.beta(1.1, 1.5)),  # all tones, the light half a little more often
         skin_warmth=float(generator.uniform(-1, 1)),
         light_direction=tuple(float(v) for v in light),
-        key_strength=float(generator.uniform(0.35, 0.5) if lab else generator.uniform(0.45, 0.7)),
+        key_strength=float(generator.uniform(0.35, 0.5) if lab else generator.uniform(0.45, 0.7)),  # lamps or sun
         exposure=float(generator.uniform(0.94, 1.06)),
         pattern=tuple(float(v) for v in generator.random(6)),
     )
@@ -111,6 +110,7 @@ def caption(
 
     category   any noun; None gives a sentence about the scenery alone, or about a hand alone when has_hand
     generator  None gives the paper's template, otherwise paraphrases are mixed in
+    with_adjectives, with_background  False leaves colour and material, or the scenery, unsaid
     """
     if category is None and has_hand:
         category, has_hand, with_adjectives = "hand", False, False
@@ -126,6 +126,8 @@ def nearest_color(color: np.ndarray) -> str:
 
 def reduce_image(image: np.ndarray, factor: int) -> np.ndarray:
     """Area-average a picture (H, W, ...) by a whole factor, same dtype.  Raises ValueError if it does not fit."""
+    if factor == 1:
+        return image
     height, width = image.shape[:2]
     if height % factor or width % factor:
         raise ValueError(f"picture of {height} x {width} cannot be reduced {factor} times; choose a divisor of both")
@@ -159,19 +161,17 @@ def shade(
         if BACKGROUNDS[look.background].table:
             drop_shadow(image, mask)
         light = Light(np.float32(look.light_direction), look.key_strength, look.exposure, above, below)
-        _shade_parts(image, visible_parts(gbuffer, camera, light.direction), look, light)
-    picture = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
-    return picture if reduce == 1 else reduce_image(picture, reduce)
+        for label, part in visible_parts(gbuffer, camera, light.direction).items():
+            if label == HAND:
+                surface = skin_surface(part.canonical, look.skin_tone, look.skin_warmth, look.pattern)
+            else:
+                surface = object_surface(part.canonical, look.object_color, look.material, look.pattern)
+            image[part.rows, part.columns] = lit(part, surface, light)
+    return reduce_image(_as_uint8(image), reduce)
 
 
-def _shade_parts(image: np.ndarray, parts: dict[int, VisiblePart], look: Look, light: Light) -> None:
-    """Paint hand (1) and object (2) over the scenery, in place.  Neither looks at the other's material."""
-    for label, part in parts.items():
-        if label == 1:
-            surface = skin_surface(part.canonical, look.skin_tone, look.skin_warmth, look.pattern)
-        else:
-            surface = object_surface(part.canonical, look.object_color, look.material, look.pattern)
-        image[part.rows, part.columns] = lit(part, surface, light)
+def _as_uint8(image: np.ndarray) -> np.ndarray:
+    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def shade_scene(
@@ -182,7 +182,7 @@ def shade_scene(
     factor: int = 2,
     paraphrase: bool = False,
 ) -> tuple[np.ndarray, str]:
-    """Toy-world picture of a frame and its caption.
+    """Toy-world picture of a scene's frame, and its caption.
 
     gbuffer     of `factor` times the picture's size (`render_scene(..., factor=factor)`); None for scenery
     paraphrase  word some captions differently; otherwise all follow the paper's template
@@ -191,7 +191,7 @@ def shade_scene(
     camera = scale_camera(scene.camera, factor)
     if scene.content == "scenery":
         background = reduce_image(paint_background(look.background, generator, camera.height, camera.width), factor)
-        picture = (np.clip(background, 0, 1) * 255 + 0.5).astype(np.uint8)
+        picture = _as_uint8(background)
     else:
         picture = shade(gbuffer, camera, look, generator, reduce=factor)
     words = generator if paraphrase else None

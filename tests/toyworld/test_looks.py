@@ -103,9 +103,9 @@ def test_a_shaded_object_has_the_colour_of_its_word(bank: dict) -> None:
         picture = shade(gbuffer, camera, look, generator, background=bank[look.background][index % 8])
         found = nearest_color(picture[gbuffer.label_map == 2].mean(0) / 255)
         hits[look.object_color].append(found == look.object_color)
-    judged = np.concatenate(list(hits.values()))
-    assert len(judged) > 450
-    assert judged.mean() >= 0.97, {color: np.mean(found) for color, found in hits.items()}
+    right = np.concatenate(list(hits.values()))
+    assert len(right) > 450
+    assert right.mean() >= 0.97, {color: np.mean(found) for color, found in hits.items()}
     assert min(np.mean(found) for found in hits.values()) >= 0.9
 
 
@@ -178,8 +178,8 @@ def features(picture: np.ndarray) -> np.ndarray:
     return np.concatenate([blocks.mean((1, 3)).ravel(), blocks.std((1, 3)).ravel() * 2])
 
 
-def test_backgrounds_are_told_apart_by_the_simplest_judge(bank: dict) -> None:
-    """Nearest mean of block colours: 8 draws of each kind to learn, 8 others to judge."""
+def test_backgrounds_are_told_apart_by_the_simplest_classifier(bank: dict) -> None:
+    """Nearest mean of block colours: 8 draws of each kind to learn, 8 others to classify."""
     names = list(BACKGROUNDS)
     centers = np.stack([np.mean([features(p) for p in bank[name]], 0) for name in names])
     generator = np.random.default_rng(12)
