@@ -1,6 +1,7 @@
-"""The toy world's vocabulary.  Words -> caption and back.  Template and phrases: the paper's, Sec. 4 and figures.
+"""The toy world's words.  Colour, material, place, noun <-> caption; prompt files -> prompts.  Paper: Sec. 4, figures.
 
-Prompts.  Prompt files, the {object} placeholder, preset defaults -> list[str].  Paper: Sec. 4 and its figures.
+A caption is written from words (`caption_words`), words are found again in any prompt (`words_in`), and whoever samples
+gets prompts: from a file, of the paper's figures, with {object} filled in, warned of words that no caption taught.
 """
 
 import re
@@ -10,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from hoi.common.files import ASSETS
-from hoi.toyworld.backgrounds import BACKGROUNDS
+from hoi.geometry.objects import CATEGORIES
+from hoi.toyworld.backgrounds import BACKGROUNDS, CLOTHS, WALLS
+from hoi.toyworld.shading import COLORS
 
-COLOR_WORDS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white", "black", "brown", "gray")
 MATERIAL_WORDS = ("metallic", "striped", "wooden", "marble", "gothic-style", "medieval-style")
-CATEGORY_WORDS = ("mug", "bowl", "bottle", "can")
 
 # {thing}: article, adjectives, noun; {place}: background phrase.  The first is the paper's and is drawn most often.
 _GRASP_FORMS = (
@@ -32,7 +33,7 @@ _OBJECT_FORMS = (
     "There is {thing} {place}",
     "{place}, {thing}",
 )
-_TEMPLATE_SHARE = 0.6
+TEMPLATE_SHARE = 0.6  # prompts at test are the template; the rest keeps other wordings from being foreign
 
 # Nouns that tell a scene when the exact phrase is absent, most telling first.
 _CLUES = {
@@ -53,12 +54,22 @@ _CLUES = {
     "mountains": "in the mountain",
     "sea": "floating in the sea",
     "grass": "on the grass",
-    **{f"{color} cloth": f"on a table covered with {color} cloth" for color in ("green", "blue", "red", "white")},
-    "white wall": "in front of a white wall",
-    "gray wall": "in front of a gray wall",
+    **{f"{color} cloth": f"on a table covered with {color} cloth" for color in CLOTHS},
+    **{f"{color} wall": f"in front of a {color} wall" for color in WALLS},
     "table": "on the table",
 }
+# A colour before one of these is the scenery's: "blue sky".
 _SCENERY_NOUNS = "sky|sea|water|cloth|wall|rock|rows|ground|grass|sand|table|light|forest"
+
+PLACEHOLDER = "{object}"
+# Looks of the paper's figures in the words that the built-in model was taught.
+DEFAULT_PROMPTS = (
+    "A hand is grasping a pink {object} on the beach",
+    "A hand is grasping a metallic {object} in neon-lit cyberpunk nightclub",
+    "A hand is grasping a wooden {object} in the snow",
+    "A hand is grasping a blue {object} on the table",
+)
+SCENERY_FILES = {"tiny": ASSETS / "toy_scenery_prompts.txt"}  # other presets: scenery_prompts.txt
 
 
 def _with_article(words: str) -> str:
@@ -78,13 +89,14 @@ def caption_words(
     color, material  caption words, "" for none (a plain material has no word)
     background       key of BACKGROUNDS, "" for none
     category         any noun, or None for scenery alone
+    has_hand         a hand is grasping it
     generator        None gives the template; otherwise a paraphrase in 40 % of the cases
     """
     if category is None:
         sentences = BACKGROUNDS[background].sentences
         return sentences[0 if generator is None else generator.integers(len(sentences))]
     forms = _GRASP_FORMS if has_hand else _OBJECT_FORMS
-    other = generator is not None and generator.random() > _TEMPLATE_SHARE
+    other = generator is not None and generator.random() > TEMPLATE_SHARE
     form = forms[generator.integers(1, len(forms))] if other else forms[0]
     if not background:
         form = re.sub(r"^{place}, ", "", form).replace(" {place}", "")
@@ -111,23 +123,11 @@ def words_in(prompt: str) -> dict[str, str | None]:
 
     material = first((*MATERIAL_WORDS, "metal"))
     return {
-        "color": first(COLOR_WORDS, rf"(?!(?:{_SCENERY_NOUNS}) )"),
+        "color": first(tuple(COLORS), rf"(?!(?:{_SCENERY_NOUNS}) )"),
         "material": "metallic" if material == "metal" else material,
         "background": background,
-        "category": first(CATEGORY_WORDS),
+        "category": first(CATEGORIES),
     }
-
-
-PLACEHOLDER = "{object}"
-
-# Looks of the paper's figures in the words that the built-in model was taught.
-DEFAULT_PROMPTS = (
-    "A hand is grasping a pink {object} on the beach",
-    "A hand is grasping a metallic {object} in neon-lit cyberpunk nightclub",
-    "A hand is grasping a wooden {object} in the snow",
-    "A hand is grasping a blue {object} on the table",
-)
-SCENERY_FILES = {"tiny": ASSETS / "toy_scenery_prompts.txt"}  # other presets: scenery_prompts.txt
 
 
 def read_prompts(path: str | Path) -> list[str]:
@@ -173,12 +173,10 @@ def fill(prompt: str, noun: str | None) -> str:
 @lru_cache(maxsize=1)
 def toy_vocabulary() -> frozenset[str]:
     """Every word in captions of the toy world."""
-    texts = [*COLOR_WORDS, *MATERIAL_WORDS, *CATEGORY_WORDS, "a an grey metal"]
+    forms = [form.replace("{thing}", "").replace("{place}", "") for form in (*_GRASP_FORMS, *_OBJECT_FORMS)]
+    texts = [*COLORS, *MATERIAL_WORDS, *CATEGORIES, *forms, "an grey metal"]
     for phrase, background in BACKGROUNDS.items():
         texts += [phrase, *background.sentences]
-    for draw in range(200):  # enough to see every form of a sentence
-        generator = np.random.default_rng(draw)
-        texts += [caption_words("", "", "on the beach", "mug", has_hand, generator) for has_hand in (True, False)]
     return frozenset(word for text in texts for word in _words(text))
 
 
