@@ -1,14 +1,4 @@
-"""Hold every picture against its own annotation.  Dataset folder -> scores in its records, a report, a selection.
-
-    python -m hoi.verify DIR                                   # adds `verification` to every record; DIR/verification/
-    python -m hoi.verify DIR --keep "iou_hand>0.8,pck>0.9" --list keep.txt        # or --out DIR2; prints the yield
-    python -m hoi.verify DIR --keypoints hamer.json --contacts 100doh.json         # formats: hoi/verify/predictions.py
-    python -m hoi.verify train --data runs/toy/any runs/toy/lab --out verifier.safetensors --minutes 20
-    python -m hoi.verify measure --shaded runs/eval/shaded --generated runs/eval/generated
-
-What each score means is in hoi/verify/scores.py.  The built-in verifier knows the toy world; for other pictures
-train one on real pictures, or bring the keypoints of a hand estimator.  Nothing is deleted.
-"""
+"""python -m hoi.verify: score the pictures of a folder, choose what passes, train a verifier, measure a model."""
 
 import argparse
 import sys
@@ -17,7 +7,7 @@ from pathlib import Path
 from hoi.common.command import problems_as_messages
 from hoi.common.machine import keep_freed_memory
 from hoi.data import folder
-from hoi.verify import predictions
+from hoi.verify.predictions import FORMATS
 from hoi.verify.report import (
     choose,
     copy_records,
@@ -29,14 +19,29 @@ from hoi.verify.report import (
     verify_folder,
     write_list,
 )
-from hoi.verify.scores import PCK_THRESHOLD
+from hoi.verify.scores import PCK_THRESHOLD, SCORES
 from hoi.verify.training import minutes_passed, train_verifier
-from hoi.verify.verifier import BUILT_IN_VERIFIER, SIDE, save_verifier
+from hoi.verify.verifier import BUILT_IN_VERIFIER, DEFAULT_SIDE, save_verifier
 
 COMMANDS = ("score", "train", "measure")
+DESCRIPTION = """Hold every picture of a dataset folder against its own annotation: scores, a report, a selection.
+
+    python -m hoi.verify DIR                                   # adds `verification` to every record; DIR/verification/
+    python -m hoi.verify DIR --keep "iou_hand>0.8,pck>0.9" --list keep.txt        # or --out DIR2; prints the yield
+    python -m hoi.verify DIR --keypoints hamer.json --contacts 100doh.json        # formats: see score --help
+    python -m hoi.verify train --data runs/toy/any runs/toy/lab --out verifier.safetensors --minutes 20
+    python -m hoi.verify measure --shaded runs/eval/shaded --generated runs/eval/generated
+
+The built-in verifier knows the toy world; for other pictures train one on real pictures, or bring the keypoints of a
+hand estimator.  Nothing is deleted.
+"""
+MEANINGS = "Scores, null where there is nothing to hold a picture against:\n\n" + "\n".join(
+    f"    {name:33}{meaning}" for name, meaning in SCORES.items()
+)
 
 
 def add_score_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of `score`: what to score with, and what to do with what passes."""
     add = parser.add_argument
     add("folder", metavar="DIR", type=Path, help="a dataset folder with pictures")
     add("--verifier", metavar="FILE", type=Path, help="made by `train` (default: the built-in one)")
@@ -53,16 +58,18 @@ def add_score_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_train_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of `train`."""
     add = parser.add_argument
     add("--data", metavar="DIR", nargs="+", type=Path, required=True, help="dataset folders, none of them generated")
     add("--out", metavar="FILE", type=Path, required=True, help="the verifier's file (.safetensors)")
     add("--minutes", type=float, default=6.0, help="training time (minutes, default %(default)s)")
-    add("--side", type=int, default=SIDE,
+    add("--side", type=int, default=DEFAULT_SIDE,
         help="pixels that pictures are resized to (multiple of 32, default %(default)s)")  # fmt: skip
     add("--seed", type=int, default=0, help="of first weights and batches (default %(default)s)")
 
 
 def add_measure_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of `measure`."""
     add = parser.add_argument
     add("--verifier", metavar="FILE", type=Path, default=BUILT_IN_VERIFIER,
         help="made by `train` (default: the built-in one)")  # fmt: skip
@@ -71,49 +78,53 @@ def add_measure_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_args(words: list[str]) -> argparse.Namespace:
+    """Arguments of one of COMMANDS; `score` may be left out.  Ends with argparse's message for what makes no sense."""
     raw = {"formatter_class": argparse.RawDescriptionHelpFormatter}
-    parser = argparse.ArgumentParser(prog="python -m hoi.verify", description=__doc__, **raw)
+    parser = argparse.ArgumentParser(prog="python -m hoi.verify", description=DESCRIPTION, epilog=MEANINGS, **raw)
     commands = parser.add_subparsers(dest="command", required=True)
     score = "score the pictures of DIR (the word `score` may be left out); its help has the formats of --keypoints, ..."
-    add_score_flags(commands.add_parser("score", help=score, epilog=predictions.__doc__, **raw))
+    add_score_flags(commands.add_parser("score", help=score, epilog=f"{FORMATS}\n{MEANINGS}", **raw))
     add_train_flags(commands.add_parser("train", help="train a verifier on shaded or real pictures"))
     add_measure_flags(
         commands.add_parser("measure", help="score generated pictures beside shaded ones of the same records")
     )
     known = bool(words) and words[0] in (*COMMANDS, "-h", "--help")
     args = parser.parse_args(words if known else ["score", *words])
-    if args.command == "score" and bool(args.keep) != bool(args.list or args.out):
-        parser.error("--keep needs --list FILE or --out DIR2 to say what to do with what passes, and these need --keep")
-    if args.command == "score" and not (args.network or args.keypoints or args.contacts):
-        parser.error("--no-network needs --keypoints FILE or --contacts FILE")
-    if args.command == "score" and args.pck_threshold is not None and not args.pck_threshold > 0:
-        parser.error(f"--pck-threshold is {args.pck_threshold:g}, expected a share above 0, e.g. {PCK_THRESHOLD}")
-    if args.command == "train" and not args.minutes > 0:
+    if args.command == "score":
+        if bool(args.keep) != bool(args.list or args.out):
+            needs = "--keep needs --list FILE or --out DIR2 to say what to do with what passes"
+            parser.error(f"{needs}, and these need --keep")
+        if not (args.network or args.keypoints or args.contacts):
+            parser.error("--no-network needs --keypoints FILE or --contacts FILE")
+        if args.pck_threshold is not None and not args.pck_threshold > 0:
+            parser.error(f"--pck-threshold is {args.pck_threshold:g}, expected a share above 0, e.g. {PCK_THRESHOLD}")
+    if args.command == "train" and not args.minutes > 0:  # NaN is not, either
         parser.error(f"--minutes is {args.minutes:g}, expected more than 0")
     return args
 
 
 def score_command(args: argparse.Namespace) -> None:
+    """Score a folder, unless its stored scores will do; list or copy what passes."""
     conditions = parse_keep(args.keep) if args.keep else []
     records = folder.read_records(args.folder)
     anew = args.verifier or args.keypoints or args.contacts or args.pck_threshold or not args.network
-    if not conditions or anew or not records or not all(record.get("verification") for record in records):
+    if conditions and records and all(record.get("verification") for record in records) and not anew:
+        print(f"stored scores, verifier {records[0]['verification']['verifier']}")
+    else:
         verifier = (args.verifier or BUILT_IN_VERIFIER) if args.network else None
         threshold = args.pck_threshold or PCK_THRESHOLD
         records, report = verify_folder(args.folder, verifier, args.keypoints, args.contacts, threshold)
         print(report_as_markdown(report))
-    else:
-        print(f"stored scores, verifier {records[0]['verification']['verifier']}")
     if conditions:
-        chosen = choose(records, conditions)
         print(describe_yield(records, conditions))
         if args.list:
-            write_list(args.list, chosen)
+            write_list(args.list, choose(records, conditions))
         if args.out:
             copy_records(args.folder, args.out, records, conditions)
 
 
 def main(args: argparse.Namespace) -> None:
+    """Run the chosen command."""
     keep_freed_memory()
     if args.command == "train":
         verifier = train_verifier(args.data, minutes_passed(args.minutes), args.seed, args.side)

@@ -1,22 +1,6 @@
-"""Predictions of other programs, by file.  JSON -> hand keypoints and contact states by picture.  Paper: Sec. 4.2.
+"""What other programs say of the pictures.  JSON -> hand keypoints and contact states by picture.  Paper: Sec. 4.2.
 
-Keypoints (`read_keypoint_predictions`), any tool; tools/convert_keypoints.py writes this from FrankMocap, HaMeR,
-MediaPipe:
-
-    {"predictions": {"images/000000.png": [{"keypoints_2d": [[x, y], ...], "scores": [s, ...], "hand_side": "right",
-                                            "keypoints_3d": [[x, y, z], ...]}],
-                     "images/000001.png": []}}
-
-One list a picture, one entry a hand, [] where none was found.  The 21 points are in OpenPose order: wrist, then thumb,
-index, middle, ring, little, each from base to tip; pixels of the picture as stored, pixel centres at integers; 3D in
-metres, camera axes, any origin.  All but keypoints_2d may be left out or null.
-
-Contact (`read_contact_predictions`), what the 100DOH hand-object detector says of each hand:
-
-    {"predictions": {"images/000000.png": [{"box": [left, top, right, bottom], "score": 0.98, "state": 3,
-                                            "hand_side": "right"}]}}
-
-state is 0 no contact, 1 self, 2 another person, 3 portable object, 4 stationary object.
+FORMATS says what the files hold; the readers take it exactly or name file, picture and hand of what is wrong.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -29,9 +13,27 @@ import numpy as np
 from hoi.common.command import first_few
 from hoi.common.files import read_json
 
-JOINTS = 21
+FORMATS = """Keypoints, what any hand estimator found: pixels of the picture as stored, pixel centres at integers
+(python tools/convert_keypoints.py writes it from FrankMocap, HaMeR, MediaPipe):
+
+    {"predictions": {"images/000000.png": [{"keypoints_2d": [[x, y], ...], "scores": [s, ...], "hand_side": "right",
+                                            "keypoints_3d": [[x, y, z], ...]}],
+                     "images/000001.png": []}}
+
+One list a picture, one entry a hand, [] where none was found.  The 21 points are in OpenPose order: wrist, then thumb,
+index, middle, ring, little, each from base to tip; 3D in metres, camera axes, any origin.  All but keypoints_2d may be
+left out or null.
+
+Contact states, what the 100DOH hand-object detector says of each hand: box in pixels; state 0 no contact, 1 self,
+2 another person, 3 portable object, 4 stationary object:
+
+    {"predictions": {"images/000000.png": [{"box": [left, top, right, bottom], "score": 0.98, "state": 3,
+                                            "hand_side": "right"}]}}
+"""
+JOINTS = 21  # keypoints of a hand, OpenPose order
 CONTACT_STATES = ("no contact", "self", "another person", "portable object", "stationary object")
 PORTABLE_OBJECT = 3  # the one state that counts as contact in the evaluation that the paper follows
+NO_HAND = -1  # in place of a state
 MIN_SCORE = 0.5  # the detector's own threshold
 HOW_MADE = "; python tools/convert_keypoints.py --help says how to make one"
 
@@ -77,12 +79,6 @@ def numbers(value: Any, shape: tuple[int, ...], place: str) -> np.ndarray:
     return array
 
 
-def _side(value: Any, place: str) -> str | None:
-    if value not in ("left", "right", None):
-        raise ValueError(f'{place} is {value!r}, expected "left", "right" or null')
-    return value
-
-
 def _known_keys(entry: Any, required: set[str], optional: set[str], place: str) -> dict[str, Any]:
     """The entry without nulls, if it is an object of these keys: a misspelt optional key would go unread."""
     if not isinstance(entry, dict) or not required <= entry.keys() <= required | optional:
@@ -91,27 +87,28 @@ def _known_keys(entry: Any, required: set[str], optional: set[str], place: str) 
     return {key: value for key, value in entry.items() if value is not None or key in required}
 
 
+def _side(entry: dict[str, Any], place: str) -> str | None:
+    side = entry.get("hand_side")
+    if side not in ("left", "right", None):
+        raise ValueError(f'{place} hand_side is {side!r}, expected "left", "right" or null')
+    return side
+
+
 def _hand(entry: Any, place: str) -> HandPrediction:
     entry = _known_keys(entry, {"keypoints_2d"}, {"scores", "hand_side", "keypoints_3d"}, place)
-    scores, points_3d = entry.get("scores"), entry.get("keypoints_3d")
-    return HandPrediction(
-        keypoints_2d=numbers(entry["keypoints_2d"], (JOINTS, 2), f"{place} keypoints_2d"),
-        scores=None if scores is None else numbers(scores, (JOINTS,), f"{place} scores"),
-        hand_side=_side(entry.get("hand_side"), f"{place} hand_side"),
-        keypoints_3d=None if points_3d is None else numbers(points_3d, (JOINTS, 3), f"{place} keypoints_3d"),
-    )
+    shapes = {"keypoints_2d": (JOINTS, 2), "scores": (JOINTS,), "keypoints_3d": (JOINTS, 3)}
+    arrays = {key: numbers(entry[key], shape, f"{place} {key}") for key, shape in shapes.items() if key in entry}
+    return HandPrediction(**arrays, hand_side=_side(entry, place))
 
 
 def _contact(entry: Any, place: str) -> ContactPrediction:
+    # The detector gives an offset to the object, too; it may stay in the file, nobody reads it.
     entry = _known_keys(entry, {"box", "score", "state"}, {"hand_side", "offset"}, place)
-    if type(entry["state"]) is not int or not 0 <= entry["state"] < len(CONTACT_STATES):
-        raise ValueError(f"{place} state is {entry['state']!r}, expected 0 to {len(CONTACT_STATES) - 1}")
-    return ContactPrediction(
-        box=numbers(entry["box"], (4,), f"{place} box"),
-        score=float(numbers(entry["score"], (), f"{place} score")),
-        state=entry["state"],
-        hand_side=_side(entry.get("hand_side"), f"{place} hand_side"),
-    )
+    state = entry["state"]
+    if type(state) is not int or not 0 <= state < len(CONTACT_STATES):  # isinstance would take True for 1
+        raise ValueError(f"{place} state is {state!r}, expected 0 to {len(CONTACT_STATES) - 1}")
+    box, score = numbers(entry["box"], (4,), f"{place} box"), float(numbers(entry["score"], (), f"{place} score"))
+    return ContactPrediction(box, score, state, _side(entry, place))
 
 
 def _read(path: str | Path, make: Callable[[Any, str], T]) -> dict[str, list[T]]:
@@ -128,7 +125,7 @@ def _read(path: str | Path, make: Callable[[Any, str], T]) -> dict[str, list[T]]
 
 
 def read_keypoint_predictions(path: str | Path) -> dict[str, list[HandPrediction]]:
-    """Hands by file_name; the format is in the head of this module.
+    """Hands by file_name, from the first of FORMATS.
 
     Raises FileNotFoundError, or ValueError naming file, picture and hand: no JSON, unknown keys, another number of
     points, numbers that are not finite, another hand side.
@@ -137,7 +134,7 @@ def read_keypoint_predictions(path: str | Path) -> dict[str, list[HandPrediction
 
 
 def read_contact_predictions(path: str | Path) -> dict[str, list[ContactPrediction]]:
-    """Hands with contact state by file_name; the format is in the head of this module.  Raises as the other reader."""
+    """Hands with contact state by file_name, from the second of FORMATS.  Raises as read_keypoint_predictions."""
     return _read(path, _contact)
 
 
@@ -161,10 +158,10 @@ def closest_hand(hands: list[HandPrediction], keypoints_2d: np.ndarray) -> HandP
 
 
 def contact_state(hands: list[ContactPrediction], min_score: float = MIN_SCORE) -> int:
-    """State of the hand of the highest score; -1 when no hand reaches min_score.
+    """State of the hand of the highest score; NO_HAND when no hand reaches min_score.
 
     PORTABLE_OBJECT counts as contact, everything else does not, a missing hand included.
     Source: the evaluation published with Affordance Diffusion takes the first hand; the detector sorts by score.
     """
     best = max(hands, key=lambda hand: hand.score, default=None)
-    return best.state if best is not None and best.score >= min_score else -1
+    return best.state if best is not None and best.score >= min_score else NO_HAND

@@ -1,15 +1,15 @@
-"""What a folder's scores look like.  Scored records -> report.json, report.md, histograms.png, best_worst.png.
+"""A scored dataset folder.  Records + scores -> report, histograms, best and worst; what passes; folders side by side.
 
-Choosing the pictures whose scores pass.  Scored records + "iou_hand>0.8,pck>0.9" -> a list, or a dataset folder.
-
-A scored folder: its scores, and the table of several folders.
+`verify_folder` scores all records and leaves verification/ (report.json, report.md, histograms.png, best_worst.png);
+`choose`, `write_list` and `copy_records` take what passes "iou_hand>0.8,pck>0.9"; `measure_folders` compares generated
+pictures with shaded ones of the same records.
 """
 
 import hashlib
 import json
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from hoi.common.files import encode_png, write_json, write_whole
 from hoi.common.sheets import contact_sheet, histogram
 from hoi.conditions import draw_skeleton
 from hoi.data.folder import PICTURE_FOLDERS, load_image, read_description, read_records
-from hoi.data.writer import DatasetWriter, refresh_card, write_records
+from hoi.data.writer import REPORT, DatasetWriter, refresh_card, write_records
+from hoi.geometry.render import HAND, OBJECT
 from hoi.verify.scores import (
     PCK_THRESHOLD,
     SCORES,
@@ -34,9 +35,8 @@ from hoi.verify.scores import (
     score_picture,
     score_records,
 )
-from hoi.verify.verifier import BUILT_IN_VERIFIER, load_verifier
+from hoi.verify.verifier import BUILT_IN_VERIFIER, Prediction, load_verifier
 
-REPORT_FOLDER = "verification"
 PERCENTILES = (5, 25, 50, 75, 95)
 # What histograms show, left and right end; what lies beyond is counted at the end.
 HISTOGRAMS = {
@@ -45,59 +45,63 @@ HISTOGRAMS = {
     "keypoint_error_relative_hidden": (0, 0.5),
 }  # fmt: skip
 RANKED_BY = ("iou_hand", "iou_object", "pck")  # best and worst are by the mean of those that a record has
-SHEET_COUNT, SHEET_CELL, SHEET_COLUMNS = 16, 192, 8
-HAND_TINT, OBJECT_TINT = (64, 255, 64), (255, 64, 64)
-SHOWN_PROBLEMS = 20
+SHEET_COUNT, SHEET_CELL, SHEET_COLUMNS = 16, 192, 8  # pictures of each half, pixels of each, pictures a row
+TINTS = {HAND: (64, 255, 64), OBJECT: (255, 64, 64)}
+SHOWN_PROBLEMS = 20  # in report.md; report.json has all
 
-Observer = Callable[[list[dict[str, Any]], list[np.ndarray]], list[tuple[np.ndarray | None, np.ndarray | None]]]
+Record = dict[str, Any]
 
 
-def summarize(records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Of each score that any record has: n, mean and percentiles."""
+def _values(records: list[Record], name: str) -> list[float]:
+    """One score of every record that has it."""
+    return [record["verification"][name] for record in records if record["verification"][name] is not None]
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
+    return [lines[0], "|" + "---|" * len(head), *lines[1:]]
+
+
+def summarize(records: list[Record]) -> dict[str, dict[str, float]]:
+    """Of each score that any record has: n, mean and percentiles (p5 to p95)."""
     summary = {}
     for name in SCORES:
-        values = [record["verification"][name] for record in records if record["verification"][name] is not None]
-        if values:
-            percentiles = {
-                f"p{p}": float(v) for p, v in zip(PERCENTILES, np.percentile(values, PERCENTILES), strict=True)
-            }
-            summary[name] = {"n": len(values), "mean": float(np.mean(values)), **percentiles}
+        if values := _values(records, name):
+            percentiles = zip(PERCENTILES, np.percentile(values, PERCENTILES), strict=True)
+            summary[name] = {"n": len(values), "mean": float(np.mean(values))}
+            summary[name] |= {f"p{percent}": float(value) for percent, value in percentiles}
     return summary
 
 
 def report_as_markdown(report: dict[str, Any]) -> str:
-    columns = ("n", "mean", *(f"p{p}" for p in PERCENTILES))
+    """What report.json holds, for people: how the scores were made, a row a score, the first of the problems."""
+    columns = ("mean", *(f"p{p}" for p in PERCENTILES))
+    rows = [[name, str(row["n"]), *(f"{row[key]:.3f}" for key in columns)] for name, row in report["scores"].items()]
     lines = [
         f"# Verification of {report['folder']}", "",
         f"{report['records']} records, {report['scored']} scored. Verifier: {report['verifier']}. "
         f"Keypoints: {report['keypoints']}. PCK threshold: {report['pck_threshold']} of the hand box.", "",
-        f"| score | {' | '.join(columns)} |", "|---|" + "---|" * len(columns),
+        *_table(["score", "n", *columns], rows),
     ]  # fmt: skip
-    for name, row in report["scores"].items():
-        lines.append(f"| {name} | {row['n']} | " + " | ".join(f"{row[c]:.3f}" for c in columns[1:]) + " |")
     problems = report["problems"]
     if problems:
         lines += ["", f"## {len(problems)} records without scores", ""]
         lines += [f"- {problem}" for problem in problems[:SHOWN_PROBLEMS]]
         lines += ["- ... the others are in report.json"] if len(problems) > SHOWN_PROBLEMS else []
-    lines += [
-        "",
-        f"Best and worst are by the mean of {', '.join(RANKED_BY)}. A score counts the records that have it.",
-    ]
-    return "\n".join(lines) + "\n"
+    ranking = f"Best and worst are by the mean of {', '.join(RANKED_BY)}. A score counts the records that have it."
+    return "\n".join([*lines, "", ranking]) + "\n"
 
 
-def histograms(records: list[dict[str, Any]]) -> Image.Image | None:
+def histograms(records: list[Record]) -> Image.Image | None:
     """All HISTOGRAMS that have values, two a row; None when there are none."""
-    drawn = []
-    for name, ends in HISTOGRAMS.items():
-        values = [record["verification"][name] for record in records if record["verification"][name] is not None]
-        if values:
-            drawn.append(np.asarray(histogram(values, name, ends)))
+    values = {name: _values(records, name) for name in HISTOGRAMS}
+    drawn = [np.asarray(histogram(values[name], name, ends)) for name, ends in HISTOGRAMS.items() if values[name]]
     return contact_sheet([drawn[k : k + 2] for k in range(0, len(drawn), 2)]) if drawn else None
 
 
-def rank(record: dict[str, Any]) -> float | None:
+def rank(record: Record) -> float | None:
+    """By what a record stands among the best or the worst: the mean of RANKED_BY; None when it has none of them."""
     values = [record["verification"][name] for name in RANKED_BY if record["verification"][name] is not None]
     return float(np.mean(values)) if values else None
 
@@ -105,58 +109,80 @@ def rank(record: dict[str, Any]) -> float | None:
 def overlay(image: np.ndarray, label_map: np.ndarray | None, points: np.ndarray | None) -> np.ndarray:
     """The picture, tinted where hand and object are seen, under the skeleton that is seen.  (H, W, 3) uint8."""
     tinted = image.astype(np.float32)
-    for label, tint in ((1, HAND_TINT), (2, OBJECT_TINT)) if label_map is not None else ():
+    for label, tint in TINTS.items() if label_map is not None else ():
         tinted[label_map == label] = 0.6 * tinted[label_map == label] + 0.4 * np.array(tint)
     if points is None:
         return tinted.astype(np.uint8)
     skeleton = draw_skeleton(points, *image.shape[:2]).astype(np.float32)
-    weight = skeleton.max(axis=2, keepdims=True) / 255
+    weight = skeleton.max(axis=2, keepdims=True) / 255  # its black ground lets the picture through
     return np.clip(tinted * (1 - weight) + skeleton, 0, 255).astype(np.uint8)
 
 
-def best_and_worst(folder: Path, records: list[dict[str, Any]], look: Observer) -> Image.Image | None:
-    """The 16 best pictures above the 16 worst with what is seen in them; None when no record can be ranked.
-
-    look  records and their pictures -> label map and keypoints that are seen in each, or None
-    """
+def best_and_worst(folder: Path, records: list[Record], estimators: Estimators) -> Image.Image | None:
+    """The 16 best pictures above the 16 worst with what is seen in them; None when no record can be ranked."""
     ranked = sorted((record for record in records if rank(record) is not None), key=rank, reverse=True)
     if not ranked:
         return None
-    chosen = [*ranked[:SHEET_COUNT], *ranked[-SHEET_COUNT:]]
+    halves = {"best": ranked[:SHEET_COUNT], "worst": ranked[-SHEET_COUNT:]}
+    chosen = [record for half in halves.values() for record in half]
     images = [load_image(folder, record) for record in chosen]
-    drawn = [
-        np.asarray(Image.fromarray(overlay(image, *seen)).resize((SHEET_CELL, SHEET_CELL)))
-        for image, seen in zip(images, look(chosen, images), strict=True)
-    ]
-    half = min(SHEET_COUNT, len(ranked))
-    titles = ["best"] * half + ["worst"] * half
-    labels = [f"{t} {rank(r):.2f}  {Path(r['file_name']).stem}" for t, r in zip(titles, chosen, strict=True)]
-    rows = [slice(k, min(k + SHEET_COLUMNS, half)) for k in range(0, half, SHEET_COLUMNS)]
-    rows += [slice(half + row.start, half + row.stop) for row in rows]
-    return contact_sheet([drawn[row] for row in rows], [labels[row] for row in rows])
+    seen = estimators.labels_and_keypoints(chosen, images)
+    drawn = (overlay(image, *found) for image, found in zip(images, seen, strict=True))
+    tiles = (np.asarray(Image.fromarray(picture).resize((SHEET_CELL, SHEET_CELL))) for picture in drawn)
+    rows, labels = [], []
+    for title, half in halves.items():
+        for k in range(0, len(half), SHEET_COLUMNS):
+            labels.append([f"{title} {rank(r):.2f}  {Path(r['file_name']).stem}" for r in half[k : k + SHEET_COLUMNS]])
+            rows.append([next(tiles) for _ in labels[-1]])
+    return contact_sheet(rows, labels)
 
 
-def write_report(
-    folder: Path,
-    records: list[dict[str, Any]],
-    about: dict[str, Any],
-    look: Observer,
-) -> dict[str, Any]:
+def write_report(folder: Path, records: list[Record], estimators: Estimators, pck_threshold: float) -> dict[str, Any]:
     """Write folder/verification/ and return what report.json holds.
 
-    about  verifier, keypoints, pck_threshold: how the scores were made
+    records  scored, with what by: estimators and pck_threshold
     """
-    out = folder / REPORT_FOLDER
-    out.mkdir(exist_ok=True)
+    out = (folder / REPORT).parent
     problems = [record["verification"]["problem"] for record in records if record["verification"]["problem"]]
-    report = {"folder": str(folder), "records": len(records), "scored": len(records) - len(problems), **about}
+    report = {"folder": str(folder), "records": len(records), "scored": len(records) - len(problems)}
+    report |= estimators.names | {"pck_threshold": pck_threshold}
     report |= {"scores": summarize(records), "problems": problems}
-    write_json(out / "report.json", report)
+    write_json(folder / REPORT, report)
     write_whole(out / "report.md", report_as_markdown(report).encode())
-    for name, picture in (("histograms", histograms(records)), ("best_worst", best_and_worst(folder, records, look))):
+    pictures = {"histograms": histograms(records), "best_worst": best_and_worst(folder, records, estimators)}
+    for name, picture in pictures.items():
         if picture is not None:
             write_whole(out / f"{name}.png", encode_png(np.asarray(picture)))
     return report
+
+
+def verify_folder(
+    folder: Path,
+    verifier: Path | None = BUILT_IN_VERIFIER,
+    keypoints: Path | None = None,
+    contacts: Path | None = None,
+    pck_threshold: float = PCK_THRESHOLD,
+) -> tuple[list[Record], dict[str, Any]]:
+    """Score every record, replace metadata.jsonl as a whole, write report and data card; returns records and report.
+
+    verifier, keypoints, contacts  files; who scores, as in load_estimators
+    Until all is scored the folder stays as it was.  Raises ValueError when someone else changed the records meanwhile,
+    or when processes have not merged theirs.
+    """
+    parts, lines = sorted(folder.glob("metadata-*.jsonl")), folder / "metadata.jsonl"
+    if parts:
+        raise ValueError(f"{folder} has {parts[0].name}: its run is not finished; finish it by the same command first")
+    before = lines.stat().st_mtime_ns if lines.is_file() else None
+    records = read_records(folder)
+    estimators = load_estimators(folder, records, verifier, keypoints, contacts)
+    found = list(score_records(folder, records, estimators, pck_threshold))
+    records = [record | {"verification": scores} for record, scores in zip(records, found, strict=True)]
+    if lines.stat().st_mtime_ns != before:
+        raise ValueError(f"{lines} changed while its pictures were verified; nothing was written, verify again")
+    write_records(folder, records)
+    report = write_report(folder, records, estimators, pck_threshold)
+    refresh_card(folder)
+    return records, report
 
 
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
@@ -175,7 +201,7 @@ class Condition:
         return f"{self.score}{self.sign}{self.limit:g}"
 
     def passes(self, scores: dict[str, Any] | None) -> bool:
-        """A picture without the score does not pass."""
+        """Whether a record's `verification` fulfils it; a picture without the score does not pass."""
         value = (scores or {}).get(self.score)
         return value is not None and OPERATORS[self.sign](value, self.limit)
 
@@ -190,38 +216,35 @@ def parse_keep(expression: str) -> list[Condition]:
         match = CONDITION.fullmatch(part)
         try:
             name, sign, limit = match[1], match[2], float(match[3])
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"--keep {part.strip()!r} is not score>number (also >=, <, <=), as in iou_hand>0.8"
-            ) from error
+        except (TypeError, ValueError) as error:  # no match, no number
+            problem = f"--keep {part.strip()!r} is not score>number (also >=, <, <=), as in iou_hand>0.8"
+            raise ValueError(problem) from error
         if name not in SCORES:
             raise ValueError(f"--keep: there is no score {name!r}; scores are {', '.join(SCORES)}")
         conditions.append(Condition(name, sign, limit))
     return conditions
 
 
-def choose(records: list[dict[str, Any]], conditions: list[Condition]) -> list[dict[str, Any]]:
+def choose(records: list[Record], conditions: list[Condition]) -> list[Record]:
+    """The records, scored ones, that pass all conditions."""
     return [record for record in records if all(c.passes(record["verification"]) for c in conditions)]
 
 
-def describe_yield(records: list[dict[str, Any]], conditions: list[Condition]) -> str:
+def describe_yield(records: list[Record], conditions: list[Condition]) -> str:
     """How many records pass all conditions, and each alone."""
+    together = f"pass {', '.join(map(str, conditions))}"
+    alone = {f"  {condition} alone": [condition] for condition in conditions} if len(conditions) > 1 else {}
+    passing = {title: len(choose(records, some)) for title, some in ({together: conditions} | alone).items()}
     total = len(records)
-
-    def counted(title: str, passing: list[dict[str, Any]]) -> str:
-        return f"{title}: {len(passing)} of {total} ({100 * len(passing) / total:.1f} %)"
-
-    alone = [counted(f"  {c} alone", choose(records, [c])) for c in conditions] if len(conditions) > 1 else []
-    return "\n".join([counted(f"pass {', '.join(map(str, conditions))}", choose(records, conditions)), *alone])
+    return "\n".join(f"{title}: {n} of {total} ({100 * n / total:.1f} %)" for title, n in passing.items())
 
 
-def write_list(path: Path, records: list[dict[str, Any]]) -> None:
+def write_list(path: Path, records: list[Record]) -> None:
     """One file_name a line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, "".join(f"{record['file_name']}\n" for record in records).encode())
 
 
-def copy_records(folder: Path, out: Path, records: list[dict[str, Any]], conditions: list[Condition]) -> None:
+def copy_records(folder: Path, out: Path, records: list[Record], conditions: list[Condition]) -> None:
     """Copy what passes, with all its files, into a dataset folder of its own, under the same names and indices.
 
     records  all of the folder, scored
@@ -234,12 +257,10 @@ def copy_records(folder: Path, out: Path, records: list[dict[str, Any]], conditi
     rejected = (description.get("rejected") or {}) | {f"does not pass {keep}": len(records) - len(chosen)}
     digest = hashlib.sha256(json.dumps(chosen).encode()).hexdigest()
     job = {"selected_from": str(folder.resolve()), "keep": keep, "records": digest}
-    if out.is_dir() and any(out.iterdir()):
-        if read_description(out).get("job") != job:
-            raise ValueError(f"{out} holds something else than this selection; choose another folder")
-    writer = DatasetWriter(
-        out, description | {"rejected": rejected, "selected_job": description.get("job"), "job": job}
-    )
+    if out.is_dir() and any(out.iterdir()) and read_description(out).get("job") != job:
+        raise ValueError(f"{out} holds something else than this selection; choose another folder")
+    description |= {"rejected": rejected, "selected_job": description.get("job"), "job": job}
+    writer = DatasetWriter(out, description)
     for record in tqdm(chosen, desc="copying", unit="record"):
         if writer.done(record["index"]):
             continue
@@ -247,74 +268,59 @@ def copy_records(folder: Path, out: Path, records: list[dict[str, Any]], conditi
             if not (out / path).resolve().is_relative_to(out.resolve()):
                 raise ValueError(f"record {record['index']} names {path}, which is outside of {folder}")
             if not (out / path).exists():  # several looks share one geometry
-                (out / path).parent.mkdir(parents=True, exist_ok=True)
                 write_whole(out / path, (folder / path).read_bytes())
         writer.append(record)
     writer.finish()
 
 
+# Scores of the table that tools/evaluate_tiny.sh prints.
 TABLE = ("iou_foreground", "iou_hand", "iou_object", "pck", "color_right", "background_right")
 
 
-def verify_folder(
-    folder: Path,
-    verifier: Path | None = BUILT_IN_VERIFIER,
-    keypoints: Path | None = None,
-    contacts: Path | None = None,
-    pck_threshold: float = PCK_THRESHOLD,
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Score every record, replace metadata.jsonl as a whole, write report and data card; returns records and report.
+def paired_records(shaded: Path, generated: Path) -> tuple[list[Record], list[Record]]:
+    """Records of shaded pictures, and of generated ones of the same conditions.
 
-    Until all is scored the folder stays as it was.  Raises ValueError when someone else changed the records meanwhile,
-    or when processes have not merged theirs.
+    Raises ValueError when the two folders do not hold the same captions in the same order, or none.
     """
-    parts, lines = sorted(folder.glob("metadata-*.jsonl")), folder / "metadata.jsonl"
-    if parts:
-        raise ValueError(f"{folder} has {parts[0].name}: its run is not finished; finish it by the same command first")
-    before = lines.stat().st_mtime_ns if lines.is_file() else None
-    records = read_records(folder)
-    witnesses = load_estimators(folder, records, verifier, keypoints, contacts)
-    found = list(score_records(folder, records, witnesses, pck_threshold))
-    records = [record | {"verification": scores} for record, scores in zip(records, found, strict=True)]
-    if lines.stat().st_mtime_ns != before:
-        raise ValueError(f"{lines} changed while its pictures were verified; nothing was written, verify again")
-    write_records(folder, records)
-    report = write_report(folder, records, witnesses.names | {"pck_threshold": pck_threshold}, witnesses.drawn)
-    refresh_card(folder)
-    return records, report
+    records, others = read_records(shaded), read_records(generated)
+    if not records or [record["text"] for record in others] != [record["text"] for record in records]:
+        other = f"{generated} ({len(others)} records) does not hold the captions of {shaded} ({len(records)})"
+        raise ValueError(f"{other}; make it with sample.py --data {shaded}")
+    return records, others
 
 
 def measure_folders(verifier_path: Path, shaded: Path, generated: Path) -> dict[str, dict[str, float | None]]:
     """Mean scores of shaded pictures (the ceiling), of generated ones of the same records, and of their floor.
 
     The floor holds every generated picture against the truth of the record before: a picture of wrong conditions.
-    Raises ValueError when the two folders do not hold the same captions in the same order.
+    Raises as paired_records.
     """
-    verifier = load_verifier(verifier_path)
-    records, others = read_records(shaded), read_records(generated)
-    if not records or [r["text"] for r in others] != [r["text"] for r in records]:
-        raise ValueError(f"{generated} does not hold the captions of {shaded}; make it with sample.py --data {shaded}")
+    records, others = paired_records(shaded, generated)
+    estimators = Estimators(load_verifier(verifier_path))
     truths = [load_truth(shaded, record) for record in records]
 
-    def rows(folder: Path, held_against: list[Truth]) -> dict[str, float | None]:
-        images = [load_image(folder, record) for record in (records if folder == shaded else others)]
-        seen = Estimators(verifier).predict(images)
-        scored = zip(images, held_against, seen, strict=True)
-        return mean_scores([score_picture(i, t, s, verifier.backgrounds) for i, t, s in scored], TABLE)
+    def seen_in(folder: Path, of: list[Record]) -> list[tuple[np.ndarray, Prediction]]:
+        images = [load_image(folder, record) for record in of]
+        return list(zip(images, estimators.predict(images), strict=True))
 
+    def means(pictures: list[tuple[np.ndarray, Prediction]], truths: list[Truth]) -> dict[str, float | None]:
+        pairs = zip(pictures, truths, strict=True)
+        words = estimators.verifier.backgrounds
+        return mean_scores([score_picture(image, truth, seen, words) for (image, seen), truth in pairs], TABLE)
+
+    made = seen_in(generated, others)
     return {
-        f"shaded, n = {len(records)}": rows(shaded, truths),
-        "generated": rows(generated, truths),
-        "other records": rows(generated, truths[-1:] + truths[:-1]),
+        f"shaded, n = {len(records)}": means(seen_in(shaded, records), truths),
+        "generated": means(made, truths),
+        "other records": means(made, truths[-1:] + truths[:-1]),
     }
 
 
 def scores_as_table(rows: dict[str, dict[str, float | None]]) -> str:
-    """Markdown, with each generated figure as a share of the ceiling."""
+    """Markdown, with each generated figure as a share of the ceiling; rows as measure_folders gives them."""
     ceiling, generated = list(rows.values())[:2]
     share = {name: generated[name] / ceiling[name] if ceiling[name] and generated[name] is not None else None
              for name in TABLE}  # fmt: skip
-    lines = ["| pictures | " + " | ".join(TABLE) + " |", "|---|" + "---|" * len(TABLE)]
-    for name, row in (rows | {"generated / shaded": share}).items():
-        lines.append(f"| {name} | " + " | ".join("-" if row[k] is None else f"{row[k]:.3f}" for k in TABLE) + " |")
-    return "\n".join(lines)
+    cells = [[name, *("-" if row[key] is None else f"{row[key]:.3f}" for key in TABLE)]
+             for name, row in (rows | {"generated / shaded": share}).items()]  # fmt: skip
+    return "\n".join(_table(["pictures", *TABLE], cells))

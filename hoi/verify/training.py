@@ -1,7 +1,8 @@
 """Training the verifier.  Dataset folders with shaded or real pictures -> Verifier.  Never generated pictures.
 
 A verifier that learned from generated pictures would find their faults normal.  Each record teaches what it has:
-without keypoints the label map alone, without a known background word no word.
+without keypoints the label map alone, without a known background word no word.  A step reads a batch, moves it about,
+and compares what the network says with label maps, heat maps and words.
 """
 
 import itertools
@@ -30,16 +31,19 @@ from hoi.verify.verifier import JOINTS, Outputs, Verifier, pixels_to_cells, resi
 VerifierBatch = dict[str, Tensor]
 
 UNKNOWN = 255  # in a label map: nobody said
-SPREAD = 1.5  # cells, standard deviation of a heat map's target
-LEARNING_RATE = 2e-3
-WARM_UP = 30  # steps
-MAX_SHIFT, MAX_ZOOM = 0.08, 0.15  # of the picture's side
+SPREAD = 1.5  # cells, standard deviation of a heat map's target: 3 pixels, about a third of a finger at 128 px
+# Found by trial for trainings of minutes: the rate falls from its peak to a fiftieth, after steps in which Adam's
+# averages are still empty.
+LEARNING_RATE, WARM_UP = 2e-3, 30
+MAX_SHIFT, MAX_ZOOM = 0.08, 0.15  # of the picture's side: little, so that hand and object stay in it
+WORD_WEIGHT = HEAT_WEIGHT = 0.2  # 4.7 nats of heat, 3.0 of words beside 1.1 of label maps at the start
 CACHE_BYTES = 2 << 30  # pictures kept in memory; beyond that they are read again
 
 
 class VerifierTrainingSet:
     """The pictures of dataset folders with what they show, at the verifier's size, read when they are asked for.
 
+    side  pixels; pictures become side x side, kept in memory up to CACHE_BYTES
     Raises ValueError when a folder has no records, a record has no picture, or a network made one.
     """
 
@@ -63,7 +67,7 @@ class VerifierTrainingSet:
     def __len__(self) -> int:
         return len(self.entries)
 
-    def _lesson(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    def _example(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
         """Picture (S, S, 3), label map (S, S), keypoints (21, 2) pixels or NaN, background class or -1."""
         if index in self._kept:
             return self._kept[index]
@@ -75,17 +79,15 @@ class VerifierTrainingSet:
         points = resized_points(points, image.shape[:2], (self.side, self.side)).astype(np.float32)
         labels = np.asarray(Image.fromarray(label_map).resize((self.side, self.side), Image.Resampling.NEAREST))
         word = words_in(record.get("text") or "")["background"]
-        lesson = (
-            resized(image, self.side), labels, points,
-            self.backgrounds.index(word) if word in self.backgrounds else -1,
-        )  # fmt: skip
-        if len(self._kept) < CACHE_BYTES // (4 * self.side**2):
-            self._kept[index] = lesson
-        return lesson
+        background = self.backgrounds.index(word) if word in self.backgrounds else -1
+        example = resized(image, self.side), labels, points, background
+        if len(self._kept) < CACHE_BYTES // (4 * self.side**2):  # three bytes of colour and a label a pixel
+            self._kept[index] = example
+        return example
 
     def read(self, indices: Sequence[int]) -> VerifierBatch:
         """image (B, 3, S, S) in [-1, 1], labels (B, S, S), points (B, 21, 2) in pixels, background (B,)."""
-        images, labels, points, background = zip(*self._readers.map(self._lesson, indices), strict=True)
+        images, labels, points, background = zip(*self._readers.map(self._example, indices), strict=True)
         return {
             "image": pictures_to_tensor(np.stack(images)),
             "labels": torch.from_numpy(np.stack(labels)),
@@ -147,16 +149,16 @@ def heat_targets(points: Tensor, labels: Tensor, height: int, width: int) -> tup
 
 def verifier_loss(outputs: Outputs, batch: VerifierBatch) -> Tensor:
     """Cross-entropy of label maps and words, Kullback-Leibler divergence of heat maps; unknown parts count nothing."""
-    loss = outputs.labels.sum() * 0.0
+    loss = outputs.labels.sum() * 0.0  # a batch that teaches nothing still has gradients, all 0
     labels, background = batch["labels"].long(), batch["background"]
     if (labels != UNKNOWN).any():
         loss = loss + F.cross_entropy(outputs.labels.float(), labels, ignore_index=UNKNOWN)
     if (background >= 0).any():
-        loss = loss + 0.2 * F.cross_entropy(outputs.background.float(), background, ignore_index=-1)
+        loss = loss + WORD_WEIGHT * F.cross_entropy(outputs.background.float(), background, ignore_index=-1)
     targets, known = heat_targets(batch["points"], batch["labels"], *outputs.heat.shape[2:])
     if known.any():
         heat = outputs.heat.float()[known].flatten(1).log_softmax(1)
-        loss = loss + 0.2 * F.kl_div(heat, targets[known].flatten(1), reduction="batchmean")
+        loss = loss + HEAT_WEIGHT * F.kl_div(heat, targets[known].flatten(1), reduction="batchmean")
     return loss
 
 
@@ -165,18 +167,21 @@ def train_verifier(
 ) -> Verifier:
     """Train one step for each entry of `progress`, the share of the training that has passed (`minutes_passed`).
 
-    Refuses folders with generated pictures.  Takes up to 2 GB of memory for pictures.
+    folders   dataset folders of shaded or real pictures;  side  pixels that the network sees
+    returns   the trained verifier, for inference
+    Takes up to 2 GB of memory for pictures.  Raises ValueError as VerifierTrainingSet does, for generated pictures for
+    instance, and when the loss is not finite.
     """
-    lessons = VerifierTrainingSet(folders, side)
+    training_set = VerifierTrainingSet(folders, side)
     with torch.random.fork_rng():  # fresh weights come from torch's global generator, which is put back
         torch.manual_seed(seed)
-        verifier = Verifier(lessons.backgrounds, side).to(memory_format=torch.channels_last)
+        verifier = Verifier(training_set.backgrounds, side).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(verifier.parameters(), lr=LEARNING_RATE, weight_decay=1e-3)
     bf16 = has_fast_bf16("cpu")
 
-    def read(step: int, part: int) -> VerifierBatch:
-        picked = torch.randint(len(lessons), (batch_size,), generator=step_generator(seed, step))
-        return lessons.read(picked.tolist())
+    def read(step: int, _: int) -> VerifierBatch:
+        picked = torch.randint(len(training_set), (batch_size,), generator=step_generator(seed, step))
+        return training_set.read(picked.tolist())
 
     # Only reading runs ahead: a second thread of torch operations would take the cores from the first.
     batches = read_ahead(read, ((step, 0) for step in itertools.count()))

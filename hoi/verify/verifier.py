@@ -2,6 +2,9 @@
 
 Pictures of any size are resized to the network's own square (128 px unless trained for another; its file says which),
 and what it finds there is brought back to the picture's pixels.  hoi/verify/training.py trains it.
+
+In order: the network, how its heat maps become points, how a picture becomes its input and its outputs a Prediction,
+and its file.
 """
 
 import json
@@ -18,12 +21,12 @@ from torch import Tensor, nn
 from hoi.common import tensors
 from hoi.common.arrays import pictures_to_tensor, resized_points
 from hoi.common.files import ASSETS
+from hoi.verify.predictions import JOINTS
 
 LABELS = ("background", "hand", "object")
-JOINTS = 21  # OpenPose order
 CELL = 2  # pixels; heat maps have one value a cell
-CHANNELS = (32, 48, 64, 96, 128)
-SIDE = 128  # pixels that the network sees by default
+CHANNELS = (32, 48, 64, 96, 128)  # of each level: a million weights, 2 MB in half precision, small enough to ship
+DEFAULT_SIDE = 128  # pixels that the network sees: as many as the built-in model draws
 PEAK_RADIUS = 3  # cells; a training target has 96 % of its heat this close to its peak
 BUILT_IN_VERIFIER = ASSETS / "verifier.safetensors"
 TRAIN_COMMAND = "python -m hoi.verify train --data DIR ... --out FILE"
@@ -58,13 +61,14 @@ class Outputs:
 
 
 class Verifier(nn.Module):
-    """A U-Net of about a million weights.  image (B, 3, S, S) in [-1, 1] -> Outputs.
+    """A U-Net of about a million weights (Ronneberger et al. 2015) with three heads.
 
     backgrounds  the K words that it tells apart
     side         S, a multiple of 32
+    Raises ValueError for another side.
     """
 
-    def __init__(self, backgrounds: Sequence[str], side: int = SIDE, channels: Sequence[int] = CHANNELS):
+    def __init__(self, backgrounds: Sequence[str], side: int = DEFAULT_SIDE, channels: Sequence[int] = CHANNELS):
         super().__init__()
         multiple = CELL * 2 ** (len(channels) - 1)
         if side < multiple or side % multiple:
@@ -80,7 +84,8 @@ class Verifier(nn.Module):
         self.background = nn.Linear(channels[-1] + channels[-2], len(self.backgrounds))
 
     def forward(self, image: Tensor) -> Outputs:
-        levels = [self.stem(F.pixel_unshuffle(image, CELL))]
+        """image (B, 3, S, S) in [-1, 1] -> what is seen in it."""
+        levels = [self.stem(F.pixel_unshuffle(image, CELL))]  # (B, 32, S/2, S/2), each level half of the one before
         for down in self.down:
             levels.append(down(levels[-1]))
         features = torch.cat([level.mean((2, 3)) for level in levels[-2:]], dim=1)
@@ -96,6 +101,7 @@ def cells_to_pixels(cells: Tensor) -> Tensor:
 
 
 def pixels_to_cells(pixels: Tensor) -> Tensor:
+    """The inverse: a pixel, of any fraction -> where it lies between the centres of cells."""
     return (pixels - (CELL - 1) / 2) / CELL
 
 
@@ -153,17 +159,17 @@ class Prediction:
 
 @torch.no_grad()
 def predict(verifier: Verifier, images: Sequence[np.ndarray]) -> list[Prediction]:
-    """One batch of pictures (H, W, 3) uint8 of any sizes -> what is seen in each."""
+    """What is seen in each of a batch of pictures (H, W, 3) uint8 of any sizes."""
     side = verifier.side
     outputs = verifier(pictures_to_tensor(np.stack([resized(image, side) for image in images])))
     cells, confidence = decode_heat(outputs.heat)
     points = cells_to_pixels(cells).double().numpy()
-    seen = []
+    predictions = []
     for k, image in enumerate(images):
         labels, size = outputs.labels[k : k + 1], image.shape[:2]
         if size != (side, side):
-            labels = F.interpolate(labels, size=size, mode="bilinear", antialias=True)
-        seen.append(
+            labels = F.interpolate(labels, size=size, mode="bilinear", antialias=True)  # logits: edges stay smooth
+        predictions.append(
             Prediction(
                 label_map=labels[0].argmax(0).to(torch.uint8).numpy(),
                 keypoints_2d=resized_points(points[k], (side, side), size),
@@ -172,7 +178,7 @@ def predict(verifier: Verifier, images: Sequence[np.ndarray]) -> list[Prediction
                 features=outputs.features[k].numpy(),
             )
         )
-    return seen
+    return predictions
 
 
 def save_verifier(path: Path, verifier: Verifier, more: dict[str, str] | None = None) -> None:
@@ -183,7 +189,10 @@ def save_verifier(path: Path, verifier: Verifier, more: dict[str, str] | None = 
 
 
 def load_verifier(path: Path = BUILT_IN_VERIFIER) -> Verifier:
-    """Raises FileNotFoundError or ValueError; both say how to get a verifier."""
+    """The network of a file that save_verifier wrote, for inference.
+
+    Raises FileNotFoundError or ValueError; both say how to get a verifier.
+    """
     if not path.is_file():
         raise FileNotFoundError(
             f"no verifier at {path}; train one with `{TRAIN_COMMAND}` and give it as --verifier FILE"

@@ -1,5 +1,4 @@
-"""hoi/verify/verifier.py, hoi/verify/training.py: heat maps are exact, moved lessons stay true, and the
-network learns."""
+"""The verifier and its training: heat maps are exact, moved pictures keep their truth, and the network learns."""
 
 import numpy as np
 import pytest
@@ -64,7 +63,7 @@ def test_a_moved_picture_takes_its_labels_and_keypoints_along():
     assert 0.2 < mirrored.float().mean() < 0.8
 
 
-def lesson_outputs(count: int) -> verifier.Outputs:
+def empty_outputs(count: int) -> verifier.Outputs:
     shapes = ((count, 3, SIDE, SIDE), (count, 21, SIDE // 2, SIDE // 2), (count, len(BACKGROUNDS)), (count, 4))
     return verifier.Outputs(*(torch.zeros(shape, requires_grad=True) for shape in shapes))
 
@@ -81,7 +80,7 @@ def test_a_record_teaches_only_what_it_has():
         (torch.zeros_like(hand), no_points, {"labels", "heat"}),  # no hand: the heat should be level
         (nobody_knows, inside_and_out, {"heat"}),
     ):
-        outputs = lesson_outputs(1)
+        outputs = empty_outputs(1)
         outputs.heat.data += torch.randn(outputs.heat.shape, generator=torch.Generator().manual_seed(0))
         training.verifier_loss(outputs, {"labels": labels, "points": points, "background": unnamed}).backward()
         gradients = {name: getattr(outputs, name).grad for name in ("labels", "heat", "background")}
@@ -89,14 +88,14 @@ def test_a_record_teaches_only_what_it_has():
     assert (gradients["heat"][0, :5].abs().sum() > 0) and gradients["heat"][0, 5:].abs().sum() == 0
 
 
-def test_a_folder_without_any_3d_annotation_or_conditions_gives_lessons(tmp_path):
+def test_a_folder_without_any_3d_annotation_or_conditions_can_be_learned_from(tmp_path):
     make_folder(tmp_path / "csv", 1, keypoints_2d=None)
     writer = DatasetWriter(tmp_path / "scenery", {"command": "test"})
     writer.append(write_pictures(tmp_path / "scenery", 0, {"text": "the sea"}, np.full((64, 48, 3), 7, np.uint8)))
     writer.finish(grid=False)
-    lessons = training.VerifierTrainingSet([tmp_path / "csv", tmp_path / "scenery"], SIDE)
+    training_set = training.VerifierTrainingSet([tmp_path / "csv", tmp_path / "scenery"], SIDE)
     generator = torch.Generator().manual_seed(0)
-    batch = training.augment(lessons.read([0, 1]), generator)
+    batch = training.augment(training_set.read([0, 1]), generator)
     assert batch["image"].shape == (2, 3, SIDE, SIDE) and batch["points"].isnan().all()
     assert set(batch["labels"][0].unique().tolist()) == {0, 1, 2} and batch["labels"][1].max() == 0
     assert sorted(BACKGROUNDS)[batch["background"][0]] == "on the beach"
@@ -111,18 +110,18 @@ def test_the_verifier_refuses_to_learn_from_generated_pictures_and_from_nothing(
     with pytest.raises(ValueError, match="empty has no records"):
         training.VerifierTrainingSet([tmp_path / "empty"], SIDE)
     make_folder(tmp_path / "short", 1, extra=0)
-    lessons = training.VerifierTrainingSet([tmp_path / "short"], SIDE)
-    lessons.entries[0][1]["keypoints_2d"] = [1.0] * 40
+    training_set = training.VerifierTrainingSet([tmp_path / "short"], SIDE)
+    training_set.entries[0][1]["keypoints_2d"] = [1.0] * 40
     with pytest.raises(ValueError, match=r"000000.png: keypoints_2d is \(40,\), expected 42 finite"):
-        lessons.read([0])
+        training_set.read([0])
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> verifier.Verifier:
-    """After a few seconds of lessons, and through its file."""
+    """After a few seconds of training, and through its file."""
     folder = tmp_path_factory.mktemp("verifier")
-    lessons = make_folder(folder / "train", 96)
-    made = training.train_verifier([lessons], np.linspace(0, 1, 150), seed=0, side=SIDE, batch_size=16)
+    pictures = make_folder(folder / "train", 96)
+    made = training.train_verifier([pictures], np.linspace(0, 1, 150), seed=0, side=SIDE, batch_size=16)
     verifier.save_verifier(folder / "v.safetensors", made)
     assert (folder / "v.safetensors").stat().st_size < 3e6
     return verifier.load_verifier(folder / "v.safetensors")

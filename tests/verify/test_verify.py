@@ -1,5 +1,4 @@
-"""hoi/verify/__main__.py and what it is made of: what the scores mean, nothing is lost, and what passes is chosen as
-asked."""
+"""python -m hoi.verify and what it is made of: what scores mean, nothing is lost, what passes is chosen as asked."""
 
 import json
 
@@ -153,13 +152,13 @@ def test_an_interrupted_run_and_a_full_disk_change_nothing(folder, verifier_file
     def stop_at_the_last(truth_folder, record):
         if record["index"] == 19:
             raise KeyboardInterrupt
-        return witnesses_load(truth_folder, record)
+        return load(truth_folder, record)
 
-    witnesses_load = load_truth
+    load = load_truth
     monkeypatch.setattr(scores_module, "load_truth", stop_at_the_last)
     with pytest.raises(KeyboardInterrupt):
         report_module.verify_folder(folder, verifier_file)
-    monkeypatch.setattr(scores_module, "load_truth", witnesses_load)
+    monkeypatch.setattr(scores_module, "load_truth", load)
     assert (folder / "metadata.jsonl").read_bytes() == content
 
     def full(*paths):
