@@ -17,7 +17,6 @@ import train
 import video
 from hoi.export import __main__ as export
 from hoi.metrics import __main__ as metrics
-from hoi.metrics import flicker
 from hoi.verify import __main__ as verify
 from hoi.weights import __main__ as weights
 from hoi.weights.load import BUILT_IN_MODEL
@@ -28,7 +27,6 @@ MODULES = SCRIPTS | {"hoi.verify": verify, "hoi.metrics": metrics, "hoi.export":
 COMMAND_LINES = {script: module.parse_args for script, module in SCRIPTS.items()} | {
     "tools/convert_keypoints.py": convert_keypoints.parse_args,
     "hoi/export/__main__.py": export.parse_args,
-    "hoi/metrics/flicker.py": flicker.main,
     "hoi/metrics/__main__.py": metrics.parse_args,
     "hoi/weights/__main__.py": weights.main,
     "hoi/verify/__main__.py": lambda: verify.parse_args([]),

@@ -22,11 +22,11 @@ from hoi.common.command import problems_as_messages, project_commit  # noqa: E40
 from hoi.common.files import sha256_of, write_json, write_whole  # noqa: E402
 from hoi.common.tensors import WeightFile  # noqa: E402
 from hoi.metrics import toy_tables  # noqa: E402
-from hoi.metrics.intervals import Results, shown  # noqa: E402
+from hoi.metrics.intervals import Results, four_digits  # noqa: E402
 from hoi.verify.verifier import BUILT_IN_VERIFIER  # noqa: E402
 
 RESAMPLES, SEED = 200, 0
-CEILING = "shaded"  # the pictures that the records were shaded with: what the judges say of perfect ones
+CEILING = "shaded"  # the pictures that the records were shaded with: what the networks say of perfect ones
 Report = dict[str, Any]
 
 
@@ -78,9 +78,9 @@ TABLES = {
 }  # fmt: skip
 
 
-def measured(name: str, args: argparse.Namespace, judges: toy_tables.ToyEstimators) -> Report:
+def measured(name: str, args: argparse.Namespace, estimators: toy_tables.ToyEstimators) -> Report:
     """All numbers of one model's pictures, or of the shaded ones; written to OUT/NAME/numbers.json."""
-    sheet, folder = Results(RESAMPLES, SEED), args.out / name
+    results, folder = Results(RESAMPLES, SEED), args.out / name
     pictures, files, steps = folder / "pictures", {"verifier": args.verifier, "clip": args.clip}, None
     if name == CEILING:
         pictures = args.shaded
@@ -88,31 +88,33 @@ def measured(name: str, args: argparse.Namespace, judges: toy_tables.ToyEstimato
     else:
         files["model"] = folder / "model.safetensors"
         steps = int(WeightFile(files["model"]).metadata["step"])
-    toy_tables.measure_pictures(sheet, pictures, args.shaded, judges)
+    toy_tables.measure_pictures(results, pictures, args.shaded, estimators)
     report = {
         "pictures": str(pictures),
-        "reference": {"folder": str(args.reference), "n": len(judges.reference.pictures)},
+        "reference": {"folder": str(args.reference), "n": len(estimators.reference.pictures)},
         "steps": steps,
         "sha256": {kind: sha256_of(path) for kind, path in files.items()},
         "commit": project_commit(),
         "date": date.today().isoformat(),
-        "interval": sheet.interval(),
-        "numbers": [item.as_json() for item in sheet.measurements],
-        "notes": sheet.notes,
+        "interval": results.interval(),
+        "numbers": [item.as_json() for item in results.measurements],
+        "notes": results.notes,
     }
     write_json(folder / "numbers.json", report)
     return report
 
 
 def number_of(report: Report, name: str) -> dict[str, Any] | None:
+    """One number of a report by its name; None when it was not measured, a category without records for instance."""
     return next((number for number in report["numbers"] if number["name"] == name), None)
 
 
 def cell(number: dict[str, Any] | None) -> str:
+    """The value with its interval in brackets; - for none."""
     if number is None or number["value"] is None:
         return "-"
-    interval = "" if number["low"] is None else f" ({shown(number['low'])} .. {shown(number['high'])})"
-    return shown(number["value"]) + interval
+    interval = "" if number["low"] is None else f" ({four_digits(number['low'])} .. {four_digits(number['high'])})"
+    return four_digits(number["value"]) + interval
 
 
 def as_markdown(table: Table, reports: Mapping[str, Report]) -> str:
@@ -175,15 +177,16 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--shaded", type=Path, required=True, metavar="DIR", help="held-out records that the pictures were made from")
     add("--reference", type=Path, required=True, metavar="DIR", help="shaded pictures for the Frechet distance")
     add("--clip", type=Path, required=True, metavar="FILE", help="clip.safetensors of train.py --stage text")
-    add("--verifier", type=Path, default=BUILT_IN_VERIFIER, metavar="FILE", help="judge (default: the built-in one)")
+    add("--verifier", type=Path, default=BUILT_IN_VERIFIER, metavar="FILE",
+        help="of python -m hoi.verify train (default: the built-in one)")  # fmt: skip
     add("--out", type=Path, required=True, metavar="DIR", help="holds NAME/pictures of each fine-tuned model")
     return parser.parse_args(arguments)
 
 
 def main(args: argparse.Namespace) -> None:
-    judges = toy_tables.load_toy_estimators(args.verifier, args.clip, args.reference, args.out / "features")
+    estimators = toy_tables.load_toy_estimators(args.verifier, args.clip, args.reference, args.out / "features")
     names = dict.fromkeys(name for key in args.tables for name in TABLES[key].rows)
-    reports = {name: measured(name, args, judges) for name in [*names, CEILING]}
+    reports = {name: measured(name, args, estimators) for name in [*names, CEILING]}
     for key in args.tables:
         text = as_markdown(TABLES[key], reports)
         write_whole(args.out / f"table_{key}.md", text.encode())

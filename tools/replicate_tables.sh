@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Toy replicas of the paper's Tables 4, 5 and 2: short, equally long fine-tunes of the miniature, each judged by 208
+# Toy replicas of the paper's Tables 4, 5 and 2: short, equally long fine-tunes of the miniature, each measured on 208
 # pictures of held-out shapes and views, beside the paper's own numbers.
 #
 #     bash tools/replicate_tables.sh 4      # without normal, skeleton, segmentation; none; all: 5 fine-tunes
@@ -13,7 +13,7 @@
 #
 # It needs what tools/train_tiny.sh leaves in runs/toy: base/model.safetensors, lab, buffer, text/clip.safetensors.
 # Outputs: runs/replica/NAME/model.safetensors, pictures, numbers.json of each; table_4.md, table_5.md, table_2.md.
-# STEPS=1200 OUT=runs/replica-1200 fine-tunes longer; VERIFIER=FILE takes another judge than the built-in one.
+# STEPS=1200 OUT=runs/replica-1200 fine-tunes longer; VERIFIER=FILE takes another network than the built-in one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-runs/replica} toy=${TOY:-runs/toy} evaluation=${EVALUATION:-runs/evaluation} steps=${STEPS:-600}
@@ -31,8 +31,8 @@ done
 
 mkdir -p "$out/latents" # one autoencoder, one set of pictures: encoded once for all fine-tunes
 
-# The records that are judged are those of tools/evaluate_tiny.sh; other views of their shapes are the reference of the
-# Frechet distance: in every look, as the captions are, while all models learn from laboratory pictures.
+# The records are those of tools/evaluate_tiny.sh; other views of their shapes are the reference of the Frechet distance:
+# in every look, as the captions are, while all models learn from laboratory pictures.
 shapes="--shade --size 128 --framing tight --grasps-per-object 4 --style any --no-paraphrase --workers 2
     --content hand_object=1 --object-instances 4 --object-seed 900"
 python make_dataset.py $shapes --seed 900 --looks 1 --count 208 --out "$evaluation/shaded"

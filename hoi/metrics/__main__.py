@@ -1,17 +1,4 @@
-"""Measure pictures.  Folders, weight files, predictions -> a table of numbers with intervals.  Paper: Sec. 4.
-
-    python -m hoi.metrics --real DIR --fake DIR --inception FILE          FID, sFID, IS, KID, precision, recall
-    python -m hoi.metrics --real DIR --save-statistics real.npz --inception FILE    the reference once, for later
-    python -m hoi.metrics --real real.npz --fake DIR --inception FILE
-    python -m hoi.metrics --fake DIR --clip ViT-B-32-quickgelu FILE       CLIPScore; with --real a Frechet distance, too
-    python -m hoi.metrics --real DIR --fake DIR --verifier                a Frechet distance for the toy world
-    python -m hoi.metrics --fake DIR --keypoints FILE --contact FILE      PCK, MPJPE, contact recall
-    python -m hoi.metrics --fake DIR --poses FILE                         3D IoU and degree-centimetre mAP
-    python -m hoi.metrics --clips DIR DIR ...                             flicker
-
-DIR is a dataset folder or any folder of pictures.  The table is printed and written to metrics.md and metrics.json.
-Formats of predictions: hoi/verify/predictions.py (keypoints, contact), hoi/metrics/poses.py (object poses).
-"""
+"""python -m hoi.metrics: folders, weight files, predictions -> a table of numbers with intervals.  Paper: Sec. 4."""
 
 from __future__ import annotations
 
@@ -21,17 +8,13 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hoi.common.command import first_few, positive, problems_as_messages
 from hoi.common.files import sha256_of, write_whole
 from hoi.common.machine import check_device
-from hoi.geometry.hand import load_hand
 from hoi.metrics.clip import SCORE_PREFIX, SCORE_WEIGHT, load_clip
 from hoi.metrics.distances import save_statistics
 from hoi.metrics.features import (
@@ -43,57 +26,74 @@ from hoi.metrics.features import (
     timm_extractor,
     verifier_extractor,
 )
-from hoi.metrics.flicker import video_flicker
+from hoi.metrics.flicker import add_flicker
 from hoi.metrics.hands import add_contact_numbers, add_keypoint_numbers
 from hoi.metrics.inception import RESIZE_MODES, load_inception
-from hoi.metrics.intervals import Results, as_table, mean_of
+from hoi.metrics.intervals import Results, as_table
 from hoi.metrics.pictures import Reference, Run, add_clip_numbers, add_frechet, add_inception_numbers, annotated
-from hoi.metrics.poses import BOXES, add_pose_numbers, read_poses
-from hoi.verify.predictions import check_covers, read_contact_predictions, read_keypoint_predictions
+from hoi.metrics.poses import BOXES, POSE_FORMATS, add_pose_numbers, read_poses
+from hoi.verify.predictions import FORMATS, check_covers, read_contact_predictions, read_keypoint_predictions
 from hoi.verify.verifier import BUILT_IN_VERIFIER, load_verifier
 
+DESCRIPTION = """Measure pictures.  The table is printed and written to metrics.md and metrics.json.
+
+    python -m hoi.metrics --real DIR --fake DIR --inception FILE          FID, sFID, IS, KID, precision, recall
+    python -m hoi.metrics --real DIR --save-statistics real.npz --inception FILE    the reference once, for later
+    python -m hoi.metrics --real real.npz --fake DIR --inception FILE
+    python -m hoi.metrics --fake DIR --clip ViT-B-32-quickgelu FILE       CLIPScore; with --real a Frechet distance, too
+    python -m hoi.metrics --real DIR --fake DIR --verifier                a Frechet distance for the toy world
+    python -m hoi.metrics --fake DIR --keypoints FILE --contact FILE      PCK, MPJPE, contact recall
+    python -m hoi.metrics --fake DIR --poses FILE                         3D IoU and degree-centimetre mAP
+    python -m hoi.metrics --videos DIR DIR ...                            flicker
+
+DIR is a dataset folder or any folder of pictures.  The formats of predictions are at the end.
+"""
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "open_clip_torch", "timm")  # that decide numbers
 WEIGHTS = ("inception", "clip", "timm", "verifier")  # flags
 PREDICTIONS = ("keypoints", "contact", "poses")
 DETAILS = {  # flags that say how another one is meant
     "inception": ("resize", "is_splits", "is_bias", "neighbours"),
-    "clip": ("clip_prefix", "clip_weight"), "keypoints": ("pck_thresholds",), "poses": ("boxes",), "clips": ("mano",),
+    "clip": ("clip_prefix", "clip_weight"), "keypoints": ("pck_thresholds",), "poses": ("boxes",), "videos": ("mano",),
 }  # fmt: skip
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Everything that was asked for, as one report."""
+    """Everything that was asked for, as one report.
+
+    Raises FileNotFoundError or ValueError naming the folder, the file, or the device that is not there.
+    """
     check_device(args.device)
-    sheet = Results(args.bootstrap, args.seed)
+    results = Results(args.bootstrap, args.seed)
     fake = None if args.fake is None else find_pictures(args.fake, args.workers, args.skip_damaged)
     reference = None if args.real is None else Reference.read(args.real, args.workers, args.skip_damaged)
     for pictures in (fake, reference and reference.pictures):
         if pictures is not None and pictures.damaged:
-            sheet.note(f"{pictures.folder}: {len(pictures.damaged)} damaged pictures were left out, "
-                       f"{first_few(pictures.damaged, joint='; ')}")  # fmt: skip
-    extractors = _measure_features(args, sheet, fake, reference)
-    by_class = _measure_predictions(args, sheet, fake)
-    if args.clips:
-        add_flicker(sheet, args.clips, args.mano)
+            results.note(f"{pictures.folder}: {len(pictures.damaged)} damaged pictures were left out, "
+                         f"{first_few(pictures.damaged, joint='; ')}")  # fmt: skip
+    extractors = _measure_features(args, results, fake, reference)
+    by_class = _measure_predictions(args, results, fake)
+    if args.videos:
+        add_flicker(results, args.videos, args.mano)
     files = {name: getattr(args, name) for name in (*WEIGHTS, *PREDICTIONS)}
+    # Of a model's name and its file only the file.
     files = {name: file[-1] if isinstance(file, list) else file for name, file in files.items() if file is not None}
     return {
         "command": shlex.join(["python", "-m", "hoi.metrics", *sys.argv[1:]]),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-        "measured": None if fake is None else _described(fake),
-        "reference": None if reference is None else _described_reference(reference),
+        "measured": None if fake is None else fake.described(),
+        "reference": None if reference is None else reference.described(),
         "preprocessing": {extractor.name: extractor.preprocessing for extractor in extractors},
         "files": {name: {"file": str(file), "sha256": sha256_of(file)} for name, file in files.items()},
-        "interval": sheet.interval(),
-        "numbers": [item.as_json() for item in sheet.measurements],
+        "interval": results.interval(),
+        "numbers": [item.as_json() for item in results.measurements],
         "average_precision_by_class": by_class,
-        "notes": sheet.notes,
-        "table": as_table(sheet.measurements),
+        "notes": results.notes,
+        "table": as_table(results.measurements),
     }
 
 
 def _measure_features(
-    args: argparse.Namespace, sheet: Results, fake: PictureSet | None, reference: Reference | None
+    args: argparse.Namespace, results: Results, fake: PictureSet | None, reference: Reference | None
 ) -> list[Extractor]:
     """Numbers of every network that was given; returns what looked at the pictures."""
     run = Run(args.features or args.out / ".features", args.batch_size, args.workers, args.device)
@@ -102,81 +102,54 @@ def _measure_features(
         inception = load_inception(args.inception).to(args.device)
         extractors.append(inception_extractor(inception, args.inception, args.resize))
         if reference is not None and (note := reference.check(args.resize, sha256_of(args.inception))):
-            sheet.note(note)
+            results.note(note)
         if args.save_statistics:
             gaussians = {name: reference.gaussian(run, extractors[0], name) for name in ("pool", "spatial")}
             save_statistics(args.save_statistics, gaussians, args.resize, sha256_of(args.inception))
-            sheet.note(f"the reference's statistics are in {args.save_statistics}")
+            results.note(f"the reference's statistics are in {args.save_statistics}")
         if fake is not None:
-            add_inception_numbers(sheet, run, fake, reference, inception, extractors[0], args.is_splits, args.is_bias,
-                                  args.neighbours)  # fmt: skip
+            add_inception_numbers(results, run, fake, reference, inception, extractors[0], args.is_splits,
+                                  args.is_bias, args.neighbours)  # fmt: skip
     if args.clip:
         clip = load_clip(*args.clip)
         clip.model.to(args.device)
         extractors.append(clip_extractor(clip, args.clip[1]))
-        add_clip_numbers(sheet, run, fake, reference, clip, extractors[-1], args.clip_prefix, args.clip_weight)
+        add_clip_numbers(results, run, fake, reference, clip, extractors[-1], args.clip_prefix, args.clip_weight)
     if args.timm:
         extractors.append(timm_extractor(*args.timm, args.device))
-        add_frechet(sheet, run, fake, reference, extractors[-1])
+        add_frechet(results, run, fake, reference, extractors[-1])
     if args.verifier:
         extractors.append(verifier_extractor(load_verifier(args.verifier).to(args.device), args.verifier))
-        add_frechet(sheet, run, fake, reference, extractors[-1])
+        add_frechet(results, run, fake, reference, extractors[-1])
     return extractors
 
 
-def _measure_predictions(args: argparse.Namespace, sheet: Results, fake: PictureSet | None) -> dict | None:
+def _measure_predictions(args: argparse.Namespace, results: Results, fake: PictureSet | None) -> dict | None:
     """Numbers of predictions by file, and contact by geometry, which needs none; average precision by class."""
+    contact = None
     if args.keypoints:
         predictions = read_keypoint_predictions(args.keypoints)
-        _check_pictures(predictions, fake, "--keypoints", args.keypoints)
-        add_keypoint_numbers(sheet, fake.records, predictions, args.pck_thresholds)
-    contact = None
+        check_covers(predictions, _names_in(predictions, fake, "--keypoints"), args.keypoints)
+        add_keypoint_numbers(results, fake.records, predictions, args.pck_thresholds)
     if args.contact:
         contact = read_contact_predictions(args.contact)
-        _check_pictures(contact, fake, "--contact", args.contact)
+        check_covers(contact, _names_in(contact, fake, "--contact"), args.contact)
     if fake is not None and fake.records is not None:
-        add_contact_numbers(sheet, fake.records, contact)
+        add_contact_numbers(results, fake.records, contact)
     if not args.poses:
         return None
     of_folder = (None, None) if fake is None else (fake.folder, annotated(fake, "--poses"))
     true, predicted = read_poses(args.poses, *of_folder, [] if fake is None else list(fake.damaged))
-    return add_pose_numbers(sheet, true, predicted, args.boxes)
+    return add_pose_numbers(results, true, predicted, args.boxes)
 
 
-def _check_pictures(predictions: Mapping[str, Any], fake: PictureSet, flag: str, path: Path) -> None:
-    """Every measured picture has an entry; of others only those that were left out as damaged may have one."""
-    names = [record["file_name"] for record in annotated(fake, flag)]
-    check_covers(predictions, [*names, *(name for name in fake.damaged if name in predictions)], path)
-
-
-def add_flicker(sheet: Results, folders: list[Path], mano: str | None) -> None:
-    """Colour changes along clips; what is drawn anew for the interval are clips."""
-    hand = load_hand(mano)
-    flickers = [video_flicker(folder, hand) for folder in folders]
-    for part in ("hand", "object", "background"):
-        values = np.array([getattr(flicker, part) for flicker in flickers])
-        values = values[np.isfinite(values)]  # a clip with a moving camera has no steady background
-        if len(values):
-            sheet.add(f"flicker of the {part}, levels", mean_of(values), len(values), "lower",
-                      "mean absolute colour change of the same points in neighbouring frames, 8-bit levels; n, and "
-                      "what is drawn anew, are clips")  # fmt: skip
-
-
-def _described(pictures: PictureSet) -> dict[str, Any]:
-    return {"folder": str(pictures.folder), "n": len(pictures), "sha256_of_the_set": pictures.digest(),
-            "left_out": pictures.damaged}  # fmt: skip
-
-
-def _described_reference(reference: Reference) -> dict[str, Any]:
-    if reference.pictures is not None:
-        return _described(reference.pictures)
-    statistics = reference.statistics
-    of_file = {"file": str(statistics.path), "sha256": sha256_of(statistics.path)}
-    return of_file | {"n": statistics.n, **statistics.made_with}
+def _names_in(predictions: dict[str, Any], fake: PictureSet, flag: str) -> list[str]:
+    """Pictures that predictions must be of: all that are measured, and what they have of those left out as damaged."""
+    return [record["file_name"] for record in annotated(fake, flag)] + [n for n in fake.damaged if n in predictions]
 
 
 def as_markdown(report: dict[str, Any]) -> str:
-    """The table with what is needed to compare it."""
+    """The table of a report (as `measure` returns it) with what is needed to compare it."""
     lines = [report["table"], ""]
     for title in ("measured", "reference"):
         entries = {key: value for key, value in (report[title] or {}).items() if value}
@@ -196,25 +169,24 @@ def usable_cpus() -> int:
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Arguments from the command line or a list; ends with argparse's message for flags that would go unread."""
     parser = argparse.ArgumentParser(
-        prog="python -m hoi.metrics", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+        prog="python -m hoi.metrics", description=DESCRIPTION, epilog=f"{FORMATS}\n{POSE_FORMATS}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     add = parser.add_argument
     add("--real", type=Path, metavar="DIR", help="reference: a folder, or an .npz with mu, sigma (and mu_s, sigma_s)")
     add("--fake", type=Path, metavar="DIR", help="pictures to measure")
-    add(
-        "--out", type=Path, default=Path("metrics"), metavar="DIR", help="for metrics.md and metrics.json (%(default)s)"
-    )
+    add("--out", type=Path, default=Path("metrics"), metavar="DIR",
+        help="for metrics.md and metrics.json (%(default)s)")  # fmt: skip
     add("--features", type=Path, metavar="DIR", help="where features are kept (default: OUT/.features)")
-    group = parser.add_argument_group("Inception")
-    add = group.add_argument
+    add = parser.add_argument_group("Inception").add_argument
     add("--inception", type=Path, metavar="FILE", help="pt_inception-2015-12-05-6726825d.pth")
     add("--resize", choices=RESIZE_MODES, default="tf1", help="; ".join(f"{k}: {v}" for k, v in RESIZE_MODES.items()))
     add("--is-splits", type=positive, metavar="N", help="shuffled splits of the Inception Score, torch-fidelity has 10 "
         "(default: ADM's chunks of 5,000 in order)")  # fmt: skip
-    add(
-        "--is-bias", action=argparse.BooleanOptionalAction, default=False, help="count the classifier's bias in IS (no)"
-    )
+    add("--is-bias", action=argparse.BooleanOptionalAction, default=False,
+        help="count the classifier's bias in IS (no)")  # fmt: skip
     add("--neighbours", type=positive, default=3, metavar="K", help="of precision and recall (%(default)s)")
     add("--save-statistics", type=Path, metavar="FILE", help="write mu, sigma, mu_s, sigma_s of --real to an .npz")
     add = parser.add_argument_group("other networks").add_argument
@@ -224,15 +196,15 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--timm", nargs=2, metavar=("MODEL", "FILE"), help="timm model and weights: Frechet distance")
     add("--verifier", type=Path, nargs="?", const=BUILT_IN_VERIFIER, metavar="FILE",
         help="of python -m hoi.verify train; without FILE the built-in one: Frechet distance")  # fmt: skip
-    add = parser.add_argument_group("predictions and clips").add_argument
+    add = parser.add_argument_group("predictions and videos").add_argument
     add("--keypoints", type=Path, metavar="FILE", help="predicted hand keypoints of --fake: PCK, MPJPE")
     add("--pck-thresholds", type=float, nargs="+", default=[0.05, 0.1, 0.2], metavar="T",
         help="shares of the longer side of the joints' box (%(default)s)")  # fmt: skip
     add("--contact", type=Path, metavar="FILE", help="predicted contact states of --fake: contact recall")
     add("--poses", type=Path, metavar="FILE", help="predicted object poses: 3D IoU and degree-centimetre mAP")
     add("--boxes", choices=BOXES, default="nocs", help="; ".join(f"{name}: {what}" for name, what in BOXES.items()))
-    add("--clips", type=Path, nargs="+", metavar="DIR", help="folders of video.py: flicker")
-    add("--mano", metavar="FILE", help="official MANO_RIGHT.pkl, for clips made with it")
+    add("--videos", type=Path, nargs="+", metavar="DIR", help="folders of video.py: flicker")
+    add("--mano", metavar="FILE", help="official MANO_RIGHT.pkl, for videos made with it")
     add = parser.add_argument_group("how").add_argument
     add("--bootstrap", type=int, default=200, metavar="N", help="draws of each interval, 0 for none (%(default)s)")
     add("--seed", type=int, default=0, help="of the draws")
@@ -246,37 +218,41 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuse flags that would go unread."""
-    if args.fake is None and not (args.clips or args.poses or args.save_statistics):
-        parser.error("nothing to measure: give --fake DIR, --clips DIR ... or --poses FILE")
-    needing = ["clip", "timm", "verifier", "keypoints", "contact"] + ([] if args.save_statistics else ["inception"])
-    for flag in needing:
-        if getattr(args, flag) and args.fake is None:
-            parser.error(f"--{flag} needs the pictures to measure: --fake DIR")
-    if args.save_statistics and args.save_statistics.suffix != ".npz":
-        parser.error(f"--save-statistics {args.save_statistics}: the name must end in .npz, as --real tells it by that")
-    if args.save_statistics and not (args.inception and args.real and args.real.suffix != ".npz"):
-        parser.error("--save-statistics needs --inception FILE and --real DIR")
-    if args.real and not any(getattr(args, flag) for flag in WEIGHTS):
-        parser.error("--real needs a network to compare by: --inception, --clip, --timm or --verifier")
-    if args.real and args.real.suffix == ".npz" and not args.inception:
-        parser.error("a statistics file is of Inception's features: --real FILE.npz needs --inception FILE")
-    if (args.timm or args.verifier) and (args.real is None or args.real.suffix == ".npz"):
-        parser.error("a Frechet distance of --timm or --verifier needs pictures as the reference: --real DIR")
-    for flag, details in DETAILS.items():
-        for detail in details:
-            if getattr(args, detail) != parser.get_default(detail) and not getattr(args, flag):
-                parser.error(f"--{detail.replace('_', '-')} says how --{flag} is measured, which was not given")
-    if args.bootstrap < 0 or args.workers < 0 or min(args.pck_thresholds) <= 0:
-        parser.error("--bootstrap and --workers must not be negative, --pck-thresholds must be positive")
+    """Refuse flags that would go unread: the first row whose condition holds is told."""
+    statistics, file_given = args.save_statistics, args.real is not None and args.real.suffix == ".npz"
+    folder_given = args.real is not None and not file_given
+    rows: list[tuple[Any, str]] = [
+        (args.fake is None and not (args.videos or args.poses or statistics),
+         "nothing to measure: give --fake DIR, --videos DIR ... or --poses FILE"),
+        *((args.fake is None and getattr(args, flag) and not (flag == "inception" and statistics),
+           f"--{flag} needs the pictures to measure: --fake DIR") for flag in (*WEIGHTS, "keypoints", "contact")),
+        (statistics and statistics.suffix != ".npz",
+         f"--save-statistics {statistics}: the name must end in .npz, as --real tells it by that"),
+        (statistics and not (args.inception and folder_given),
+         "--save-statistics needs --inception FILE and --real DIR"),
+        (args.real and not any(getattr(args, flag) for flag in WEIGHTS),
+         "--real needs a network to compare by: --inception, --clip, --timm or --verifier"),
+        (file_given and not args.inception,
+         "a statistics file is of Inception's features: --real FILE.npz needs --inception FILE"),
+        ((args.timm or args.verifier) and not folder_given,
+         "a Frechet distance of --timm or --verifier needs pictures as the reference: --real DIR"),
+        *((getattr(args, detail) != parser.get_default(detail) and not getattr(args, flag),
+           f"--{detail.replace('_', '-')} says how --{flag} is measured, which was not given")
+          for flag, details in DETAILS.items() for detail in details),
+        (args.bootstrap < 0 or args.workers < 0 or min(args.pck_thresholds) <= 0,
+         "--bootstrap and --workers must not be negative, --pck-thresholds must be positive"),
+    ]  # fmt: skip
+    for wrong, message in rows:
+        if wrong:
+            parser.error(message)
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Measure, write metrics.md and metrics.json, print the table."""
     args = parse_args(arguments)
     with problems_as_messages("hoi.metrics", "interrupted; finished features are kept, run the same command again"):
         report = measure(args)
         text = as_markdown(report)
-        args.out.mkdir(parents=True, exist_ok=True)
         write_whole(args.out / "metrics.md", text.encode())
         numbers = json.dumps(report, indent=1, allow_nan=False) + "\n"
         write_whole(args.out / "metrics.json", numbers.encode())

@@ -1,6 +1,7 @@
-"""CLIP for scoring pictures against texts.  Name of an open_clip model + weight file -> the model.  Paper: Sec. 4.2.
+"""CLIP for scoring pictures against texts.  Weight file -> Clip; pictures + captions -> CLIPScore.  Paper: Sec. 4.2.
 
-The small CLIP as a scorer of pictures and texts.
+Two models fill the same dataclass: any of open_clip from a file, for photographs, and the small CLIP that `train.py
+--stage text` leaves, for the toy world, which CLIP has never seen.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from hoi.training.small_clip import FILE_NAME, KIND, PictureText
 
 # What OpenAI's state dicts hold beside tensors of the model.
 OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
-TEXTS = 256  # encoded at a time
+TEXTS_AT_ONCE, PICTURES_AT_ONCE = 256, 64  # encoded together: bounds memory, whatever the folder's size
 # CLIPScore as published (Hessel et al. 2021), with ViT-B/32.
 SCORE_PREFIX, SCORE_WEIGHT = "A photo depicts ", 2.5
 
@@ -40,12 +41,43 @@ class Clip:
     preprocess  RGB picture -> (3, H, W): shorter side to the model's size (bicubic), centre crop, CLIP's mean and
                 standard deviation (those of OpenAI's and LAION's models)
     tokenizer   texts -> (B, 77) token ids
+    The small CLIP's preprocess averages to its own size and range instead.
     """
 
     name: str
     model: nn.Module
     preprocess: Callable[[Image.Image], Tensor]
     tokenizer: Callable[[list[str]], Tensor]
+
+
+def _random_model(name: str) -> nn.Module:
+    """The model to be filled; the caller's random numbers stay as they are, and no log warns of its random start."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return open_clip.create_model(name, pretrained=None)
+    finally:
+        logging.disable(before)
+
+
+def _read(name: str, path: Path) -> dict[str, Tensor]:
+    """Tensors of a weight file by the names that open_clip has for them."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no CLIP weights at {path}. {name} in open_clip's format (such as open_clip_model.safetensors) is needed "
+            "for CLIP scores and too large to ship; the built-in verifier, python -m hoi.verify, needs no file"
+        )
+    try:
+        state = load_model_file(path)[0]
+    except ValueError as error:
+        if "TorchScript" not in str(error):
+            raise
+        raise ValueError(
+            f"{path} is a TorchScript archive, as OpenAI published CLIP: it holds code. Give the same weights in "
+            "open_clip's format, such as open_clip_model.safetensors"
+        ) from error
+    return {key.removeprefix("module."): value for key, value in state.items() if key not in OPENAI_EXTRAS}
 
 
 def load_clip(name: str, file: str | Path) -> Clip:
@@ -72,64 +104,11 @@ def load_clip(name: str, file: str | Path) -> Clip:
     return Clip(name, model.requires_grad_(False).eval(), preprocess, open_clip.get_tokenizer(name))
 
 
-@torch.no_grad()
-def clip_scores(
-    clip: Clip,
-    image_features: np.ndarray,
-    texts: Sequence[str],
-    prefix: str = SCORE_PREFIX,
-    weight: float = SCORE_WEIGHT,
-) -> np.ndarray:
-    """CLIPScore of each picture with its text: weight * max(cosine, 0), (N,).
-
-    image_features  (N, D) as encode_image gives them
-    texts           N captions; the prefix is put before each, and the tokenizer cuts at 77 tokens
-    Source: Hessel et al. 2021, eq. 1.
-    """
-    device = next(clip.model.parameters()).device
-    distinct = list(dict.fromkeys(texts))
-    encoded = [clip.model.encode_text(clip.tokenizer([prefix + text for text in distinct[i : i + TEXTS]]).to(device))
-               for i in range(0, len(distinct), TEXTS)]  # fmt: skip
-    rows = dict(zip(distinct, F.normalize(torch.cat(encoded).double().cpu(), dim=-1), strict=True))
-    images = F.normalize(torch.from_numpy(image_features).double(), dim=-1)
-    cosines = (images * torch.stack([rows[text] for text in texts])).sum(dim=-1)
-    return weight * cosines.clamp(min=0).numpy()
-
-
-def _random_model(name: str) -> nn.Module:
-    """The model to be filled; the caller's random numbers stay as they are, and no log warns of its random start."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            return open_clip.create_model(name, pretrained=None)
-    finally:
-        logging.disable(before)
-
-
-def _read(name: str, path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no CLIP weights at {path}. {name} in open_clip's format (such as open_clip_model.safetensors) is needed "
-            "for CLIP scores and too large to ship; the built-in verifier, python -m hoi.verify, needs no file"
-        )
-    try:
-        state = load_model_file(path)[0]
-    except ValueError as error:
-        if "TorchScript" not in str(error):
-            raise
-        raise ValueError(
-            f"{path} is a TorchScript archive, as OpenAI published CLIP: it holds code. Give the same weights in "
-            "open_clip's format, such as open_clip_model.safetensors"
-        ) from error
-    return {key.removeprefix("module."): value for key, value in state.items() if key not in OPENAI_EXTRAS}
-
-
-BATCH = 64
-
-
 def load_small_clip(path: str | Path) -> Clip:
-    """Raises FileNotFoundError, or ValueError for a file that is damaged or none of stage text's pairs."""
+    """The small CLIP of `train.py --stage text`, for inference.
+
+    Raises FileNotFoundError, or ValueError for a file that is damaged or none of stage text's pairs.
+    """
     state, metadata = load_model_file(path)
     if metadata.get("kind") != KIND:
         raise ValueError(f"{path} is no {FILE_NAME} of `train.py --stage text`, which writes one beside its model")
@@ -146,12 +125,38 @@ def _averaged(picture: Image.Image, side: int) -> Tensor:
 
 
 @torch.no_grad()
+def clip_scores(
+    clip: Clip,
+    image_features: np.ndarray,
+    texts: Sequence[str],
+    prefix: str = SCORE_PREFIX,
+    weight: float = SCORE_WEIGHT,
+) -> np.ndarray:
+    """CLIPScore of each picture with its text: weight * max(cosine, 0), (N,).
+
+    image_features  (N, D) as encode_image gives them
+    texts           N captions; the prefix is put before each, and the tokenizer cuts at 77 tokens
+    Source: Hessel et al. 2021, eq. 1.
+    """
+    device = next(clip.model.parameters()).device
+    distinct = list(dict.fromkeys(texts))  # many pictures share a caption
+    encoded = []
+    for i in range(0, len(distinct), TEXTS_AT_ONCE):
+        tokens = clip.tokenizer([prefix + text for text in distinct[i : i + TEXTS_AT_ONCE]])
+        encoded.append(clip.model.encode_text(tokens.to(device)))
+    rows = dict(zip(distinct, F.normalize(torch.cat(encoded).double().cpu(), dim=-1), strict=True))
+    images = F.normalize(torch.from_numpy(image_features).double(), dim=-1)
+    cosines = (images * torch.stack([rows[text] for text in texts])).sum(dim=-1)
+    return weight * cosines.clamp(min=0).numpy()
+
+
+@torch.no_grad()
 def small_clip_scores(clip: Clip, images: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:
     """2.5 max(cosine, 0) of each picture (H, W, 3) uint8 with its caption: (N,).
 
     Without CLIPScore's prefix "A photo depicts": this encoder has never met the word.
     """
-    batches = [torch.stack([clip.preprocess(Image.fromarray(image)) for image in images[k : k + BATCH]])
-               for k in range(0, len(images), BATCH)]  # fmt: skip
+    batches = [torch.stack([clip.preprocess(Image.fromarray(image)) for image in images[k : k + PICTURES_AT_ONCE]])
+               for k in range(0, len(images), PICTURES_AT_ONCE)]  # fmt: skip
     features = torch.cat([clip.model.encode_image(batch) for batch in batches])
     return clip_scores(clip, features.numpy(), texts, prefix="")

@@ -1,9 +1,8 @@
 """Distances between sets of features.  (N, D) features -> Frechet distance, KID, precision and recall, IS.
 
-Each function returns a statistic for hoi/metrics/intervals.py: the same formula with pictures that count several times.
- The reference is fixed.  Everything is float64, in blocks where N x N numbers would not fit.
-
-Statistics of a reference set on disk.  Gaussians of features <-> .npz with mu, sigma, mu_s, sigma_s.
+Each function returns a statistic (hoi/metrics/intervals.py): the same formula with pictures that count several times;
+the reference is fixed.  Everything is float64, in blocks where N x N numbers would not fit.  What a Frechet distance
+needs of a reference can be kept in a file, as other tools keep it: .npz with mu, sigma, mu_s, sigma_s.
 """
 
 from __future__ import annotations
@@ -19,9 +18,10 @@ from tqdm import tqdm
 from hoi.common.files import read_npz, write_whole
 from hoi.metrics.intervals import Statistic
 
-BLOCK = 2048  # rows at a time
-NOT_PSD = 1e-6  # smallest eigenvalue over the largest that counts as rounding
-KID_DEGREE = 3
+BLOCK = 2048  # rows at a time: a block of distances is 34 MB
+NOT_PSD = 1e-6  # smallest eigenvalue over the largest that counts as rounding: files may be in float32
+KID_DEGREE = 3  # of the polynomial kernel, as published
+CHUNK = 5000  # pictures of one Inception Score, as ADM's tool takes them
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def need_two(n: int, of: str) -> None:
 
 
 def fit_gaussian(features: np.ndarray) -> Gaussian:
-    """Mean and covariance of (N, D) features.  Raises ValueError below two rows."""
+    """Mean and covariance of (N, D) features; n is N.  Raises ValueError below two rows."""
     n, dimensions = features.shape
     need_two(n, "the reference")
     mean = sum(block.sum(axis=0) for block in blocks(features)) / n
@@ -67,7 +67,7 @@ def fit_gaussian(features: np.ndarray) -> Gaussian:
 
 
 def square_root(covariance: np.ndarray) -> np.ndarray:
-    """The symmetric root of a covariance of any rank.  Raises ValueError when it has clearly negative eigenvalues."""
+    """The symmetric root (D, D) of a covariance of any rank.  Raises ValueError when it has negative eigenvalues."""
     values, vectors = np.linalg.eigh(covariance)
     if values[0] < -NOT_PSD * max(values[-1], 1e-300):
         raise ValueError(
@@ -145,6 +145,7 @@ def kid(features: np.ndarray, reference: np.ndarray) -> Statistic:
 
 
 def _kernel(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """(N, D), (M, D) -> (N, M)"""
     return (rows @ columns.T / rows.shape[1] + 1) ** KID_DEGREE
 
 
@@ -162,7 +163,10 @@ def neighbour_radius(features: np.ndarray, k: int) -> np.ndarray:
 
 
 def precision(features: np.ndarray, reference: np.ndarray, k: int) -> Statistic:
-    """Share of pictures within the distance of a reference picture to its k-th neighbour.  Kynkaanniemi et al. 2019."""
+    """Share of pictures (N, D) within the distance of a reference picture (M, D) to its k-th neighbour.
+
+    Raises ValueError when the reference has no more than k pictures.  Source: Kynkaanniemi et al. 2019.
+    """
     radius, centres = neighbour_radius(reference, k), reference.astype(np.float64)
     inside = np.concatenate([(distances(rows, centres) <= radius).any(axis=1) for rows in blocks(features)])
     return lambda draws: draws @ inside / draws.sum(axis=1)
@@ -171,7 +175,8 @@ def precision(features: np.ndarray, reference: np.ndarray, k: int) -> Statistic:
 def recall(features: np.ndarray, reference: np.ndarray, k: int) -> Statistic:
     """Share of reference pictures within the distance of a measured picture to its k-th neighbour.
 
-    In a draw the radii are those of all pictures: repeated ones would be their own neighbours.
+    In a draw the radii are those of all pictures: repeated ones would be their own neighbours.  Raises and source as
+    `precision`.
     """
     radius, centres = neighbour_radius(features, k), features.astype(np.float64)
 
@@ -214,9 +219,10 @@ def inception_splits(n: int, splits: int | None) -> list[np.ndarray]:
 
     splits  None: ADM's consecutive chunks of 5,000, the last one shorter; else so many equal parts of a shuffled order
             (the order of torch-fidelity: its generator and its seed)
+    Raises ValueError for fewer pictures than splits.
     """
     if splits is None:
-        return [np.arange(start, min(start + 5000, n)) for start in range(0, n, 5000)]
+        return [np.arange(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
     if not 1 <= splits <= n:
         raise ValueError(f"{n} pictures cannot be split into {splits} parts for the Inception Score")
     order = np.random.RandomState(2020).permutation(n)

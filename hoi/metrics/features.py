@@ -1,9 +1,9 @@
 """Features of many pictures.  Folder of pictures + a network -> (N, D) float32, streamed, cached by file hash.
 
-Pictures are read in worker processes, a batch at a time.  Features are kept in a folder, one sub-folder a network and
-preprocessing, in parts of some hundred pictures: an interrupted run goes on, a picture that was seen is not seen again.
-
-Networks that look at pictures for metrics.  Weight files -> extractors for hoi/metrics/features.py.
+In order: the pictures of a folder, read and hashed; networks with the preprocessing that belongs to each (Inception,
+CLIP, timm, the verifier); and their features, extracted a batch at a time by worker processes.  Features are kept in a
+folder, one sub-folder a network and preprocessing, in parts of some hundred pictures: an interrupted run goes on, a
+picture that was seen is not seen again.
 """
 
 from __future__ import annotations
@@ -35,25 +35,8 @@ from hoi.verify.verifier import Verifier, resized
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
 ROWS_PER_FILE = 512  # pictures in one file of the cache
+# What Pillow raises for files that are cut, of another format, or made to exhaust memory.
 DAMAGE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
-
-
-@dataclass(frozen=True)
-class Extractor:
-    """A network with the preprocessing that belongs to it.
-
-    name           for people: it is printed beside each number
-    key            name of its sub-folder of the cache; must change when weights or preprocessing do
-    preprocessing  in words
-    prepare        RGB picture -> (3, H, W); it is sent to worker processes: a function of a module or a partial
-    network        (B, 3, H, W) -> {name: (B, D)}
-    """
-
-    name: str
-    key: str
-    preprocessing: str
-    prepare: Callable[[Image.Image], Tensor]
-    network: Callable[[Tensor], dict[str, Tensor]] | nn.Module
 
 
 @dataclass(frozen=True)
@@ -80,6 +63,11 @@ class PictureSet:
         """One SHA-256 for the whole set, independent of order and names."""
         return hashlib.sha256("\n".join(sorted(self.hashes)).encode()).hexdigest()
 
+    def described(self) -> dict[str, Any]:
+        """What a report says of the set."""
+        digest = self.digest()
+        return {"folder": str(self.folder), "n": len(self), "sha256_of_the_set": digest, "left_out": self.damaged}
+
 
 def read_rgb(path: Path) -> Image.Image:
     """Raises one of DAMAGE when the file is no picture of 8 bits a channel."""
@@ -89,46 +77,18 @@ def read_rgb(path: Path) -> Image.Image:
         return picture.convert("RGB")
 
 
-def find_pictures(folder: str | Path, workers: int, skip_damaged: bool = False) -> PictureSet:
-    """The pictures of a dataset folder (its metadata.jsonl names them) or of a plain one, sub-folders included.
-
-    workers       threads that read and hash the files; every picture is decoded once, so that damage shows first
-    skip_damaged  leave damaged pictures out and say so in `damaged`, instead of the ValueError that names them
-    Raises FileNotFoundError without a folder, ValueError when it has no picture or none is whole.
-    """
-    folder = Path(folder)
+def _listed(folder: Path) -> tuple[list[Path], list[dict[str, Any]] | None]:
+    """Files of the pictures in a folder, and their records if it is a dataset folder.  Raises as find_pictures."""
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    records = None
     if any(folder.glob("metadata*.jsonl")):
         records = [record for record in read_records(folder) if record["file_name"] is not None]
-        paths = [folder / record["file_name"] for record in records]
-    else:
-        inner = next(folder.rglob("metadata*.jsonl"), None)
-        if inner is not None:  # its condition images would count as pictures
-            raise ValueError(f"{folder} holds dataset folders; name one of them, such as {inner.parent}")
-        found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-        paths = sorted(path for path in found if not any(p.startswith(".") for p in path.relative_to(folder).parts))
-    if not paths:
-        raise ValueError(f"{folder} has no pictures" + (": its records are conditions only" if records == [] else ""))
-    with ThreadPoolExecutor(max(workers, 1)) as pool:
-        inspected = list(tqdm(pool.map(_inspect, paths), total=len(paths), desc=f"hashing {folder.name}", leave=False))
-    good = [k for k, (digest, _) in enumerate(inspected) if digest]
-    damaged = {
-        str(path.relative_to(folder)): problem for path, (_, problem) in zip(paths, inspected, strict=True) if problem
-    }
-    if damaged and not (skip_damaged and good):
-        raise ValueError(f"{folder}: {len(damaged)} of {len(paths)} pictures are damaged or missing: "
-                         f"{first_few([f'{name} ({why})' for name, why in damaged.items()], joint='; ')}. "
-                         + ("Nothing is left to measure" if skip_damaged else
-                            "Make them again, or measure without them: --skip-damaged"))  # fmt: skip
-    return PictureSet(
-        folder,
-        [paths[k] for k in good],
-        None if records is None else [records[k] for k in good],
-        [inspected[k][0] for k in good],
-        damaged,
-    )
+        return [folder / record["file_name"] for record in records], records
+    inner = next(folder.rglob("metadata*.jsonl"), None)
+    if inner is not None:  # its condition images would count as pictures
+        raise ValueError(f"{folder} holds dataset folders; name one of them, such as {inner.parent}")
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    return sorted(path for path in found if not any(p.startswith(".") for p in path.relative_to(folder).parts)), None
 
 
 def _inspect(path: Path) -> tuple[str, str]:
@@ -140,103 +100,61 @@ def _inspect(path: Path) -> tuple[str, str]:
         return "", " ".join(str(error).split())
 
 
-class _Prepared(Dataset):
-    def __init__(self, paths: Sequence[Path], prepare: Callable[[Image.Image], Tensor]) -> None:
-        self.paths, self.prepare = paths, prepare
+def find_pictures(folder: str | Path, workers: int, skip_damaged: bool = False) -> PictureSet:
+    """The pictures of a dataset folder (its metadata.jsonl names them) or of a plain one, sub-folders included.
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, i: int) -> Tensor:
-        return self.prepare(read_rgb(self.paths[i]))
-
-
-class FeatureCache:
-    """Features of one extractor on disk: parts of hashes with the features of each; a damaged part is made again."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.places: dict[str, tuple[Path, int]] = {}
-        for part in sorted(folder.glob("*.npz")):
-            try:
-                hashes = read_npz(part, "part of a cache", ["hashes"])["hashes"]
-            except (ValueError, KeyError):
-                part.unlink()
-                continue
-            self.places |= {str(digest): (part, row) for row, digest in enumerate(hashes)}
-
-    def __contains__(self, digest: str) -> bool:
-        return digest in self.places
-
-    def add(self, hashes: list[str], features: dict[str, np.ndarray]) -> None:
-        part = self.folder / f"{hashlib.sha256(''.join(hashes).encode()).hexdigest()[:16]}.npz"
-        write_whole(part, lambda stream: np.savez(stream, hashes=np.array(hashes), **features))
-        self.places |= {digest: (part, row) for row, digest in enumerate(hashes)}
-
-    def read(self, hashes: list[str], name: str) -> np.ndarray:
-        """(N, D) float32 in the order of the hashes; every part is opened once."""
-        rows: dict[Path, list[int]] = {}
-        for i, digest in enumerate(hashes):
-            rows.setdefault(self.places[digest][0], []).append(i)
-        result = None
-        for part, of_part in rows.items():
-            stored = read_npz(part, "part of a cache", [name])[name]
-            if result is None:
-                result = np.empty((len(hashes), stored.shape[1]), dtype=np.float32)
-            result[of_part] = stored[[self.places[hashes[i]][1] for i in of_part]]
-        return result
-
-
-@torch.no_grad()
-def extract(
-    pictures: PictureSet, extractor: Extractor, cache: str | Path, batch_size: int, workers: int, device: str
-) -> FeatureCache:
-    """Compute what the cache lacks, with a progress bar; `read(pictures.hashes, name)` then gives the features.
-
-    Raises ValueError naming the pictures whose features are not finite.
+    workers       threads that read and hash the files; every picture is decoded once, so that damage shows first
+    skip_damaged  leave damaged pictures out and say so in `damaged`, instead of the ValueError that names them
+    Raises FileNotFoundError without a folder, ValueError when it has no picture or none is whole.
     """
-    store = FeatureCache(Path(cache) / extractor.key)
-    new = {digest: path for digest, path in zip(pictures.hashes, pictures.paths, strict=True) if digest not in store}
-    hashes, dataset = list(new), _Prepared(list(new.values()), extractor.prepare)
-    loader = DataLoader(dataset, batch_size, num_workers=min(workers, len(new) // batch_size + 1))
-    pending: list[dict[str, np.ndarray]] = []
-    done = stored = 0
-    with tqdm(total=len(new), desc=f"{extractor.name}, {pictures.folder.name}", disable=not new, leave=False) as bar:
-        for images in loader if new else []:
-            features = extractor.network(images.to(device))
-            batch = {name: values.float().cpu().numpy() for name, values in features.items()}
-            _refuse_not_finite(batch, dataset.paths[done : done + len(images)], extractor.name)
-            pending.append(batch)
-            done += len(images)
-            bar.update(len(images))
-            if done - stored >= ROWS_PER_FILE or done == len(new):
-                joined = {name: np.concatenate([batch[name] for batch in pending]) for name in pending[0]}
-                store.add(hashes[stored:done], joined)
-                pending, stored = [], done
-    return store
+    folder = Path(folder)
+    paths, records = _listed(folder)
+    if not paths:
+        raise ValueError(f"{folder} has no pictures" + (": its records are conditions only" if records == [] else ""))
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        inspected = list(tqdm(pool.map(_inspect, paths), total=len(paths), desc=f"hashing {folder.name}", leave=False))
+    good = [k for k, (digest, _) in enumerate(inspected) if digest]
+    damaged = {str(path.relative_to(folder)): why for path, (_, why) in zip(paths, inspected, strict=True) if why}
+    if damaged and not (skip_damaged and good):
+        named = first_few([f"{name} ({why})" for name, why in damaged.items()], joint="; ")
+        advice = "Make them again, or measure without them: --skip-damaged"
+        raise ValueError(f"{folder}: {len(damaged)} of {len(paths)} pictures are damaged or missing: {named}. "
+                         + ("Nothing is left to measure" if skip_damaged else advice))  # fmt: skip
+    kept = None if records is None else [records[k] for k in good]
+    return PictureSet(folder, [paths[k] for k in good], kept, [inspected[k][0] for k in good], damaged)
 
 
-def _refuse_not_finite(batch: dict[str, np.ndarray], paths: Sequence[Path], name: str) -> None:
-    finite = np.all([np.isfinite(values).all(axis=1) for values in batch.values()], axis=0)
-    if not finite.all():
-        bad = [path.name for path, good in zip(paths, finite, strict=True) if not good]
-        named = first_few(bad, joint="; ")
-        raise ValueError(f"{name} gives features that are not finite for {named}; are the weights whole?")
+@dataclass(frozen=True)
+class Extractor:
+    """A network with the preprocessing that belongs to it.
+
+    name           for people: it is printed beside each number
+    key            name of its sub-folder of the cache; must change when weights or preprocessing do
+    preprocessing  in words
+    prepare        RGB picture -> (3, H, W); it is sent to worker processes: a function of a module or a partial
+    network        (B, 3, H, W) -> {name: (B, D)}
+    """
+
+    name: str
+    key: str
+    preprocessing: str
+    prepare: Callable[[Image.Image], Tensor]
+    network: Callable[[Tensor], dict[str, Tensor]] | nn.Module
 
 
 def cache_key(kind: str, file: str | Path) -> str:
     """Names the cache of a network: its kind with the preprocessing, and the hash of its weights."""
-    return f"{kind}-{sha256_of(file)[:16]}".replace("/", "-")
+    return f"{kind}-{sha256_of(file)[:16]}".replace("/", "-")  # timm has names with a slash
 
 
 def inception_extractor(inception: Inception, file: str | Path, resize: str) -> Extractor:
-    """resize  one of inception.RESIZE_MODES"""
+    """Inception's features, "pool" and "spatial"; resize is one of inception.RESIZE_MODES."""
     kind, words = f"inception-{resize}", f"299 x 299, {RESIZE_MODES[resize]}"
     return Extractor(resize, cache_key(kind, file), words, partial(prepare, resize=resize), inception)
 
 
 def clip_extractor(clip: Clip, file: str | Path) -> Extractor:
-    """Image features, not normalised."""
+    """Image features of a CLIP model, not normalised: a Frechet distance looks at their lengths, too."""
     words = "shorter side to the model's size (bicubic), centre crop, CLIP's mean and deviation"
 
     def network(images: Tensor) -> dict[str, Tensor]:
@@ -281,3 +199,98 @@ def verifier_extractor(verifier: Verifier, file: str | Path) -> Extractor:
 
 def _for_verifier(picture: Image.Image, side: int) -> Tensor:
     return pictures_to_tensor(resized(np.asarray(picture), side)[None].copy())[0]
+
+
+class _Prepared(Dataset):
+    """What worker processes read: pictures made ready for one network."""
+
+    def __init__(self, paths: Sequence[Path], prepare: Callable[[Image.Image], Tensor]) -> None:
+        self.paths, self.prepare = paths, prepare
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return self.prepare(read_rgb(self.paths[i]))
+
+
+class FeatureCache:
+    """Features of one extractor on disk: parts of hashes with the features of each; a damaged part is made again.
+
+    folder  of this network and preprocessing alone
+    places  digest of a picture -> its part and its row there
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.places: dict[str, tuple[Path, int]] = {}
+        for part in sorted(folder.glob("*.npz")):
+            try:
+                hashes = read_npz(part, "part of a cache", ["hashes"])["hashes"]
+            except (ValueError, KeyError):
+                part.unlink()
+                continue
+            self.places |= {str(digest): (part, row) for row, digest in enumerate(hashes)}
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self.places
+
+    def add(self, hashes: list[str], features: dict[str, np.ndarray]) -> None:
+        """Write a part: features {name: (N, D)} of N pictures by their hashes."""
+        part = self.folder / f"{hashlib.sha256(''.join(hashes).encode()).hexdigest()[:16]}.npz"
+        write_whole(part, lambda stream: np.savez(stream, hashes=np.array(hashes), **features))
+        self.places |= {digest: (part, row) for row, digest in enumerate(hashes)}
+
+    def read(self, hashes: list[str], name: str) -> np.ndarray:
+        """(N, D) float32 in the order of the hashes; every part is opened once."""
+        rows: dict[Path, list[int]] = {}
+        for i, digest in enumerate(hashes):
+            rows.setdefault(self.places[digest][0], []).append(i)
+        result = None
+        for part, of_part in rows.items():
+            stored = read_npz(part, "part of a cache", [name])[name]
+            if result is None:
+                result = np.empty((len(hashes), stored.shape[1]), dtype=np.float32)
+            result[of_part] = stored[[self.places[hashes[i]][1] for i in of_part]]
+        return result
+
+
+@torch.no_grad()
+def extract(
+    pictures: PictureSet, extractor: Extractor, cache: str | Path, batch_size: int, workers: int, device: str
+) -> FeatureCache:
+    """Compute what the cache lacks, with a progress bar; `read(pictures.hashes, name)` then gives the features.
+
+    cache       folder of all caches;  device  where the extractor's network is
+    batch_size  pictures seen at once;  workers  processes that read them, 0: this one
+    Raises ValueError naming the pictures whose features are not finite.
+    """
+    store = FeatureCache(Path(cache) / extractor.key)
+    # By hash, so that equal files are looked at once.
+    new = {digest: path for digest, path in zip(pictures.hashes, pictures.paths, strict=True) if digest not in store}
+    hashes, dataset = list(new), _Prepared(list(new.values()), extractor.prepare)
+    loader = DataLoader(dataset, batch_size, num_workers=min(workers, len(new) // batch_size + 1))
+    pending: list[dict[str, np.ndarray]] = []
+    done = stored = 0
+    with tqdm(total=len(new), desc=f"{extractor.name}, {pictures.folder.name}", disable=not new, leave=False) as bar:
+        for images in loader if new else []:
+            features = extractor.network(images.to(device))
+            batch = {name: values.float().cpu().numpy() for name, values in features.items()}
+            _refuse_not_finite(batch, dataset.paths[done : done + len(images)], extractor.name)
+            pending.append(batch)
+            done += len(images)
+            bar.update(len(images))
+            if done - stored >= ROWS_PER_FILE or done == len(new):
+                joined = {name: np.concatenate([batch[name] for batch in pending]) for name in pending[0]}
+                store.add(hashes[stored:done], joined)
+                pending, stored = [], done
+    return store
+
+
+def _refuse_not_finite(batch: dict[str, np.ndarray], paths: Sequence[Path], name: str) -> None:
+    """Raise ValueError naming the pictures: kept, such features would make every distance NaN."""
+    finite = np.all([np.isfinite(values).all(axis=1) for values in batch.values()], axis=0)
+    if not finite.all():
+        bad = [path.name for path, good in zip(paths, finite, strict=True) if not good]
+        named = first_few(bad, joint="; ")
+        raise ValueError(f"{name} gives features that are not finite for {named}; are the weights whole?")

@@ -1,13 +1,10 @@
-"""How much a clip flickers.  Dataset folder of a clip -> colour changes of known surface points.  Paper: Sec. 4.4.
-
-    python -m hoi.metrics.flicker clip clip_without_anchor        # one line a folder, 8-bit levels
+"""How much a video flickers.  Dataset folder of frames -> colour changes of known surface points.  Paper: Sec. 4.4.
 
 No optical flow: hand, object and camera are known in every frame, so where a surface point goes is known, too.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +18,11 @@ from hoi.geometry.camera import project, transform_points
 from hoi.geometry.contact import sample_faces
 from hoi.geometry.hand import HandModel, HandParams, load_hand
 from hoi.geometry.render import HAND, OBJECT
+from hoi.metrics.intervals import Results, mean_of
 
-SPACING = 0.004  # metres between points of the object
-DEPTH_TOLERANCE = 0.004  # metres from the depth map to a point that is seen
+SPACING = 0.004  # metres between points of the object: about a pixel at 128 px
+DEPTH_TOLERANCE = 0.004  # metres from the depth map, which is in whole millimetres, to a point that is seen
+FOLD = 5 * DEPTH_TOLERANCE  # within 3 x 3 pixels; more is a fold or a finger in between
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,9 @@ class Flicker:
     background: float
 
 
-def seen(points: np.ndarray, intrinsics: np.ndarray, depth: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, ...]:
+def find_points(
+    points: np.ndarray, intrinsics: np.ndarray, depth: np.ndarray, own: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Where surface points are in a picture, and whether it shows them.
 
     points      (N, 3) camera frame, metres
@@ -49,12 +50,12 @@ def seen(points: np.ndarray, intrinsics: np.ndarray, depth: np.ndarray, own: np.
                 the same thing (a pixel on the outline mixes two things)
     """
     pixels = project(points, intrinsics)
-    nearest = np.nan_to_num(np.rint(pixels), nan=-1.0).astype(np.int64)
+    nearest = np.nan_to_num(np.rint(pixels), nan=-1.0).astype(np.int64)  # NaN: behind the camera
     height, width = depth.shape
     inside = ((nearest >= 1) & (nearest < [width - 1, height - 1])).all(axis=1) & (points[:, 2] > 0)
     column, row = np.where(inside[:, None], nearest, 0).T
     interior = minimum_filter(own, 3)
-    flat = maximum_filter(depth, 3) - minimum_filter(depth, 3) < 5 * DEPTH_TOLERANCE  # no fold or finger in between
+    flat = maximum_filter(depth, 3) - minimum_filter(depth, 3) < FOLD
     fits = np.abs(depth[row, column] - points[:, 2]) < DEPTH_TOLERANCE
     return pixels, inside & fits & interior[row, column] & flat[row, column]
 
@@ -70,13 +71,15 @@ def video_flicker(folder: str | Path, hand: HandModel, pictures: Sequence[np.nda
 
     hand      the model that the records' hand parameters are of
     pictures  (H, W, 3) uint8 each, in place of the folder's: another version of the same frames
+    returns   the mean over all pairs of neighbouring frames and all points that both show
     Raises ValueError for a single frame, FileNotFoundError or ValueError naming a missing or damaged file.
     """
     records = sorted(read_records(folder), key=lambda record: record.get("frame") or 0)
     if len(records) < 2 or (pictures is not None and len(pictures) != len(records)):
         raise ValueError(f"{folder} has {len(records)} frames; flicker needs two at least, and a picture for each")
     pictures = [load_image(folder, record) for record in records] if pictures is None else list(pictures)
-    on_object = _object_points(folder, records[0])
+    vertices, faces = load_mesh(folder, records[0])
+    on_object = sample_faces(vertices[faces], SPACING)[0]
     frames = [_points_of(folder, record, hand, on_object) for record in records]
     levels: dict[str, list[np.ndarray]] = {"hand": [], "object": [], "background": []}
     for i in range(len(records) - 1):
@@ -93,39 +96,32 @@ def video_flicker(folder: str | Path, hand: HandModel, pictures: Sequence[np.nda
     return Flicker(**{name: float(values.mean()) if len(values) else float("nan") for name, values in joined.items()})
 
 
-def _object_points(folder: str | Path, record: dict[str, Any]) -> np.ndarray:
-    vertices, faces = load_mesh(folder, record)
-    return sample_faces(vertices[faces], SPACING)[0]
-
-
 def _points_of(folder: str | Path, record: dict[str, Any], hand: HandModel, on_object: np.ndarray) -> dict[str, Any]:
     """Of "hand" and "object" pixels and whether shown, the same points in every frame; "background" is (H, W) bool."""
-    pose = HandParams(
-        *(np.array(record[key]) for key in ("global_orient", "hand_pose", "transl", "hand_betas")), record["hand_side"]
-    )
-    mesh = hand(pose)
+    parameters = (np.array(record[key]) for key in ("global_orient", "hand_pose", "transl", "hand_betas"))
+    mesh = hand(HandParams(*parameters, record["hand_side"]))
     skin = np.concatenate([mesh.vertices, mesh.vertices[mesh.faces].mean(axis=1)])  # denser: the faces' centres too
     surface = transform_points(np.reshape(record["object_to_camera"], (4, 4)), on_object)
     depth, intrinsics = load_depth(folder, record), np.reshape(record["intrinsics"], (3, 3))
     label_map = load_label_map(folder, record)
     return {
-        "hand": seen(skin, intrinsics, depth, label_map == HAND),
-        "object": seen(surface, intrinsics, depth, label_map == OBJECT),
-        "background": minimum_filter(label_map == 0, 5),
+        "hand": find_points(skin, intrinsics, depth, label_map == HAND),
+        "object": find_points(surface, intrinsics, depth, label_map == OBJECT),
+        "background": minimum_filter(label_map == 0, 5),  # two pixels from any outline
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m hoi.metrics.flicker", description=__doc__.split("\n\n")[0])
-    parser.add_argument("clips", nargs="+", type=Path, help="dataset folders of video.py")
-    parser.add_argument("--mano", metavar="FILE", help="official MANO_RIGHT.pkl, for clips made with it")
-    args = parser.parse_args()
-    hand = load_hand(args.mano)
-    print("| clip | hand | object | background |\n|---|---|---|---|")
-    for folder in args.clips:
-        measured = video_flicker(folder, hand)
-        print(f"| {folder} | {measured.hand:.1f} | {measured.object:.1f} | {measured.background:.1f} |")
+def add_flicker(results: Results, folders: Sequence[Path], mano: str | None) -> None:
+    """Colour changes along videos; what is drawn anew for the interval are videos.
 
-
-if __name__ == "__main__":
-    main()
+    folders  of video.py;  mano  the official MANO file, for videos made with it
+    """
+    hand = load_hand(mano)
+    flickers = [video_flicker(folder, hand) for folder in folders]
+    for part in ("hand", "object", "background"):
+        values = np.array([getattr(flicker, part) for flicker in flickers])
+        values = values[np.isfinite(values)]  # a video with a moving camera has no steady background
+        if len(values):
+            results.add(f"flicker of the {part}, levels", mean_of(values), len(values), "lower",
+                        "mean absolute colour change of the same points in neighbouring frames, 8-bit levels; n, and "
+                        "what is drawn anew, are clips")  # fmt: skip

@@ -2,8 +2,6 @@
 
 The paper gives neither PCK's threshold nor its normaliser; here an error counts relative to the longer side of the
 target joints' box, as MMPose does for hands, and an undetected hand has every joint wrong.
-
-Similarity between two sets of corresponding points.  (N, 3) -> (N, 3): scale, rotation, translation.
 """
 
 from __future__ import annotations
@@ -14,10 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
-from hoi.metrics.intervals import PERCENT, SHARE, Results, mean_of, mean_of_parts, ratio_of
+from hoi.metrics.intervals import PERCENT, SHARE, Results, mean_of, mean_of_groups, ratio_of
 from hoi.verify.predictions import (
     CONTACT_STATES,
+    JOINTS,
+    NO_HAND,
     PORTABLE_OBJECT,
     ContactPrediction,
     HandPrediction,
@@ -25,18 +26,56 @@ from hoi.verify.predictions import (
     contact_state,
 )
 
-JOINTS, WRIST = 21, 0
-NO_HAND = -1
+WRIST = 0  # the root joint
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """x -> scale * rotation @ x + translation."""
+
+    scale: float
+    rotation: np.ndarray
+    translation: np.ndarray
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        """(N, 3) -> (N, 3)"""
+        return self.scale * points @ self.rotation.T + self.translation
+
+
+def umeyama(source: np.ndarray, target: np.ndarray) -> Similarity:
+    """The similarity (never a reflection) that takes source (N, 3) to target (N, 3) with the least squared error.
+
+    Raises ValueError for points on a line or fewer than three, which fix no rotation, and for numbers not finite.
+    Source: Umeyama 1991, eq. 40 to 43; the rotation is Kabsch's, by scipy.
+    """
+    if source.shape != target.shape or source.shape[1:] != (3,):
+        raise ValueError(f"source is {source.shape}, target {target.shape}; expected the same (N, 3) of both")
+    if not np.isfinite([source, target]).all():
+        raise ValueError("points to be aligned are not finite")
+    centred, centred_target = source - source.mean(axis=0), target - target.mean(axis=0)
+    singular = np.linalg.svd(centred_target.T @ centred, compute_uv=False)
+    if singular[1] <= 1e-9 * singular[0]:  # rank 1 or 0, up to rounding
+        raise ValueError("points on a line or in one place have no rotation; at least three others are needed")
+    rotation = Rotation.align_vectors(centred_target, centred)[0].as_matrix()
+    scale = float((centred_target * (centred @ rotation.T)).sum() / (centred**2).sum())
+    return Similarity(scale, rotation, target.mean(axis=0) - scale * rotation @ source.mean(axis=0))
+
+
+def errors_3d_mm(predicted: np.ndarray, target: np.ndarray) -> tuple[float, float]:
+    """Mean joint error of (21, 3) metres in mm, root-aligned and after Procrustes alignment."""
+    rooted = (predicted - predicted[WRIST]) - (target - target[WRIST])
+    aligned = umeyama(predicted, target)(predicted) - target
+    return tuple(1000 * np.linalg.norm(error, axis=1).mean() for error in (rooted, aligned))
 
 
 @dataclass(frozen=True)
 class HandErrors:
     """Errors of N pictures; a picture without a found hand has infinite ones.
 
-    pixels       (N, 21)
-    relative     (N, 21)  to the longer side of the target joints' box
-    root_mm      (N,)     mean joint error with both wrists at the origin; NaN without a 3D prediction
-    procrustes_mm (N,)    the same after the best similarity
+    pixels        (N, 21)
+    relative      (N, 21)  to the longer side of the target joints' box
+    root_mm       (N,)     mean joint error with both wrists at the origin; NaN without a 3D prediction
+    procrustes_mm (N,)     the same after the best similarity
     """
 
     pixels: np.ndarray
@@ -69,15 +108,8 @@ def _errors_of(record: dict[str, Any], hands: list[HandPrediction]) -> tuple[np.
     return pixels, pixels / side, *errors_3d_mm(hand.keypoints_3d, np.reshape(record["keypoints_3d"], (JOINTS, 3)))
 
 
-def errors_3d_mm(predicted: np.ndarray, target: np.ndarray) -> tuple[float, float]:
-    """Mean joint error of (21, 3) metres in mm, root-aligned and after Procrustes alignment."""
-    rooted = (predicted - predicted[WRIST]) - (target - target[WRIST])
-    aligned = umeyama(predicted, target)(predicted) - target
-    return tuple(1000 * np.linalg.norm(error, axis=1).mean() for error in (rooted, aligned))
-
-
 def add_keypoint_numbers(
-    sheet: Results,
+    results: Results,
     records: Sequence[dict[str, Any]],
     predictions: Mapping[str, list[HandPrediction]],
     thresholds: Sequence[float],
@@ -90,19 +122,21 @@ def add_keypoint_numbers(
     if not marked:
         raise ValueError("no record has keypoints_2d, so keypoint predictions cannot be judged")
     if len(marked) < len(records):
-        sheet.note(f"{len(records) - len(marked)} pictures without annotated keypoints count for no keypoint number")
+        results.note(f"{len(records) - len(marked)} pictures without annotated keypoints count for no keypoint number")
     errors, n = hand_errors(marked, predictions), len(marked)
     relative, widest = errors.relative, max(thresholds)
     for threshold in thresholds:
-        sheet.add(f"PCK@{threshold:g}", mean_of((relative < threshold).mean(axis=1)), n, "higher",
-                  f"share of 21 joints closer than {threshold:g} of the longer side of the target joints' box; "
-                  "undetected hands have all joints wrong", SHARE)  # fmt: skip
-    sheet.add(f"PCK AUC 0..{widest:g}", mean_of((1 - relative / widest).clip(min=0).mean(axis=1)), n, "higher",
-              f"mean of PCK over all thresholds from 0 to {widest:g}, exact", SHARE)  # fmt: skip
+        results.add(f"PCK@{threshold:g}", mean_of((relative < threshold).mean(axis=1)), n, "higher",
+                    f"share of 21 joints closer than {threshold:g} of the longer side of the target joints' box; "
+                    "undetected hands have all joints wrong", SHARE)  # fmt: skip
+    # A joint with error e is right from threshold e on, so the area is a mean of 1 - e / widest: no steps are needed.
+    results.add(f"PCK AUC 0..{widest:g}", mean_of((1 - relative / widest).clip(min=0).mean(axis=1)), n, "higher",
+                f"mean of PCK over all thresholds from 0 to {widest:g}, exact", SHARE)  # fmt: skip
     found = np.isfinite(errors.pixels[:, 0])
-    sheet.add("hand detection rate", mean_of(found), n, "higher", "share of pictures in which a hand was found", SHARE)
+    results.add("hand detection rate", mean_of(found), n, "higher", "share of pictures in which a hand was found",
+                SHARE)  # fmt: skip
     total = np.where(found, np.where(found[:, None], errors.pixels, 0).mean(axis=1), 0)
-    sheet.add("keypoint error, px", ratio_of(total, found), n, "lower", "mean distance over detected hands")
+    results.add("keypoint error, px", ratio_of(total, found), n, "lower", "mean distance over detected hands")
     measured = np.isfinite(errors.root_mm)
     if not measured.any():
         return
@@ -110,12 +144,12 @@ def add_keypoint_numbers(
         ("MPJPE, mm", errors.root_mm, "with both wrists at the origin"),
         ("PA-MPJPE, mm", errors.procrustes_mm, "after the best similarity (Procrustes)"),
     ):
-        sheet.add(name, ratio_of(np.where(measured, values, 0), measured), n, "lower",
-                  f"mean 3D distance over 21 joints of {measured.sum()} hands predicted in 3D, {how}")  # fmt: skip
+        results.add(name, ratio_of(np.where(measured, values, 0), measured), n, "lower",
+                    f"mean 3D distance over 21 joints of {measured.sum()} hands predicted in 3D, {how}")  # fmt: skip
 
 
 def add_contact_numbers(
-    sheet: Results, records: Sequence[dict[str, Any]], predictions: Mapping[str, list[ContactPrediction]] | None
+    results: Results, records: Sequence[dict[str, Any]], predictions: Mapping[str, list[ContactPrediction]] | None
 ) -> None:
     """Contact recall of the detector, over pictures and as the mean of categories; beside it contact by geometry.
 
@@ -124,60 +158,26 @@ def add_contact_numbers(
     """
     known = [record for record in records if record.get("contact") is not None]
     if known:
-        sheet.add("contact by geometry, %", mean_of(np.array([100.0 * record["contact"] for record in known])),
-                  len(known), "higher", "share of records whose annotated meshes of hand and object touch",
-                  PERCENT)  # fmt: skip
+        results.add("contact by geometry, %", mean_of(np.array([100.0 * record["contact"] for record in known])),
+                    len(known), "higher", "share of records whose annotated meshes of hand and object touch",
+                    PERCENT)  # fmt: skip
     if predictions is None:
         return
     touching = [record for record in records if record.get("contact") is not False]
     if len(touching) < len(records):
-        sheet.note(f"{len(records) - len(touching)} pictures annotated as not touching count for no contact recall")
+        results.note(f"{len(records) - len(touching)} pictures annotated as not touching count for no contact recall")
     if not touching:
         raise ValueError("every record says that nothing touches, so contact recall has nothing to find")
     states = np.array([contact_state(predictions[record["file_name"]]) for record in touching])
     n, portable = len(states), 100.0 * (states == PORTABLE_OBJECT)
-    sheet.add("contact recall, %", mean_of(portable), n, "higher",
-              "share of pictures whose most certain hand is in state 3, portable object; no hand is none",
-              PERCENT)  # fmt: skip
-    sheet.add("contact recall with stationary, %", mean_of(100.0 * (states >= PORTABLE_OBJECT)), n, "higher",
-              "the same for states 3 and 4, stationary object", PERCENT)  # fmt: skip
+    results.add("contact recall, %", mean_of(portable), n, "higher",
+                "share of pictures whose most certain hand is in state 3, portable object; no hand is none",
+                PERCENT)  # fmt: skip
+    results.add("contact recall with stationary, %", mean_of(100.0 * (states >= PORTABLE_OBJECT)), n, "higher",
+                "the same for states 3 and 4, stationary object", PERCENT)  # fmt: skip
     categories = np.array([str(record.get("category")) for record in touching])
     if len(set(categories)) > 1:
-        parts = [ratio_of(portable * (categories == name), categories == name) for name in sorted(set(categories))]
-        sheet.add("contact recall, mean of categories, %", mean_of_parts(parts), n, "higher",
-                  f"unweighted mean over {', '.join(sorted(set(categories)))}, as in the paper", PERCENT)  # fmt: skip
+        results.add("contact recall, mean of categories, %", mean_of_groups(portable, categories), n, "higher",
+                    f"unweighted mean over {', '.join(sorted(set(categories)))}, as in the paper", PERCENT)  # fmt: skip
     histogram = Counter("no hand" if state == NO_HAND else CONTACT_STATES[state] for state in states.tolist())
-    sheet.note("contact states: " + ", ".join(f"{name} {count}" for name, count in histogram.most_common()))
-
-
-@dataclass(frozen=True)
-class Similarity:
-    """x -> scale * rotation @ x + translation."""
-
-    scale: float
-    rotation: np.ndarray
-    translation: np.ndarray
-
-    def __call__(self, points: np.ndarray) -> np.ndarray:
-        """(N, 3) -> (N, 3)"""
-        return self.scale * points @ self.rotation.T + self.translation
-
-
-def umeyama(source: np.ndarray, target: np.ndarray) -> Similarity:
-    """The similarity (never a reflection) that takes source (N, 3) to target (N, 3) with the least squared error.
-
-    Raises ValueError for points on a line or fewer than three, which fix no rotation, and for numbers not finite.
-    Source: Umeyama 1991, eq. 40 to 43.
-    """
-    if source.shape != target.shape or source.ndim != 2 or source.shape[1] != 3:
-        raise ValueError(f"source is {source.shape}, target {target.shape}; expected the same (N, 3) of both")
-    if not (np.isfinite(source).all() and np.isfinite(target).all()):
-        raise ValueError("points to be aligned are not finite")
-    centred_source, centred_target = source - source.mean(axis=0), target - target.mean(axis=0)
-    u, singular, vt = np.linalg.svd(centred_target.T @ centred_source / len(source))
-    if singular[1] <= 1e-9 * max(singular[0], 1e-300) or singular[0] == 0:
-        raise ValueError("points on a line or in one place have no rotation; at least three others are needed")
-    signs = np.array([1.0, 1.0, np.sign(np.linalg.det(u) * np.linalg.det(vt))])
-    rotation = u * signs @ vt
-    scale = float(singular @ signs / (centred_source**2).sum(axis=1).mean())
-    return Similarity(scale, rotation, target.mean(axis=0) - scale * rotation @ source.mean(axis=0))
+    results.note("contact states: " + ", ".join(f"{name} {count}" for name, count in histogram.most_common()))

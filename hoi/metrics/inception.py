@@ -17,9 +17,10 @@ from torchvision.models.inception import Inception3, InceptionE
 
 from hoi.common.tensors import load_model_file, strict_load
 
-SIDE = 299  # pixels
-CLASSES = 1008
+INPUT_SIDE = 299  # pixels
+NUM_CLASSES = 1008  # of the 2015 graph: ImageNet's 1000 and eight unused
 SPATIAL_CHANNELS = 7  # of Mixed_6d, whose first channels are branch1x1: TensorFlow's mixed_6/conv, 7 x 17 x 17 = 2023
+# Blocks whose pooling branch averages; the graph leaves zero padding out of the average.
 AVERAGING = ("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e", "Mixed_7b")
 
 # How a picture becomes 299 x 299 in [-1, 1]; each tool has its own way, and their FIDs are not comparable.
@@ -35,6 +36,7 @@ class MaxPooledE(InceptionE):
     """The last block pools by maximum where torchvision's averages."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, 2048, 8, 8) -> (B, 2048, 8, 8)"""
         others = super().forward(x)[:, : -self.branch_pool.conv.out_channels]
         return torch.cat([others, self.branch_pool(F.max_pool2d(x, 3, stride=1, padding=1))], dim=1)
 
@@ -55,12 +57,13 @@ class Inception(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.network = Inception3(CLASSES, aux_logits=False, init_weights=False)
+        self.network = Inception3(NUM_CLASSES, aux_logits=False, init_weights=False)
         self.network.Mixed_7c = MaxPooledE(2048)
         for name in AVERAGING:
             self.network.get_submodule(name).branch_pool.register_forward_pre_hook(leave_out_padding)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, 3, 299, 299) in [-1, 1] -> the features by name."""
         x = images
         for name, module in self.network.named_children():  # in the order of the network
             x = module(x)
@@ -107,14 +110,15 @@ def prepare(picture: Image.Image, resize: str) -> Tensor:
 
     resize  one of RESIZE_MODES
     """
+    size = (INPUT_SIDE, INPUT_SIDE)
     if resize == "clean":
-        bands = (band.convert("F").resize((SIDE, SIDE), Image.Resampling.BICUBIC) for band in picture.split())
+        bands = (band.convert("F").resize(size, Image.Resampling.BICUBIC) for band in picture.split())
         return (torch.from_numpy(np.stack([np.asarray(band) for band in bands])).clamp(0, 255) - 128) / 128
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()  # (3, H, W)
     if resize == "tf1":
-        return (resize_tf1(pixels, SIDE, SIDE) - 128) / 128
+        return (resize_tf1(pixels, *size) - 128) / 128
     if resize == "pytorch-fid":
-        return F.interpolate(pixels[None] / 255, (SIDE, SIDE), mode="bilinear", align_corners=False)[0] * 2 - 1
+        return F.interpolate(pixels[None] / 255, size, mode="bilinear", align_corners=False)[0] * 2 - 1
     raise ValueError(f"resize is {resize!r}, expected one of {', '.join(RESIZE_MODES)}")
 
 
@@ -125,6 +129,7 @@ def resize_tf1(pixels: Tensor, height: int, width: int) -> Tensor:
 
 
 def _along(pixels: Tensor, axis: int, size: int) -> Tensor:
+    """One axis of resize_tf1, to `size` samples."""
     length = pixels.shape[axis]
     place = torch.arange(size) * torch.tensor(length / size)  # float32, as there
     low = place.long()

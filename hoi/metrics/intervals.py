@@ -1,9 +1,7 @@
-"""Confidence intervals by resampling pictures.  Statistic of weighted pictures -> value with interval.
+"""Numbers with their intervals.  Statistic of weighted pictures -> Measurement -> Results -> Markdown, JSON.
 
 Every number here is a function of how often each picture counts: once each gives the number itself, random counts give
-what other draws of as many pictures might have given.
-
-Numbers of a measurement and how they are shown.  Statistics -> measurements with intervals -> Markdown, JSON.
+what other draws of as many pictures might have given (the bootstrap, Efron 1979).
 """
 
 from __future__ import annotations
@@ -21,13 +19,45 @@ EXPLANATION = (
     "the percentiles are moved so that the draws' mean lies on the number, since repeated pictures bias distances"
 )
 
+SHARE, PERCENT = (0.0, 1.0), (0.0, 100.0)  # bounds of a number
+
 # (R, N) how often each of N pictures counts in each of R draws -> (R,) values
 Statistic = Callable[[np.ndarray], np.ndarray]
 
 
+def ratio_of(totals: np.ndarray, counts: np.ndarray) -> Statistic:
+    """The mean over things of which a picture may hold several: totals and counts, (N,) each; NaN without any."""
+
+    def statistic(draws: np.ndarray) -> np.ndarray:
+        numerator, denominator = draws @ totals, draws @ counts
+        return np.divide(numerator, denominator, out=np.full(len(draws), np.nan), where=denominator > 0)
+
+    return statistic
+
+
+def mean_of(values: np.ndarray) -> Statistic:
+    """The mean of a number each picture has: (N,)."""
+    return ratio_of(values, np.ones(len(values)))
+
+
+def mean_of_parts(parts: Sequence[Statistic]) -> Statistic:
+    """The unweighted mean of several statistics; one that a draw has no picture of does not count there."""
+    return lambda draws: np.nanmean([part(draws) for part in parts], axis=0)
+
+
+def mean_of_groups(values: np.ndarray, groups: np.ndarray) -> Statistic:
+    """The mean of the groups' means, whatever their sizes: values and names of groups, (N,) each."""
+    return mean_of_parts([ratio_of(values * (groups == group), groups == group) for group in sorted(set(groups))])
+
+
+def scaled(factor: float, statistic: Statistic) -> Statistic:
+    """The statistic times a factor, in percent for instance."""
+    return lambda draws: factor * statistic(draws)
+
+
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its interval (None without resampling) over n pictures (or clips)."""
+    """A number with its interval (None without resampling) over n pictures (or videos)."""
 
     value: float
     low: float | None
@@ -38,7 +68,8 @@ class Estimate:
 def estimate(statistic: Statistic, n: int, resamples: int, seed: int) -> Estimate:
     """Evaluate a statistic on n pictures and on `resamples` draws of n with replacement.
 
-    A single picture has no interval, as all of its draws are equal.
+    A single picture has no interval, as all of its draws are equal.  The draws' quantiles are shifted as EXPLANATION
+    says.
     """
     generator = np.random.default_rng(seed)
     draws = generator.multinomial(n, np.full(n, 1 / n), size=resamples if n > 1 else 0)
@@ -48,29 +79,6 @@ def estimate(statistic: Statistic, n: int, resamples: int, seed: int) -> Estimat
         return Estimate(float(value), None, None, n)
     low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]) - drawn.mean() + value
     return Estimate(float(value), float(low), float(high), n)
-
-
-def mean_of(values: np.ndarray) -> Statistic:
-    """The mean of a number each picture has: (N,)."""
-    return ratio_of(values, np.ones(len(values)))
-
-
-def ratio_of(totals: np.ndarray, counts: np.ndarray) -> Statistic:
-    """The mean over things of which a picture may hold several: totals and counts, (N,) each; NaN without any."""
-
-    def statistic(weights: np.ndarray) -> np.ndarray:
-        numerator, denominator = weights @ totals, weights @ counts
-        return np.divide(numerator, denominator, out=np.full(len(weights), np.nan), where=denominator > 0)
-
-    return statistic
-
-
-def mean_of_parts(parts: Sequence[Statistic]) -> Statistic:
-    """The mean over parts, such as categories, each counting the same; a part that a draw misses is left out."""
-    return lambda draws: np.nanmean([part(draws) for part in parts], axis=0)
-
-
-SHARE, PERCENT = (0.0, 1.0), (0.0, 100.0)  # bounds
 
 
 @dataclass(frozen=True)
@@ -119,9 +127,9 @@ class Results:
         definition: str,
         bounds: tuple[float, float] = (0.0, math.inf),
     ) -> None:
-        """Evaluate a statistic of n pictures.
+        """Evaluate a statistic of n pictures; the other arguments are those of Measurement.
 
-        bounds  values that the number can have; the interval ends there
+        bounds  values that the number can have; the interval, whose shift knows no bounds, ends there
         """
         measured = estimate(statistic, n, self.resamples, self.seed)
         if measured.low is not None:
@@ -143,16 +151,16 @@ def as_table(measurements: Sequence[Measurement]) -> str:
     rows = [["number", "", "value", "95 % interval", "n"]]
     for item in measurements:
         value = item.estimate
-        interval = "-" if value.low is None else f"{shown(value.low)} .. {shown(value.high)}"
-        rows.append([item.name, {"lower": "↓", "higher": "↑"}[item.better], shown(value.value), interval, str(value.n)])
+        interval = "-" if value.low is None else f"{four_digits(value.low)} .. {four_digits(value.high)}"
+        arrow = {"lower": "↓", "higher": "↑"}[item.better]
+        rows.append([item.name, arrow, four_digits(value.value), interval, str(value.n)])
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
+    padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
+    lines = ["| " + " | ".join(row) + " |" for row in padded]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
 
 
-def shown(number: float) -> str:
-    """Four significant digits; - for a mean over nothing."""
+def four_digits(number: float) -> str:
+    """The number to four significant digits; - for a mean over nothing."""
     return f"{number:.4g}" if math.isfinite(number) else "-"

@@ -1,13 +1,18 @@
-"""Numbers of features.  Two sets of pictures + a network -> FID, sFID, IS, KID, precision, recall, CLIPScore."""
+"""Numbers of sets of pictures.  Pictures, reference + a network -> FID, sFID, IS, KID, precision, recall, CLIPScore.
+
+Paper: Table 1 and Sec. 4.2, which give neither resize mode nor CLIP model; every number names its own.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hoi.common.command import first_few
+from hoi.common.files import sha256_of
 from hoi.metrics.clip import Clip, clip_scores
 from hoi.metrics.distances import (
     Gaussian,
@@ -23,7 +28,7 @@ from hoi.metrics.distances import (
 )
 from hoi.metrics.features import Extractor, PictureSet, extract, find_pictures
 from hoi.metrics.inception import Inception
-from hoi.metrics.intervals import SHARE, Results, mean_of
+from hoi.metrics.intervals import SHARE, Results, mean_of, scaled
 
 # Of Inception's features: where a Frechet distance looks, and what stands behind it.
 FRECHET_NUMBERS = {
@@ -64,6 +69,13 @@ class Reference:
             return cls(None, load_statistics(path))
         return cls(find_pictures(path, workers, skip_damaged), None)
 
+    def described(self) -> dict[str, Any]:
+        """What a report says of the reference."""
+        if self.pictures is not None:
+            return self.pictures.described()
+        of_file = {"file": str(self.statistics.path), "sha256": sha256_of(self.statistics.path)}
+        return of_file | {"n": self.statistics.n, **self.statistics.made_with}
+
     def gaussian(self, run: Run, extractor: Extractor, name: str) -> Gaussian | None:
         """Of Inception features; None where a statistics file lacks them."""
         if self.statistics is not None:
@@ -88,7 +100,7 @@ class Reference:
 
 
 def add_inception_numbers(
-    sheet: Results,
+    results: Results,
     run: Run,
     fake: PictureSet,
     reference: Reference | None,
@@ -107,32 +119,31 @@ def add_inception_numbers(
     n, where, features = len(fake), f"({extractor.name})", run.features(fake, extractor)
     parts = inception_splits(n, splits)
     how = "ADM's chunks of 5,000 in order" if splits is None else f"{splits} shuffled splits"
-    sheet.add(f"IS {where}", inception_score(inception.log_probabilities(features, bias), parts), n, "higher",
-              f"exp of the mean KL divergence of the classes{', with bias' if bias else ''}; {how}")  # fmt: skip
+    results.add(f"IS {where}", inception_score(inception.log_probabilities(features, bias), parts), n, "higher",
+                f"exp of the mean KL divergence of the classes{', with bias' if bias else ''}; {how}")  # fmt: skip
     for number, (name, what) in FRECHET_NUMBERS.items() if reference is not None else ():
         gaussian = reference.gaussian(run, extractor, name)
         if gaussian is None:
-            sheet.note(f"no {number}: {reference.statistics.path} lacks mu_s and sigma_s")
+            results.note(f"no {number}: {reference.statistics.path} lacks mu_s and sigma_s")
             continue
-        _note_rank(sheet, n, gaussian)
-        sheet.add(f"{number} {where}", frechet(run.features(fake, extractor, name), gaussian), n, "lower",
-                  f"squared Frechet distance of {what}, covariance over N - 1, float64")  # fmt: skip
+        _note_rank(results, n, gaussian)
+        results.add(f"{number} {where}", frechet(run.features(fake, extractor, name), gaussian), n, "lower",
+                    f"squared Frechet distance of {what}, covariance over N - 1, float64")  # fmt: skip
     if reference is None:
         return
     if reference.pictures is None:
-        sheet.note("KID, precision and recall need the reference's pictures, not its statistics")
+        results.note("KID, precision and recall need the reference's pictures, not its statistics")
         return
     real = run.features(reference.pictures, extractor)
-    distance = kid(features, real)
-    sheet.add(f"KID x 1000 {where}", lambda draws: 1000 * distance(draws), n, "lower",
-              "unbiased squared MMD, kernel (x.y / 2048 + 1)^3, all pictures at once", (-np.inf, np.inf))  # fmt: skip
+    results.add(f"KID x 1000 {where}", scaled(1000, kid(features, real)), n, "lower",
+                "unbiased squared MMD, kernel (x.y / 2048 + 1)^3, all pictures at once", (-np.inf, np.inf))  # fmt: skip
     for number, share in (("precision", precision), ("recall", recall)):
-        sheet.add(f"{number} {where}", share(features, real, neighbours), n, "higher",
-                  f"share within the manifold of the other set, {neighbours} nearest neighbours", SHARE)  # fmt: skip
+        results.add(f"{number} {where}", share(features, real, neighbours), n, "higher",
+                    f"share within the manifold of the other set, {neighbours} nearest neighbours", SHARE)  # fmt: skip
 
 
 def add_clip_numbers(
-    sheet: Results,
+    results: Results,
     run: Run,
     fake: PictureSet,
     reference: Reference | None,
@@ -152,13 +163,15 @@ def add_clip_numbers(
         raise ValueError(f"{fake.folder}: {len(without)} pictures have no text to score ({names})")
     texts = [record["text"] for record in records]
     scores = clip_scores(clip, run.features(fake, extractor), texts, prefix, weight)
-    sheet.add(f"CLIPScore ({clip.name})", mean_of(scores), len(scores), "higher",
-              f"{weight:g} * max(cosine, 0) of picture and {prefix + '<caption>'!r}, mean over pictures")  # fmt: skip
+    results.add(f"CLIPScore ({clip.name})", mean_of(scores), len(scores), "higher",
+                f"{weight:g} * max(cosine, 0) of picture and {prefix + '<caption>'!r}, mean over pictures")  # fmt: skip
     if reference is not None and reference.pictures is not None:
-        add_frechet(sheet, run, fake, reference, extractor)
+        add_frechet(results, run, fake, reference, extractor)
 
 
-def add_frechet(sheet: Results, run: Run, fake: PictureSet, reference: Reference | None, extractor: Extractor) -> None:
+def add_frechet(
+    results: Results, run: Run, fake: PictureSet, reference: Reference | None, extractor: Extractor
+) -> None:
     """Frechet distance on features of a network other than Inception.
 
     Raises ValueError when the reference has no pictures: statistics files are of Inception's features.
@@ -166,18 +179,18 @@ def add_frechet(sheet: Results, run: Run, fake: PictureSet, reference: Reference
     if reference is None or reference.pictures is None:
         raise ValueError(f"a Frechet distance on {extractor.name} needs pictures as the reference: --real DIR")
     gaussian = fit_gaussian(run.features(reference.pictures, extractor))
-    _note_rank(sheet, len(fake), gaussian)
-    sheet.add(f"Frechet distance ({extractor.name})", frechet(run.features(fake, extractor), gaussian), len(fake),
-              "lower", f"squared Frechet distance of {len(gaussian.mean)} features of {extractor.name}")  # fmt: skip
+    _note_rank(results, len(fake), gaussian)
+    results.add(f"Frechet distance ({extractor.name})", frechet(run.features(fake, extractor), gaussian), len(fake),
+                "lower", f"squared Frechet distance of {len(gaussian.mean)} features of {extractor.name}")  # fmt: skip
 
 
-def _note_rank(sheet: Results, n: int, gaussian: Gaussian) -> None:
+def _note_rank(results: Results, n: int, gaussian: Gaussian) -> None:
     """Covariances of too few pictures are handled exactly, but they do bias the distance."""
     dimensions = len(gaussian.mean)
     of_reference = "" if gaussian.n is None or gaussian.n > dimensions else f" (reference: {gaussian.n})"
     if n <= dimensions or of_reference:
-        sheet.note(f"{n} pictures{of_reference} are few for {dimensions} features: a covariance lacks full rank and "
-                   "the Frechet distance is biased upwards; compare it at equal n only")  # fmt: skip
+        results.note(f"{n} pictures{of_reference} are few for {dimensions} features: a covariance lacks full rank and "
+                     "the Frechet distance is biased upwards; compare it at equal n only")  # fmt: skip
 
 
 def annotated(pictures: PictureSet, what: str) -> list[dict]:

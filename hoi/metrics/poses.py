@@ -1,22 +1,8 @@
-"""Category-level object poses, judged as NOCS does.  Poses and sizes, true and predicted -> mean AP.  Paper: Table 3.
+"""Object poses, measured as NOCS does.  JSON, with or without a dataset folder -> Objects -> mean AP.  Paper: Table 3.
 
 A pose is 4x4 [sR|t]: it takes the model (box centre at the origin, box diagonal 1, y up, a mug's handle along x) to the
-OpenCV camera, metres.  A size is the model's box, so that its corners lie at sR (+-size / 2) + t.
-
-Object poses by file.  JSON, or JSON with a dataset folder -> true and predicted objects of each picture.
-
-Predictions for a dataset folder; one list a picture, one entry an object, [] where none was found:
-
-    {"predictions": {"images/000000.png": [{"category": "mug", "score": 0.9, "model_to_camera": [[sR, t], [0, 0, 0, 1]],
-                                            "size": [0.5, 0.6, 0.7]}]}}
-
-Or truth and predictions together, a list with one entry a picture, in the names of NOCS's own result files (arrays as
-nested lists; read a pickle of theirs where you trust it, and write it as JSON):
-
-    [{"gt_class_ids": [6], "gt_RTs": [[[...]]], "gt_scales": [[...]], "gt_handle_visibility": [1],
-      "pred_class_ids": [6], "pred_RTs": [[[...]]], "pred_scales": [[...]], "pred_scores": [0.9]}]
-
-model_to_camera and RTs are [sR|t] of hoi/metrics/poses.py; size and scales are the model's box.
+OpenCV camera, metres.  A size is the model's box, so that its corners lie at sR (+-size / 2) + t.  Files are read into
+Objects, predictions are matched with true objects by overlap or by error, and what is matched makes average precision.
 """
 
 from __future__ import annotations
@@ -32,28 +18,42 @@ import numpy as np
 from hoi.common.files import read_json
 from hoi.data.folder import load_mesh
 from hoi.export.nocs import Normalization
-from hoi.metrics.intervals import PERCENT, Results, Statistic, mean_of_parts
+from hoi.metrics.intervals import PERCENT, Results, Statistic, mean_of_parts, scaled
 from hoi.verify.predictions import check_covers, numbers
 
-CLASSES = ("background", "bottle", "bowl", "camera", "can", "laptop", "mug")
-SYMMETRIC = (1, 2, 4)  # about y; so is a mug whose handle is hidden
-MUG = 6
+POSE_FORMATS = """Object poses.  For a dataset folder, one list a picture, one entry an object, [] where none was found:
+
+    {"predictions": {"images/000000.png": [{"category": "mug", "score": 0.9, "model_to_camera": [[sR, t], [0, 0, 0, 1]],
+                                            "size": [0.5, 0.6, 0.7]}]}}
+
+Or truth and predictions together, a list with one entry a picture, in the names of NOCS's own result files (arrays as
+nested lists; read a pickle of theirs where you trust it, and write it as JSON):
+
+    [{"gt_class_ids": [6], "gt_RTs": [[[...]]], "gt_scales": [[...]], "gt_handle_visibility": [1],
+      "pred_class_ids": [6], "pred_RTs": [[[...]]], "pred_scales": [[...]], "pred_scores": [0.9]}]
+
+model_to_camera and RTs are 4x4 [sR|t]: from the model (box centre at the origin, box diagonal 1, y up, a mug's handle
+along x) to the OpenCV camera, metres; size and scales are the model's box.
+"""
+CLASS_NAMES = ("background", "bottle", "bowl", "camera", "can", "laptop", "mug")  # by NOCS's class id
+SYMMETRIC = ("bottle", "bowl", "can")  # about y; so is a mug whose handle is hidden
 TURNS = 20  # of a symmetric object, tried for the best overlap
-IOU_THRESHOLDS = (0.25, 0.5, 0.75)
-POSE_THRESHOLDS = ((5, 2), (5, 5), (10, 2), (10, 5))  # degrees, centimetres
-POSE_IOU = 0.1  # poses are judged among boxes that overlap by more
+IOU_COLUMNS = {"IoU25": 0.25, "IoU50": 0.5, "IoU75": 0.75}
+POSE_COLUMNS = {"5deg2cm": (5, 2), "5deg5cm": (5, 5), "10deg2cm": (10, 2), "10deg5cm": (10, 5)}
+POSE_IOU = 0.1  # poses are compared among boxes that overlap by more
 BOXES = {
     "nocs": "boxes as published by NOCS and inherited by SPD and DualPoseNet, a defect included: extents of the three "
     "coordinates of each corner in place of the extents of eight corners",
     "aabb": "boxes around the corners along the camera's axes",
 }
+PREDICTION_KEYS = {"category", "score", "model_to_camera", "size"}
 
 
 @dataclass(frozen=True)
 class Objects:
     """K objects of one picture.
 
-    class_ids       (K,)       index into CLASSES
+    class_ids       (K,)       index into CLASS_NAMES
     poses           (K, 4, 4)  [sR|t]
     sizes           (K, 3)     of the model's box
     handle_visible  (K,) bool  counts for true mugs alone
@@ -69,15 +69,121 @@ class Objects:
     def of_class(self, class_id: int) -> Objects:
         """Those of one class, the most certain first."""
         chosen = np.flatnonzero(self.class_ids == class_id)
-        chosen = chosen[np.argsort(-self.scores[chosen], kind="stable")]
-        return self.pick(chosen)
+        return self.pick(chosen[np.argsort(-self.scores[chosen], kind="stable")])
 
     def pick(self, chosen: np.ndarray) -> Objects:
+        """Those of some indices, in their order, or where a mask (K,) is true."""
         return Objects(*(values[chosen] for values in vars(self).values()))
+
+    def is_symmetric(self, k: int) -> bool:
+        """Whether object k may be turned about y without a difference."""
+        name = CLASS_NAMES[self.class_ids[k]]
+        return name in SYMMETRIC or (name == "mug" and not self.handle_visible[k])
+
+
+def objects_of(class_ids: Any, poses: Any, sizes: Any, handle_visible: Any, scores: Any, place: str) -> Objects:
+    """Check K objects; `place` names file and picture in messages.
+
+    Raises ValueError for an unknown class, other shapes, numbers that are not finite and matrices without a rotation.
+    """
+    if not isinstance(class_ids, list):
+        raise ValueError(f"{place} class_ids is {class_ids!r}, expected a list")
+    count = len(class_ids)
+    ids = numbers(class_ids, (count,), f"{place} class_ids")
+    # Of no objects JSON has [], whose shape is (0,).
+    poses = numbers(poses, (count, 4, 4), f"{place} poses") if count else np.zeros((0, 4, 4))
+    sizes = numbers(sizes, (count, 3), f"{place} sizes") if count else np.zeros((0, 3))
+    if not set(ids.tolist()) <= set(range(len(CLASS_NAMES))):
+        raise ValueError(f"{place} has classes {class_ids}, expected whole numbers from 0 to {len(CLASS_NAMES) - 1}")
+    if count and np.abs(np.linalg.det(poses[:, :3, :3])).min() < 1e-12:
+        raise ValueError(f"{place}: a pose has no rotation, its determinant is 0")
+    handles = numbers(handle_visible, (count,), f"{place} handle_visibility") > 0
+    return Objects(ids.astype(int), poses, sizes, handles, numbers(scores, (count,), f"{place} scores"))
+
+
+def read_poses(
+    path: str | Path, folder: Path | None, records: Sequence[dict[str, Any]] | None, others: Sequence[str] = ()
+) -> tuple[list[Objects], list[Objects]]:
+    """True and predicted objects of each picture, from either of POSE_FORMATS.
+
+    folder, records  that predictions are about; None for a file that holds the truth
+    others           file names that may have predictions, too: pictures that are not measured
+    Raises FileNotFoundError, or ValueError naming file and picture.
+    """
+    content = read_json(path, "pose file", kind=object)
+    if isinstance(content, list) and content:
+        return _read_nocs_list(path, content)
+    if not isinstance(content, dict) or not isinstance(content.get("predictions"), dict):
+        raise ValueError(f'{path}: expected {{"predictions": {{file_name: [object, ...]}}}} or a list of pictures')
+    if records is None:
+        raise ValueError(f"{path} holds no truth; give the dataset folder that it is about as --fake DIR")
+    return _read_folder_poses(path, content["predictions"], folder, records, others)
+
+
+def _read_nocs_list(path: str | Path, content: Sequence[dict[str, Any]]) -> tuple[list[Objects], list[Objects]]:
+    true, predicted = [], []
+    for number, entry in enumerate(content):
+        place = f"{path} picture {number}"
+        try:
+            gt = [entry[f"gt_{key}"] for key in ("class_ids", "RTs", "scales", "handle_visibility")]
+            guess = [entry[f"pred_{key}"] for key in ("class_ids", "RTs", "scales", "scores")]
+        except (KeyError, TypeError) as error:
+            hint = "python -m hoi.metrics --help says what the format is"
+            raise ValueError(f"{place} has no {error}; {hint}") from error
+        ones = [np.ones(np.size(class_ids)) for class_ids in (gt[0], guess[0])]
+        true.append(objects_of(*gt, ones[0], f"{place} gt"))
+        predicted.append(objects_of(*guess[:3], ones[1], guess[3], f"{place} pred"))
+    return true, predicted
+
+
+def _read_folder_poses(
+    path: str | Path,
+    predictions: dict[str, Any],
+    folder: Path,
+    records: Sequence[dict[str, Any]],
+    others: Sequence[str],
+) -> tuple[list[Objects], list[Objects]]:
+    """Truth from the records of a dataset folder whose category NOCS has, predictions from the file."""
+    names = [record["file_name"] for record in records]
+    check_covers(predictions, [*names, *(name for name in others if name in predictions)], path)
+    true, predicted = [], []
+    models: dict[str, tuple[Normalization, np.ndarray]] = {}  # many records share a mesh
+    for record in records:
+        if record.get("category") not in CLASS_NAMES[1:] or record.get("object_to_camera") is None:
+            continue
+        true.append(_truth(folder, record, models))
+        place, entries = f"{path}: {record['file_name']}", predictions[record["file_name"]]
+        if not isinstance(entries, list):
+            raise ValueError(f"{place} is a {type(entries).__name__}, expected a list with one entry an object")
+        for entry in entries:
+            if not isinstance(entry, dict) or set(entry) != PREDICTION_KEYS or entry["category"] not in CLASS_NAMES[1:]:
+                expected = f"{sorted(PREDICTION_KEYS)}, category of {CLASS_NAMES[1:]}"
+                raise ValueError(f"{place}: got {entry}, expected {expected}")
+        class_ids = [CLASS_NAMES.index(entry["category"]) for entry in entries]
+        poses, sizes, scores = ([entry[key] for entry in entries] for key in ("model_to_camera", "size", "score"))
+        predicted.append(objects_of(class_ids, poses, sizes, [True] * len(entries), scores, place))
+    if not true:
+        known = ", ".join(CLASS_NAMES[1:])
+        raise ValueError(f"{folder} has no record of a category that NOCS has ({known}) with a pose")
+    return true, predicted
+
+
+def _truth(folder: Path, record: dict[str, Any], models: dict[str, tuple[Normalization, np.ndarray]]) -> Objects:
+    path = record["object_path"]
+    if path not in models:
+        vertices, _ = load_mesh(folder, record)
+        normalization = Normalization.of(vertices)
+        models[path] = normalization, np.ptp(normalization.model(vertices), axis=0)
+    normalization, size = models[path]
+    rotation, translation = normalization.pose(np.reshape(record["object_to_camera"], (4, 4)))
+    model_to_camera = np.eye(4)
+    model_to_camera[:3, :3], model_to_camera[:3, 3] = normalization.diagonal * rotation, translation
+    class_id = CLASS_NAMES.index(record["category"])
+    return objects_of([class_id], [model_to_camera], [size], [True], [1.0], f"{folder} record {record['index']}")
 
 
 def corners(model_to_camera: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """(8, 3) of a box in the camera frame."""
+    """(8, 3) of a box of size (3,) in the camera frame."""
     signs = np.array(list(product((1, -1), repeat=3)))
     return signs * size / 2 @ model_to_camera[:3, :3].T + model_to_camera[:3, 3]
 
@@ -87,7 +193,9 @@ def box_overlap(first: np.ndarray, second: np.ndarray, boxes: str) -> float:
 
     boxes  one of BOXES
     """
-    axis = {"nocs": 1, "aabb": 0}[boxes]  # over the coordinates of each corner, or over the corners
+    # aabb: three intervals over the eight corners.  nocs: eight intervals, each over a corner's x, y and z, which is no
+    # box at all; the published numbers are made with it, so it is here to compare with them.
+    axis = 1 if boxes == "nocs" else 0
     low = np.maximum(first.min(axis=axis), second.min(axis=axis))
     high = np.minimum(first.max(axis=axis), second.max(axis=axis))
     volumes = [np.prod(np.ptp(points, axis=axis)) for points in (first, second)]
@@ -96,29 +204,24 @@ def box_overlap(first: np.ndarray, second: np.ndarray, boxes: str) -> float:
     return float(common / union) if union > 0 else 0.0
 
 
+def turn_about_y(angle: float) -> np.ndarray:
+    """(4, 4) of a rotation by an angle in radians."""
+    c, s = np.cos(angle), np.sin(angle)
+    return np.array([[c, 0, s, 0], [0, 1, 0, 0], [-s, 0, c, 0], [0, 0, 0, 1]])
+
+
 def iou_3d(predicted: Objects, i: int, true: Objects, k: int, boxes: str) -> float:
     """Of prediction i with true object k, the best over turns about y where the object is symmetric."""
-    target = corners(true.poses[k], true.sizes[k])
-    if not is_symmetric(true, k):
-        return box_overlap(corners(predicted.poses[i], predicted.sizes[i]), target, boxes)
+    target, size = corners(true.poses[k], true.sizes[k]), predicted.sizes[i]
+    if not true.is_symmetric(k):
+        return box_overlap(corners(predicted.poses[i], size), target, boxes)
     turned = (predicted.poses[i] @ turn_about_y(2 * np.pi * turn / TURNS) for turn in range(TURNS))
-    return max(box_overlap(corners(pose, predicted.sizes[i]), target, boxes) for pose in turned)
-
-
-def is_symmetric(true: Objects, k: int) -> bool:
-    class_id = true.class_ids[k]
-    return class_id in SYMMETRIC or (class_id == MUG and not true.handle_visible[k])
-
-
-def turn_about_y(angle: float) -> np.ndarray:
-    """(4, 4)"""
-    turn = np.eye(4)
-    turn[[0, 0, 2, 2], [0, 2, 0, 2]] = np.cos(angle), np.sin(angle), -np.sin(angle), np.cos(angle)
-    return turn
+    return max(box_overlap(corners(pose, size), target, boxes) for pose in turned)
 
 
 def pose_error(predicted: np.ndarray, true: np.ndarray, symmetric: bool) -> tuple[float, float]:
     """Degrees and centimetres between two [sR|t]; of a symmetric object the angle between the y axes."""
+    # The determinant of sR is the cube of the scale.
     rotations = [pose[:3, :3] / np.cbrt(np.linalg.det(pose[:3, :3])) for pose in (predicted, true)]
     if symmetric:
         axes = [rotation[:, 1] / np.linalg.norm(rotation[:, 1]) for rotation in rotations]
@@ -138,9 +241,7 @@ def match_boxes(iou: np.ndarray, threshold: float) -> np.ndarray:
     matched = np.full(len(iou), -1)
     for i, overlaps in enumerate(iou):
         for k in np.argsort(-overlaps, kind="stable"):
-            if overlaps[k] <= threshold:
-                break
-            if k not in matched:
+            if overlaps[k] > threshold and k not in matched:
                 matched[i] = k
                 break
     return matched
@@ -151,7 +252,7 @@ def match_poses(errors: np.ndarray, degrees: float, centimetres: float) -> np.nd
     matched = np.full(len(errors), -1)
     for i, error in enumerate(errors):
         for k in np.argsort(error.sum(axis=1), kind="stable"):
-            if k not in matched and error[k, 0] <= degrees and error[k, 1] <= centimetres:
+            if error[k, 0] <= degrees and error[k, 1] <= centimetres and k not in matched:
                 matched[i] = k
                 break
     return matched
@@ -172,6 +273,7 @@ class Hits:
     right: list[bool] = field(default_factory=list)
 
     def extend(self, picture: int, scores: np.ndarray, matched: np.ndarray) -> None:
+        """Add a picture's predictions: scores (P,), and matched (P,) as match_boxes gives it."""
         self.scores += scores.tolist()
         self.pictures += [picture] * len(scores)
         self.right += (matched >= 0).tolist()
@@ -188,7 +290,7 @@ def average_precision(hits: Hits) -> Statistic:
     def statistic(draws: np.ndarray) -> np.ndarray:
         weights, true = draws[:, pictures], draws @ hits.true
         found = np.cumsum(weights * right, axis=1)
-        precision = found / np.maximum(np.cumsum(weights, axis=1), 1e-300)
+        precision = found / np.maximum(np.cumsum(weights, axis=1), 1e-300)  # a draw may begin with weights of 0
         precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
         area = (np.diff(found, axis=1, prepend=0) * precision).sum(axis=1)
         nothing = np.where(draws @ hits.there > 0, 0.0, np.nan)
@@ -197,173 +299,60 @@ def average_precision(hits: Hits) -> Statistic:
     return statistic
 
 
-def judge(true: Sequence[Objects], predicted: Sequence[Objects], boxes: str) -> dict[str, dict[int, Statistic]]:
+def average_precisions(
+    true: Sequence[Objects], predicted: Sequence[Objects], boxes: str
+) -> dict[str, dict[int, Statistic]]:
     """Average precision of every column of the paper's table for every class that occurs in the truth.
 
     true, predicted  one entry a picture
     boxes            one of BOXES
     returns          "IoU25" ... "10deg5cm" -> class id -> statistic over pictures
-    Poses are judged among predictions and objects that overlap by more than 0.1; others leave the denominator, as
+    Poses are compared among predictions and objects that overlap by more than 0.1; others leave the denominator, as
     published.
     """
-    columns = [f"IoU{round(100 * threshold)}" for threshold in IOU_THRESHOLDS]
-    columns += [f"{degrees}deg{centimetres}cm" for degrees, centimetres in POSE_THRESHOLDS]
-    classes = sorted({int(class_id) for objects in true for class_id in objects.class_ids} - {0})
-    table: dict[str, dict[int, Statistic]] = {column: {} for column in columns}
-    for class_id in classes:
+    table: dict[str, dict[int, Statistic]] = {column: {} for column in (*IOU_COLUMNS, *POSE_COLUMNS)}
+    for class_id in sorted({int(class_id) for objects in true for class_id in objects.class_ids} - {0}):
         there = np.array([(objects.class_ids == class_id).sum() for objects in true], dtype=float)
-        hits = {column: Hits(there if "IoU" in column else np.zeros(len(true)), there) for column in columns}
+        hits = {column: Hits(there if column in IOU_COLUMNS else np.zeros(len(true)), there) for column in table}
         for picture, (truth, guess) in enumerate(zip(true, predicted, strict=True)):
-            _judge_picture(hits, picture, truth.of_class(class_id), guess.of_class(class_id), boxes)
-        for column in columns:
+            _add_picture(hits, picture, truth.of_class(class_id), guess.of_class(class_id), boxes)
+        for column in table:
             table[column][class_id] = average_precision(hits[column])
     return table
 
 
-def _judge_picture(hits: dict[str, Hits], picture: int, true: Objects, predicted: Objects, boxes: str) -> None:
-    """Add the objects of one class in one picture."""
+def _add_picture(hits: dict[str, Hits], picture: int, true: Objects, predicted: Objects, boxes: str) -> None:
+    """Add the objects of one class in one picture to the hits of every column."""
     shape = (len(predicted.scores), len(true.scores))
     iou = np.array([iou_3d(predicted, i, true, k, boxes) for i, k in np.ndindex(shape)]).reshape(shape)
-    for threshold in IOU_THRESHOLDS:
-        matched = match_boxes(iou, threshold)
-        hits[f"IoU{round(100 * threshold)}"].extend(picture, predicted.scores, matched)
+    for column, threshold in IOU_COLUMNS.items():
+        hits[column].extend(picture, predicted.scores, match_boxes(iou, threshold))
     overlapping = match_boxes(iou, POSE_IOU)
     predicted, true = predicted.pick(overlapping >= 0), true.pick(np.sort(overlapping[overlapping >= 0]))
     shape = (len(predicted.scores), len(true.scores))
-    errors = np.array(
-        [pose_error(predicted.poses[i], true.poses[k], is_symmetric(true, k)) for i, k in np.ndindex(shape)]
-    )
-    for degrees, centimetres in POSE_THRESHOLDS:
-        matched = match_poses(errors.reshape(*shape, 2), degrees, centimetres)
-        hits[f"{degrees}deg{centimetres}cm"].extend(picture, predicted.scores, matched)
-        hits[f"{degrees}deg{centimetres}cm"].true[picture] = len(true.scores)
-
-
-def mean_over(statistics: Sequence[Statistic]) -> Statistic:
-    """Mean AP in percent over classes."""
-    return lambda draws: 100 * mean_of_parts(statistics)(draws)
+    errors = [pose_error(predicted.poses[i], true.poses[k], true.is_symmetric(k)) for i, k in np.ndindex(shape)]
+    for column, limits in POSE_COLUMNS.items():
+        matched = match_poses(np.reshape(errors, (*shape, 2)), *limits)
+        hits[column].extend(picture, predicted.scores, matched)
+        hits[column].true[picture] = len(true.scores)
 
 
 def add_pose_numbers(
-    sheet: Results, true: Sequence[Objects], predicted: Sequence[Objects], boxes: str
+    results: Results, true: Sequence[Objects], predicted: Sequence[Objects], boxes: str
 ) -> dict[str, dict[str, float]]:
-    """Mean AP of the paper's columns; returns the AP of each class, column -> class -> percent."""
-    table = judge(true, predicted, boxes)
-    classes = {class_id: CLASSES[class_id] for class_id in table["IoU25"]}
+    """Mean AP of the paper's columns, in percent over classes; returns the AP of each, column -> class -> percent.
+
+    true, predicted  one entry a picture;  boxes  one of BOXES
+    Raises ValueError when no picture has a true object.
+    """
+    table = average_precisions(true, predicted, boxes)
+    classes = {class_id: CLASS_NAMES[class_id] for class_id in table["IoU25"]}
     if not classes:
         raise ValueError("no picture has a true object, so poses cannot be judged")
     for column, statistics in table.items():
-        kind = "3D IoU" if column.startswith("IoU") else f"poses of objects that overlap by more than {POSE_IOU}"
-        sheet.add(f"{column} mAP, % ({boxes})", mean_over(list(statistics.values())), len(true), "higher",
-                  f"{kind}, mean over {', '.join(classes.values())}; {BOXES[boxes]}", PERCENT)  # fmt: skip
+        kind = "3D IoU" if column in IOU_COLUMNS else f"poses of objects that overlap by more than {POSE_IOU}"
+        mean = scaled(100, mean_of_parts(list(statistics.values())))
+        results.add(f"{column} mAP, % ({boxes})", mean, len(true), "higher",
+                    f"{kind}, mean over {', '.join(classes.values())}; {BOXES[boxes]}", PERCENT)  # fmt: skip
     once = np.ones((1, len(true)))
     return {column: {classes[c]: 100 * float(ap(once)[0]) for c, ap in of.items()} for column, of in table.items()}
-
-
-PREDICTION_KEYS = {"category", "score", "model_to_camera", "size"}
-
-
-def objects_of(class_ids: Any, poses: Any, sizes: Any, handle_visible: Any, scores: Any, place: str) -> Objects:
-    """Check K objects; `place` names file and picture in messages.
-
-    Raises ValueError for an unknown class, other shapes, numbers that are not finite and matrices without a rotation.
-    """
-    ids = _column(class_ids, f"{place} class_ids")
-    count = len(ids)
-    poses = numbers(poses, (count, 4, 4), f"{place} poses") if count else np.zeros((0, 4, 4))
-    sizes = numbers(sizes, (count, 3), f"{place} sizes") if count else np.zeros((0, 3))
-    if not set(ids.tolist()) <= set(range(len(CLASSES))):
-        raise ValueError(f"{place} has classes {class_ids}, expected whole numbers from 0 to {len(CLASSES) - 1}")
-    if count and np.abs(np.linalg.det(poses[:, :3, :3])).min() < 1e-12:
-        raise ValueError(f"{place}: a pose has no rotation, its determinant is 0")
-    handles = numbers(handle_visible, (count,), f"{place} handle_visibility") > 0
-    return Objects(ids.astype(int), poses, sizes, handles, numbers(scores, (count,), f"{place} scores"))
-
-
-def _column(values: Any, place: str) -> np.ndarray:
-    """A list of numbers, of any length."""
-    if not isinstance(values, list):
-        raise ValueError(f"{place} is {values!r}, expected a list")
-    return numbers(values, (len(values),), place)
-
-
-def read_nocs_list(path: str | Path, content: Sequence[dict[str, Any]]) -> tuple[list[Objects], list[Objects]]:
-    """Truth and predictions of each picture."""
-    true, predicted = [], []
-    for number, entry in enumerate(content):
-        place = f"{path} picture {number}"
-        try:
-            gt = [entry[f"gt_{key}"] for key in ("class_ids", "RTs", "scales", "handle_visibility")]
-            guess = [entry[f"pred_{key}"] for key in ("class_ids", "RTs", "scales", "scores")]
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"{place} has no {error}; python -m hoi.metrics --help says where the format is"
-            ) from error
-        ones = [np.ones(np.size(class_ids)) for class_ids in (gt[0], guess[0])]
-        true.append(objects_of(*gt, ones[0], f"{place} gt"))
-        predicted.append(objects_of(*guess[:3], ones[1], guess[3], f"{place} pred"))
-    return true, predicted
-
-
-def read_folder_poses(
-    path: str | Path,
-    content: dict[str, Any],
-    folder: Path,
-    records: Sequence[dict[str, Any]],
-    others: Sequence[str] = (),
-) -> tuple[list[Objects], list[Objects]]:
-    """Truth from the records of a dataset folder whose category NOCS has, predictions from the file.
-
-    others  file names that may have predictions, too: pictures that are not measured
-    """
-    predictions = content["predictions"]
-    names = [record["file_name"] for record in records]
-    check_covers(predictions, [*names, *(name for name in others if name in predictions)], path)
-    true, predicted, sizes = [], [], {}
-    for record in records:
-        if record.get("category") not in CLASSES[1:] or record.get("object_to_camera") is None:
-            continue
-        true.append(_truth(folder, record, sizes))
-        place, entries = f"{path}: {record['file_name']}", predictions[record["file_name"]]
-        if not isinstance(entries, list):
-            raise ValueError(f"{place} is a {type(entries).__name__}, expected a list with one entry an object")
-        for entry in entries:
-            if not isinstance(entry, dict) or set(entry) != PREDICTION_KEYS or entry["category"] not in CLASSES[1:]:
-                raise ValueError(f"{place}: got {entry}, expected {sorted(PREDICTION_KEYS)}, category of {CLASSES[1:]}")
-        class_ids = [CLASSES.index(entry["category"]) for entry in entries]
-        columns = ([entry[key] for entry in entries] for key in ("model_to_camera", "size"))
-        predicted.append(objects_of(class_ids, *columns, [True] * len(entries), [e["score"] for e in entries], place))
-    if not true:
-        raise ValueError(f"{folder} has no record of a category that NOCS has ({', '.join(CLASSES[1:])}) with a pose")
-    return true, predicted
-
-
-def _truth(folder: Path, record: dict[str, Any], known: dict[str, tuple[Normalization, np.ndarray]]) -> Objects:
-    path = record["object_path"]
-    if path not in known:
-        vertices, _ = load_mesh(folder, record)
-        normalization = Normalization.of(vertices)
-        known[path] = normalization, np.ptp(normalization.model(vertices), axis=0)
-    normalization, size = known[path]
-    rotation, translation = normalization.pose(np.reshape(record["object_to_camera"], (4, 4)))
-    model_to_camera = np.eye(4)
-    model_to_camera[:3, :3], model_to_camera[:3, 3] = normalization.diagonal * rotation, translation
-    class_id = CLASSES.index(record["category"])
-    return objects_of([class_id], [model_to_camera], [size], [True], [1.0], f"{folder} record {record['index']}")
-
-
-def read_poses(
-    path: str | Path, folder: Path | None, records: Sequence[dict[str, Any]] | None, others: Sequence[str] = ()
-) -> tuple[list[Objects], list[Objects]]:
-    """True and predicted objects of each picture, from either form.
-
-    Raises FileNotFoundError, or ValueError naming file and picture.
-    """
-    content = read_json(path, "pose file", kind=object)
-    if isinstance(content, list) and content:
-        return read_nocs_list(path, content)
-    if not isinstance(content, dict) or not isinstance(content.get("predictions"), dict):
-        raise ValueError(f'{path}: expected {{"predictions": {{file_name: [object, ...]}}}} or a list of pictures')
-    if records is None:
-        raise ValueError(f"{path} holds no truth; give the dataset folder that it is about as --fake DIR")
-    return read_folder_poses(path, content, folder, records, others)

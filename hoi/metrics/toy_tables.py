@@ -1,6 +1,16 @@
-"""What the toy replica of the paper's tables measures.  Pictures + true records -> numbers.  Paper: Tables 2, 4, 5.
+"""Tables 2, 4 and 5 of the paper, measured in the toy world.  Pictures + true records -> numbers.
 
-The paper's detector, pose estimator, Inception and CLIP know photographs; judges of the toy world stand in for them.
+The paper measures with networks that know photographs, and they would be blind to drawings of 128 pixels.  Each has a
+stand-in that was trained on the toy world's shaded pictures (never on generated ones):
+
+    paper                                        here
+    FID by Inception (Table 4)                   Frechet distance on the verifier's features
+    CLIPScore by CLIP (Table 5)                  the same score by the small CLIP of `train.py --stage text`
+    contact state by 100DOH (Table 2)            the verifier's largest hand and object regions touch
+    PCK by FrankMocap's keypoints (Table 2)      PCK by the verifier's keypoints
+
+Overlap of hand and object, and whether colour and background are those of the text, are beside them because they can be
+counted exactly here.  No toy number compares with the paper's; the order of the models may.
 """
 
 from __future__ import annotations
@@ -11,18 +21,19 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from hoi.data.folder import load_image, read_records
+from hoi.data.folder import load_image
 from hoi.geometry.render import HAND, OBJECT
 from hoi.metrics.clip import Clip, load_small_clip, small_clip_scores
 from hoi.metrics.features import Extractor, find_pictures, verifier_extractor
-from hoi.metrics.intervals import PERCENT, SHARE, Results, mean_of, mean_of_parts, ratio_of
+from hoi.metrics.intervals import PERCENT, SHARE, Results, mean_of, mean_of_groups
 from hoi.metrics.pictures import Reference, Run, add_frechet
+from hoi.verify.report import paired_records
 from hoi.verify.scores import PCK_THRESHOLD, Estimators, load_truth, score_picture
 from hoi.verify.verifier import Verifier, load_verifier
 
 NEIGHBOURS = np.ones((3, 3), bool)  # pixels side by side or corner to corner
-BATCH, WORKERS = 32, 2
-# Names of the numbers, and which scores of hoi/verify/scores.py some of them are, times what.
+WORKERS = 2  # processes that read pictures
+# Names of the numbers, and which of verify/scores.SCORES some of them are, times what.
 FRECHET, TOY_CLIP, CONTACT = "Frechet distance (verifier)", "toy CLIPScore", "toy contact, %"
 HAND_IOU, OBJECT_IOU, PCK = "hand IoU", "object IoU", f"PCK@{PCK_THRESHOLD:g}"
 COLOR, BACKGROUND = "colour word, %", "background word, %"
@@ -37,7 +48,7 @@ SCORED = {
 
 @dataclass(frozen=True)
 class ToyEstimators:
-    """Who looks at the pictures.
+    """The networks that stand in for the paper's.
 
     verifier, clip  of the toy world; extractor gives the verifier's features
     reference       shaded pictures that the Frechet distance compares with
@@ -52,10 +63,14 @@ class ToyEstimators:
 
 
 def load_toy_estimators(verifier_file: Path, clip_file: Path, reference: Path, cache: Path) -> ToyEstimators:
-    """Raises FileNotFoundError or ValueError, naming the file."""
+    """The networks of two files and the pictures of the folder `reference`; features are kept in the folder `cache`.
+
+    Raises FileNotFoundError or ValueError, naming the file.
+    """
     verifier = load_verifier(verifier_file)
     extractor, pictures = verifier_extractor(verifier, verifier_file), Reference.read(reference, WORKERS, False)
-    return ToyEstimators(verifier, load_small_clip(clip_file), extractor, pictures, Run(cache, BATCH, WORKERS, "cpu"))
+    run = Run(cache, batch_size=32, workers=WORKERS, device="cpu")
+    return ToyEstimators(verifier, load_small_clip(clip_file), extractor, pictures, run)
 
 
 def regions_touch(label_map: np.ndarray) -> bool:
@@ -73,41 +88,38 @@ def _largest_region(mask: np.ndarray) -> np.ndarray:
     return mask if count < 2 else regions == 1 + np.bincount(regions.ravel())[1:].argmax()
 
 
-def measure_pictures(sheet: Results, folder: Path, shaded: Path, judges: ToyEstimators) -> None:
+def measure_pictures(results: Results, folder: Path, shaded: Path, estimators: ToyEstimators) -> None:
     """Add all numbers of a folder's pictures, each held against the record of `shaded` in its place.
 
     Raises ValueError when the two folders do not hold the same captions in the same order, or none.
     """
-    records, others = read_records(shaded), read_records(folder)
+    records, others = paired_records(shaded, folder)
     texts = [record["text"] for record in records]
-    if not records or [record["text"] for record in others] != texts:
-        raise ValueError(f"{folder} ({len(others)} records) does not hold the captions of {shaded} ({len(records)})")
-    add_frechet(sheet, judges.run, find_pictures(folder, WORKERS), judges.reference, judges.extractor)
+    pictures = find_pictures(folder, WORKERS)
+    add_frechet(results, estimators.run, pictures, estimators.reference, estimators.extractor)
     images = [load_image(folder, record) for record in others]
-    scores = small_clip_scores(judges.clip, images, texts)
-    sheet.add(TOY_CLIP, mean_of(scores), len(scores), "higher", "2.5 max(cosine, 0) of the small CLIP of stage text")
-    seen = Estimators(judges.verifier).predict(images)
-    found = [score_picture(image, load_truth(shaded, record), each, judges.verifier.backgrounds)
-             for image, record, each in zip(images, records, seen, strict=True)]  # fmt: skip
+    scores = small_clip_scores(estimators.clip, images, texts)
+    results.add(TOY_CLIP, mean_of(scores), len(scores), "higher", "2.5 max(cosine, 0) of the small CLIP of stage text")
+    seen = Estimators(estimators.verifier).predict(images)
+    found = [score_picture(image, load_truth(shaded, record), prediction, estimators.verifier.backgrounds)
+             for image, record, prediction in zip(images, records, seen, strict=True)]  # fmt: skip
     for name, (key, factor, definition) in SCORED.items():
         values = np.array([row[key] for row in found if row[key] is not None])
         if len(values):
             bounds = SHARE if factor == 1 else PERCENT
-            sheet.add(name, mean_of(factor * values), len(values), "higher", definition, bounds)
-    touching = np.array([regions_touch(each.label_map) for each in seen])
-    add_contact(sheet, touching, np.array([str(record.get("category")) for record in records]))
+            results.add(name, mean_of(factor * values), len(values), "higher", definition, bounds)
+    touching = np.array([regions_touch(prediction.label_map) for prediction in seen])
+    add_contact(results, touching, np.array([str(record.get("category")) for record in records]))
 
 
-def add_contact(sheet: Results, touching: np.ndarray, categories: np.ndarray) -> None:
+def add_contact(results: Results, touching: np.ndarray, categories: np.ndarray) -> None:
     """Share of pictures (N,) bool in which hand and object touch: of each category (N,), and the mean of these."""
     definition = "share of pictures whose largest hand and object regions, as the verifier sees them, touch"
-    parts = {}
     for name in sorted(set(categories)):
-        mine = categories == name
-        parts[name] = ratio_of(100 * touching * mine, mine)
-        sheet.add(contact_of(name), mean_of(100 * touching[mine]), int(mine.sum()), "higher", definition, PERCENT)
-    mean = mean_of_parts(list(parts.values()))
-    sheet.add(CONTACT, mean, len(touching), "higher", f"{definition}; mean of categories", PERCENT)
+        mine = touching[categories == name]
+        results.add(contact_of(name), mean_of(100 * mine), len(mine), "higher", definition, PERCENT)
+    mean = mean_of_groups(100 * touching, categories)
+    results.add(CONTACT, mean, len(touching), "higher", f"{definition}; mean of categories", PERCENT)
 
 
 def contact_of(category: str) -> str:

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from hoi.metrics import __main__ as metrics
-from hoi.metrics.flicker import Flicker
+from hoi.metrics import flicker
 from hoi.verify.verifier import Verifier, save_verifier
 
 TINY_CLIP = {
@@ -74,10 +74,10 @@ def covariances_distance(a: np.ndarray, b: np.ndarray) -> float:
 @pytest.fixture(scope="module")
 def clip_file(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clip")
-    (folder / "tiny-judge.json").write_text(json.dumps(TINY_CLIP))
+    (folder / "tiny-scorer.json").write_text(json.dumps(TINY_CLIP))
     open_clip.add_model_config(folder)
     torch.manual_seed(0)
-    model = open_clip.create_model("tiny-judge", pretrained=None).eval()
+    model = open_clip.create_model("tiny-scorer", pretrained=None).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     save_file({name: tensor.clone() for name, tensor in model.state_dict().items()}, folder / "clip.safetensors")
@@ -89,25 +89,25 @@ def clip_file(tmp_path_factory):
 ])  # fmt: skip
 def test_clip_score_is_the_weighted_cosine_of_open_clip(options, prefix, weight, clip_file, real, fake, tmp_path):
     path, model = clip_file
-    report = run(tmp_path, "--fake", fake, "--real", real, "--clip", "tiny-judge", path, *options)
-    preprocess, tokenizer = open_clip.image_transform(32, is_train=False), open_clip.get_tokenizer("tiny-judge")
+    report = run(tmp_path, "--fake", fake, "--real", real, "--clip", "tiny-scorer", path, *options)
+    preprocess, tokenizer = open_clip.image_transform(32, is_train=False), open_clip.get_tokenizer("tiny-scorer")
 
-    def look(paths) -> torch.Tensor:
-        images = torch.stack([preprocess(Image.open(path).convert("RGB")) for path in paths])
+    def encoded(paths) -> torch.Tensor:
+        pictures = torch.stack([preprocess(Image.open(path).convert("RGB")) for path in paths])
         with torch.no_grad():
-            return model.encode_image(images).double()
+            return model.encode_image(pictures).double()
 
-    seen = look(sorted((fake / "images").iterdir()))
+    images = encoded(sorted((fake / "images").iterdir()))
     with torch.no_grad():
         read = model.encode_text(tokenizer([prefix + TEXTS[i % 3] for i in range(30)])).double()
-    scores = weight * torch.cosine_similarity(seen, read).clamp(min=0)
-    measured = by_name(report)["CLIPScore (tiny-judge)"]
+    scores = weight * torch.cosine_similarity(images, read).clamp(min=0)
+    measured = by_name(report)["CLIPScore (tiny-scorer)"]
     assert measured["value"] == pytest.approx(scores.mean().item(), rel=1e-4)
     assert measured["n"] == 30
     half = 1.96 * scores.std(correction=0).item() / 30**0.5
     assert measured["high"] - measured["low"] == pytest.approx(2 * half, rel=0.25)
-    distance = covariances_distance(seen.numpy(), look(real.rglob("*.png")).numpy())
-    assert by_name(report)["Frechet distance (tiny-judge)"]["value"] == pytest.approx(distance, rel=1e-3)
+    distance = covariances_distance(images.numpy(), encoded(real.rglob("*.png")).numpy())
+    assert by_name(report)["Frechet distance (tiny-scorer)"]["value"] == pytest.approx(distance, rel=1e-3)
     assert report["files"]["clip"]["file"] == str(path) and len(report["files"]["clip"]["sha256"]) == 64
 
 
@@ -130,10 +130,10 @@ def test_frechet_distance_on_a_timm_model_and_on_the_verifier(real, fake, tmp_pa
         pixels = np.array(picture.resize((32, 32), Image.Resampling.BILINEAR))
         return verifier(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1).features[0]
 
-    for name, look in (("test_vit", timms), ("verifier", verifiers)):
+    for name, encode in (("test_vit", timms), ("verifier", verifiers)):
         with torch.no_grad():
-            sets = [np.stack([look(Image.open(path).convert("RGB")).double().numpy() for path in folder.rglob("*.png")])
-                    for folder in (fake, real)]  # fmt: skip
+            pictures = [[Image.open(path).convert("RGB") for path in folder.rglob("*.png")] for folder in (fake, real)]
+            sets = [np.stack([encode(picture).double().numpy() for picture in some]) for some in pictures]
         measured = by_name(report)[f"Frechet distance ({name})"]
         assert measured["value"] == pytest.approx(covariances_distance(*sets), rel=1e-3, abs=1e-8)
         assert measured["low"] < measured["value"] < measured["high"]
@@ -170,15 +170,16 @@ def test_predictions_by_file_give_pck_contact_and_intervals_and_the_report_says_
     assert f"features are in {tmp_path / 'out' / '.features'}" in printed
 
 
-def test_flicker_is_the_mean_over_clips_and_poses_come_with_the_ap_of_each_class(tmp_path, monkeypatch):
-    flickers = {"a": Flicker(4.0, 2.0, 1.0), "b": Flicker(6.0, 3.0, float("nan"))}  # the camera of clip b moves
-    monkeypatch.setattr(metrics, "video_flicker", lambda folder, hand: flickers[folder.name])
+def test_flicker_is_the_mean_over_videos_and_poses_come_with_the_ap_of_each_class(tmp_path, monkeypatch):
+    moving_camera = float("nan")
+    flickers = {"a": flicker.Flicker(4.0, 2.0, 1.0), "b": flicker.Flicker(6.0, 3.0, moving_camera)}
+    monkeypatch.setattr(flicker, "video_flicker", lambda folder, hand: flickers[folder.name])
     pose = np.diag([0.2, 0.2, 0.2, 1.0])
     pose[2, 3] = 1
     entry = {"class_ids": [6], "RTs": [pose.tolist()], "scales": [[0.5, 0.7, 0.5]]}
     content = {f"{kind}_{key}": value for kind in ("gt", "pred") for key, value in entry.items()}
     (tmp_path / "poses.json").write_text(json.dumps([content | {"gt_handle_visibility": [1], "pred_scores": [0.7]}]))
-    report = run(tmp_path / "out", "--clips", tmp_path / "a", tmp_path / "b", "--poses", tmp_path / "poses.json",
+    report = run(tmp_path / "out", "--videos", tmp_path / "a", tmp_path / "b", "--poses", tmp_path / "poses.json",
                  "--boxes", "aabb")  # fmt: skip
     numbers = by_name(report)
     assert [numbers[f"flicker of the {part}, levels"]["value"] for part in ("hand", "object", "background")] == [
@@ -193,7 +194,7 @@ def test_flicker_is_the_mean_over_clips_and_poses_come_with_the_ap_of_each_class
 
 
 def test_a_second_run_reads_the_cache_that_the_first_one_wrote(clip_file, fake, tmp_path, monkeypatch):
-    arguments = ("--fake", fake, "--clip", "tiny-judge", clip_file[0], "--features", tmp_path / "cache")
+    arguments = ("--fake", fake, "--clip", "tiny-scorer", clip_file[0], "--features", tmp_path / "cache")
     first = run(tmp_path / "a", *arguments)
 
     def never(*_):
@@ -224,7 +225,7 @@ def test_damage_is_refused_or_counted_and_plain_folders_have_no_texts(clip_file,
     assert any("1 damaged pictures were left out, 2.png" in note for note in report["notes"])
     assert any("lacks full rank and the Frechet distance is biased upwards" in note for note in report["notes"])
     with pytest.raises(SystemExit, match="CLIPScore .* needs annotation, and .*fake is a plain folder"):
-        run(tmp_path / "out", "--fake", tmp_path / "fake", "--skip-damaged", "--clip", "tiny-judge", clip_file[0])
+        run(tmp_path / "out", "--fake", tmp_path / "fake", "--skip-damaged", "--clip", "tiny-scorer", clip_file[0])
     (tmp_path / "one").mkdir()
     draw(tmp_path / "one" / "0.png", 0)
     with pytest.raises(SystemExit, match="measured set has 1 picture; a distance between sets needs at least 2"):
@@ -253,7 +254,7 @@ def test_predictions_of_other_pictures_or_too_few_are_refused(fake, tmp_path):
     (["--fake", "a", "--verifier", "f"], "needs pictures as the reference: --real DIR"),
     (["--fake", "a", "--save-statistics", "f.npz"], "--save-statistics needs --inception FILE and --real DIR"),
     (["--real", "a", "--inception", "f", "--save-statistics", "f"], "the name must end in .npz"),
-    (["--clips", "a", "--keypoints", "f"], "--keypoints needs the pictures to measure: --fake DIR"),
+    (["--videos", "a", "--keypoints", "f"], "--keypoints needs the pictures to measure: --fake DIR"),
     (["--fake", "a", "--resize", "clean"], "--resize says how --inception is measured, which was not given"),
     (["--fake", "a", "--clip-prefix", ""], "--clip-prefix says how --clip is measured, which was not given"),
     (["--fake", "a", "--pck-thresholds", "0.3"], "--pck-thresholds says how --keypoints is measured"),

@@ -1,24 +1,22 @@
-"""Poses of objects and Umeyama's similarity: hand-computed cases, and the published protocol written out plainly."""
+"""Poses of objects: hand-computed cases, and the published protocol written out plainly."""
 
 import json
 
 import numpy as np
 import pytest
 import trimesh
-from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 
-from hoi.metrics.hands import umeyama
 from hoi.metrics.intervals import Results
 from hoi.metrics.poses import (
     Hits,
     Objects,
     add_pose_numbers,
     average_precision,
+    average_precisions,
     box_overlap,
     corners,
     iou_3d,
-    judge,
     match_boxes,
     pose_error,
     read_poses,
@@ -49,50 +47,6 @@ def objects(*entries, scores=None, visible=True) -> Objects:
 
 def value(statistics: dict) -> dict[int, float]:
     return {class_id: float(ap(np.ones((1, 2)))[0]) for class_id, ap in statistics.items()}
-
-
-# --- Umeyama ---
-
-
-def test_umeyama_of_a_quarter_turn_twice_as_large_and_moved_is_that():
-    source = np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
-    target = np.array([[1.0, 2, 3], [1, 4, 3], [-1, 2, 3], [1, 2, 5]])  # x -> y, y -> -x, doubled, + (1, 2, 3)
-    found = umeyama(source, target)
-    assert found.scale == pytest.approx(2)
-    np.testing.assert_allclose(found.rotation, [[0, -1, 0], [1, 0, 0], [0, 0, 1]], atol=1e-12)
-    np.testing.assert_allclose(found.translation, [1, 2, 3], atol=1e-12)
-    np.testing.assert_allclose(found(source), target, atol=1e-12)
-
-
-def test_umeyama_never_mirrors_and_takes_points_of_a_plane():
-    source = np.random.default_rng(0).normal(size=(10, 3))
-    mirrored = umeyama(source, source * [1, 1, -1])
-    assert np.linalg.det(mirrored.rotation) == pytest.approx(1)
-    assert mirrored.scale < 0.99
-    flat = source * [1, 1, 0]
-    turn = Rotation.from_euler("xyz", [30, 40, 50], degrees=True).as_matrix()
-    np.testing.assert_allclose(umeyama(flat, flat @ turn.T).rotation, turn, atol=1e-9)
-
-
-def test_umeyama_is_the_least_squares_fit():
-    generator = np.random.default_rng(1)
-    source = generator.normal(size=(21, 3))
-    target = 0.7 * source @ Rotation.from_rotvec([0.3, 2, -1]).as_matrix().T + 0.1 * generator.normal(size=(21, 3))
-
-    def residuals(numbers: np.ndarray) -> np.ndarray:  # scale, rotation vector, translation
-        return (numbers[0] * Rotation.from_rotvec(numbers[1:4]).apply(source) + numbers[4:] - target).ravel()
-
-    best = least_squares(residuals, [1, 0.2, 1.8, -0.8, 0, 0, 0], xtol=1e-14, ftol=1e-14).x
-    found = umeyama(source, target)
-    assert found.scale == pytest.approx(best[0], rel=1e-5)
-    np.testing.assert_allclose(found.rotation, Rotation.from_rotvec(best[1:4]).as_matrix(), atol=1e-5)
-    np.testing.assert_allclose(found.translation, best[4:], atol=1e-5)
-
-
-@pytest.mark.parametrize("points", [np.arange(5)[:, None] * np.ones(3), np.zeros((4, 3)), np.eye(3)[:2]])
-def test_points_on_a_line_have_no_similarity(points):
-    with pytest.raises(ValueError, match="points on a line or in one place have no rotation"):
-        umeyama(points, points)
 
 
 # --- boxes and poses ---
@@ -146,12 +100,12 @@ def test_average_precision_of_a_hand_computed_ranking():
 def test_perfect_poses_have_all_columns_full_and_a_turned_mug_fails_by_degrees_alone():
     true = [objects((BOTTLE, pose()), (MUG, pose((20, 30, 0), (0.3, 0, 1)))), objects((MUG, pose()))]
     for boxes in ("nocs", "aabb"):
-        table = judge(true, true, boxes)
+        table = average_precisions(true, true, boxes)
         assert list(table) == ["IoU25", "IoU50", "IoU75", "5deg2cm", "5deg5cm", "10deg2cm", "10deg5cm"]
         for statistics in table.values():
             assert value(statistics) == {BOTTLE: pytest.approx(1), MUG: pytest.approx(1)}
     turned = [true[0], objects((MUG, pose((0, 7, 0), (0, 0, 1.03))))]
-    table = judge(true, turned, "aabb")
+    table = average_precisions(true, turned, "aabb")
     columns = {column: value(statistics)[MUG] for column, statistics in table.items()}
     assert columns["5deg2cm"] == columns["5deg5cm"] == columns["10deg2cm"] == pytest.approx(0.5)
     assert columns["10deg5cm"] == pytest.approx(1)
@@ -159,21 +113,21 @@ def test_perfect_poses_have_all_columns_full_and_a_turned_mug_fails_by_degrees_a
 
 def test_objects_without_an_overlapping_prediction_leave_the_pose_columns_but_not_the_boxes():
     true = [objects((MUG, pose()), (MUG, pose(translation=(0.6, 0, 1)))), objects()]
-    table = judge(true, [objects((MUG, pose())), objects()], "aabb")
+    table = average_precisions(true, [objects((MUG, pose())), objects()], "aabb")
     assert value(table["IoU50"])[MUG] == pytest.approx(0.5)
     assert value(table["5deg2cm"])[MUG] == pytest.approx(1)
-    table = judge(true, [objects(), objects()], "aabb")
+    table = average_precisions(true, [objects(), objects()], "aabb")
     assert value(table["5deg2cm"])[MUG] == value(table["IoU25"])[MUG] == 0
 
 
 def test_predictions_of_another_class_are_wrong_and_the_mean_is_over_classes():
     true = [objects((MUG, pose())), objects((BOTTLE, pose()))]
-    sheet = Results(resamples=50, seed=0)
+    results = Results(resamples=50, seed=0)
     by_class = add_pose_numbers(
-        sheet, true, [objects((BOTTLE, pose())), objects((BOTTLE, pose()), scores=[0.5])], "nocs"
+        results, true, [objects((BOTTLE, pose())), objects((BOTTLE, pose()), scores=[0.5])], "nocs"
     )
     assert by_class["IoU75"] == {"bottle": pytest.approx(50), "mug": 0}  # the first bottle is no mug
-    first = sheet.measurements[0]
+    first = results.measurements[0]
     assert (first.name, first.estimate.value, first.estimate.n) == ("IoU25 mAP, % (nocs)", pytest.approx(25), 2)
     assert first.estimate.low <= 25 <= first.estimate.high
 

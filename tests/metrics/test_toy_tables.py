@@ -13,6 +13,7 @@ import verifier_world
 import sample
 import train
 from hoi.data import folder as folder_module
+from hoi.geometry.render import HAND, OBJECT
 from hoi.metrics import toy_tables
 from hoi.metrics.clip import load_small_clip, small_clip_scores
 from hoi.metrics.intervals import Results
@@ -24,7 +25,6 @@ from hoi.verify.verifier import Verifier, save_verifier
 from tools import replica_table
 
 ROOT = Path(__file__).parents[2]
-HAND, OBJECT = 1, 2
 
 
 def label_map(**corners: tuple[int, int, int, int, int]) -> np.ndarray:
@@ -51,22 +51,22 @@ def test_regions_touch_when_the_largest_ones_have_neighbouring_pixels(drawn, tou
 
 
 def test_contact_counts_categories_alike():
-    sheet = Results(resamples=20, seed=0)
+    results = Results(resamples=20, seed=0)
     categories = np.array(["mug", "mug", "can", "can", "can"])
-    toy_tables.add_contact(sheet, np.array([True, False, True, True, True]), categories)
-    values = {item.name: (item.estimate.value, item.estimate.n) for item in sheet.measurements}
+    toy_tables.add_contact(results, np.array([True, False, True, True, True]), categories)
+    values = {item.name: (item.estimate.value, item.estimate.n) for item in results.measurements}
     assert values == {"toy contact, can, %": (100, 3), "toy contact, mug, %": (50, 2), "toy contact, %": (75, 5)}
 
 
 def test_intervals_of_shares_end_at_100_percent():
-    sheet = Results(resamples=20, seed=5)  # 90 %, whose shifted percentiles end at 100.5
-    toy_tables.add_contact(sheet, np.arange(10) > 0, np.array(["mug"] * 10))
-    assert [item.estimate.high for item in sheet.measurements] == [100, 100]
+    results = Results(resamples=20, seed=5)  # 90 %, whose shifted percentiles end at 100.5
+    toy_tables.add_contact(results, np.arange(10) > 0, np.array(["mug"] * 10))
+    assert [item.estimate.high for item in results.measurements] == [100, 100]
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    """Shaded pictures, a model's pictures of the same records, a reference, and judges with random weights."""
+    """Shaded pictures, a model's pictures of the same records, a reference, and networks with random weights."""
     root = tmp_path_factory.mktemp("replica")
     for name, seed in (("shaded", 0), ("reference", 2)):
         verifier_world.make_folder(root / name, 12, seed, category="mug")
@@ -85,15 +85,15 @@ def model_file(steps: int) -> bytes:
     return len(header).to_bytes(8, "little") + header
 
 
-def judges_of(world: Path, reference: str) -> toy_tables.ToyEstimators:
+def estimators_of(world: Path, reference: str) -> toy_tables.ToyEstimators:
     files = world / "verifier.safetensors", world / "clip.safetensors"
     return toy_tables.load_toy_estimators(*files, world / reference, world / "features")
 
 
 def measured(world: Path, folder: str, reference: str) -> dict[str, float]:
-    sheet = Results(resamples=0, seed=0)
-    toy_tables.measure_pictures(sheet, world / folder, world / "shaded", judges_of(world, reference))
-    return {item.name: item.estimate.value for item in sheet.measurements}
+    results = Results(resamples=0, seed=0)
+    toy_tables.measure_pictures(results, world / folder, world / "shaded", estimators_of(world, reference))
+    return {item.name: item.estimate.value for item in results.measurements}
 
 
 def test_numbers_are_those_of_the_verifier_and_the_small_clip(world):
@@ -113,9 +113,9 @@ def test_numbers_are_those_of_the_verifier_and_the_small_clip(world):
 
 
 def test_pictures_of_other_captions_are_refused(world, tmp_path):
-    verifier_world.make_folder(tmp_path / "other", 12, text="A hand is grasping a red mug on the beach")
+    other = verifier_world.make_folder(tmp_path / "other", 12, text="A hand is grasping a red mug on the beach")
     with pytest.raises(ValueError, match=r"other \(12 records\) does not hold the captions of .*shaded \(12\)"):
-        toy_tables.measure_pictures(Results(0, 0), tmp_path / "other", world / "shaded", judges_of(world, "reference"))
+        toy_tables.measure_pictures(Results(0, 0), other, world / "shaded", estimators_of(world, "reference"))
 
 
 def test_the_tool_measures_every_row_and_prints_the_table(world, capsys):
