@@ -20,7 +20,11 @@ STOCK_NEGATIVE_PROMPT = (
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything needed to build the network, and how it is best sampled."""
+    """Everything needed to build the network, and how it is best sampled.
+
+    predicts, terminal_signal   what the U-Net was trained towards: see NoiseSchedule
+    Raises ValueError when the parts do not fit together.
+    """
 
     name: str
     unet: UNetConfig
@@ -30,7 +34,7 @@ class ModelConfig:
     sampler: str = "dpm++"
     num_inference_steps: int = 20
     guidance_scale: float = 7.5
-    predicts: str = "eps"  # what the U-Net was trained towards, see diffusion.NoiseSchedule
+    predicts: str = "eps"
     terminal_signal: float | None = None
 
     def __post_init__(self) -> None:
@@ -42,6 +46,7 @@ class ModelConfig:
             raise ValueError(f"the U-Net takes {self.unet.in_channels} channels, the VAE makes {self.vae.z_channels}")
 
     def noise_schedule(self) -> NoiseSchedule:
+        """Stable Diffusion's 1000 steps, with this model's target and noisiest end."""
         return NoiseSchedule.stable_diffusion(predicts=self.predicts, terminal_signal=self.terminal_signal)
 
     @property
@@ -50,6 +55,7 @@ class ModelConfig:
         return STOCK_NEGATIVE_PROMPT if self.name == "sd1" else ""
 
     def to_json(self) -> str:
+        """As it stands in the metadata of a weight file; `from_json` reads it back."""
         return json.dumps(dataclasses.asdict(self))
 
     @staticmethod
@@ -58,9 +64,7 @@ class ModelConfig:
         try:
             fields = json.loads(text)
             parts = {"unet": UNetConfig, "vae": VAEConfig, "text": TextConfig}
-            for name, part in parts.items():
-                fields[name] = part(**{key: as_tuple(value) for key, value in fields[name].items()})
-            return ModelConfig(**fields)
+            return ModelConfig(**fields | {name: part(**fields[name]) for name, part in parts.items()})
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"not a model configuration ({type(error).__name__}: {error}): {text[:200]}") from error
 
@@ -87,13 +91,8 @@ def tiny_config() -> ModelConfig:
         image_size=128,
         guidance_scale=2.0,  # measured: see the table over guidance scales in docs/training.md
         predicts="v",  # trained from nothing, words and conditions act sooner than with eps: docs/training.md
-        terminal_signal=0.01,
+        terminal_signal=0.01,  # so that a picture's mean colour is not read out of the noise: see NoiseSchedule
     )
 
 
 PRESETS = {"sd1": sd1_config, "tiny": tiny_config}
-
-
-def as_tuple(value: object) -> object:
-    """JSON knows lists only; configurations hold tuples."""
-    return tuple(value) if isinstance(value, list) else value

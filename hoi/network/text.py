@@ -1,7 +1,6 @@
 """Prompts to text context.  list[str] -> token_ids (B,77) -> context (B,77,width).  Paper: Sec. 3.3 (CLIP).
 
-The transformer, the tokenizer and the tensor names are open_clip's.  `PictureText` at the end is the small CLIP
-(Radford et al. 2021) that the built-in model's text encoder is pretrained with.
+The transformer, the tokenizer and the tensor names are open_clip's; padding and length are Stable Diffusion's.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from open_clip.transformer import LayerNorm, QuickGELU, Transformer
 from torch import Tensor, nn
 
 CONTEXT_LENGTH = 77
-BOS_ID = 49406
-EOS_ID = 49407
+BOS_ID = 49406  # begin of text
+EOS_ID = 49407  # end of text; Stable Diffusion's padding too
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class TextConfig:
     quick_gelu: bool = True
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=1)  # reading its vocabulary takes a tenth of a second
 def _tokenizer() -> SimpleTokenizer:
     return SimpleTokenizer()
 
@@ -91,7 +90,7 @@ class TextEncoder(nn.Module):
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """token_ids (B,77) from `tokenize` -> context (B,77,width)."""
-        x = self.token_embedding(token_ids) + self.positional_embedding
+        x = self.token_embedding(token_ids) + self.positional_embedding  # (B,77) -> (B,77,width)
         return self.ln_final(self.transformer(x, attn_mask=self.attn_mask))
 
     def pooled(self, context: Tensor, token_ids: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def _norm(channels: int, groups: int) -> nn.GroupNorm:
 
 
 class ResBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x))))), with a 1x1 convolution on x where the width changes."""
+    """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1 convolution on x where the width changes."""
 
     def __init__(self, channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
@@ -75,6 +75,7 @@ class ResBlock(nn.Module):
             self.nin_shortcut = nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B,channels,h,w) -> (B,out_channels,h,w)."""
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h)))
         return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
@@ -92,6 +93,7 @@ class AttentionBlock(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B,C,h,w) -> (B,C,h,w)."""
         h = self.norm(x)
         q, k, v = (conv(h).flatten(2).transpose(1, 2) for conv in (self.q, self.k, self.v))  # (B,C,h,w) -> (B,hw,C)
         h = F.scaled_dot_product_attention(q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1)).squeeze(1)
@@ -99,6 +101,8 @@ class AttentionBlock(nn.Module):
 
 
 class Middle(nn.Module):
+    """The coarsest level's only place where distant pixels meet: attention between two residual blocks."""
+
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
         self.block_1 = ResBlock(channels, channels, groups)
@@ -106,21 +110,28 @@ class Middle(nn.Module):
         self.block_2 = ResBlock(channels, channels, groups)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B,C,h,w) -> (B,C,h,w)."""
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
 class Downsample(nn.Module):
+    """Half the size by a 3x3 convolution of stride 2."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B,C,h,w) -> (B,C,h/2,w/2)."""
         # One pixel on the right and the bottom only: the published weights were trained with this lopsided padding.
-        return self.conv(F.pad(x, (0, 1, 0, 1)))  # (B,C,h,w) -> (B,C,h/2,w/2)
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution and the change to the next one."""
+    """The residual blocks of one resolution and the change to the next one.
+
+    widths   channels before the first block and behind each
+    """
 
     def __init__(self, widths: list[int], groups: int, downsample: bool = False, upsample: bool = False) -> None:
         super().__init__()
@@ -131,6 +142,7 @@ class Level(nn.Module):
             self.upsample = Upsample(widths[-1])
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B,widths[0],h,w) -> (B,widths[-1],h',w'), of half or twice the size where the level changes it."""
         for block in self.block:
             x = block(x)
         if hasattr(self, "downsample"):
@@ -139,7 +151,7 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """image (B,3,H,W) -> (B,2Z,H/f,W/f), before `quant_conv`."""
+    """Picture to the numbers that `quant_conv` makes a posterior of.  `down.0` is the finest level, used first."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -155,6 +167,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.z_channels, 3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
+        """image (B,3,H,W) -> (B,2Z,H/f,W/f)."""
         h = self.conv_in(image)
         for level in self.down:
             h = level(h)
@@ -162,7 +175,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """latents after `post_quant_conv` (B,Z,h,w) -> image (B,3,h*f,w*f).  `up.0` is the finest level, used last."""
+    """What `post_quant_conv` makes of latents to a picture.  `up.0` is the finest level, used last."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -178,6 +191,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
+        """latents (B,Z,h,w) -> image (B,3,h*f,w*f)."""
         h = self.mid(self.conv_in(latents))
         for level in reversed(self.up):
             h = level(h)
@@ -225,16 +239,13 @@ class VAE(nn.Module):
         return self.decoder(self.post_quant_conv(z))
 
 
-def vae_loss(
-    vae: VAE,
-    image: Tensor,
-    generator: torch.Generator,
-    kl_weight: float = 1e-6,
-    l1_weight: float = 1.0,
-    gradient_weight: float = 1.0,
-    squared_weight: float = 1.0,
-    average_weight: float = 3.0,
-) -> tuple[Tensor, dict[str, Tensor]]:
+# Chosen by trial on the miniature.  The averages carry the colour: without them a small network gives rare hues the
+# colour of common ones.
+AVERAGE_WEIGHT = 3.0
+KL_WEIGHT = 1e-6  # only keeps the latents from growing; the order of size of Rombach et al. 2022, appendix G
+
+
+def vae_loss(vae: VAE, image: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
     """Training loss of the autoencoder, a weighted sum of reconstruction terms and a small KL term.
 
     image      (B,3,H,W) in [-1,1], H and W multiples of 8
@@ -242,9 +253,8 @@ def vae_loss(
     returns    the loss (scalar, has a gradient) and its unweighted parts (detached): l1, gradient, squared, average, kl
 
     Without a perceptual network: absolute error for sharpness, absolute error of finite differences for edges, and
-    squared errors of the picture and of its 8x8 averages.  The averages carry the colour: without them a small network
-    gives rare hues the colour of common ones.  The KL is summed over a picture's latents and divided by its pixels, so
-    that `kl_weight` means the same at every picture size.
+    squared errors of the picture and of its 8x8 averages.  The KL is summed over a picture's latents and divided by its
+    pixels, so that its weight means the same at every picture size.
     """
     posterior = vae.encode(image)
     error = vae._decode_unscaled(posterior.sample(generator)).float() - image.float()
@@ -255,12 +265,6 @@ def vae_loss(
         "average": F.avg_pool2d(error, 8).square().mean(),
         "kl": posterior.kl().mean() / (image.shape[2] * image.shape[3]),
     }
-    weights = {
-        "l1": l1_weight,
-        "gradient": gradient_weight,
-        "squared": squared_weight,
-        "average": average_weight,
-        "kl": kl_weight,
-    }
-    loss = sum((weights[name] * part for name, part in parts.items()), torch.zeros((), device=image.device))
+    loss = parts["l1"] + parts["gradient"] + parts["squared"]
+    loss = loss + AVERAGE_WEIGHT * parts["average"] + KL_WEIGHT * parts["kl"]
     return loss, {name: part.detach() for name, part in parts.items()}
