@@ -39,10 +39,7 @@ from hoi.common.machine import check_device, has_fast_bf16, join_processes, keep
 from hoi.network.config import PRESETS
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion
 from hoi.toyworld.words import words_in
-from hoi.training import data as training_data
-from hoi.training import run as training_run
-from hoi.training import stages
-from hoi.training.data import Share, TrainingSet, read_ahead
+from hoi.training.data import Share, TrainingSet, cached, measured_scaling_factor, read_ahead, to_device
 from hoi.training.run import (
     StopSignals,
     TrainingLog,
@@ -50,10 +47,21 @@ from hoi.training.run import (
     agreed,
     check_same_run,
     gradient_norm,
+    load_training_state,
+    save_training_state,
     unusable_step,
 )
 from hoi.training.small_clip import FILE_NAME, save_small_clip
-from hoi.training.stages import TEXT_SHRINK, TextStage, VaeStage
+from hoi.training.stages import (
+    REG_MODES,
+    TEXT_SHRINK,
+    BaseStage,
+    HoiStage,
+    Regularization,
+    Stage,
+    TextStage,
+    VaeStage,
+)
 from hoi.weights.export import export_own
 from hoi.weights.load import init_branch, load_adapter, load_model, source_hash
 
@@ -67,7 +75,8 @@ STAGE_DEFAULTS = {
 }
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def command_line() -> argparse.ArgumentParser:
+    """All flags; those of None get their stage's default in parse_args."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--stage", choices=STAGE_DEFAULTS, default="hoi", help="what to train (default hoi: the paper's fine-tuning)")
@@ -76,7 +85,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--no-conditions)")
     add("--reg-weight", type=float, default=1.0, help="w_r of eq. 3 (default 1, Sec. 3.3)")
     add("--reg-batch-size", type=int, help="background pictures a process and batch (default: --batch-size)")
-    add("--reg-mode", choices=stages.REG_MODES, default="sum", help="sum: both terms of eq. 3 in every step (default); "
+    add("--reg-mode", choices=REG_MODES, default="sum", help="sum: both terms of eq. 3 in every step (default); "
         "swap, the official code's: a process's whole step is background with probability --reg-prob")
     add("--reg-prob", type=float, help="of --reg-mode swap (default 0.1, as the official example)")
     add("--conditions", nargs="+", choices=(*CONDITION_NAMES, "none"), default=list(CONDITION_NAMES), metavar="NAME",
@@ -117,6 +126,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "it")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda (default: what is there)")
     add("--threads", type=int, default=0, help="CPU threads a process, 0 = torch's choice (default)")
+    return parser
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags, with the stage's defaults filled in; contradictions end the program with a message."""
+    parser = command_line()
     args = parser.parse_args(argv)
     for name, value in STAGE_DEFAULTS[args.stage].items():
         if getattr(args, name) is None:
@@ -156,6 +171,21 @@ def contradiction(args: argparse.Namespace) -> str | None:
     return None
 
 
+def set_up(args: argparse.Namespace) -> tuple[int, int, bool]:
+    """Threads, device and, under torchrun, the process group.  returns rank, world size, whether to compute in bf16."""
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    keep_freed_memory()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    check_device(args.device)
+    if args.device.startswith("cuda"):
+        args.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        torch.cuda.set_device(args.device)
+    if world_size > 1:
+        join_processes("nccl" if args.device.startswith("cuda") else "gloo", rank, world_size)
+    return rank, world_size, args.dtype == "bf16" or (args.dtype == "auto" and has_fast_bf16(args.device))
+
+
 def starting_model(args: argparse.Namespace) -> HOIDiffusion:
     """The model that the stage trains, on the CPU in fp32, from --base or fresh from the seed."""
     torch.manual_seed(args.seed)  # fresh weights only; every later number comes from (seed, step)
@@ -190,7 +220,7 @@ def branch_files(args: argparse.Namespace) -> dict[str, str]:
     return {name: path for name, _, path in pairs}
 
 
-def build_stage(args: argparse.Namespace, model: HOIDiffusion, share: Share, bf16: bool) -> nn.Module:
+def build_stage(args: argparse.Namespace, model: HOIDiffusion, share: Share, bf16: bool) -> Stage:
     """Freeze what the stage does not train and cache what frozen encoders make of the data."""
     side = model.config.image_size
     pictures = TrainingSet(args.data, side, side)
@@ -200,6 +230,7 @@ def build_stage(args: argparse.Namespace, model: HOIDiffusion, share: Share, bf1
         return VaeStage(model, pictures, share, args.seed, args.crop)
     if args.stage == "text":
         model.text_encoder.requires_grad_(True)
+
         def meaning(text: str) -> tuple:
             return sorted(words_in(text).items(), key=str), "hand" in text.lower()
 
@@ -207,36 +238,36 @@ def build_stage(args: argparse.Namespace, model: HOIDiffusion, share: Share, bf1
 
     sets = [pictures, TrainingSet(args.reg_data, side, side)] if args.reg_data else [pictures]
     latents = Path(args.out) / "latents"
-    data, *buffer = (training_data.cached(model, each, latents, args.cache_text, bf16) for each in sets)
+    data, *buffer = (cached(model, each, latents, args.cache_text, bf16) for each in sets)
     if args.stage == "base":
         if not model.metadata.get("scaling_factor_measured"):
-            model.set_scaling_factor(training_data.measured_scaling_factor(data.latents))
+            model.set_scaling_factor(measured_scaling_factor(data.latents))
         model.unet.requires_grad_(True)
-        stage = stages.BaseStage(model, data, share, args.seed, args.caption_dropout)
+        stage = BaseStage(model, data, share, args.seed, args.caption_dropout)
     else:
         model.freeze_for_fine_tuning(args.conditions, decoder=args.trainable == "decoder")
         reg = None
         if buffer:
             size = args.reg_batch_size or args.batch_size
-            reg = stages.Regularization(buffer[0], size, args.reg_mode, args.reg_weight, args.reg_prob or 0.0)
-        stage = stages.HoiStage(model, data, share, args.seed, args.caption_dropout, reg)
+            reg = Regularization(buffer[0], size, args.reg_mode, args.reg_weight, args.reg_prob or 0.0)
+        stage = HoiStage(model, data, share, args.seed, args.caption_dropout, reg)
     model.unet.gradient_checkpointing = args.gradient_checkpointing
     return stage
 
 
 def learning_rate_at(step: int, args: argparse.Namespace) -> float:
+    """Rising over the warm-up, then constant or, with --cosine, falling to zero at the last step."""
     rate = args.learning_rate * min(1.0, (step + 1) / max(args.warmup_steps, 1))
     return rate * 0.5 * (1 + math.cos(math.pi * step / args.steps)) if args.cosine else rate
 
 
-def export(args: argparse.Namespace, model: HOIDiffusion, stage: nn.Module, step: int) -> None:
-    """The weights, and in their metadata how they came about: command, files that they began from, kind of normals."""
-    kind = "base" if model.condition_encoders is None else "hoi"
+def save_weights(args: argparse.Namespace, model: HOIDiffusion, stage: Stage, step: int) -> None:
+    """Write OUT/model.safetensors, in its metadata how it came about: command, files it began from, kind of normals."""
     extra = {"scaling_factor_measured": "yes"} if args.stage in ("base", "hoi") else {}
     for name, path in {"base": args.base, "adapter": args.adapter, **branch_files(args)}.items():
         if path:
             extra |= {name: Path(path).name, f"{name}_sha256": source_hash(path)}
-    if kind == "hoi":
+    if model.condition_encoders is not None:
         sources = {record.get("normal_source") for _, record in stage.pictures.entries} - {None}
         extra |= {"conditions": ",".join(args.conditions)}
         extra |= {"normal_source": ",".join(sorted(sources))} if sources and "normal" in args.conditions else {}
@@ -246,44 +277,50 @@ def export(args: argparse.Namespace, model: HOIDiffusion, stage: nn.Module, step
     export_own(model, Path(args.out) / "model.safetensors", metadata=extra)
 
 
+def resume(
+    args: argparse.Namespace,
+    trained: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage,
+    world_size: int,
+) -> int:
+    """Go on from the newest state in --out, if there is one; returns the steps that are done.
+
+    Raises ValueError when the state is of a run with other settings.
+    """
+    state = load_training_state(args.out)
+    if state is None:
+        return 0
+    # Flags that did not exist when the state was written had what are defaults now.
+    before = {name: command_line().get_default(name) for name in vars(args)} | state["args"]
+    check_same_run(Path(args.out), before, vars(args), state.get("processes", world_size), world_size)
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(state["weights"][name])
+    optimizer.load_state_dict(state["optimizer"])
+    average.restore(state["average"])
+    return state["step"]
+
+
 def train(args: argparse.Namespace) -> None:
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    """Train until --steps, or until a signal; see the top of this file for what is written."""
+    rank, world_size, bf16 = set_up(args)
     main_process, out = rank == 0, Path(args.out)
-    keep_freed_memory()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    check_device(args.device)
-    if args.device.startswith("cuda"):
-        args.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-        torch.cuda.set_device(args.device)
-    if world_size > 1:
-        join_processes("nccl" if args.device.startswith("cuda") else "gloo", rank, world_size)
-    bf16 = args.dtype == "bf16" or (args.dtype == "auto" and has_fast_bf16(args.device))
     autocast = functools.partial(torch.autocast, args.device.partition(":")[0], torch.bfloat16, bf16)
 
     model = starting_model(args).to(args.device)
     out.mkdir(parents=True, exist_ok=True)
     stage = build_stage(args, model, Share(args.batch_size, rank, world_size, args.accumulate), bf16).to(args.device)
-    trained = {name: parameter for name, parameter in stage.named_parameters() if parameter.requires_grad}
+    # By their names in the model, which is an attribute of some stages.
+    trained = {name.removeprefix("model."): p for name, p in stage.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)
     average = WeightAverage(trained, args.ema_decay)
-
-    start = saved = 0
-    if (state := training_run.load_training_state(out)) is not None:
-        start = saved = state["step"]
-        # Flags that did not exist when the state was written had what are defaults now.
-        before = vars(parse_args(["--stage", args.stage, "--data", "", "--out", ""])) | state["args"]
-        check_same_run(out, before, vars(args), state.get("processes", world_size), world_size)
-        with torch.no_grad():
-            for name, parameter in trained.items():
-                parameter.copy_(state["weights"][name])
-        optimizer.load_state_dict(state["optimizer"])
-        average.restore(state["average"])
-        del state
+    start = saved = resume(args, trained, optimizer, average, world_size)
     if start >= args.steps:
         print(f"{out} is finished: {start} steps done; ask for more with --steps")
         return
-    wrapped = DistributedDataParallel(stage) if world_size > 1 else stage
+    # No buffer ever changes: the text encoder's mask is the only one.
+    wrapped = DistributedDataParallel(stage, broadcast_buffers=False) if world_size > 1 else stage
     count = sum(parameter.numel() for parameter in trained.values())
     if main_process:
         log = TrainingLog(out, start)
@@ -297,10 +334,10 @@ def train(args: argparse.Namespace) -> None:
         if main_process:
             state = {"step": step, "args": vars(args), "processes": world_size, "average": average.values}
             state |= {"weights": {k: v.detach() for k, v in trained.items()}, "optimizer": optimizer.state_dict()}
-            training_run.save_training_state(out, step, state, args.keep_states)
+            save_training_state(out, step, state, args.keep_states)
 
-    parts = range(args.accumulate)
-    batches = read_ahead(stage.batch, ((step, part) for step in range(start, args.steps) for part in parts))
+    numbers = range(args.accumulate)
+    batches = read_ahead(stage.batch, ((step, number) for step in range(start, args.steps) for number in numbers))
     bar = tqdm(range(start, args.steps), initial=start, total=args.steps, unit="step", disable=not main_process)
     with StopSignals() as signals:
         for step in bar:
@@ -310,16 +347,16 @@ def train(args: argparse.Namespace) -> None:
             optimizer.zero_grad(set_to_none=True)
             values: dict[str, list[torch.Tensor]] = {}
             names: list[list[str]] = []
-            for part in parts:
-                batch = {name: value.to(args.device) for name, value in next(batches).items()}
-                last = part == parts[-1]
+            for number in numbers:
+                batch = to_device(next(batches), args.device)
+                last = number == numbers[-1]  # only then are gradients exchanged
                 with contextlib.nullcontext() if last or world_size == 1 else wrapped.no_sync():
                     with autocast():
                         loss, terms = wrapped(batch)
                     (loss / args.accumulate).backward()
                 for name, value in {"loss": loss.detach(), **terms}.items():
                     values.setdefault(name, []).append(value)
-                names.append(stages.picture_names(stage, batch))
+                names.append(stage.picture_names(batch))
             norm = (
                 nn.utils.clip_grad_norm_(trained.values(), args.clip_gradient)
                 if args.clip_gradient
@@ -342,11 +379,11 @@ def train(args: argparse.Namespace) -> None:
                 bar.set_postfix(loss=f"{line['loss']:.4f}", per_second=line["pictures_per_second"])
             if main_process and args.preview_every and (done % args.preview_every == 0 or at_end):
                 with average.in_place(), autocast():
-                    stages.save_preview(stage, out / f"preview_{done:06d}.png")
+                    stage.save_preview(out / f"preview_{done:06d}.png")
             if done % args.save_every == 0 or at_end:
                 if main_process:
                     with average.in_place():
-                        export(args, model, stage, done)
+                        save_weights(args, model, stage, done)
                     log.draw()
                 save_state(done)  # last: what a state says is done has left its results
                 saved = done
@@ -365,6 +402,7 @@ def leave(received: int | None, out: Path, done: int, main_process: bool) -> Non
 
 
 def main() -> None:
+    """Train; expected problems end in a line on stderr, not in a traceback."""
     try:
         with problems_as_messages("train.py", "\ninterrupted before the first step; the same command starts again"):
             train(parse_args())

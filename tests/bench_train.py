@@ -6,7 +6,7 @@
 Prints seconds a step (minimum over the repeats) and peak memory (resident, Python included) of three ways, each in a
 process of its own, one after the other, and how many times slower and larger the other two are than ours:
 
-    ours     hoi_loss on our U-Net and condition encoders, frozen and trained parts as freeze_for_fine_tuning has them
+    ours     eps_loss on our U-Net and condition encoders, frozen and trained parts as freeze_for_fine_tuning has them
     frozen   diffusers' UNet2DConditionModel and three T2IAdapters, the same parts frozen
     plain    the same, but as the official code does: gradients of the whole U-Net, of which the decoder's are used
 
@@ -34,8 +34,8 @@ sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 from bench_unet import peak_gigabytes, random_weights  # noqa: E402
 
 from hoi.common.machine import keep_freed_memory  # noqa: E402
-from hoi.network.diffusion import NoiseSchedule, TrainingBatch, hoi_loss  # noqa: E402
-from hoi.network.model import ConditionEncoders  # noqa: E402
+from hoi.network.diffusion import NoiseSchedule, TrainingBatch, eps_loss  # noqa: E402
+from hoi.network.model import CONDITION_NAMES, ConditionEncoders  # noqa: E402
 from hoi.network.unet import UNet, UNetConfig  # noqa: E402
 
 SIZES = {
@@ -61,20 +61,22 @@ def random_batch(size: str) -> TrainingBatch:
         context=torch.randn(1, 77, config.context_dim, generator=generator),
         timesteps=torch.tensor([500]),
         noise=torch.randn(1, 4, side, side, generator=generator),
-        conditions=tuple(torch.rand(1, 3, 8 * side, 8 * side, generator=generator) for _ in range(3)),
+        conditions={name: torch.rand(1, 3, 8 * side, 8 * side, generator=generator) for name in CONDITION_NAMES},
     )
 
 
 def ours(unet: UNet, encoders: ConditionEncoders, batch: TrainingBatch, checkpointing: bool) -> Step:
-    unet.freeze_encoder()
+    unet.requires_grad_(False)
+    trained = [*encoders.parameters(), *unet.decoder_parameters()]
+    for parameter in trained:
+        parameter.requires_grad_(True)
     unet.gradient_checkpointing = checkpointing
     schedule = NoiseSchedule.stable_diffusion()
 
-    def network(latents: Tensor, timesteps: Tensor, context: Tensor, conditions: tuple[Tensor, ...]) -> Tensor:
-        return unet(latents, timesteps, context, encoders(*conditions))
+    def network(latents: Tensor, timesteps: Tensor, context: Tensor, conditions: dict[str, Tensor]) -> Tensor:
+        return unet(latents, timesteps, context, encoders(conditions))
 
-    trained = [*encoders.parameters(), *unet.decoder_parameters()]
-    return trained, lambda: hoi_loss(network, schedule, batch)[0]
+    return trained, lambda: eps_loss(network, schedule, batch)
 
 
 def theirs(unet: UNet, encoders: ConditionEncoders, batch: TrainingBatch, checkpointing: bool, freeze: bool) -> Step:
@@ -97,7 +99,7 @@ def theirs(unet: UNet, encoders: ConditionEncoders, batch: TrainingBatch, checkp
 
     def loss() -> Tensor:
         noisy = schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
-        maps = [adapter(image) for adapter, image in zip(adapters, batch.conditions, strict=True)]
+        maps = [adapter(image) for adapter, image in zip(adapters, batch.conditions.values(), strict=True)]
         features = [sum(level) for level in zip(*maps, strict=True)]
         output = twin(noisy, batch.timesteps, batch.context, down_intrablock_additional_residuals=features).sample
         return F.mse_loss(output.float(), batch.noise)

@@ -31,7 +31,7 @@ sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 from hoi.common.machine import keep_freed_memory  # noqa: E402
 from hoi.network.config import tiny_config  # noqa: E402
 from hoi.network.kernels import pack  # noqa: E402
-from hoi.network.model import ConditionEncoders  # noqa: E402
+from hoi.network.model import CONDITION_NAMES, ConditionEncoders  # noqa: E402
 from hoi.network.text import TextConfig, TextEncoder  # noqa: E402
 from hoi.network.unet import UNet, UNetConfig  # noqa: E402
 from hoi.network.vae import VAE, VAEConfig  # noqa: E402
@@ -99,13 +99,13 @@ def conditions_pair(dtype: torch.dtype) -> Pair:
     widths = UNetConfig().level_widths
     ours = random_weights(ConditionEncoders(widths, unshuffle=8))
     theirs = nn.ModuleList([diffusers_adapter(encoder, widths) for encoder in ours.values()])
-    images = [torch.rand(1, 3, 512, 512) for _ in range(3)]
+    images = {name: torch.rand(1, 3, 512, 512) for name in CONDITION_NAMES}
 
     def call_theirs(adapters: nn.ModuleList) -> Tensor:
-        maps = [adapter(image.to(dtype)) for adapter, image in zip(adapters, images, strict=True)]
+        maps = [adapter(image.to(dtype)) for adapter, image in zip(adapters, images.values(), strict=True)]
         return [sum(level) for level in zip(*maps, strict=True)][-1]
 
-    return prepared(ours, theirs, dtype), {"ours": lambda encoders: encoders(*images)[-1], "theirs": call_theirs}
+    return prepared(ours, theirs, dtype), {"ours": lambda encoders: encoders(images)[-1], "theirs": call_theirs}
 
 
 def decode_pair(dtype: torch.dtype) -> Pair:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from hoi.network.config import ModelConfig
 from hoi.network.diffusion import NoiseSchedule
-from hoi.network.model import HOIDiffusion
+from hoi.network.model import CONDITION_NAMES, HOIDiffusion
 from hoi.network.text import TextConfig
 from hoi.network.unet import UNet, UNetConfig
 from hoi.network.vae import VAEConfig
@@ -31,6 +31,9 @@ class FakeUNet(nn.Module):
         super().__init__()
         self.weight = 0.3 * normal(4, 4, 3, 3, seed=7)
         self.calls: list[tuple[int, bool]] = []  # batch and whether there were features
+
+    def cache_context(self, context: Tensor) -> Tensor:
+        return context
 
     def forward(
         self, latents: Tensor, timesteps: Tensor, context: Tensor, cond_features: list[Tensor] | None
@@ -94,14 +97,14 @@ def small_model(seed: int = 0, with_conditions: bool = True) -> HOIDiffusion:
     return model.eval()
 
 
-def model_inputs() -> dict:
+def model_inputs(seed: int = 1) -> dict:
     """What `HOIDiffusion.forward` takes, for small_model."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     return {
         "latents": torch.randn(2, 4, 8, 8, generator=generator),
         "timesteps": torch.tensor([10, 900]),
         "context": torch.randn(2, 77, 16, generator=generator),
-        "conditions": [torch.rand(2, 3, 32, 32, generator=generator) for _ in range(3)],
+        "conditions": {name: torch.rand(2, 3, 32, 32, generator=generator) for name in CONDITION_NAMES},
     }
 
 

@@ -188,9 +188,9 @@ def test_features_are_computed_once_a_geometry_and_text_once_a_prompt(tmp_path, 
     calls = {"geometries": 0, "texts": 0}
     features_of, context_of = ConditionEncoders.forward, TextEncoder.forward
 
-    def count_features(self, *images, **rest):
-        calls["geometries"] += len(images[0])
-        return features_of(self, *images, **rest)
+    def count_features(self, conditions, weights):
+        calls["geometries"] += len(conditions["skeleton"])
+        return features_of(self, conditions, weights)
 
     def count_texts(self, token_ids):
         calls["texts"] += len(token_ids)

@@ -1,8 +1,8 @@
 """Noise schedule, losses, guidance.  latents (B,4,h,w), noise, context, cond_features -> loss, eps.  Paper: eq. 1 to 3.
 
-Reading order: `NoiseSchedule`, `add_noise`, `predict_eps` (eq. 1), `ddpm_step` (eq. 2), `hoi_loss` (eq. 3),
-`guided_eps`; then `hoi/network/samplers.py`.  The paper's alpha-bar_t (here abar_t) is `alphas_cumprod[t]`; its alpha_t
-is the ratio of two neighbours.
+From top to bottom: the schedule, noising, eq. 2; the losses of training, up to eq. 3; guidance.  Eq. 1 is the network
+itself, `HOIDiffusion.forward`; whole runs of eq. 2 are in samplers.py.  The paper's alpha-bar_t (here abar_t) is
+`alphas_cumprod[t]`; its alpha_t is the ratio of two neighbours.
 
 A network may predict the velocity v = sqrt(abar) eps - sqrt(1 - abar) x_0 in place of eps (`NoiseSchedule.predicts`):
 only its training target and one conversion before the samplers differ.
@@ -11,11 +11,13 @@ only its training target and one conversion before the samplers differ.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from hoi.network.unet import CachedContext, UNet
 
 PREDICTIONS = ("eps", "v")
 
@@ -61,6 +63,7 @@ class NoiseSchedule:
 
     @property
     def num_timesteps(self) -> int:
+        """T, 1000 for Stable Diffusion: timesteps run from 0, the cleanest, to T - 1."""
         return len(self.alphas_cumprod)
 
     def at(self, timestep: int) -> float:
@@ -75,24 +78,6 @@ def add_noise(schedule: NoiseSchedule, latents: Tensor, noise: Tensor, timesteps
     """
     alphas_cumprod = schedule.alphas_cumprod[timesteps.cpu()].view(-1, 1, 1, 1)  # (B,) -> (B,1,1,1), float64
     return alphas_cumprod.sqrt().to(latents) * latents + (1 - alphas_cumprod).sqrt().to(latents) * noise
-
-
-def draw_training_noise(schedule: NoiseSchedule, latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Timesteps (B,), uniform over the schedule, and standard normal noise like latents, both from `generator`."""
-    timesteps = torch.randint(schedule.num_timesteps, (len(latents),), generator=generator, device=generator.device)
-    noise = torch.randn(latents.shape, generator=generator, device=generator.device)
-    return timesteps.to(latents.device), noise.to(latents)
-
-
-def predict_eps(
-    unet: nn.Module, latents: Tensor, timesteps: Tensor, context: Tensor, cond_features: Sequence[Tensor] | None
-) -> Tensor:
-    """Eq. 1: eps_t = f(x_t, t); with conditions f(x_t, t, [s, m, n]) (Sec. 3.3).  (v, for a network that predicts v.)
-
-    latents (B,4,h,w), timesteps (B,), context (B,77,C) or cached (2B under guidance), cond_features four maps or None
-    -> eps (B,4,h,w), one per text.
-    """
-    return unet(latents, timesteps, context, cond_features)
 
 
 def training_target(schedule: NoiseSchedule, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -126,7 +111,6 @@ def ddpm_step(
     timestep: int,
     previous_timestep: int,
     noise: Tensor | None,
-    variance: str = "small",
 ) -> Tensor:
     """Eq. 2: x_{t-1} = (x_t - (1 - alpha_t) / sqrt(1 - abar_t) eps_t) / sqrt(alpha_t) + sigma_t z.
 
@@ -134,22 +118,28 @@ def ddpm_step(
     previous_timestep  the one to go to, timestep - 1 in the paper; a smaller one skips steps, then
                        alpha_t = abar_t / abar_previous; negative means clean
     noise              z (B,4,h,w), standard normal; None for z = 0, as in the last step
-    variance           sigma_t^2, which the paper leaves open: "small" is the variance of q(x_{t-1} | x_t, x_0), that is
-                       (1 - abar_{t-1}) / (1 - abar_t) (1 - alpha_t), as in latent diffusion; "large" is 1 - alpha_t
     returns            (B,4,h,w)
+
+    The paper leaves sigma_t open.  Here sigma_t^2 is the variance of q(x_{t-1} | x_t, x_0), as in latent diffusion:
+    (1 - abar_{t-1}) / (1 - abar_t) (1 - alpha_t).
     """
-    if variance not in ("small", "large"):
-        raise ValueError(f'variance is {variance!r}, expected "small" or "large"')
     now, previous = schedule.at(timestep), schedule.at(previous_timestep)
     alpha = now / previous
     mean = (latents - (1 - alpha) / math.sqrt(1 - now) * eps) / math.sqrt(alpha)
     if noise is None:
         return mean
-    sigma = math.sqrt(1 - alpha)
-    return mean + (sigma * math.sqrt((1 - previous) / (1 - now)) if variance == "small" else sigma) * noise
+    return mean + math.sqrt(1 - alpha) * math.sqrt((1 - previous) / (1 - now)) * noise
 
 
 # --- training ---
+
+
+def draw_training_noise(
+    schedule: NoiseSchedule, shape: Sequence[int], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Timesteps (B,), uniform over the schedule, and standard normal noise of latents' shape (B,4,h,w)."""
+    timesteps = torch.randint(schedule.num_timesteps, (shape[0],), generator=generator, device=generator.device)
+    return timesteps, torch.randn(shape, generator=generator, device=generator.device)
 
 
 @dataclass(frozen=True)
@@ -160,102 +150,80 @@ class TrainingBatch:
     context     (B,77,C)
     timesteps   (B,) int
     noise       (B,4,h,w)  the eps that the network has to find
-    conditions  skeleton, normal, segmentation, each (B,3,H,W) in [0,1]; None where the loss uses none or blank ones
+    conditions  skeleton, normal, segmentation by name, each (B,3,H,W) in [0,1]; None: text alone
     """
 
     latents: Tensor
     context: Tensor
     timesteps: Tensor
     noise: Tensor
-    conditions: tuple[Tensor, Tensor, Tensor] | None = None
+    conditions: Mapping[str, Tensor] | None = None
 
 
-# (noisy latents, timesteps, context, conditions or None) -> eps: `HOIDiffusion`, or DDP around it
-Network = Callable[..., Tensor]
+# (noisy latents, timesteps, context, conditions or None) -> eps: `HOIDiffusion`
+Network = Callable[[Tensor, Tensor, Tensor, Mapping[str, Tensor] | None], Tensor]
+
+
+def squared_errors(network: Network, schedule: NoiseSchedule, batch: TrainingBatch) -> Tensor:
+    """(eps - f(sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, t, conditions))^2, (B,4,h,w) float32.  (Or of v.)"""
+    noisy = add_noise(schedule, batch.latents, batch.noise, batch.timesteps)
+    target = training_target(schedule, batch.latents, batch.noise, batch.timesteps)
+    return (network(noisy, batch.timesteps, batch.context, batch.conditions).float() - target.float()).square()
 
 
 def eps_loss(network: Network, schedule: NoiseSchedule, batch: TrainingBatch) -> Tensor:
-    """|| eps - f(sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, t) ||^2, averaged: training without conditions.  (Or v.)
+    """|| eps - f(x_t, t) ||^2, averaged over the batch: plain training or, with conditions, one term of eq. 3.
 
     returns a scalar.  Source: paper Sec. 3.1, below eq. 2.
     """
-    noisy = add_noise(schedule, batch.latents, batch.noise, batch.timesteps)
-    target = training_target(schedule, batch.latents, batch.noise, batch.timesteps)
-    return (network(noisy, batch.timesteps, batch.context, None).float() - target.float()).square().mean()
+    return squared_errors(network, schedule, batch).mean()
 
 
 def hoi_loss(
     network: Network,
     schedule: NoiseSchedule,
     hoi: TrainingBatch,
-    regularization: TrainingBatch | None = None,
+    regularization: TrainingBatch,
     reg_weight: float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Eq. 3: || eps - f(x_t, t, conditions) ||^2 + w_r || eps_r - f(xr_t, t, blank) ||^2, each term a mean.
 
-    hoi             pictures of hands and objects, with their conditions
-    regularization  B' pictures of the background buffer (x_r, eps_r), their `conditions` unused; None: no such term
+    hoi             B pictures of hands and objects, with their conditions
+    regularization  B' pictures of the background buffer (x_r, eps_r), with all-zero conditions
     reg_weight      w_r, 1 in the paper
-    returns         the loss and its parts (detached): "hoi" and, if there, "reg"
-    Raises ValueError when `hoi` has no conditions.
+    returns         the loss (scalar, has a gradient) and its terms (detached), "hoi" and "reg", the latter without w_r
+    Raises ValueError when a batch has no conditions.
 
-    Blank conditions are all-zero pictures that pass through the encoders like any others: their features are not zero,
-    and the encoders learn from this term too.  Both terms share one evaluation of the network: one forward for DDP.
+    Blank conditions pass through the encoders like any others: their features are not zero, and the encoders learn from
+    this term too.  Both terms share one evaluation of the network: one forward for DDP.
     """
-    if hoi.conditions is None:
-        raise ValueError("the hand-object batch of eq. 3 has no conditions; without conditions use eps_loss")
-    if regularization is None:
-        noisy = add_noise(schedule, hoi.latents, hoi.noise, hoi.timesteps)
-        target = training_target(schedule, hoi.latents, hoi.noise, hoi.timesteps)
-        loss = (network(noisy, hoi.timesteps, hoi.context, hoi.conditions).float() - target.float()).square().mean()
-        return loss, {"hoi": loss.detach()}
-    both = join_batches(hoi, blank(regularization, hoi.conditions))
-    noisy = add_noise(schedule, both.latents, both.noise, both.timesteps)
-    target = training_target(schedule, both.latents, both.noise, both.timesteps)
-    output = network(noisy, both.timesteps, both.context, both.conditions)
-    error = (output.float() - target.float()).square().flatten(1).mean(dim=1)  # (B + B',)
+    error = squared_errors(network, schedule, join_batches(hoi, regularization))
+    error = error.flatten(1).mean(dim=1)  # (B + B',)
     hoi_term, reg_term = error[: len(hoi.latents)].mean(), error[len(hoi.latents) :].mean()
     return hoi_term + reg_weight * reg_term, {"hoi": hoi_term.detach(), "reg": reg_term.detach()}
 
 
-def blank(batch: TrainingBatch, like: Sequence[Tensor]) -> TrainingBatch:
-    """The batch with all-zero condition images of the size of `like` (each (_,3,H,W))."""
-    count = len(batch.latents)
-    return replace(batch, conditions=tuple(image.new_zeros((count, *image.shape[1:])) for image in like))
-
-
 def join_batches(first: TrainingBatch, second: TrainingBatch) -> TrainingBatch:
-    """One batch after the other, (B + B', ...); both have conditions."""
-    conditions = tuple(torch.cat(pair) for pair in zip(first.conditions, second.conditions, strict=True))
+    """One batch after the other, (B + B', ...).  Raises ValueError when one has no conditions."""
+    if first.conditions is None or second.conditions is None:
+        raise ValueError("a batch of eq. 3 has no conditions; without conditions use eps_loss")
     names = ("latents", "context", "timesteps", "noise")
     joined = {name: torch.cat([getattr(first, name), getattr(second, name)]) for name in names}
+    conditions = {name: torch.cat([image, second.conditions[name]]) for name, image in first.conditions.items()}
     return TrainingBatch(**joined, conditions=conditions)
 
 
 # --- guidance ---
 
 
-@dataclass(frozen=True)
-class Guidance:
-    """Text of a sampling run, joined once.
+def join_guidance(
+    unet: UNet, context: Tensor, uncond_context: Tensor | None, guidance_scale: float
+) -> CachedContext:
+    """The texts that a sampling run is guided by, joined and turned into the U-Net's keys and values once.
 
-    context   [unconditional half, conditional half] (2B,77,C) or cached; at scale 0 and 1 the one half needed (B,77,C)
-    """
-
-    context: Tensor
-    guidance_scale: float
-
-    @property
-    def halves(self) -> int:
-        return 1 if self.guidance_scale in (0.0, 1.0) else 2
-
-
-def join_guidance(unet: nn.Module, context: Tensor, uncond_context: Tensor | None, guidance_scale: float) -> Guidance:
-    """Prepare classifier-free guidance for a batch of B pictures.
-
-    context         (B,77,C)
+    context         (B,77,C), a text for each of B pictures
     uncond_context  (B,77,C) or (1,77,C), the empty or the negative prompt; may be None at scale 1
-    returns         a Guidance whose context is replaced by its keys and values where the U-Net offers `cache_context`
+    returns         of batch 2B, unconditional half first; at scales 0 and 1, where a half has no share, B of the other
     Raises ValueError when the unconditional context is missing or has another batch or length.
     """
     if guidance_scale != 1.0:
@@ -268,23 +236,31 @@ def join_guidance(unet: nn.Module, context: Tensor, uncond_context: Tensor | Non
                 f"uncond_context is {tuple(uncond_context.shape)}, expected {tuple(context.shape)} or batch 1"
             )
         uncond_context = uncond_context.expand_as(context).to(context)
-        # (B,77,C), or (2B,77,C) for both halves
         context = uncond_context if guidance_scale == 0.0 else torch.cat([uncond_context, context])
-    return Guidance(unet.cache_context(context) if hasattr(unet, "cache_context") else context, guidance_scale)
+    return unet.cache_context(context)
 
 
 def guided_eps(
-    unet: nn.Module, latents: Tensor, timesteps: Tensor, guidance: Guidance, cond_features: Sequence[Tensor] | None
+    unet: UNet,
+    latents: Tensor,
+    timesteps: Tensor,
+    context: CachedContext,
+    guidance_scale: float,
+    cond_features: Sequence[Tensor] | None,
 ) -> Tensor:
     """Classifier-free guidance, eps_u + guidance_scale (eps_c - eps_u), on all latent channels, in one evaluation.
 
-    latents (B,4,h,w), timesteps (B,); cond_features four maps of batch B or 1 (one geometry for all) for both halves,
-    or None.  Scale 1 evaluates the conditional half alone, scale 0 the unconditional.  The same mix of velocities is a
-    velocity: they are linear in eps.  Source: Ho & Salimans 2022.
+    latents        (B,4,h,w)
+    timesteps      (B,) int
+    context        from `join_guidance` at the same scale
+    cond_features  four maps of batch B or 1 (one geometry for all), for both halves; None for text alone
+    returns        (B,4,h,w)
+
+    The same mix of velocities is a velocity: they are linear in eps.  Source: Ho & Salimans 2022.
     """
-    if guidance.halves == 1:
-        return predict_eps(unet, latents, timesteps, guidance.context, cond_features)
-    # One picture with two texts: the U-Net computes what comes before the first text once, and repeats the features.
-    eps = predict_eps(unet, latents, timesteps, guidance.context, cond_features)
+    # A picture with two texts: the U-Net computes what comes before the first text once, and repeats the features.
+    eps = unet(latents, timesteps, context, cond_features)
+    if len(eps) == len(latents):
+        return eps
     uncond_eps, cond_eps = eps.chunk(2)  # (2B,4,h,w) -> 2 x (B,4,h,w)
-    return uncond_eps + guidance.guidance_scale * (cond_eps - uncond_eps)
+    return uncond_eps + guidance_scale * (cond_eps - uncond_eps)

@@ -1,12 +1,13 @@
-"""The paper's network on one screen.  condition images + latents + text -> eps.  Paper: Sec. 3.3, Fig. 3.
+"""The paper's network on one screen or two.  latents + text + three condition images -> eps.  Paper: Sec. 3.3, Fig. 3.
 
-Three condition encoders (one per condition image) are summed and enter Stable Diffusion's U-Net, level by level.
+Three condition encoders, one per condition image, are summed and enter Stable Diffusion's U-Net, level by level.
+`HOIDiffusion.forward` is the f of eq. 1 and 3; `freeze_for_fine_tuning` says which of its weights learn.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -19,23 +20,18 @@ from hoi.network.text import TextEncoder
 from hoi.network.unet import CachedContext, UNet
 from hoi.network.vae import VAE
 
-
-def stack_conditions(conditions: list[Conditions]) -> dict[str, torch.Tensor]:
-    """What the condition encoders take: skeleton, normal, segmentation, each (B, 3, H, W) float32 in [0, 1]."""
-    import torch
-
-    def stacked(name: str) -> torch.Tensor:
-        pictures = np.stack([getattr(each, name) for each in conditions])
-        return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous().float() / 255.0
-
-    return {name: stacked(name) for name in ("skeleton", "normal", "segmentation")}
-
-
 CONDITION_NAMES = ("skeleton", "normal", "segmentation")
 
 
+def stack_conditions(conditions: Sequence[Conditions]) -> dict[str, Tensor]:
+    """What the condition encoders take: skeleton, normal, segmentation, each (B, 3, H, W) float32 in [0, 1]."""
+    pictures = {name: np.stack([getattr(each, name) for each in conditions]) for name in CONDITION_NAMES}
+    return {name: torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous().float() / 255
+            for name, stacked in pictures.items()}  # fmt: skip
+
+
 class ConditionBlock(nn.Module):
-    """x + conv1x1(ReLU(conv3x3(x))), after an optional halving and change of width."""
+    """x + conv1x1(ReLU(conv3x3(x))), after an optional halving (`down`) and change of width."""
 
     def __init__(self, width_in: int, width_out: int, down: bool) -> None:
         super().__init__()
@@ -45,24 +41,29 @@ class ConditionBlock(nn.Module):
         self.block2 = nn.Conv2d(width_out, width_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, width_in, h, w) -> (B, width_out, h, w), or half the size with `down`."""
         x = self.in_conv(F.avg_pool2d(x, 2) if self.down else x)
         return x + self.block2(F.relu(self.block1(x)))
 
 
 class ConditionEncoder(nn.Module):
-    """One condition image -> one feature map per U-Net level.  A T2I-Adapter (Mou et al. 2023); paper Sec. 3.3."""
+    """One condition image -> one feature map per U-Net level.  A T2I-Adapter (Mou et al. 2023); paper Sec. 3.3.
+
+    widths     channels of the U-Net's levels, finest first
+    unshuffle  f, the VAE's factor: f x f pixels become the channels of one latent pixel, so nothing is averaged away
+    """
 
     def __init__(self, widths: Sequence[int], unshuffle: int) -> None:
         super().__init__()
         self.unshuffle = unshuffle
         self.conv_in = nn.Conv2d(3 * unshuffle**2, widths[0], 3, padding=1)
-        self.body = nn.ModuleList()
+        self.body = nn.ModuleList()  # two blocks a level, the first of which changes size and width
         for level, width in enumerate(widths):
             self.body.append(ConditionBlock(widths[max(level - 1, 0)], width, down=level > 0))
             self.body.append(ConditionBlock(width, width, down=False))
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """image (B, 3, H, W) in [0, 1] -> maps (B, widths[k], H / f / 2^k, W / f / 2^k), f the unshuffle factor."""
+        """image (B, 3, H, W) in [0, 1] -> maps (B, widths[k], H / f / 2^k, W / f / 2^k), one per level k."""
         x = self.conv_in(F.pixel_unshuffle(image.to(self.conv_in.weight.dtype), self.unshuffle))
         features = []
         for first, second in zip(self.body[::2], self.body[1::2], strict=True):
@@ -77,15 +78,13 @@ class ConditionEncoders(nn.ModuleDict):
     def __init__(self, widths: Sequence[int], unshuffle: int) -> None:
         super().__init__({name: ConditionEncoder(widths, unshuffle) for name in CONDITION_NAMES})
 
-    def forward(
-        self, skeleton: Tensor, normal: Tensor, segmentation: Tensor, weights: Sequence[float] = (1.0, 1.0, 1.0)
-    ) -> list[Tensor]:
-        """Condition images (B, 3, H, W) in [0, 1] -> cond_features, one map per U-Net level.
+    def forward(self, conditions: Mapping[str, Tensor], weights: Sequence[float] = (1.0, 1.0, 1.0)) -> list[Tensor]:
+        """Condition images (B, 3, H, W) in [0, 1], by name -> cond_features, one map per U-Net level.
 
-        weights   of skeleton, normal, segmentation.  Note that all-zero images do not give zero features (biases).
+        weights   of skeleton, normal, segmentation
+        Black images, as of the regularisation in eq. 3, do not give zero features: the convolutions have biases.
         """
-        images = (skeleton, normal, segmentation)
-        features = [self[name](image) for name, image in zip(CONDITION_NAMES, images, strict=True)]
+        features = [self[name](conditions[name]) for name in CONDITION_NAMES]
         return [
             sum(weight * feature for weight, feature in zip(weights, level, strict=True))
             for level in zip(*features, strict=True)
@@ -93,12 +92,16 @@ class ConditionEncoders(nn.ModuleDict):
 
 
 class HOIDiffusion(nn.Module):
-    """U-Net, VAE, text encoder and, unless it is a base model, the three condition encoders."""
+    """U-Net, VAE, text encoder and, unless it is a base model, the three condition encoders.
+
+    condition_encoders  None for a base model: text alone
+    metadata            of the file it was loaded from: stage, step, training command, ...; empty for a fresh model
+    """
 
     def __init__(self, config: ModelConfig, with_conditions: bool = True) -> None:
         super().__init__()
         self.config = config
-        self.metadata: dict[str, str] = {}  # of the file it was loaded from: stage, step, training command, ...
+        self.metadata: dict[str, str] = {}
         self.unet = UNet(config.unet)
         self.vae = VAE(config.vae)
         self.text_encoder = TextEncoder(config.text)
@@ -106,37 +109,39 @@ class HOIDiffusion(nn.Module):
         if with_conditions:
             self.add_condition_encoders()
 
-    def add_condition_encoders(self) -> None:
-        """Fresh, untrained condition encoders on top of a base model: the start of fine-tuning (Sec. 3.3)."""
-        if self.condition_encoders is not None:
-            raise ValueError("this model already has condition encoders; adding fresh ones would discard them")
-        fresh = ConditionEncoders(self.config.unet.level_widths, self.config.vae.factor)
-        self.condition_encoders = fresh.to(self.unet.out[2].weight)  # same device and dtype
-
-    def set_scaling_factor(self, scaling_factor: float) -> None:
-        """Adopt the latent scaling measured after the VAE was trained (caching.measured_scaling_factor)."""
-        vae_config = dataclasses.replace(self.config.vae, scaling_factor=scaling_factor)
-        self.config = dataclasses.replace(self.config, vae=vae_config)
-        self.vae.config = vae_config
-
     def forward(
         self,
         latents: Tensor,
         timesteps: Tensor,
         context: Tensor | CachedContext,
-        conditions: Sequence[Tensor] | None = None,
-        weights: Sequence[float] = (1.0, 1.0, 1.0),
+        conditions: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """eps(z_t, t, text, conditions), the network of eq. 3.  Samplers call the parts, to compute each only once.
+        """Eq. 1, eps = f(x_t, t, text), and with conditions the f(x_t, t, [s, m, n]) of Sec. 3.3 and eq. 3.
 
-        conditions   skeleton, normal, segmentation, each (B, 3, H, W) in [0, 1]; None for the base model
-        The other arguments are those of UNet.forward and ConditionEncoders.forward.
+        latents     (B, 4, h, w)  noisy
+        timesteps   (B,)          int, 0 cleanest
+        context     (B, 77, C)    of the text encoder
+        conditions  skeleton, normal, segmentation by name, each (B, 3, H, W) in [0, 1]; None: text alone
+        returns     (B, 4, h, w)  eps (or v: see NoiseSchedule.predicts)
+        Raises ValueError when conditions are given to a base model, or a shape does not fit.
+
+        Training calls this; samplers call the two parts, since the features of a picture serve all of its steps.
         """
         if conditions is None:
             return self.unet(latents, timesteps, context)
         if self.condition_encoders is None:
             raise ValueError("this is a base model without condition encoders; see add_condition_encoders")
-        return self.unet(latents, timesteps, context, self.condition_encoders(*conditions, weights=weights))
+        return self.unet(latents, timesteps, context, self.condition_encoders(conditions))
+
+    def add_condition_encoders(self) -> None:
+        """Fresh, untrained condition encoders on top of a base model: the start of fine-tuning (Sec. 3.3).
+
+        Raises ValueError when there are some.
+        """
+        if self.condition_encoders is not None:
+            raise ValueError("this model already has condition encoders; adding fresh ones would discard them")
+        fresh = ConditionEncoders(self.config.unet.level_widths, self.config.vae.factor)
+        self.condition_encoders = fresh.to(self.unet.out[2].weight)  # same device and dtype
 
     def freeze_for_fine_tuning(
         self, conditions: Sequence[str] = CONDITION_NAMES, decoder: bool = True
@@ -147,11 +152,12 @@ class HOIDiffusion(nn.Module):
                      stay so, and an encoder of zeros adds nothing to the features, whatever picture it is shown.  None
                      of them, for a model without encoders: text alone, the fine-tuned latent diffusion baseline
         decoder      False: the U-Net stays as it is, only encoders learn
+        Raises ValueError when conditions are named and there are no encoders.
         """
         if self.condition_encoders is None and conditions:
             raise ValueError("fine-tuning needs condition encoders; call add_condition_encoders first")
         self.requires_grad_(False)
-        trained = list(self.unet.decoder_parameters()) if decoder else []
+        trained = self.unet.decoder_parameters() if decoder else []
         for name, encoder in (self.condition_encoders or {}).items():
             if name in conditions:
                 trained += encoder.parameters()
@@ -161,3 +167,9 @@ class HOIDiffusion(nn.Module):
         for parameter in trained:
             parameter.requires_grad_(True)
         return trained
+
+    def set_scaling_factor(self, scaling_factor: float) -> None:
+        """Adopt the latent scaling measured after the VAE was trained (training/data.py: measured_scaling_factor)."""
+        vae_config = dataclasses.replace(self.config.vae, scaling_factor=scaling_factor)
+        self.config = dataclasses.replace(self.config, vae=vae_config)
+        self.vae.config = vae_config

@@ -1,10 +1,8 @@
-"""Batches of pictures.  Prompts, condition features, noise + model -> (B, H, W, 3) uint8.  Paper: Sec. 3.3, eq. 2.
+"""From prompts, condition features and noise to pictures: single ones, or the frames of a video.  Paper: Sec. 3.3, 4.4.
 
-What can be computed once is: condition features a geometry, context a prompt.
-
-Clips.  Condition features of frames, a prompt, noise -> pictures of one look -> clip files.  Paper: Sec. 4.4.
-
-Every frame is denoised together with the anchor frame, whose keys and values its self-attentions see beside its own.
+A `Pipeline` encodes prompts and conditions (`context`, `features`; once each), lets the sampler turn noise into latents
+(`latents`) and decodes them (`decode`); `pictures` is the last two.  `anchored_pictures` makes the frames of a video:
+every frame is denoised together with the anchor frame, whose keys and values its self-attentions see beside its own.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hoi.common.arrays import to_uint8
 from hoi.common.command import finite, positive, share
@@ -26,18 +24,23 @@ from hoi.network.text import tokenize
 from hoi.network.unet import UNET_PARTS, CachedContext, UNet
 
 MAX_CONTEXTS = 512  # encoded prompts kept; 77 x 768 floats are 0.24 MB
-DECODED_PIXELS = 512 * 512
+DECODED_PIXELS = 512 * 512  # decoded at once: more take more memory than the U-Net and are no faster
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How pictures are drawn from the model; the defaults of a preset stand in its ModelConfig."""
+    """How pictures are drawn from the model; the defaults of a preset stand in its ModelConfig.
+
+    sampler       one of samplers.SAMPLERS
+    cond_weights  of skeleton, normal, segmentation in the sum of features
+    cond_tau      first share of the steps that uses the conditions, in [0, 1]
+    """
 
     sampler: str
     num_inference_steps: int
     guidance_scale: float
     negative_prompt: str = ""
-    cond_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)  # skeleton, normal, segmentation
+    cond_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
     cond_tau: float = 1.0
 
 
@@ -75,7 +78,10 @@ def picture_generator(seed: int, index: int) -> torch.Generator:
 
 
 class Pipeline:
-    """A model with fixed settings that turns prompts, condition features and noise into pictures."""
+    """A model with fixed settings that turns prompts, condition features and noise into pictures.
+
+    All methods compute on the model's device and keep no gradient.
+    """
 
     def __init__(
         self, model: HOIDiffusion, settings: SamplingSettings, checkpoint: Mapping[str, str] | None = None
@@ -117,8 +123,8 @@ class Pipeline:
     @torch.no_grad()
     def features(self, conditions: Mapping[str, Tensor]) -> list[Tensor]:
         """Condition images (B, 3, H, W) in [0, 1], by name -> features, one map (B, C_k, h / 2^k, w / 2^k) a level."""
-        images = (conditions[name].to(self.device) for name in CONDITION_NAMES)
-        return self.model.condition_encoders(*images, weights=self.settings.cond_weights)
+        on_device = {name: image.to(self.device) for name, image in conditions.items()}
+        return self.model.condition_encoders(on_device, self.settings.cond_weights)
 
     @torch.no_grad()
     def pictures(
@@ -139,7 +145,7 @@ class Pipeline:
 
     def latents(
         self,
-        unet: nn.Module,
+        unet: UNet | AnchoredUNet,
         prompts: Sequence[str],
         features: list[Tensor] | None,
         generators: Sequence[torch.Generator],
@@ -165,13 +171,10 @@ class Pipeline:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:
-        """(B, 4, h, w) -> (B, H, W, 3) uint8.  Raises ValueError when the pictures are not finite.
-
-        In parts of at most DECODED_PIXELS: larger ones take more memory than the U-Net and are no faster.
-        """
+        """(B, 4, h, w) -> (B, H, W, 3) uint8.  Raises ValueError when the pictures are not finite."""
         at_once = max(1, DECODED_PIXELS // self.model.config.image_size**2)
-        # Each part (b, 3, H, W) in [-1, 1].
-        images = torch.cat([self.model.vae.decode(part).float() for part in latents.split(at_once)])
+        # (B, 3, H, W) in [-1, 1]
+        images = torch.cat([self.model.vae.decode(few).float() for few in latents.split(at_once)])
         if not torch.isfinite(images).all():
             raise ValueError("the model made pictures that are not finite; try --dtype float32, or other weights")
         return np.stack([to_uint8(image) for image in images.cpu().numpy()])
@@ -184,22 +187,21 @@ def join_features(features: Sequence[list[Tensor]]) -> list[Tensor]:
     return [torch.cat(level) for level in zip(*features, strict=True)]
 
 
-class AnchoredUNet(nn.Module):
-    """The U-Net for a batch whose first item is the anchor; for the rest as the U-Net itself."""
+class AnchoredUNet:
+    """The U-Net for a batch of video frames whose first is the anchor; samplers see no other difference."""
 
     def __init__(self, unet: UNet, anchor_in: Collection[str] = UNET_PARTS) -> None:
-        super().__init__()
-        self.unet, self.anchor_in = unet, tuple(anchor_in)
+        self.unet, self.anchor_in, self.cache_context = unet, anchor_in, unet.cache_context
 
-    def cache_context(self, context: Tensor) -> CachedContext:
-        return self.unet.cache_context(context)
-
-    def forward(self, latents: Tensor, timesteps: Tensor, context, cond_features: Sequence[Tensor] | None) -> Tensor:
-        return self.unet(latents, timesteps, context, cond_features, 0, self.anchor_in)
+    def __call__(
+        self, latents: Tensor, timesteps: Tensor, context: CachedContext, cond_features: Sequence[Tensor] | None
+    ) -> Tensor:
+        """As UNet.forward, which explains `anchor_in`."""
+        return self.unet(latents, timesteps, context, cond_features, anchor=0, anchor_in=self.anchor_in)
 
 
 def anchored_pictures(
-    maker: Pipeline,
+    pipeline: Pipeline,
     prompt: str,
     frame_features: Callable[[int], list[Tensor]],
     frame_generator: Callable[[int], torch.Generator],
@@ -209,35 +211,36 @@ def anchored_pictures(
     anchor_in: Collection[str] = UNET_PARTS,
     progress: Progress | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Make frames of a clip, `chunk` of them at a time; each chunk is denoised with the anchor in lock step.
+    """Make frames of a video, `chunk` of them at a time; each chunk is denoised with the anchor in lock step.
 
     frame_features   frame -> its condition features (batch 1)
     frame_generator  frame -> a new generator of its noise, of equal state for frames that share their noise
-    frames           to make: all of the clip, or those still missing
+    frames           to make: all of the video, or those still missing
     anchor           the frame that all look at; None: every frame on its own
     anchor_in        parts of the U-Net whose self-attentions see the anchor; the paper: all
     yields           (frame, (H, W, 3) uint8), chunk by chunk
+    Raises ValueError when chunk is below 1.
 
     The anchor sees only itself, so its latents are the same in every chunk, and a frame depends on itself and the
     anchor alone: neither on the chunk size nor on which other frames are made.  The price of keeping memory at
     chunk and anchor is the anchor's evaluation in every chunk.
     """
-    unet = maker.model.unet
-    anchored = unet if anchor is None else AnchoredUNet(unet, anchor_in).eval()
+    unet = pipeline.model.unet
+    anchored = unet if anchor is None else AnchoredUNet(unet, anchor_in)
     first = [] if anchor is None else [anchor]
     anchor_features = [frame_features(frame) for frame in first]
     for group in _chunks(frames, anchor, chunk):
         others = [frame for frame in group if frame != anchor]
         batch = first + others
         each = anchor_features + [frame_features(frame) for frame in others]
-        latents = maker.latents(
-            anchored if len(batch) > 1 else unet,
+        latents = pipeline.latents(
+            anchored if len(batch) > 1 else unet,  # alone, the anchor would look at itself twice: the same result
             [prompt] * len(batch),
             join_features(each),
             [frame_generator(frame) for frame in batch],
             progress,
         )
-        pictures = maker.decode(latents[len(batch) - len(group) :])  # the anchor's only when it is in the group
+        pictures = pipeline.decode(latents[len(batch) - len(group) :])  # the anchor's only when it is in the group
         yield from zip(group, pictures, strict=True)
 
 

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hoi.network.diffusion import NoiseSchedule, ddpm_step, eps_from_output, guided_eps, join_guidance, predict_x0
+from hoi.network.unet import UNet
 
 SAMPLERS = ("dpm++", "ddim", "ddpm")
 
@@ -35,10 +36,9 @@ def initial_noise(
     return torch.stack(noise).to(device)
 
 
-def _noise_like(latents: Tensor, generators: Sequence[torch.Generator] | None) -> Tensor:
-    if generators is None or len(generators) != len(latents):
-        got = "none" if generators is None else str(len(generators))
-        raise ValueError(f"a stochastic sampler needs one generator a picture: expected {len(latents)}, got {got}")
+def _noise_like(latents: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    if len(generators) != len(latents):
+        raise ValueError(f"ddpm needs one generator a picture: expected {len(latents)}, got {len(generators)}")
     return initial_noise(generators, *latents.shape[1:], device=latents.device).to(latents.dtype)
 
 
@@ -73,8 +73,6 @@ def sample_ddpm(
     noise: Tensor,
     num_inference_steps: int,
     generators: Sequence[torch.Generator],
-    variance: str = "small",
-    progress: Progress | None = None,
 ) -> Tensor:
     """The paper's sampler, eq. 2 in every step; with fewer steps than the schedule has, it takes every k-th down to 0.
 
@@ -85,38 +83,22 @@ def sample_ddpm(
         last = step == len(timesteps) - 1
         eps = predict(latents, timestep, step)
         previous = -1 if last else timesteps[step + 1]
-        latents = ddpm_step(
-            schedule, latents, eps, timestep, previous, None if last else _noise_like(latents, generators), variance
-        )
-        if progress:
-            progress(step + 1, len(timesteps))
+        fresh_noise = None if last else _noise_like(latents, generators)
+        latents = ddpm_step(schedule, latents, eps, timestep, previous, fresh_noise)
     return latents
 
 
-def sample_ddim(
-    predict: Predictor,
-    schedule: NoiseSchedule,
-    noise: Tensor,
-    num_inference_steps: int,
-    eta: float = 0.0,
-    generators: Sequence[torch.Generator] | None = None,
-    progress: Progress | None = None,
-) -> Tensor:
+def sample_ddim(predict: Predictor, schedule: NoiseSchedule, noise: Tensor, num_inference_steps: int) -> Tensor:
     """DDIM with Stable Diffusion's timesteps: 981, 961, ..., 1 for 50 steps.
 
-    noise (B,4,h,w) -> latents (B,4,h,w); eta 0 is deterministic, eta 1 as noisy as eq. 2 and then needs `generators`.
-    The last step goes to alphas_cumprod[0], not to 1, as it was published.  Source: Song et al. 2021, eq. 12, 16.
+    noise (B,4,h,w) -> latents (B,4,h,w), deterministic (eta = 0).  The last step goes to alphas_cumprod[0], not to 1,
+    as it was published.  Source: Song et al. 2021, eq. 12.
     """
     latents, timesteps = noise, leading_timesteps(num_inference_steps, schedule.num_timesteps, offset=1)
     for step, timestep in enumerate(timesteps):
         eps = predict(latents, timestep, step)
         now, previous = schedule.at(timestep), schedule.at(timesteps[step + 1] if step + 1 < len(timesteps) else 0)
-        sigma = eta * math.sqrt((1 - previous) / (1 - now) * (1 - now / previous))
-        latents = math.sqrt(previous) * predict_x0(latents, eps, now) + math.sqrt(1 - previous - sigma**2) * eps
-        if sigma:
-            latents = latents + sigma * _noise_like(latents, generators)
-        if progress:
-            progress(step + 1, len(timesteps))
+        latents = math.sqrt(previous) * predict_x0(latents, eps, now) + math.sqrt(1 - previous) * eps
     return latents
 
 
@@ -126,13 +108,7 @@ def linspace_timesteps(num_inference_steps: int, num_timesteps: int = 1000) -> l
     return [int(t) for t in np.linspace(0, num_timesteps - 1, num_inference_steps + 1).round()[:0:-1]]
 
 
-def sample_dpm_solver(
-    predict: Predictor,
-    schedule: NoiseSchedule,
-    noise: Tensor,
-    num_inference_steps: int,
-    progress: Progress | None = None,
-) -> Tensor:
+def sample_dpm_solver(predict: Predictor, schedule: NoiseSchedule, noise: Tensor, num_inference_steps: int) -> Tensor:
     """DPM-Solver++(2M): second order, multistep, deterministic; one evaluation a step, about 20 steps are enough.
 
     noise (B,4,h,w) -> latents (B,4,h,w).  Timesteps are evenly spaced from 999 (`linspace_timesteps`); the first step,
@@ -156,8 +132,6 @@ def sample_dpm_solver(
                 direction = x0 + (x0 - x0_before) / (2 * r)
             latents = next_sigma / sigma * latents - next_alpha * math.expm1(-h) * direction
         x0_before = x0
-        if progress:
-            progress(step + 1, len(timesteps))
     return latents
 
 
@@ -176,7 +150,7 @@ def steps_with_conditions(num_inference_steps: int, cond_tau: float) -> int:
 
 @torch.no_grad()
 def sample_latents(
-    unet: nn.Module,
+    unet: UNet,
     schedule: NoiseSchedule,
     context: Tensor,
     uncond_context: Tensor | None,
@@ -186,8 +160,7 @@ def sample_latents(
     num_inference_steps: int = 20,
     guidance_scale: float = 7.5,
     cond_tau: float = 1.0,
-    eta: float = 0.0,
-    generators: Sequence[torch.Generator] | None = None,
+    generators: Sequence[torch.Generator] = (),
     progress: Progress | None = None,
 ) -> Tensor:
     """From noise to latents with guidance and conditions: everything between the encoders and `vae.decode`.
@@ -198,8 +171,7 @@ def sample_latents(
     noise           (B,4,h,w)                  from `initial_noise`
     sampler         "dpm++", "ddim" or "ddpm"
     cond_tau        in [0,1], the first share of the steps that uses the conditions, see `steps_with_conditions`
-    eta             in [0,1], ddim's noise
-    generators      one a picture; needed by ddpm and by ddim with eta > 0
+    generators      one a picture, for the noise that ddpm adds in every step; the others add none
     returns         (B,4,h,w) scaled latents, float32
     Raises ValueError for an unknown sampler, steps out of range, a batch that does not fit.
 
@@ -207,20 +179,22 @@ def sample_latents(
     """
     if len(context) != len(noise):
         raise ValueError(f"context has batch {len(context)} but noise has {len(noise)}")
-    guidance = join_guidance(unet, context, uncond_context, guidance_scale)
+    texts = join_guidance(unet, context, uncond_context, guidance_scale)
     conditioned = steps_with_conditions(num_inference_steps, cond_tau)
 
     def predict(latents: Tensor, timestep: int, step: int) -> Tensor:
         timesteps = torch.full((len(latents),), timestep, device=latents.device, dtype=torch.long)
         features = cond_features if step < conditioned else None
-        output = guided_eps(unet, latents, timesteps, guidance, features).float()
+        output = guided_eps(unet, latents, timesteps, texts, guidance_scale, features).float()
+        if progress:
+            progress(step + 1, num_inference_steps)
         return eps_from_output(schedule, latents, output, timestep)
 
     noise = noise.float()
     if sampler == "dpm++":
-        return sample_dpm_solver(predict, schedule, noise, num_inference_steps, progress)
+        return sample_dpm_solver(predict, schedule, noise, num_inference_steps)
     if sampler == "ddim":
-        return sample_ddim(predict, schedule, noise, num_inference_steps, eta, generators, progress)
+        return sample_ddim(predict, schedule, noise, num_inference_steps)
     if sampler == "ddpm":
-        return sample_ddpm(predict, schedule, noise, num_inference_steps, generators or (), progress=progress)
+        return sample_ddpm(predict, schedule, noise, num_inference_steps, generators)
     raise ValueError(f"unknown sampler {sampler!r}, expected one of {', '.join(SAMPLERS)}")

@@ -1,7 +1,8 @@
 """The denoising U-Net.  latents, timesteps, context, condition features -> eps.  Paper: Sec. 3.1, 3.3, 4.4 (anchor).
 
-Architecture: Rombach et al. 2022.  Module names follow the single-file Stable Diffusion 1.x checkpoint, so its weights
-load by stripping a prefix.
+From small to large: attention and its transformer, the residual block, a numbered block of these, the U-Net.  Maps are
+(B, C, h, w), tokens (B, N, C) with N = h w.  Architecture: Rombach et al. 2022.  Module names follow the single-file
+Stable Diffusion 1.x checkpoint, so its weights load by stripping a prefix; the `nn.Identity` layers keep their numbers.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class UNetConfig:
     norm_groups: int = 32  # of every group norm; narrow networks need fewer, or a group is a single channel
 
     def __post_init__(self) -> None:
-        # Lists come back from JSON; tuples keep the configuration hashable and comparable.
+        # JSON gives lists back; tuples keep the configuration hashable and comparable.
         object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
         object.__setattr__(self, "attention_levels", tuple(self.attention_levels))
         if any(abs(self.model_channels * mult - width) > 1e-6
@@ -76,7 +77,7 @@ class CachedContext:
 
 @dataclass(frozen=True)
 class Anchor:
-    """The frame that all frames of a batch look at beside themselves (Sec. 4.4).
+    """The video frame that all frames of a batch look at beside themselves (Sec. 4.4).
 
     index   of the anchor among the frames
     frames  F: a batch is F frames, or under guidance twice F, each half with its own anchor
@@ -100,8 +101,33 @@ def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
+def repeat(x: Tensor, batch: int) -> Tensor:
+    """x (B', ...) as often as it takes to a batch of B, a multiple of B': 0 1 -> 0 1 0 1."""
+    return x if len(x) == batch else x.repeat(batch // len(x), *[1] * (x.ndim - 1))
+
+
+def tile(feature: Tensor, h: Tensor) -> Tensor:
+    """Repeat a condition feature over the batch of h (B, C, h, w): under guidance both halves, uncond and cond, get it.
+
+    Raises ValueError when it does not fit.
+    """
+    if h.shape[0] % feature.shape[0] or feature.shape[1:] != h.shape[1:]:
+        raise ValueError(
+            f"a condition feature is {tuple(feature.shape)} where the U-Net has {tuple(h.shape)};"
+            " channels, height and width must agree and the batches must be multiples"
+        )
+    return repeat(feature.to(h.dtype), len(h))
+
+
+def zero_init(layer: nn.Conv2d) -> nn.Conv2d:
+    """Residual branches and the output start at zero, so that training begins from the identity (as in SD 1.x)."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 class Attention(nn.Module):
-    """Multi-head attention over tokens (B, N, C); over the text where a context is given, else over the tokens."""
+    """Multi-head attention of tokens to themselves, or to the text where a context is given."""
 
     def __init__(self, width: int, num_heads: int, context_dim: int | None = None) -> None:
         super().__init__()
@@ -113,14 +139,21 @@ class Attention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(width, width), nn.Identity())  # SD keeps a dropout at index 1
 
     def split_heads(self, tokens: Tensor) -> Tensor:
+        """Each head's share of the channels, as `attend` wants it."""
         return tokens.unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, N, C) -> (B, heads, N, d)
 
     def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """What is looked at: context (B, M, C') -> keys and values, each (B, heads, M, d)."""
         return self.split_heads(self.to_k(context)), self.split_heads(self.to_v(context))
 
     def forward(
         self, tokens: Tensor, context: Tensor | CachedContext | None = None, anchor: Anchor | None = None
     ) -> Tensor:
+        """tokens (B, N, C) -> (B, N, C).
+
+        context   (B, 77, C') or cached; None: self-attention
+        anchor    the frame whose keys and values self-attention sees beside its own; None: no video
+        """
         if isinstance(context, CachedContext):
             key, value = context.keys[self.cache_index], context.values[self.cache_index]
         else:
@@ -132,23 +165,27 @@ class Attention(nn.Module):
 
 
 class GEGLU(nn.Module):
-    """Gated exact GELU: first half value, second half gate."""
+    """Gated exact GELU: first half value, second half gate.  Source: Shazeer 2020, "GLU Variants"."""
 
     def __init__(self, width: int, inner_width: int) -> None:
         super().__init__()
         self.proj = nn.Linear(width, 2 * inner_width)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """tokens (B, N, C) -> (B, N, inner_width)."""
         value, gate = self.proj(tokens).chunk(2, dim=-1)
         return value * F.gelu(gate)
 
 
 class FeedForward(nn.Module):
+    """Each token for itself, four times as wide inside."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """tokens (B, N, C) -> (B, N, C)."""
         return self.net(tokens)
 
 
@@ -163,6 +200,7 @@ class TransformerBlock(nn.Module):
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
 
     def forward(self, tokens: Tensor, context: Tensor | CachedContext, anchor: Anchor | None = None) -> Tensor:
+        """tokens (B', N, C) -> (B, N, C), B the context's batch, a multiple of B'."""
         tokens = tokens + self.attn1(self.norm1(tokens), anchor=anchor)
         tokens = repeat(tokens, len(context))  # the halves of a guided batch are equal until they meet their texts
         tokens = tokens + self.attn2(self.norm2(tokens), context)
@@ -170,7 +208,7 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """The pixels of a feature map as tokens of one transformer block.  (B, C, h, w) -> (B, C, h, w)."""
+    """The pixels of a feature map as tokens of one transformer block, on a residual branch."""
 
     def __init__(self, width: int, config: UNetConfig) -> None:
         super().__init__()
@@ -180,6 +218,7 @@ class SpatialTransformer(nn.Module):
         self.proj_out = zero_init(nn.Conv2d(width, width, 1))
 
     def forward(self, x: Tensor, context: Tensor | CachedContext, anchor: Anchor | None = None) -> Tensor:
+        """x (B', C, h, w) -> (B, C, h, w), as TransformerBlock does with its tokens."""
         height = x.shape[2]
         tokens = self.proj_in(self.norm(x)).permute(0, 2, 3, 1).flatten(1, 2)  # a view where x is channels-last
         tokens = self.transformer_blocks[0](tokens, context, anchor)
@@ -187,7 +226,7 @@ class SpatialTransformer(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two 3x3 convolutions with the time embedding added between them.  (B, C_in, h, w) -> (B, C_out, h, w)."""
+    """Two 3x3 convolutions with the time embedding added between them, on a residual branch."""
 
     def __init__(self, width_in: int, width_out: int, config: UNetConfig) -> None:
         super().__init__()
@@ -204,25 +243,30 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if width_in == width_out else nn.Conv2d(width_in, width_out, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """x (B', C_in, h, w), embedding (B, 4 C_model), its first B' rows used -> (B', C_out, h, w)."""
         h = self.in_layers(x) + self.emb_layers(embedding[: len(x)])[:, :, None, None]
         return self.skip_connection(x) + self.out_layers(h)
 
 
 class Downsample(nn.Module):
+    """Half the size by a 3x3 convolution of stride 2."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.op = nn.Conv2d(width, width, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, h, w) -> (B, C, h / 2, w / 2)."""
         return self.op(x)
 
 
 class Block(nn.Sequential):
-    """One numbered block: its layers in turn, each given what it needs beside the feature map."""
+    """One numbered block: its layers in turn, each given what it needs beside the feature map x."""
 
     def forward(
         self, x: Tensor, embedding: Tensor, context: Tensor | CachedContext, anchor: Anchor | None = None
     ) -> Tensor:
+        """x (B', C_in, h, w) -> (B, C_out, h', w'); B' grows to the context's B where the block looks at the text."""
         for layer in self:
             if isinstance(layer, ResBlock):
                 x = layer(x, embedding)
@@ -233,20 +277,16 @@ class Block(nn.Sequential):
         return x
 
 
-def zero_init(layer: nn.Conv2d) -> nn.Conv2d:
-    """Residual branches and the output start at zero, so that training begins from the identity (as in SD 1.x)."""
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
 class UNet(nn.Module):
-    """Encoder (input_blocks), middle_block, decoder (output_blocks, out), joined by skip connections."""
+    """Encoder (input_blocks), middle_block, decoder (output_blocks, out), joined by skip connections.
+
+    gradient_checkpointing  recompute every block in backward: a third more time, far less memory
+    """
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
-        self.gradient_checkpointing = False  # recompute every block in backward: a third more time, far less memory
+        self.gradient_checkpointing = False
         widths, embedding_width = config.level_widths, config.embedding_width
         self.time_embed = nn.Sequential(
             nn.Linear(config.model_channels, embedding_width), nn.SiLU(), nn.Linear(embedding_width, embedding_width)
@@ -295,26 +335,18 @@ class UNet(nn.Module):
             attention.cache_index = index
 
     def cross_attentions(self) -> list[Attention]:
+        """Those that look at the text, in the order of `CachedContext`."""
         return [module.attn2 for module in self.modules() if isinstance(module, TransformerBlock)]
 
-    def encoder_modules(self) -> list[nn.Module]:
-        """What the paper freezes (Sec. 3.3): time embedding, input blocks and middle block."""
-        return [self.time_embed, self.input_blocks, self.middle_block]
-
-    def decoder_modules(self) -> list[nn.Module]:
-        """What the paper fine-tunes (Sec. 3.3): output blocks and output head."""
-        return [self.output_blocks, self.out]
-
     def decoder_parameters(self) -> list[nn.Parameter]:
-        return [parameter for module in self.decoder_modules() for parameter in module.parameters()]
+        """What the paper fine-tunes (Sec. 3.3): output blocks and output head.
 
-    def freeze_encoder(self) -> None:
-        """Only the decoder stays trainable.  Autograd then keeps nothing of the blocks before the first feature."""
-        for module in self.encoder_modules():
-            module.requires_grad_(False)
+        With the rest frozen, autograd keeps nothing of the blocks before the first condition feature.
+        """
+        return [*self.output_blocks.parameters(), *self.out.parameters()]
 
     def cache_context(self, context: Tensor) -> CachedContext:
-        """Text keys and values of all cross-attentions, once per run of the sampler.  context (B, 77, C)."""
+        """Keys and values of all cross-attentions, once per run of the sampler.  context (B, 77, C)."""
         keys, values = zip(*(attention.keys_values(context) for attention in self.cross_attentions()), strict=True)
         return CachedContext(keys, values)
 
@@ -335,9 +367,9 @@ class UNet(nn.Module):
                        two texts share their latents, what comes before the first text is computed once
         cond_features  maps (B'', C_k, h / 2^k, w / 2^k), one per level, B' a multiple of B''; feature k is added after
                        the last block of level k, so that main path and skip connection both carry it; None: none
-        anchor         0 to B' - 1: the latents are frames of a clip, and self-attention of each also sees the keys and
-                       values of this one (Sec. 4.4); for the anchor itself that changes nothing; None: no clip
-        anchor_in      which of PARTS do so; the paper: all
+        anchor         0 to B' - 1: the latents are frames of a video, and self-attention of each also sees the keys and
+                       values of this one (Sec. 4.4); for the anchor itself that changes nothing; None: no video
+        anchor_in      which of UNET_PARTS do so; the paper: all
         returns eps    (B, 4, h, w)   in the dtype of latents
         Raises ValueError when a shape does not fit.
         """
@@ -386,18 +418,3 @@ class UNet(nn.Module):
             raise ValueError(f"the context has batch {texts}, expected a multiple of the latents' batch {batch}")
         if cond_features is not None and len(cond_features) != levels:
             raise ValueError(f"got {len(cond_features)} condition features, expected {levels}, one per U-Net level")
-
-
-def repeat(x: Tensor, batch: int) -> Tensor:
-    """x (B', ...) as often as it takes to a batch of B."""
-    return x if len(x) == batch else x.repeat(batch // len(x), *[1] * (x.ndim - 1))
-
-
-def tile(feature: Tensor, h: Tensor) -> Tensor:
-    """Repeat a condition feature over the batch of h: under guidance both halves, uncond and cond, get it."""
-    if h.shape[0] % feature.shape[0] or feature.shape[1:] != h.shape[1:]:
-        raise ValueError(
-            f"a condition feature is {tuple(feature.shape)} where the U-Net has {tuple(h.shape)};"
-            " channels, height and width must agree and the batches must be multiples"
-        )
-    return repeat(feature.to(h.dtype), len(h))

@@ -1,11 +1,10 @@
-"""Batches for training.  Dataset folders -> pictures, conditions, captions.
+"""What a training step sees.  Dataset folders + model -> batches of pictures, conditions, text and encoded latents.
 
 What a step sees depends on (seed, step) alone: not on what ran before, on how many processes share the work, or on
-whether the run was interrupted.  Each process draws the numbers of the whole batch and keeps its own share.
+whether the run was interrupted.  Each process draws the numbers of the whole step and keeps its own `Share`.
 
-What frozen encoders make of the data, once, on disk.  model + TrainingSet -> latents, text.  Paper: Sec. 3.1, 3.3.
-
-Pictures are kept as mean and deviation of their posterior, so every step draws its latents anew, as the paper does.
+What frozen encoders make of the data is made once and kept on disk (`cached`): of pictures, mean and deviation of their
+posterior, so that every step draws its latents anew as the paper does (Sec. 3.1); of captions, the text context.
 Under torchrun the processes share the encoding; an interrupted one goes on with the files that are not there yet.
 """
 
@@ -28,48 +27,80 @@ from tqdm import tqdm
 from hoi.common.arrays import pictures_to_tensor
 from hoi.common.files import write_whole
 from hoi.common.tensors import weights_hash
-from hoi.conditions import Conditions, blank_conditions
 from hoi.data.folder import CONDITION_KEYS, load_conditions, load_image, read_records
 from hoi.network.model import HOIDiffusion, stack_conditions
 from hoi.network.text import tokenize
 
-Batch = dict[str, Tensor]
-
 # Of a record all that training asks for: its geometry would take ten times as much memory, in every process.
 KEYS = ("index", "file_name", "text", "height", "width", "normal_source", *CONDITION_KEYS)
+ROWS = 256  # of one cached file: of 512 px pictures 34 MB, of Stable Diffusion's text 61 MB
+PIXELS = 2**19  # encoded at once: 32 pictures of 128 px, 2 of 512 px
+CAPTIONS = 64  # encoded at once
+OPEN = 256  # files kept open; a process may often have 1024, and half a million pictures are in twice as many
+
+# What a step sees, tensors by name; "conditions" holds more of them by name, and stage hoi has a batch a term of eq. 3.
+# The stages say what is in theirs.
+Batch = dict[str, "Tensor | Batch"]
+
+
+def to_device(batch: Batch, device: str) -> Batch:
+    """The batch with all its tensors on a device."""
+    return {name: to_device(value, device) if isinstance(value, dict) else value.to(device)
+            for name, value in batch.items()}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Share:
-    """The part of every step that this process works on: `batch_size * parts` pictures of `total`.
+    """The part of every step that this process works on: `batch_size * batches` pictures of `total`.
 
-    parts   batches that a process works on one after the other and adds up (gradient accumulation)
+    batches   that a process works on one after the other and adds up (gradient accumulation)
     """
 
     batch_size: int
     rank: int = 0
     world_size: int = 1
-    parts: int = 1
-
-    def part(self, index: int) -> Share:
-        """One of the parts, as if it were a process of its own: so a step's pictures do not depend on the division."""
-        return Share(self.batch_size, self.rank * self.parts + index, self.world_size * self.parts)
-
-    def of(self, whole: Tensor | np.ndarray) -> Tensor | np.ndarray:
-        """Cut this process's rows out of a row per picture of the whole step."""
-        size = self.batch_size * self.parts
-        return whole[self.rank * size : (self.rank + 1) * size]
+    batches: int = 1
 
     @property
     def total(self) -> int:
-        return self.batch_size * self.parts * self.world_size
+        """Pictures of a step in all processes."""
+        return self.batch_size * self.batches * self.world_size
+
+    def of_batch(self, number: int) -> Share:
+        """One of the batches, as if of a process of its own: so a step's pictures do not depend on the division."""
+        return Share(self.batch_size, self.rank * self.batches + number, self.world_size * self.batches)
+
+    def of(self, whole: Tensor | np.ndarray) -> Tensor | np.ndarray:
+        """Cut this process's rows out of a row per picture of the whole step."""
+        size = self.batch_size * self.batches
+        return whole[self.rank * size : (self.rank + 1) * size]
+
+
+def draw_indices(records: int, share: Share, seed: int, step: int) -> np.ndarray:
+    """Which records step `step` trains on: a fresh shuffle every epoch, records sharded without overlap.
+
+    returns (batch_size * batches,) indices of this process.  A batch may cross the end of an epoch.
+    """
+    positions = np.arange(step * share.total, (step + 1) * share.total)
+    picked = np.empty(share.total, dtype=np.int64)
+    for epoch in np.unique(positions // records):
+        inside = positions // records == epoch
+        order = np.random.default_rng([seed, int(epoch)]).permutation(records)
+        picked[inside] = order[positions[inside] % records]
+    return share.of(picked)
+
+
+def step_generator(seed: int, step: int, purpose: int = 0) -> torch.Generator:
+    """The random numbers of one step, the same in every process (each keeps its `Share` of what it draws)."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, step, purpose]).generate_state(1)[0]))
 
 
 class TrainingSet:
     """All records of one or more dataset folders, read from disk when asked for.
 
-    folders       dataset folders; every record must have a picture
-    height, width expected size in pixels
+    folders        dataset folders; every record must have a picture
+    height, width  expected size in pixels
+    entries        (folder, record) of every picture
     Raises ValueError when a folder holds no records, one without a picture or one of another size, FileNotFoundError
     when a picture or condition image is missing: before anything is trained, not in the middle of the night.
     """
@@ -85,7 +116,7 @@ class TrainingSet:
             for record in records:
                 self._check(folder, record, listed)
             self.entries += [(folder, record) for record in records]
-        self._readers = ThreadPoolExecutor(max_workers=2)
+        self._readers = ThreadPoolExecutor(max_workers=2)  # decoding PNG lets other threads run
 
     def _check(self, folder: Path, record: dict, listed: dict[str, set[str]]) -> None:
         """listed: names in each folder looked into so far, since asking for every file of half a million is slow."""
@@ -112,7 +143,12 @@ class TrainingSet:
     def __len__(self) -> int:
         return len(self.entries)
 
+    def names(self, indices: Sequence[int]) -> list[str]:
+        """Paths of the picture files."""
+        return [str(folder / record["file_name"]) for folder, record in (self.entries[i] for i in indices)]
+
     def captions(self, indices: Sequence[int]) -> list[str]:
+        """The text of each picture."""
         return [self.entries[i][1]["text"] for i in indices]
 
     def images(self, indices: Sequence[int]) -> Tensor:
@@ -130,13 +166,7 @@ class TrainingSet:
 
     def conditions(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """skeleton, normal, segmentation: each (B, 3, H, W) in [0, 1]; zeros for scenery (paper section 4.1)."""
-        return stack_conditions(list(self._readers.map(self._conditions, indices)))
-
-    def _conditions(self, index: int) -> Conditions:
-        folder, record = self.entries[index]
-        if record.get("segmentation_file_name") is None:
-            return blank_conditions(self.height, self.width)
-        return load_conditions(folder, record)
+        return stack_conditions(list(self._readers.map(lambda index: load_conditions(*self.entries[index]), indices)))
 
     def fingerprint(self) -> str:
         """Changes when a picture is added, removed or rewritten: names, sizes and times of all picture files."""
@@ -147,27 +177,8 @@ class TrainingSet:
         return digest.hexdigest()[:16]
 
 
-def draw_indices(records: int, share: Share, seed: int, step: int) -> np.ndarray:
-    """Which records step `step` trains on: a fresh shuffle every epoch, records sharded without overlap.
-
-    returns (batch_size * parts,) indices of this process.  A batch may cross the end of an epoch.
-    """
-    positions = np.arange(step * share.total, (step + 1) * share.total)
-    picked = np.empty(share.total, dtype=np.int64)
-    for epoch in np.unique(positions // records):
-        inside = positions // records == epoch
-        order = np.random.default_rng([seed, int(epoch)]).permutation(records)
-        picked[inside] = order[positions[inside] % records]
-    return share.of(picked)
-
-
-def step_generator(seed: int, step: int, purpose: int = 0) -> torch.Generator:
-    """The random numbers of one step, the same in every process (each keeps its `Share` of what it draws)."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, step, purpose]).generate_state(1)[0]))
-
-
 def read_ahead(make_batch: Callable[[int, int], Batch], places: Iterable[tuple[int, int]]) -> Iterator[Batch]:
-    """make_batch(step, part) for every place in turn; the next one is made in a thread while one is used."""
+    """make_batch(step, number) for every place in turn; the next one is made in a thread while one is used."""
     with ThreadPoolExecutor(max_workers=1) as reader:
         upcoming = None
         for place in places:
@@ -176,12 +187,6 @@ def read_ahead(make_batch: Callable[[int, int], Batch], places: Iterable[tuple[i
                 yield ready.result()
         if upcoming is not None:
             yield upcoming.result()
-
-
-ROWS = 256  # of one file: of 512 px pictures 34 MB, of Stable Diffusion's text 61 MB
-PIXELS = 2**19  # encoded at once: 32 pictures of 128 px, 2 of 512 px
-CAPTIONS = 64  # encoded at once
-OPEN = 256  # files kept open; a process may often have 1024, and half a million pictures are in twice as many
 
 
 class RowsOnDisk:
@@ -212,6 +217,7 @@ class RowsOnDisk:
 
 
 def file_of(folder: Path, number: int) -> Path:
+    """The file of rows number * ROWS and on."""
     return folder / f"{number:05d}.npy"
 
 

@@ -1,18 +1,15 @@
-"""What the paper's training learns, and by which loss.  model + encoded data -> loss of a step.  Paper: eq. 3.
+"""What each stage of training learns, and by which loss.  model + pictures -> batch of a step -> loss.  Paper: eq. 3.
 
-`HoiStage` is the paper; `BaseStage` makes the text-to-image model that it starts from (hoi/training/stages.py the
-other parts of that).  A stage is a module that holds what trains; what is frozen hangs on `self.frozen`, a plain dict,
-so that DDP neither wraps nor synchronises it.
+`HoiStage` is the paper: eq. 3, on top of Stable Diffusion.  The other three make a miniature of Stable Diffusion from
+nothing: `VaeStage` its autoencoder, `TextStage` its text encoder, `BaseStage` its U-Net.
 
-How the miniature Stable Diffusion gets its autoencoder and its text encoder.  model + TrainingSet -> loss of a step.
-
-The paper starts from finished ones; these stages make small ones from nothing.  Like those of `stages`, a stage holds
-what trains and turns (step, part) into a batch and a batch into a loss.
+A stage is a module around what trains.  `batch(step, number)` reads what a step sees (in a thread, while the one before
+computes) and `forward(batch)` is its loss, so that DDP can wrap it; the random numbers of both come from (seed, step).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,12 +24,120 @@ from hoi.network.diffusion import TrainingBatch, draw_training_noise, eps_loss, 
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion
 from hoi.network.pipeline import Pipeline, SamplingSettings
 from hoi.network.text import tokenize
-from hoi.network.vae import VAE, vae_loss
+from hoi.network.vae import vae_loss
 from hoi.training.data import Batch, EncodedData, Share, TrainingSet, draw_indices, step_generator
 from hoi.training.small_clip import PictureText, small_clip_loss
 
-PREVIEWS = 8
+PREVIEWS = 8  # pictures a row of a preview sheet
 REG_MODES = ("sum", "swap")
+TEXT_SHRINK = 2  # half the size says as much about words as the whole picture, at a quarter of the work
+
+
+class Stage(nn.Module):
+    """What the stages share: pictures, this process's share of every step, and the seed of all random numbers."""
+
+    def __init__(self, pictures: TrainingSet, share: Share, seed: int) -> None:
+        super().__init__()
+        self.pictures, self.share, self.seed = pictures, share, seed
+
+    def batch(self, step: int, number: int = 0) -> Batch:
+        """What this process sees in a step, on the CPU; `number` of `share.batches`."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch (scalar, has a gradient), and what else goes to the log (scalars, detached)."""
+        raise NotImplementedError
+
+    def preview(self) -> list[list[np.ndarray]]:
+        """Rows of a sheet that shows what is learned, pictures (H, W, 3) uint8; always of the same pictures."""
+        return []
+
+    def shown(self) -> list[int]:
+        """Indices of the pictures in a preview: 16 (or fewer), spread evenly over all."""
+        return [int(i) for i in np.linspace(0, len(self.pictures) - 1, min(2 * PREVIEWS, len(self.pictures)))]
+
+    def save_preview(self, path: Path) -> None:
+        """Write the preview as one picture, if the stage has one."""
+        if rows := self.preview():
+            contact_sheet(rows).save(path)
+
+    def picture_names(self, batch: Batch) -> list[str]:
+        """The files that a batch was made of, for messages."""
+        return self.pictures.names(batch["indices"].tolist())
+
+
+class BaseStage(Stage):
+    """Text-to-image training without conditions, of the whole U-Net: the miniature of Stable Diffusion (Sec. 3.1).
+
+    caption_dropout  share of captions that are emptied, for guidance
+    """
+
+    def __init__(
+        self, model: HOIDiffusion, data: EncodedData, share: Share, seed: int, caption_dropout: float = 0.0
+    ) -> None:
+        super().__init__(data.pictures, share, seed)
+        self.model, self.data, self.caption_dropout = model, data, caption_dropout
+        self.schedule = model.config.noise_schedule()
+
+    def batch(self, step: int, number: int = 0) -> Batch:
+        """See `draw`."""
+        return self.draw(self.data, self.share.of_batch(number), step, purpose=0)
+
+    def draw(self, data: EncodedData, share: Share, step: int, purpose: int) -> Batch:
+        """Latents from the cached posterior, timesteps, noise and text; some captions emptied.
+
+        purpose   keeps the random numbers of the two batches of eq. 3 apart
+        returns   indices (B,), latents and noise (B, 4, h, w), timesteps (B,), and of the text the context (B, 77, C)
+                  where it is cached, else token_ids (B, 77)
+
+        Every process draws the numbers of the whole step and keeps its share, so the order of these lines is part of a
+        run's result.
+        """
+        indices = draw_indices(len(data.pictures), share, self.seed + purpose, step)
+        generator = step_generator(self.seed, step, purpose)
+        shape = (share.total, *data.latents.shape)
+        posterior_noise = torch.randn(shape, generator=generator)
+        timesteps, noise = draw_training_noise(self.schedule, shape, generator)
+        dropped = share.of(torch.rand(share.total, generator=generator) < self.caption_dropout)
+        captions = ["" if drop else text for drop, text in zip(dropped, data.pictures.captions(indices), strict=True)]
+        text = {"token_ids": tokenize(captions)} if data.text is None else {"context": data.text.context(captions)}
+        scaling_factor = self.model.config.vae.scaling_factor
+        return text | {
+            "indices": torch.from_numpy(indices),
+            "latents": data.latents.sample(indices, share.of(posterior_noise), scaling_factor),
+            "timesteps": share.of(timesteps),
+            "noise": share.of(noise),
+        }
+
+    def training_batch(self, batch: Batch) -> TrainingBatch:
+        """What the losses take: with the frozen text encoder's context, unless it is there from the cache."""
+        with torch.no_grad():
+            context = batch["context"] if "context" in batch else self.model.text_encoder(batch["token_ids"])
+        last = torch.channels_last
+        conditions = {name: image.contiguous(memory_format=last) for name, image in batch.get("conditions", {}).items()}
+        latents = batch["latents"].contiguous(memory_format=last)
+        return TrainingBatch(latents, context, batch["timesteps"], batch["noise"], conditions or None)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The plain loss of Sec. 3.1."""
+        return eps_loss(self.model, self.schedule, self.training_batch(batch)), {}
+
+    def preview(self) -> list[list[np.ndarray]]:
+        """Two rows from text alone, always from the same captions and noise."""
+        made = self.sampled(None)
+        return [made[:PREVIEWS], made[PREVIEWS:]]
+
+    def sampled(self, conditions: dict[str, Tensor] | None) -> list[np.ndarray]:
+        """What the model makes of the shown captions and conditions, with the preset's own sampling defaults.
+
+        The noise comes from seeds 0, 1, ..., so that sheets compare.
+        """
+        config, captions = self.model.config, self.pictures.captions(self.shown())
+        settings = SamplingSettings(config.sampler, config.num_inference_steps, config.guidance_scale)
+        pipeline = Pipeline(self.model, settings)
+        features = None if conditions is None else pipeline.features(conditions)
+        generators = [torch.Generator().manual_seed(k) for k in range(len(captions))]
+        return list(pipeline.pictures(captions, features, generators))
 
 
 @dataclass(frozen=True)
@@ -45,6 +150,7 @@ class Regularization:
                 `prob`, so the expected loss is (1 - prob) L_hoi + prob L_reg, eq. 3 with w_r = prob / (1 - prob) up to
                 a factor.  (The official code takes background pictures by the hand-object pictures' indices modulo
                 their number; here the buffer is shuffled on its own, so that all of it is seen.)
+    Raises ValueError for another mode, or a probability outside 0 to 1.
     """
 
     data: EncodedData
@@ -58,34 +164,7 @@ class Regularization:
             raise ValueError(f"mode {self.mode!r}, prob {self.prob}: expected one of {REG_MODES} and 0 to 1")
 
 
-class BaseStage(nn.Module):
-    """Text-to-image training without conditions: the miniature of Stable Diffusion."""
-
-    def __init__(self, model: HOIDiffusion, data: EncodedData, share: Share, seed: int, caption_dropout: float):
-        super().__init__()
-        self.unet = model.unet
-        self.frozen = {"model": model}
-        self.data, self.pictures = data, data.pictures
-        self.share, self.seed, self.caption_dropout = share, seed, caption_dropout
-        self.schedule = model.config.noise_schedule()
-
-    def batch(self, step: int, part: int = 0) -> Batch:
-        return denoising_batch(self, self.data, self.share.part(part), step, purpose=0)
-
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        return eps_loss(self.unet, self.schedule, as_training_batch(self.frozen["model"], batch)), {}
-
-    def preview(self) -> list[list[np.ndarray]]:
-        """16 pictures from text alone, always from the same captions and noise."""
-        picked = spread(len(self.pictures), 2 * PREVIEWS)
-        made = sample_previews(self.frozen["model"], self.pictures.captions(picked), None)
-        return [made[:PREVIEWS], made[PREVIEWS:]]
-
-    def measure(self) -> dict[str, float]:
-        return {}
-
-
-class HoiStage(nn.Module):
+class HoiStage(BaseStage):
     """The paper's fine-tuning: condition encoders and U-Net decoder learn, the rest is frozen (Sec. 3.3, eq. 3).
 
     A model without condition encoders is fine-tuned on text alone: the paper's latent diffusion baseline.
@@ -99,31 +178,24 @@ class HoiStage(nn.Module):
         seed: int,
         caption_dropout: float = 0.0,
         regularization: Regularization | None = None,
-    ):
-        """Each term of eq. 3 averages over its own pictures."""
-        super().__init__()
-        self.unet, self.condition_encoders = model.unet, model.condition_encoders
-        self.frozen = {"model": model}
-        self.data, self.pictures, self.regularization = data, data.pictures, regularization
-        self.share, self.seed, self.caption_dropout = share, seed, caption_dropout
-        self.schedule = model.config.noise_schedule()
+    ) -> None:
+        super().__init__(model, data, share, seed, caption_dropout)
+        self.regularization = regularization
 
-    def batch(self, step: int, part: int = 0) -> Batch:
-        """One batch of hand-object pictures with conditions, and one of the background buffer (keys with `reg_`).
+    def batch(self, step: int, number: int = 0) -> Batch:
+        """A batch a term of eq. 3: "hoi", pictures of hands and objects with their `conditions`, and "reg", background.
 
-        In mode "swap" one of the two is there.
+        In mode "swap" one of the two is there, without a background buffer "hoi" alone.
         """
-        reg, share, batch = self.regularization, self.share.part(part), {}
-        swapped = self.swapped(step)
+        share, reg, swapped = self.share.of_batch(number), self.regularization, self.swapped(step)
+        batch = {}
         if not swapped:
-            batch = denoising_batch(self, self.data, share, step, purpose=0)
-            if self.condition_encoders is not None:
-                batch |= self.pictures.conditions(batch["indices"].tolist())
+            batch["hoi"] = self.draw(self.data, share, step, purpose=0)
+            if self.model.condition_encoders is not None:
+                batch["hoi"]["conditions"] = self.pictures.conditions(batch["hoi"]["indices"].tolist())
         if reg is not None and (swapped or reg.mode == "sum"):
             size = share.batch_size if swapped else reg.batch_size
-            share = Share(size, share.rank, share.world_size)
-            other = denoising_batch(self, reg.data, share, step, purpose=1)
-            batch |= {f"reg_{name}": value for name, value in other.items()}
+            batch["reg"] = self.draw(reg.data, Share(size, share.rank, share.world_size), step, purpose=1)
         return batch
 
     def swapped(self, step: int) -> bool:
@@ -134,131 +206,54 @@ class HoiStage(nn.Module):
         return draws[self.share.rank].item() <= self.regularization.prob
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and its parts, "hoi" and "reg", whichever the batch holds."""
-        reg = {k.removeprefix("reg_"): v for k, v in batch.items() if k.startswith("reg_")}
-        hoi = self.training_batch(batch) if "latents" in batch else None
-        reg = self.training_batch(reg) if reg else None
+        """Eq. 3 and its terms, "hoi" and "reg", whichever the batch holds."""
+        batches = {term: self.training_batch(each) for term, each in batch.items()}
         weight = 1.0 if self.regularization is None else self.regularization.weight
-        if self.condition_encoders is None:
-            both = {"hoi": (1.0, hoi), "reg": (weight, reg)}
-            terms = {name: w * eps_loss(self.conditioned, self.schedule, b) for name, (w, b) in both.items() if b}
-            loss = sum(terms.values())
-            return loss, {name: term.detach() for name, term in terms.items()}
-        if hoi is None:  # swapped
-            loss, parts = hoi_loss(self.conditioned, self.schedule, reg)
-            return loss, {"reg": parts["hoi"]}
-        return hoi_loss(self.conditioned, self.schedule, hoi, reg, weight)
+        if len(batches) == 2 and self.model.condition_encoders is not None:
+            return hoi_loss(self.model, self.schedule, batches["hoi"], batches["reg"], weight)
+        # One term alone; or text alone, where both terms are plain losses.
+        terms = {term: eps_loss(self.model, self.schedule, each) for term, each in batches.items()}
+        if "reg" in terms:
+            terms["reg"] = weight * terms["reg"]
+        return sum(terms.values()), {term: value.detach() for term, value in terms.items()}
 
     def training_batch(self, batch: Batch) -> TrainingBatch:
-        """With conditions; black ones where the batch has none, as all of the background buffer."""
-        conditions = None
-        if self.condition_encoders is not None:
-            side = self.frozen["model"].config.image_size
+        """With conditions, made black here, on the device, for background pictures, which have none."""
+        if self.model.condition_encoders is not None and "conditions" not in batch:
+            side = self.model.config.image_size
             black = batch["latents"].new_zeros((len(batch["latents"]), 3, side, side))
-            conditions = tuple(batch.get(name, black) for name in CONDITION_NAMES)
-        return as_training_batch(self.frozen["model"], batch, conditions)
-
-    def conditioned(
-        self, latents: Tensor, timesteps: Tensor, context: Tensor, conditions: Sequence[Tensor] | None
-    ) -> Tensor:
-        features = None if conditions is None else self.condition_encoders(*conditions)
-        return self.unet(latents, timesteps, context, features)
+            batch = batch | {"conditions": dict.fromkeys(CONDITION_NAMES, black)}
+        return super().training_batch(batch)
 
     def preview(self) -> list[list[np.ndarray]]:
         """Skeleton and normal pictures, the training pictures, and what the model makes of their conditions."""
-        picked = spread(len(self.pictures), 2 * PREVIEWS)
-        true = [to_uint8(i) for i in self.pictures.images(picked).numpy()]
-        if self.condition_encoders is None:
-            return [true, sample_previews(self.frozen["model"], self.pictures.captions(picked), None)]
-        conditions = self.pictures.conditions(picked)
-        made = sample_previews(self.frozen["model"], self.pictures.captions(picked), conditions)
-        shown = {name: [to_uint8(i) for i in (2 * images - 1).numpy()] for name, images in conditions.items()}
-        return [shown["skeleton"], shown["normal"], true, made]
+        true = [to_uint8(image) for image in self.pictures.images(self.shown()).numpy()]
+        if self.model.condition_encoders is None:
+            return [true, self.sampled(None)]
+        conditions = self.pictures.conditions(self.shown())
+        skeletons, normals = ([to_uint8(image) for image in (2 * conditions[name] - 1).numpy()]
+                              for name in ("skeleton", "normal"))  # fmt: skip
+        return [skeletons, normals, true, self.sampled(conditions)]
 
-    def measure(self) -> dict[str, float]:
-        return {}
-
-
-def picture_names(stage: nn.Module, batch: Batch) -> list[str]:
-    """The picture files that a batch was made of."""
-    buffer = getattr(stage, "regularization", None)
-    sets = {"indices": stage.pictures, "reg_indices": buffer and buffer.data.pictures}
-    entries = [sets[key].entries[i] for key in sets if key in batch for i in batch[key].tolist()]
-    return [str(folder / record["file_name"]) for folder, record in entries]
+    def picture_names(self, batch: Batch) -> list[str]:
+        """Of both terms."""
+        sets = {"hoi": self.pictures, "reg": self.regularization and self.regularization.data.pictures}
+        return [name for term, each in batch.items() for name in sets[term].names(each["indices"].tolist())]
 
 
-def spread(count: int, wanted: int) -> list[int]:
-    """`wanted` record indices spread evenly over `count` (fewer when there are fewer)."""
-    return [int(i) for i in np.linspace(0, count - 1, min(wanted, count))]
+class VaeStage(Stage):
+    """Learn to compress pictures, on random crops: several times the steps a second of whole pictures.
 
-
-def denoising_batch(stage: BaseStage | HoiStage, data: EncodedData, share: Share, step: int, purpose: int) -> Batch:
-    """Latents drawn from the cached posterior, timesteps, noise and text; some captions emptied for guidance.
-
-    purpose   keeps the random numbers of the two batches of eq. 3 apart
-    returns   the text as `context` where it is cached, else as `token_ids`
+    crop   side of the crops in pixels, a multiple of 8
     """
-    indices = draw_indices(len(data.pictures), share, stage.seed + purpose, step)
-    generator = step_generator(stage.seed, step, purpose)
-    shape = (share.total, *data.latents.shape)
-    posterior_noise = torch.randn(shape, generator=generator)
-    timesteps, noise = draw_training_noise(stage.schedule, torch.empty(shape), generator)
-    dropped = share.of(torch.rand(share.total, generator=generator) < stage.caption_dropout)
-    captions = ["" if drop else text for drop, text in zip(dropped, data.pictures.captions(indices), strict=True)]
-    scaling_factor = stage.frozen["model"].config.vae.scaling_factor
-    text = {"token_ids": tokenize(captions)} if data.text is None else {"context": data.text.context(captions)}
-    return text | {
-        "indices": torch.from_numpy(indices),
-        "latents": data.latents.sample(indices, share.of(posterior_noise), scaling_factor),
-        "timesteps": share.of(timesteps),
-        "noise": share.of(noise),
-    }
 
+    def __init__(self, model: HOIDiffusion, pictures: TrainingSet, share: Share, seed: int, crop: int) -> None:
+        super().__init__(pictures, share, seed)
+        self.vae, self.crop = model.vae, crop
 
-def as_training_batch(model: HOIDiffusion, batch: Batch, conditions: tuple[Tensor, ...] | None = None) -> TrainingBatch:
-    """Add the frozen text encoder's context, unless it is there from the cache."""
-    with torch.no_grad():
-        context = batch["context"] if "context" in batch else model.text_encoder(batch["token_ids"])
-    last = torch.channels_last
-    return TrainingBatch(
-        latents=batch["latents"].contiguous(memory_format=last),
-        context=context,
-        timesteps=batch["timesteps"],
-        noise=batch["noise"],
-        conditions=None if conditions is None else tuple(c.contiguous(memory_format=last) for c in conditions),
-    )
-
-
-def sample_previews(model: HOIDiffusion, captions: list[str], conditions: dict[str, Tensor] | None) -> list[np.ndarray]:
-    """One picture per caption with the preset's own sampling defaults; noise from seeds 0, 1, ...: sheets compare."""
-    config = model.config
-    maker = Pipeline(model, SamplingSettings(config.sampler, config.num_inference_steps, config.guidance_scale))
-    generators = [torch.Generator().manual_seed(k) for k in range(len(captions))]
-    features = None if conditions is None else maker.features(conditions)
-    return list(maker.pictures(captions, features, generators))
-
-
-def save_preview(stage: nn.Module, path: Path) -> None:
-    """Write the stage's preview sheet, if it has one."""
-    rows = stage.preview()
-    if rows:
-        contact_sheet(rows).save(path)
-
-
-TEXT_SHRINK = 2  # half the size says as much about words as the whole picture, at a quarter of the work
-
-
-class VaeStage(nn.Module):
-    """Learn to compress pictures, on random crops: several times the steps a second of whole pictures."""
-
-    def __init__(self, model: HOIDiffusion, pictures: TrainingSet, share: Share, seed: int, crop: int):
-        super().__init__()
-        self.vae: VAE = model.vae
-        self.pictures, self.share, self.seed, self.crop = pictures, share, seed, crop
-
-    def batch(self, step: int, part: int = 0) -> Batch:
+    def batch(self, step: int, number: int = 0) -> Batch:
         """images (B, 3, crop, crop) in [-1, 1], mirrored half of the time, and a seed for the posterior's draw."""
-        share = self.share.part(part)
+        share = self.share.of_batch(number)
         indices = draw_indices(len(self.pictures), share, self.seed, step)
         images = self.pictures.images(indices)
         generator = step_generator(self.seed, step)
@@ -275,26 +270,23 @@ class VaeStage(nn.Module):
         return {"indices": torch.from_numpy(indices), "images": images, "seed": posterior_seed}
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """See vae_loss; its parts go to the log."""
         generator = step_generator(self.seed, int(batch["seed"]), purpose=1)
         return vae_loss(self.vae, batch["images"].contiguous(memory_format=torch.channels_last), generator)
 
     @torch.no_grad()
     def preview(self) -> list[list[np.ndarray]]:
-        """Pictures above their reconstructions; the PSNR of the shown ones goes to the log through `measure`."""
-        images = self.pictures.images(spread(len(self.pictures), 2 * PREVIEWS))
+        """Pictures above their reconstructions."""
+        images = self.pictures.images(self.shown()).to(self.vae.quant_conv.weight.device)
         made = self.vae.decode(self.vae.scale(self.vae.encode(images).mode())).float().clamp(-1, 1)
-        return [[to_uint8(i) for i in images.numpy()], [to_uint8(i) for i in made.numpy()]]
-
-    @torch.no_grad()
-    def measure(self) -> dict[str, float]:
-        """PSNR in dB over 64 pictures (peak-to-peak 2)."""
-        images = self.pictures.images(spread(len(self.pictures), 64))
-        made = self.vae.decode(self.vae.scale(self.vae.encode(images).mode())).float().clamp(-1, 1)
-        return {"psnr_db": float(10 * torch.log10(4 / (made - images).square().mean()))}
+        return [[to_uint8(image) for image in row.cpu().numpy()] for row in (images, made)]
 
 
-class TextStage(nn.Module):
-    """Pretrain the text encoder as a small CLIP (Radford et al. 2021); the model has no place for its picture tower."""
+class TextStage(Stage):
+    """Pretrain the text encoder as a small CLIP (Radford et al. 2021); the model has no place for its picture tower.
+
+    words_of   a caption -> what it says; captions that say the same are right answers for one another
+    """
 
     def __init__(
         self,
@@ -303,17 +295,16 @@ class TextStage(nn.Module):
         share: Share,
         seed: int,
         words_of: Callable[[str], object],
-    ):
-        """words_of maps a caption to what it says; captions that say the same are right answers for one another."""
-        super().__init__()
+    ) -> None:
+        super().__init__(pictures, share, seed)
         self.picture_text = PictureText(model.text_encoder)
-        self.pictures, self.share, self.seed = pictures, share, seed
         groups: dict[str, int] = {}
         texts = pictures.captions(range(len(pictures)))
         self.groups = torch.tensor([groups.setdefault(repr(words_of(text)), len(groups)) for text in texts])
 
-    def batch(self, step: int, part: int = 0) -> Batch:
-        indices = draw_indices(len(self.pictures), self.share.part(part), self.seed, step)
+    def batch(self, step: int, number: int = 0) -> Batch:
+        """images (B, 3, H / 2, W / 2) in [-1, 1], token_ids (B, 77), groups (B,) of captions that say the same."""
+        indices = draw_indices(len(self.pictures), self.share.of_batch(number), self.seed, step)
         return {
             "indices": torch.from_numpy(indices),
             "images": F.avg_pool2d(self.pictures.images(indices), TEXT_SHRINK),
@@ -322,13 +313,8 @@ class TextStage(nn.Module):
         }
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """CLIP's loss; "found" is the share of captions whose most similar picture is right."""
         pictures, texts = self.picture_text(batch["images"], batch["token_ids"])
         loss = small_clip_loss(pictures, texts, self.picture_text.log_temperature, batch["groups"])
         found = batch["groups"][(pictures.float() @ texts.float().T).argmax(dim=0)] == batch["groups"]
         return loss, {"found": found.float().mean()}
-
-    def preview(self) -> None:
-        return None
-
-    def measure(self) -> dict[str, float]:
-        return {}

@@ -1,12 +1,24 @@
 """Schedule, equations 1 to 3, guidance: against diffusers, hand counts, and numbers worked out beside the code."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
-from fake_networks import SCHEDULE, STABLE_DIFFUSION, VELOCITY, FakeUNet, generators, normal, small_inputs, small_unet
+from fake_networks import (
+    SCHEDULE,
+    STABLE_DIFFUSION,
+    VELOCITY,
+    FakeUNet,
+    generators,
+    model_inputs,
+    normal,
+    small_inputs,
+    small_model,
+    small_unet,
+)
 from rounding import rounding, unet_operations
 from torch import Tensor, nn
 
@@ -23,6 +35,7 @@ from hoi.network.diffusion import (
     join_guidance,
     training_target,
 )
+from hoi.network.model import CONDITION_NAMES
 
 # --- schedule and noising ---
 
@@ -46,7 +59,7 @@ def test_noising_equals_diffusers_and_keeps_unit_variance():
 
 
 def test_training_noise_covers_all_timesteps_evenly():
-    timesteps, noise = draw_training_noise(SCHEDULE, torch.zeros(20000, 1, 1, 1), generators(0)[0])
+    timesteps, noise = draw_training_noise(SCHEDULE, (20000, 1, 1, 1), generators(0)[0])
     assert timesteps.min() == 0 and timesteps.max() == 999
     counts = torch.bincount(timesteps // 100, minlength=10)
     assert (counts - 2000).abs().max() < 200  # 4.7 standard deviations
@@ -62,14 +75,10 @@ def test_ddpm_step_is_equation_2():
     alpha = alpha_bar / alpha_bar_before
     beta = (math.sqrt(0.00085) + t / 999 * (math.sqrt(0.012) - math.sqrt(0.00085))) ** 2
     assert math.isclose(alpha, 1 - beta, rel_tol=1e-12)
-    for variance, sigma in (
-        ("large", math.sqrt(beta)),
-        ("small", math.sqrt(beta * (1 - alpha_bar_before) / (1 - alpha_bar))),
-    ):
-        expected = (x - (1 - alpha) / math.sqrt(1 - alpha_bar) * eps) / math.sqrt(alpha) + sigma * z
-        torch.testing.assert_close(ddpm_step(SCHEDULE, x, eps, t, t - 1, z, variance), expected)
-    with pytest.raises(ValueError, match="variance is 'huge'"):
-        ddpm_step(SCHEDULE, x, eps, t, t - 1, z, "huge")
+    sigma = math.sqrt(beta * (1 - alpha_bar_before) / (1 - alpha_bar))
+    mean = (x - (1 - alpha) / math.sqrt(1 - alpha_bar) * eps) / math.sqrt(alpha)
+    torch.testing.assert_close(ddpm_step(SCHEDULE, x, eps, t, t - 1, z), mean + sigma * z)
+    torch.testing.assert_close(ddpm_step(SCHEDULE, x, eps, t, t - 1, None), mean)
 
 
 # --- networks that predict v, and a schedule that ends in noise ---
@@ -107,28 +116,31 @@ class FakeNetwork(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.gain, self.bias = nn.Parameter(torch.tensor(0.5)), nn.Parameter(torch.tensor(0.25))
-        self.seen: list[tuple[Tensor, ...] | None] = []
+        self.seen: list[dict[str, Tensor] | None] = []
 
     def forward(
-        self, noisy: Tensor, timesteps: Tensor, context: Tensor, conditions: tuple[Tensor, ...] | None
+        self, noisy: Tensor, timesteps: Tensor, context: Tensor, conditions: dict[str, Tensor] | None
     ) -> Tensor:
         self.seen.append(conditions)
         eps = self.gain * noisy + context.mean(dim=(1, 2)).view(-1, 1, 1, 1) + timesteps.view(-1, 1, 1, 1) / 1000
         return (
             eps
             if conditions is None
-            else eps + sum(c.mean(dim=(1, 2, 3)).view(-1, 1, 1, 1) for c in conditions) + self.bias
+            else eps + sum(c.mean(dim=(1, 2, 3)).view(-1, 1, 1, 1) for c in conditions.values()) + self.bias
         )
 
 
-def batch(count: int, seed: int, with_conditions: bool) -> TrainingBatch:
-    conditions = tuple(normal(count, 3, 16, 16, seed=seed + i).abs() for i in range(3))
+def batch(count: int, seed: int, conditions: str | None) -> TrainingBatch:
+    """conditions: "drawn", "black" or None."""
+    images = {name: normal(count, 3, 16, 16, seed=seed + i).abs() for i, name in enumerate(CONDITION_NAMES)}
+    if conditions == "black":
+        images = {name: torch.zeros_like(image) for name, image in images.items()}
     return TrainingBatch(
         latents=normal(count, 4, 4, 4, seed=seed),
         context=normal(count, 77, 2, seed=seed + 1),
         timesteps=torch.tensor([10, 500, 900][:count]),
         noise=normal(count, 4, 4, 4, seed=seed + 2),
-        conditions=conditions if with_conditions else None,
+        conditions=images if conditions else None,
     )
 
 
@@ -145,58 +157,87 @@ def squared_error_by_hand(example: TrainingBatch, index: int, condition_mean: fl
 
 
 def test_loss_is_equation_3():
-    hoi, reg, network = batch(3, 10, True), batch(2, 20, False), FakeNetwork()
+    hoi, reg, network = batch(3, 10, "drawn"), batch(2, 20, "black"), FakeNetwork()
     loss, parts = hoi_loss(network, SCHEDULE, hoi, reg, reg_weight=0.7)
-    hoi_term = sum(squared_error_by_hand(hoi, i, sum(c[i].mean().item() for c in hoi.conditions)) for i in range(3)) / 3
+    means = [sum(image[i].mean().item() for image in hoi.conditions.values()) for i in range(3)]
+    hoi_term = sum(squared_error_by_hand(hoi, i, means[i]) for i in range(3)) / 3
     reg_term = sum(squared_error_by_hand(reg, i, 0.0) for i in range(2)) / 2
     assert math.isclose(parts["hoi"].item(), hoi_term, rel_tol=1e-5)
     assert math.isclose(parts["reg"].item(), reg_term, rel_tol=1e-5)
     assert math.isclose(loss.item(), hoi_term + 0.7 * reg_term, rel_tol=1e-5)
-    alone, parts = hoi_loss(network, SCHEDULE, hoi)
-    assert math.isclose(alone.item(), hoi_term, rel_tol=1e-5) and parts.keys() == {"hoi"}
+    assert math.isclose(eps_loss(network, SCHEDULE, hoi).item(), hoi_term, rel_tol=1e-5)
 
 
 def test_regularization_shows_the_encoders_three_black_pictures_and_trains_them():
-    hoi, reg, network = batch(3, 10, True), batch(2, 20, True), FakeNetwork()
+    hoi, reg, network = batch(3, 10, "drawn"), batch(2, 20, "black"), FakeNetwork()
     with_reg, _ = hoi_loss(network, SCHEDULE, hoi, reg)
     (conditions,) = network.seen  # one evaluation for both terms
-    for image, given in zip(conditions, hoi.conditions, strict=True):
-        assert torch.equal(image[:3], given)
-        assert image.shape[0] == 5 and not image[3:].any()
-    without, _ = hoi_loss(network, SCHEDULE, hoi)
+    for name, given in hoi.conditions.items():
+        assert torch.equal(conditions[name][:3], given)
+        assert conditions[name].shape[0] == 5 and not conditions[name][3:].any()
+    without = eps_loss(network, SCHEDULE, hoi)
     (gradient,) = torch.autograd.grad(with_reg - without, network.bias)
     assert gradient.abs() > 0.01
 
 
 def test_loss_without_conditions_gives_the_network_none():
-    example, network = batch(3, 10, True), FakeNetwork()
+    example, network = batch(3, 10, None), FakeNetwork()
     expected = sum(squared_error_by_hand(example, i, None) for i in range(3)) / 3
     assert math.isclose(eps_loss(network, SCHEDULE, example).item(), expected, rel_tol=1e-5)
     assert network.seen == [None]
 
 
 def test_losses_of_a_network_that_predicts_v_are_its_squared_velocity_error():
-    hoi, reg, network = batch(3, 10, True), batch(2, 20, False), FakeNetwork()
+    hoi, reg, network = batch(3, 10, "drawn"), batch(2, 20, "black"), FakeNetwork()
 
-    def error(example: TrainingBatch, conditions: tuple[Tensor, ...] | None) -> Tensor:
+    def error(example: TrainingBatch) -> Tensor:
         signal = torch.tensor([math.sqrt(VELOCITY.at(int(t))) for t in example.timesteps]).view(-1, 1, 1, 1)
         spread = (1 - signal**2).sqrt()
         noisy = signal * example.latents + spread * example.noise
         velocity = signal * example.noise - spread * example.latents
-        output = network(noisy, example.timesteps, example.context, conditions)
+        output = network(noisy, example.timesteps, example.context, example.conditions)
         return (output - velocity).square().mean()
 
-    blank = tuple(torch.zeros(2, 3, 16, 16) for _ in range(3))
     loss, parts = hoi_loss(network, VELOCITY, hoi, reg, reg_weight=0.7)
-    torch.testing.assert_close(parts["hoi"], error(hoi, hoi.conditions).detach(), atol=1e-5, rtol=0)
-    torch.testing.assert_close(loss, error(hoi, hoi.conditions) + 0.7 * error(reg, blank), atol=1e-5, rtol=0)
-    torch.testing.assert_close(hoi_loss(network, VELOCITY, hoi)[0], error(hoi, hoi.conditions), atol=1e-5, rtol=0)
-    torch.testing.assert_close(eps_loss(network, VELOCITY, hoi), error(hoi, None), atol=1e-5, rtol=0)
+    torch.testing.assert_close(parts["hoi"], error(hoi).detach(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(loss, error(hoi) + 0.7 * error(reg), atol=1e-5, rtol=0)
+    for example in (hoi, batch(3, 10, None)):
+        torch.testing.assert_close(eps_loss(network, VELOCITY, example), error(example), atol=1e-5, rtol=0)
 
 
 def test_equation_3_needs_conditions():
-    with pytest.raises(ValueError, match="hand-object batch of eq. 3 has no conditions"):
-        hoi_loss(FakeNetwork(), SCHEDULE, batch(1, 0, False))
+    for kinds in (("drawn", None), (None, "black")):
+        with pytest.raises(ValueError, match="a batch of eq. 3 has no conditions"):
+            hoi_loss(FakeNetwork(), SCHEDULE, *(batch(1, 0, kind) for kind in kinds))
+
+
+@pytest.mark.parametrize("count", [2, 1], ids=["both terms", "one term"])
+def test_loss_and_gradients_are_bit_for_bit_those_of_the_parts_called_by_hand(count):
+    """Eq. 3's f is HOIDiffusion.forward: encoders and U-Net called one by one give the same bits."""
+    model = small_model().train()
+    trained = model.freeze_for_fine_tuning()
+    hoi, reg = (TrainingBatch(**model_inputs(seed), noise=normal(2, 4, 8, 8, seed=seed)) for seed in (1, 2))
+    reg = dataclasses.replace(reg, conditions={name: torch.zeros(2, 3, 32, 32) for name in CONDITION_NAMES})
+    loss = hoi_loss(model, SCHEDULE, hoi, reg, 0.7)[0] if count == 2 else eps_loss(model, SCHEDULE, hoi)
+    found = torch.autograd.grad(loss, trained)
+
+    both = [hoi, reg][:count]
+    latents, noise, timesteps, context = (
+        torch.cat([getattr(each, name) for each in both]) for name in ("latents", "noise", "timesteps", "context")
+    )
+    abar = SCHEDULE.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+    noisy = abar.sqrt().float() * latents + (1 - abar).sqrt().float() * noise
+    encoded = [model.condition_encoders[name](torch.cat([each.conditions[name] for each in both]))
+               for name in ("skeleton", "normal", "segmentation")]  # fmt: skip
+    features = [skeleton + normals + segmentation for skeleton, normals, segmentation in zip(*encoded, strict=True)]
+    error = (model.unet(noisy, timesteps, context, features) - noise).square()
+    expected = error.mean()
+    if count == 2:
+        a_picture = error.flatten(1).mean(dim=1)
+        expected = a_picture[:2].mean() + 0.7 * a_picture[2:].mean()
+    assert torch.equal(loss, expected) and len(trained) > 50
+    for gradient, other in zip(found, torch.autograd.grad(expected, trained), strict=True):
+        assert torch.equal(gradient, other)
 
 
 # --- guidance ---
@@ -212,8 +253,8 @@ def test_guidance_mixes_both_branches_on_all_four_channels():
     assert gap.min() > 0.01  # text matters in every channel, or the test would show nothing
     one_pass = rounding(torch.stack([uncond, cond]), unet_operations(unet))
     for guidance_scale in (0.0, 0.999, 1.0, 1.001, 7.5):
-        guidance = join_guidance(unet, context, uncond_context, guidance_scale)
-        eps = guided_eps(unet, latents, timesteps, guidance, features)
+        texts = join_guidance(unet, context, uncond_context, guidance_scale)
+        eps = guided_eps(unet, latents, timesteps, texts, guidance_scale, features)
         expected = uncond + guidance_scale * (cond - uncond)
         # Both branches in one batch round otherwise than alone, and guidance multiplies what each is off by.
         tolerance = (abs(1 - guidance_scale) + guidance_scale) * one_pass
@@ -225,8 +266,8 @@ def test_guidance_mixes_both_branches_on_all_four_channels():
 @pytest.mark.parametrize(("guidance_scale", "evaluated"), [(0.0, 2), (1.0, 2), (7.5, 4)])
 def test_guidance_is_one_evaluation_and_only_of_what_it_needs(guidance_scale: float, evaluated: int):
     unet, latents, context = FakeUNet(), normal(2, 4, 8, 8), normal(2, 77, 3)
-    guidance = join_guidance(unet, context, None if guidance_scale == 1 else torch.zeros(1, 77, 3), guidance_scale)
-    guided_eps(unet, latents, torch.tensor([5, 5]), guidance, None)
+    texts = join_guidance(unet, context, None if guidance_scale == 1 else torch.zeros(1, 77, 3), guidance_scale)
+    guided_eps(unet, latents, torch.tensor([5, 5]), texts, guidance_scale, None)
     assert unet.calls == [(evaluated, False)]
 
 

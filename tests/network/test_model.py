@@ -88,27 +88,31 @@ def test_a_condition_encoder_equals_diffusers_t2i_adapter(widths, unshuffle):
 def test_condition_encoders_are_summed_with_their_weights_and_blank_images_still_speak():
     model = small_model()
     images = model_inputs()["conditions"]
-    names = ("skeleton", "normal", "segmentation")
-    alone = [model.condition_encoders[name](image) for name, image in zip(names, images, strict=True)]
-    summed = model.condition_encoders(*images, weights=(1.0, 0.5, 0.0))
+    alone = [model.condition_encoders[name](images[name]) for name in ("skeleton", "normal", "segmentation")]
+    summed = model.condition_encoders(images, weights=(1.0, 0.5, 0.0))
     for level, feature in enumerate(summed):
         torch.testing.assert_close(feature, alone[0][level] + 0.5 * alone[1][level], atol=1e-6, rtol=0)
-    blank = torch.zeros_like(images[0])
-    assert all(feature.abs().max() > 0 for feature in model.condition_encoders(blank, blank, blank))
+    blank = {name: torch.zeros_like(image) for name, image in images.items()}
+    assert all(feature.abs().max() > 0 for feature in model.condition_encoders(blank))
 
 
 @torch.no_grad()
 def test_each_condition_reaches_the_prediction_unless_its_weight_is_zero():
     model, inputs = small_model(), model_inputs()
-    reference = model(**inputs)
-    for which in range(3):
-        conditions = list(inputs["conditions"])
-        conditions[which] = 1 - conditions[which]
-        changed = inputs | {"conditions": conditions}
-        assert (model(**changed) - reference).abs().max() > 1e-4
+    reference, conditions = model(**inputs), inputs["conditions"]
+    text_alone = {name: value for name, value in inputs.items() if name != "conditions"}
+
+    def weighted(conditions: dict[str, torch.Tensor], weights: list[float]) -> torch.Tensor:
+        """As a sampler does it."""
+        return model.unet(**text_alone, cond_features=model.condition_encoders(conditions, weights))
+
+    for which, name in enumerate(conditions):
+        changed = conditions | {name: 1 - conditions[name]}
+        assert (model(**text_alone, conditions=changed) - reference).abs().max() > 1e-4
         weights = [float(index != which) for index in range(3)]
-        assert torch.equal(model(**changed, weights=weights), model(**inputs, weights=weights))
-    assert torch.equal(model(**inputs, weights=(0, 0, 0)), model(**inputs | {"conditions": None}))
+        assert torch.equal(weighted(changed, weights), weighted(conditions, weights))
+    assert torch.equal(weighted(conditions, [1, 1, 1]), reference)
+    assert torch.equal(weighted(conditions, [0, 0, 0]), model(**text_alone))
 
 
 @pytest.mark.parametrize("config", [SMALL, tiny_config(), sd1_config()], ids=lambda config: config.name)

@@ -124,13 +124,13 @@ def test_a_stopped_run_saves_the_step_it_is_at_and_goes_on_to_the_same_end(child
 
 
 def test_when_a_state_is_written_the_weights_and_log_of_its_step_are_there_already(world, tmp_path, monkeypatch):
-    write, seen = training_run.save_training_state, []
+    write, seen = train.save_training_state, []
 
     def look_first(folder, step, *rest):
         seen.append((step, tensors.load_model_file(tmp_path / "run" / "model.safetensors")[1]["step"]))
         return write(folder, step, *rest)
 
-    monkeypatch.setattr(training_run, "save_training_state", look_first)
+    monkeypatch.setattr(train, "save_training_state", look_first)
     run(world, tmp_path / "run")
     assert seen == [(2, "2"), (4, "4")]
 
@@ -185,8 +185,8 @@ def test_an_infinite_gradient_of_a_finite_loss_stops_the_run_with_its_weights_as
     def steep(self, batch):
         loss, parts = forward(self, batch)
         calls.append(batch)
-        held.update(self.named_parameters())
-        weight = self.unet.out[2].bias[0]
+        held.update(self.model.named_parameters())
+        weight = self.model.unet.out[2].bias[0]
         return (loss + (weight - weight.detach()).sqrt() if len(calls) == 3 else loss), parts
 
     monkeypatch.setattr(stages.HoiStage, "forward", steep)

@@ -36,7 +36,9 @@ def make_stage(world: Path, share: Share, reg: dict | None = None, text: bool = 
 
 
 def same(a: training_data.Batch, b: training_data.Batch) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    if not isinstance(a, dict):
+        return torch.equal(a, b)
+    return a.keys() == b.keys() and all(same(a[name], b[name]) for name in a)
 
 
 def test_swapped_steps_are_background_with_the_given_probability_and_a_pure_batch_otherwise(world):
@@ -49,16 +51,17 @@ def test_swapped_steps_are_background_with_the_given_probability_and_a_pure_batc
         assert swapped[-1] or same(batch, hands)
     # So the expected loss is 0.7 L_hoi + 0.3 L_reg; three standard deviations of 400 draws are 0.069.
     assert abs(np.mean(swapped) - 0.3) < 0.069
-    assert set(background) == {"reg_indices", "reg_latents", "reg_timesteps", "reg_noise", "reg_token_ids"}
+    assert set(background) == {"reg"}
+    assert set(background["reg"]) == {"indices", "latents", "timesteps", "noise", "token_ids"}
 
 
-def test_every_process_draws_its_own_swaps_and_the_parts_of_a_step_share_one(world):
+def test_every_process_draws_its_own_swaps_and_the_batches_of_a_step_share_one(world):
     draws = []
     for rank in range(2):
-        stage = make_stage(world, Share(1, rank, 2, parts=3), {"mode": "swap", "prob": 0.5})
+        stage = make_stage(world, Share(1, rank, 2, batches=3), {"mode": "swap", "prob": 0.5})
         draws.append([stage.swapped(step) for step in range(60)])
         for step in range(5):
-            assert {"latents" in stage.batch(step, part) for part in range(3)} == {not draws[-1][step]}
+            assert {"hoi" in stage.batch(step, number) for number in range(3)} == {not draws[-1][step]}
     agreeing = np.mean(np.equal(*draws))
     assert 0.3 < agreeing < 0.7  # three standard deviations around one half
 
@@ -73,24 +76,24 @@ def plain_loss(model: HOIDiffusion, latents, timesteps, noise, captions, conditi
 
 def test_the_loss_of_a_swapped_step_is_that_of_background_under_three_black_pictures(world):
     stage = make_stage(world, Share(3), {"mode": "swap", "prob": 1.0})
-    batch, model = stage.batch(5), stage.frozen["model"]
-    loss, parts = stage(batch)
-    stage.caption_dropout = 0.0
-    captions = stage.regularization.data.pictures.captions(batch["reg_indices"].tolist())
-    kept = [c if row.any() else "" for c, row in zip(captions, batch["reg_token_ids"] - tokenize([""]), strict=True)]
-    black = [torch.zeros(3, 3, SIDE, SIDE)] * 3
-    inputs = (batch[f"reg_{name}"] for name in ("latents", "timesteps", "noise"))
+    batch, model = stage.batch(5), stage.model
+    loss, terms = stage(batch)
+    background = batch["reg"]
+    captions = stage.regularization.data.pictures.captions(background["indices"].tolist())
+    kept = [c if row.any() else "" for c, row in zip(captions, background["token_ids"] - tokenize([""]), strict=True)]
+    black = dict.fromkeys(CONDITION_NAMES, torch.zeros(3, 3, SIDE, SIDE))
+    inputs = (background[name] for name in ("latents", "timesteps", "noise"))
     assert loss.item() == pytest.approx(plain_loss(model, *inputs, kept, black).item(), rel=1e-5)
-    assert parts.keys() == {"reg"}
+    assert terms.keys() == {"reg"}
     loss.backward()
-    assert stage.condition_encoders["normal"].body[0].block1.bias.grad.abs().max() > 0
+    assert model.condition_encoders["normal"].body[0].block1.bias.grad.abs().max() > 0
 
 
 @pytest.mark.parametrize("text", ["", "text"], ids=["text encoded anew", "text cached"])
 def test_cached_latents_and_text_give_the_loss_that_encoding_everything_anew_gives(world, text):
     stage = make_stage(world, Share(4), None, text)
-    batch, model = stage.batch(2), stage.frozen["model"]
-    assert ("context" in batch, "token_ids" in batch) == (bool(text), not text)
+    batch, model = stage.batch(2), stage.model
+    assert ("context" in batch["hoi"], "token_ids" in batch["hoi"]) == (bool(text), not text)
     # The same generator state as the stage's: posterior, timesteps, noise, dropped captions in this order.
     generator = training_data.step_generator(1, 2, 0)
     posterior_noise = torch.randn(4, 4, 16, 16, generator=generator)
@@ -98,13 +101,12 @@ def test_cached_latents_and_text_give_the_loss_that_encoding_everything_anew_giv
     noise = torch.randn(4, 4, 16, 16, generator=generator)
     dropped = torch.rand(4, generator=generator) < 0.3
     assert 0 < dropped.sum() < 4
-    pictures, indices = stage.pictures, batch["indices"].tolist()
+    pictures, indices = stage.pictures, batch["hoi"]["indices"].tolist()
     with torch.no_grad():
         posterior = model.vae.encode(pictures.images(indices))
     latents = model.config.vae.scaling_factor * (posterior.mean + posterior.std * posterior_noise)
     captions = ["" if drop else text for drop, text in zip(dropped, pictures.captions(indices), strict=True)]
-    conditions = [pictures.conditions(indices)[name] for name in CONDITION_NAMES]
-    expected = plain_loss(model, latents, timesteps, noise, captions, conditions)
+    expected = plain_loss(model, latents, timesteps, noise, captions, pictures.conditions(indices))
     assert stage(batch)[0].item() == pytest.approx(expected.item(), rel=2e-5)
 
 
@@ -121,16 +123,16 @@ def test_cached_text_is_written_once_and_holds_every_distinct_caption_and_the_em
         torch.testing.assert_close(first.context(captions), model.text_encoder(tokenize(captions)))
 
 
-def gradients(stage: stages.HoiStage, parts: int) -> dict[str, torch.Tensor]:
-    for part in range(parts):
-        (stage(stage.batch(3, part))[0] / parts).backward()
+def gradients(stage: stages.HoiStage, batches: int) -> dict[str, torch.Tensor]:
+    for number in range(batches):
+        (stage(stage.batch(3, number))[0] / batches).backward()
     return {name: p.grad for name, p in stage.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("reg", [{}, {"batch_size": 3}, {"mode": "swap", "prob": 0.5}])
 def test_accumulated_gradients_are_those_of_the_large_batch(world, reg):
     large = {name: 3 * value if name == "batch_size" else value for name, value in reg.items()}
-    small, one = make_stage(world, Share(2, parts=3), reg), make_stage(world, Share(6), large)
+    small, one = make_stage(world, Share(2, batches=3), reg), make_stage(world, Share(6), large)
     added, expected = gradients(small, 3), gradients(one, 1)
     assert added.keys() == expected.keys() and len(expected) > 50
     for name, gradient in expected.items():
@@ -153,7 +155,7 @@ def saved_bytes_and_gradients(stage: stages.HoiStage) -> tuple[int, dict[str, to
 
 def test_gradient_checkpointing_keeps_less_and_gives_the_same_gradients(world):
     plain, saving = make_stage(world, Share(2), {}), make_stage(world, Share(2), {})
-    saving.unet.gradient_checkpointing = True
+    saving.model.unet.gradient_checkpointing = True
     (usual, expected), (less, found) = saved_bytes_and_gradients(plain), saved_bytes_and_gradients(saving)
     assert less < 0.7 * usual
     assert_same(found, expected)
@@ -175,13 +177,13 @@ def test_leaving_out_conditions_saves_a_model_that_is_blind_to_them(world, tmp_p
     images = torch.rand(4, 2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     encoders = model.condition_encoders
     with torch.no_grad():
-        features = encoders(images[0], images[1], images[2])
-        blind = encoders(images[0], images[3], images[2])
+        conditions = dict(zip(CONDITION_NAMES, images[:3], strict=True))
+        features, blind = encoders(conditions), encoders(conditions | {"normal": images[3]})
         alone = zip(encoders["skeleton"](images[0]), encoders["segmentation"](images[2]), strict=True)
         for feature, other, (skeleton, segmentation) in zip(features, blind, alone, strict=True):
             assert torch.equal(feature, other)
             assert torch.equal(feature, skeleton + segmentation)
-        assert not torch.equal(features[0], encoders(images[3], images[1], images[2])[0])
+        assert not torch.equal(features[0], encoders(conditions | {"skeleton": images[3]})[0])
     trained = training_run.load_training_state(tmp_path)["weights"]
     assert {name.split(".")[1] for name in trained if name.startswith("condition")} == {"skeleton", "segmentation"}
 
@@ -196,11 +198,11 @@ def test_without_conditions_the_decoder_alone_is_tuned_on_text_and_background(wo
 
     stage = make_stage(world, Share(3), {"weight": 0.5}, conditions=())
     stage.caption_dropout = 0.0
-    batch, model = stage.batch(4), stage.frozen["model"]
+    batch, model = stage.batch(4), stage.model
     hoi, reg = (
-        plain_loss(model, *(batch[f"{key}{name}"] for name in ("latents", "timesteps", "noise")),
-                   pictures.captions(batch[f"{key}indices"].tolist()), None)
-        for key, pictures in (("", stage.pictures), ("reg_", stage.regularization.data.pictures))
+        plain_loss(model, *(batch[term][name] for name in ("latents", "timesteps", "noise")),
+                   pictures.captions(batch[term]["indices"].tolist()), None)
+        for term, pictures in (("hoi", stage.pictures), ("reg", stage.regularization.data.pictures))
     )  # fmt: skip
     assert stage(batch)[0].item() == pytest.approx(hoi.item() + 0.5 * reg.item(), rel=1e-5)
 
@@ -215,14 +217,16 @@ def test_with_trainable_encoders_the_whole_unet_keeps_its_weights(world, tmp_pat
     assert all((value != 0).any() for value in trained.values())
 
 
-@pytest.mark.parametrize(("records", "batch_size", "world_size", "parts"), [(12, 2, 2, 1), (10, 3, 2, 2), (7, 2, 3, 1)])
-def test_every_epoch_hands_out_every_record_once_over_all_processes_and_parts(records, batch_size, world_size, parts):
+@pytest.mark.parametrize(
+    ("records", "batch_size", "world_size", "batches"), [(12, 2, 2, 1), (10, 3, 2, 2), (7, 2, 3, 1)]
+)
+def test_every_epoch_hands_out_every_record_once_over_all_processes(records, batch_size, world_size, batches):
     epochs, seen = 4, []
     step = 0
     while len(seen) < epochs * records:
         for rank in range(world_size):
-            share = Share(batch_size, rank, world_size, parts)
-            mine = [draw_indices(records, share.part(k), seed=4, step=step) for k in range(parts)]
+            share = Share(batch_size, rank, world_size, batches)
+            mine = [draw_indices(records, share.of_batch(k), seed=4, step=step) for k in range(batches)]
             np.testing.assert_array_equal(np.concatenate(mine), draw_indices(records, share, seed=4, step=step))
             seen += np.concatenate(mine).tolist()
         step += 1

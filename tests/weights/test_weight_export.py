@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from hoi.network.config import sd1_config, tiny_config
-from hoi.network.model import HOIDiffusion
+from hoi.network.model import CONDITION_NAMES, HOIDiffusion
 from hoi.network.samplers import sample_latents
 from hoi.network.text import tokenize
 from hoi.weights.diffusers_config import read_folder_config
@@ -93,7 +93,7 @@ def test_the_exported_folder_makes_our_latents_in_diffusers(exported, name):
         schedule,
         context=model.text_encoder(tokenize(prompts)),
         uncond_context=model.text_encoder(tokenize([negative])),
-        cond_features=model.condition_encoders(*conditions),
+        cond_features=model.condition_encoders(dict(zip(CONDITION_NAMES, conditions, strict=True))),
         noise=noise,
         sampler="ddim",
         num_inference_steps=10,
