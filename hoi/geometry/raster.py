@@ -1,12 +1,15 @@
-"""Z-buffer in numpy: mesh, Camera -> the face seen in each pixel.  Paper: Sec. 3.2 (rendering of the grasp).
+"""Rasterising: mesh, Camera -> the face seen in each pixel, and where its ray meets it.  Paper: Sec. 3.2.
 
-pyrender's GL: mesh, Camera -> the face seen in each pixel, as the z-buffer has it.  Paper: Sec. 3.2.
+A face map holds the index of the nearest face in every pixel.  Two backends make it: pyrender's GL, and a z-buffer in
+numpy where GL does not start.  What is seen is then computed from the face and the pixel's ray in float64, alike for
+both (meet_rays), so a change of backend moves a silhouette pixel at most.
 """
 
 import os
 import sys
 import zlib
 from collections import OrderedDict
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -15,11 +18,28 @@ import numpy as np
 from hoi.geometry.camera import Camera, transform_points
 
 NEAR, FAR = 0.01, 100.0  # metres; nothing nearer or farther is seen
-PIXELS_AT_ONCE = 500_000  # bounds the memory when many large faces overlap
 NO_FACE = -1
+PIXELS_AT_ONCE = 500_000  # of all faces together: bounds the z-buffer's memory at some 50 MB when large faces overlap
+EDGE_SLACK = 1e-9  # pixels: a centre on an edge belongs to both faces, whatever rounding (1e-13) says
+CACHED_MESHES = 8  # kept by GL, for an object is drawn many times; the hand moves, so its meshes pass through
 
 
-def ray_weights(corners: np.ndarray, intrinsics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class Hits:
+    """Where the rays of N covered pixels meet their faces.
+
+    pixel (N,) flat index, row by row; face (N,); weights (N, 3) barycentric; depth (N,) metres along the optical axis;
+    from_behind (N,) bool: the face shows its inside
+    """
+
+    pixel: np.ndarray
+    face: np.ndarray
+    weights: np.ndarray
+    depth: np.ndarray
+    from_behind: np.ndarray
+
+
+def _ray_weights(corners: np.ndarray, intrinsics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Linear functions of the pixel that give a face's barycentric weights divided by depth.
 
     The ray of pixel p = (u, v, 1) is z K^-1 p. The weights w of the point where it meets the face's plane solve
@@ -32,9 +52,8 @@ def ray_weights(corners: np.ndarray, intrinsics: np.ndarray) -> tuple[np.ndarray
     a, b, c = corners[:, 0], corners[:, 1], corners[:, 2]
     opposite = np.stack([np.cross(b, c), np.cross(c, a), np.cross(a, b)], axis=1)
     determinant = np.einsum("ij,ij->i", a, opposite[:, 0])
-    safe = np.where(
-        determinant == 0, 1.0, determinant
-    )  # seen exactly from the side: never covers a pixel centre in the z-buffer
+    # Zero: seen exactly from the side, which covers no pixel centre; any other number keeps the division harmless.
+    safe = np.where(determinant == 0, 1.0, determinant)
     return opposite @ np.linalg.inv(intrinsics) / safe[:, None, None], determinant
 
 
@@ -47,9 +66,9 @@ def _candidate_faces(points: np.ndarray, faces: np.ndarray, camera: Camera) -> t
     any_in_front = in_front[faces[:, 0]] | in_front[faces[:, 1]] | in_front[faces[:, 2]]
     crossing = any_in_front & ~(in_front[faces[:, 0]] & in_front[faces[:, 1]] & in_front[faces[:, 2]])
     # The box of a face that passes the near plane means nothing: look at every row.
-    left, top = (np.maximum(np.where(crossing, 0, np.ceil(low - 1e-9)), 0) for low in (left, top))
-    right = np.minimum(np.where(crossing, np.inf, np.floor(right + 1e-9)), camera.width - 1)
-    bottom = np.minimum(np.where(crossing, np.inf, np.floor(bottom + 1e-9)), camera.height - 1)
+    left, top = (np.maximum(np.where(crossing, 0, np.ceil(low - EDGE_SLACK)), 0) for low in (left, top))
+    right = np.minimum(np.where(crossing, np.inf, np.floor(right + EDGE_SLACK)), camera.width - 1)
+    bottom = np.minimum(np.where(crossing, np.inf, np.floor(bottom + EDGE_SLACK)), camera.height - 1)
     kept = np.flatnonzero(any_in_front & (right >= left) & (bottom >= top))
     return kept, top[kept].astype(np.int64), bottom[kept].astype(np.int64), crossing[kept]
 
@@ -71,7 +90,8 @@ def _row_lines(functions: np.ndarray, crossing: np.ndarray) -> tuple[np.ndarray,
         near_plane[2] += 1.0 / NEAR
         limits = np.concatenate([limits, near_plane[None]])
     a, b, c = limits[:, 0], limits[:, 1], limits[:, 2]
-    a = np.where(a == 0, 1e-9 * (np.abs(b) + np.abs(c)) + 1e-300, a)  # along a row: everything or nothing
+    # An edge along a row admits everything or nothing: a slope too steep to be met inside any picture says just that.
+    a = np.where(a == 0, 1e-9 * (np.abs(b) + np.abs(c)) + 1e-300, a)
     return -b / a, -c / a, a > 0
 
 
@@ -83,7 +103,7 @@ def _row_spans(lines: tuple[np.ndarray, ...], face: np.ndarray, row: np.ndarray,
         first = np.where(left, np.maximum(first, bound), first)
         last = np.where(left, last, np.minimum(last, bound))
     first, last = np.minimum(first, width), np.maximum(last, -1)
-    return np.ceil(first - 1e-9).astype(np.int64), np.floor(last + 1e-9).astype(np.int64)
+    return np.ceil(first - EDGE_SLACK).astype(np.int64), np.floor(last + EDGE_SLACK).astype(np.int64)
 
 
 def _expand(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -107,11 +127,12 @@ def numpy_face_map(vertices: np.ndarray, faces: np.ndarray, camera: Camera) -> n
     nearest = np.full(camera.height * camera.width, 1.0 / FAR)  # largest 1 / depth so far
     face_map = np.full(camera.height * camera.width, NO_FACE, dtype=np.int32)
     kept, top, bottom, crossing = _candidate_faces(points, faces, camera)
-    functions, determinant = ray_weights(points[faces[kept]], camera.intrinsics)
-    bottom = np.where(determinant == 0, top - 1, bottom)  # seen exactly from the side
+    functions, determinant = _ray_weights(points[faces[kept]], camera.intrinsics)
+    bottom = np.where(determinant == 0, top - 1, bottom)  # seen exactly from the side: no rows
     lines = _row_lines(functions, crossing)
     along_row, along_column, constant = functions.sum(axis=1).T
-    # Rounding must not lift a face seen almost from the side out of its own range of depths.
+    # 1 / depth is the sum of the three functions.  Rounding must not lift a face seen almost from the side out of its
+    # own range of depths.
     inverse = 1.0 / np.where(points[:, 2] > NEAR, points[:, 2], NEAR)
     (lowest,), (highest,) = (_over_corners(e, inverse[:, None], faces[kept]) for e in (np.minimum, np.maximum))
     lowest = np.where(crossing, 0.0, lowest)
@@ -134,7 +155,9 @@ def numpy_face_map(vertices: np.ndarray, faces: np.ndarray, camera: Camera) -> n
     return face_map.reshape(camera.height, camera.width)
 
 
-CACHED_MESHES = 8
+def content_key(*arrays: np.ndarray) -> tuple:
+    """Equal for equal contents: shapes and checksums."""
+    return tuple((array.shape, zlib.crc32(np.ascontiguousarray(array).data)) for array in arrays)
 
 
 class PyrenderFaceMap:
@@ -171,6 +194,8 @@ void main() {
                 return shaders[shader_filename]
 
         class FaceNumberCache:
+            """Stands in pyrender's place for its own shaders, whatever it asks for."""
+
             program: Any = None
 
             def get_program(self, *unused: Any, **also_unused: Any) -> Any:
@@ -211,7 +236,7 @@ void main() {
         faces = np.array([[0, 1, 2], [3, 4, 5]])
         camera = Camera(np.array([[20.0, 0, 15.5], [0, 20.0, 11.5], [0, 0, 1]]), np.eye(4), 24, 32)
         drawn, expected = self(vertices, faces, camera), numpy_face_map(vertices, faces, camera)
-        if (drawn != expected).mean() > 0.02:
+        if (drawn != expected).mean() > 0.02:  # 15 of 768 pixels; drivers that work differ in none
             raise RuntimeError("GL drew a wrong test picture")
 
     def _node(self, vertices: np.ndarray, faces: np.ndarray) -> Any:
@@ -228,6 +253,7 @@ void main() {
         return self.nodes[key]
 
     def __call__(self, vertices: np.ndarray, faces: np.ndarray, camera: Camera) -> np.ndarray:
+        """Arguments and result as those of numpy_face_map.  Raises RuntimeError in a process forked after the start."""
         if self.process != os.getpid():
             raise RuntimeError("this renderer was made before the process forked; make a new Renderer in each worker")
         self.offscreen.viewport_width, self.offscreen.viewport_height = camera.width, camera.height
@@ -236,12 +262,8 @@ void main() {
         flags = self.pyrender.RenderFlags.SEG
         color, _ = self.offscreen.render(self.scene, flags, {self._node(vertices, faces): 0})
         number = color.astype(np.int32) @ np.array([1, 256, 65536], dtype=np.int32)
+        # Number 0 is the background; the second half of the numbers are the faces in their other winding.
         return np.where(number > 0, (number - 1) % len(faces), NO_FACE).astype(np.int32)
-
-
-def content_key(*arrays: np.ndarray) -> tuple:
-    """Equal for equal contents: shapes and checksums."""
-    return tuple((array.shape, zlib.crc32(np.ascontiguousarray(array).data)) for array in arrays)
 
 
 @cache  # the end of a second GL renderer in a process would break the first
@@ -258,3 +280,44 @@ def start_pyrender() -> "PyrenderFaceMap | str":
     if isinstance(started, PyrenderFaceMap) and started.process != os.getpid():
         return "GL was started before this process forked and would hang in it; start workers with spawn"
     return started
+
+
+def _corner_weights(
+    points: np.ndarray, faces: np.ndarray, face: np.ndarray, pixel: np.ndarray, camera: Camera
+) -> tuple[np.ndarray, np.ndarray]:
+    """Barycentric weights (N, 3) of each pixel's ray on its face's plane, and whether the face is seen from behind."""
+    is_seen = np.zeros(len(faces), dtype=bool)
+    is_seen[face] = True
+    seen = np.flatnonzero(is_seen)
+    place = np.cumsum(is_seen)[face] - 1
+    functions, determinant = _ray_weights(points[faces[seen]], camera.intrinsics)
+    of_pixel = functions.reshape(-1, 9)[place]
+    row, column = (each[:, None] for each in np.divmod(pixel, camera.width))
+    weights = of_pixel[:, 0::3] * column + of_pixel[:, 1::3] * row + of_pixel[:, 2::3]
+    total = weights.sum(axis=1, keepdims=True)  # zero when GL shows a face that is seen exactly from the side
+    weights = np.divide(weights, total, out=np.full(weights.shape, 1 / 3), where=total != 0)
+    return weights, determinant[place] > 0
+
+
+def meet_rays(face_map: np.ndarray, vertices: np.ndarray, faces: np.ndarray, camera: Camera) -> Hits:
+    """Where the rays of the pixels that a face map covers meet their faces.
+
+    face_map (H, W) from either backend; vertices (V, 3) metres, the camera's world frame; faces (F, 3)
+    """
+    pixel = np.flatnonzero(face_map >= 0)
+    face = face_map.ravel()[pixel]
+    points = transform_points(camera.world_to_camera, vertices)
+    weights, from_behind = _corner_weights(points, faces, face, pixel, camera)
+    # GL rounds corners to 1/256 pixel, so it may choose a face that ends just beside the pixel's centre. Ask the faces
+    # around it; where none covers the centre, stay on the border of the first.
+    beside = np.flatnonzero(weights.min(axis=1) < -1e-6)
+    if len(beside):
+        touched = np.zeros(len(vertices), dtype=bool)
+        touched[faces[face[beside]]] = True
+        around = np.flatnonzero(touched[faces].any(axis=1))
+        exact = numpy_face_map(vertices, faces[around], camera).ravel()[pixel[beside]]
+        face[beside] = np.where(exact >= 0, around[exact], face[beside])
+        weights[beside], from_behind[beside] = _corner_weights(points, faces, face[beside], pixel[beside], camera)
+    weights = np.clip(weights, 0.0, 1.0)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return Hits(pixel, face, weights, (weights * points[:, 2][faces[face]]).sum(axis=1), from_behind)

@@ -1,8 +1,7 @@
 """Rendering: hand mesh, object mesh, Camera -> GBuffer (depth, labels, normals, amodal object mask).  Paper: Sec. 3.2.
 
-A backend answers one question, which face is seen in each pixel: pyrender's GL, or a z-buffer in numpy where GL does
-not start. Depth, normals and labels are then computed from the face and the pixel's ray in float64, alike for both, so
-a change of backend moves a silhouette pixel at most.
+Each mesh is a layer: which face a pixel sees and where its ray meets it comes from hoi/geometry/raster.py, the normal
+there is mixed from the normals of the face's corners, made here.  The layers are then put together, nearest first.
 """
 
 from collections import OrderedDict
@@ -12,12 +11,13 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from hoi.geometry.camera import Camera, transform_points
-from hoi.geometry.raster import content_key, numpy_face_map, ray_weights, start_pyrender
+from hoi.geometry.camera import Camera
+from hoi.geometry.raster import content_key, meet_rays, numpy_face_map, start_pyrender
 
 BACKGROUND, HAND, OBJECT = 0, 1, 2
 CREASE_DEG = 50.0  # edges that fold more stay sharp: rims and bases do, a tube of 8 sides does not
-CACHED_OBJECTS = 8
+CACHED_OBJECTS = 8  # whose corner normals are remembered: 6 ms for a mug that is drawn in 10 (512 px)
+FLESH = 0.025  # metres: a joint lies at most so deep below the skin that hides it; deeper, something else is before it
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,32 @@ class GBuffer:
     label_map: np.ndarray
     surface_normals: np.ndarray
     object_mask: np.ndarray
+
+
+def _normalized(vectors: np.ndarray) -> np.ndarray:
+    """(..., 3) of length 1; what is shorter than any edge can be becomes 0."""
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 1e-30)
+
+
+def _sum_by_label(labels: np.ndarray, vectors: np.ndarray, count: int) -> np.ndarray:
+    """Sum of the vectors (N, 3) of each label 0 to count - 1: (count, 3)."""
+    return np.stack([np.bincount(labels, weights=vectors[:, axis], minlength=count) for axis in range(3)], axis=1)
+
+
+def _corner_parts(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Unit normals of the faces (F, 3), and what each corner adds to its vertex: that normal times its angle (3 F, 3).
+
+    Weights by angle do not depend on how a quad is cut in two, weights by area do: on a surface of revolution with 64
+    sections they lean by 0.9 degrees. Source: Thuermer and Wuethrich 1998.
+    """
+    corners = vertices[faces]
+    edges = np.roll(corners, -1, axis=1) - corners  # edge i runs from corner i to the next
+    unit = _normalized(np.cross(edges[:, 0], edges[:, 1]))
+    directions = _normalized(edges)
+    cosines = -np.einsum("fij,fij->fi", directions, np.roll(directions, 1, axis=1))
+    angles = np.arccos(np.clip(cosines, -1.0, 1.0))
+    return unit, (angles[..., None] * unit[:, None]).reshape(-1, 3)
 
 
 def smooth_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
@@ -75,28 +101,41 @@ def crease_normals(vertices: np.ndarray, faces: np.ndarray, crease_deg: float = 
     return _normalized(_sum_by_label(group, parts, count))[group].reshape(-1, 3, 3)
 
 
-def _corner_parts(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Unit normals of the faces (F, 3), and what each corner adds to its vertex: that normal times its angle (3 F, 3).
-
-    Weights by angle do not depend on how a quad is cut in two, weights by area do: on a surface of revolution with 64
-    sections they lean by 0.9 degrees. Source: Thuermer and Wuethrich 1998.
-    """
-    corners = vertices[faces]
-    edges = np.roll(corners, -1, axis=1) - corners  # edge i runs from corner i to the next
-    unit = _normalized(np.cross(edges[:, 0], edges[:, 1]))
-    directions = _normalized(edges)
-    cosines = -np.einsum("fij,fij->fi", directions, np.roll(directions, 1, axis=1))
-    angles = np.arccos(np.clip(cosines, -1.0, 1.0))
-    return unit, (angles[..., None] * unit[:, None]).reshape(-1, 3)
-
-
-def _sum_by_label(labels: np.ndarray, vectors: np.ndarray, count: int) -> np.ndarray:
-    return np.stack([np.bincount(labels, weights=vectors[:, axis], minlength=count) for axis in range(3)], axis=1)
+def _checked(what: str, vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices as float64 and faces as int64; ValueError where no mesh can have them."""
+    vertices, faces = np.asarray(vertices, dtype=np.float64), np.asarray(faces, dtype=np.int64)
+    if vertices.ndim != 2 or vertices.shape[1] != 3 or faces.ndim != 2 or faces.shape[1] != 3:
+        raise ValueError(f"{what}: vertices are {vertices.shape} and faces {faces.shape}; expected (V, 3) and (F, 3)")
+    if not np.isfinite(vertices).all():
+        raise ValueError(
+            f"{what}: {(~np.isfinite(vertices).all(axis=1)).sum()} of {len(vertices)} vertices are not finite"
+        )
+    if faces.min() < 0 or faces.max() >= len(vertices):
+        raise ValueError(
+            f"{what}: face indices run from {faces.min()} to {faces.max()}; there are {len(vertices)} vertices"
+        )
+    return vertices, faces
 
 
-def _normalized(vectors: np.ndarray) -> np.ndarray:
-    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 1e-30)
+def _nearest_of(layers: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]], camera: Camera) -> GBuffer:
+    """Put the layers (object, then hand) together; the later one wins where both are equally near."""
+    size = camera.height * camera.width
+    depth, label_map = np.full(size, np.inf), np.zeros(size, dtype=np.uint8)
+    surface_normals, object_mask = np.zeros((size, 3), dtype=np.float32), np.zeros(size, dtype=bool)
+    for label, pixel, layer_depth, layer_normals in layers:
+        if label == OBJECT:
+            object_mask[pixel] = True
+        wins = layer_depth <= depth[pixel]
+        pixel = pixel[wins]
+        depth[pixel], label_map[pixel], surface_normals[pixel] = layer_depth[wins], label, layer_normals[wins]
+    depth[label_map == BACKGROUND] = 0.0
+    shape = camera.height, camera.width
+    return GBuffer(
+        depth.astype(np.float32).reshape(shape),
+        label_map.reshape(shape),
+        surface_normals.reshape(*shape, 3),
+        object_mask.reshape(shape),
+    )
 
 
 class Renderer:
@@ -141,17 +180,24 @@ class Renderer:
         """
         layers = []
         if object_vertices is not None and len(object_faces):
-            mesh = _checked("object", object_vertices, object_faces)
-            layers.append(
-                (OBJECT, _meet_rays(self._face_map(*mesh, camera), *mesh, self._cached_normals(*mesh), camera))
-            )
+            vertices, faces = _checked("object", object_vertices, object_faces)
+            layers.append((OBJECT, *self._draw(vertices, faces, self._cached_normals(vertices, faces), camera)))
         if hand_vertices is not None and len(hand_faces):
             # Smooth throughout: a closing fist folds its edges, and creases would come and go between frames.
-            mesh = _checked("hand", hand_vertices, hand_faces)
-            layers.append((HAND, _meet_rays(self._face_map(*mesh, camera), *mesh, smooth_normals(*mesh), camera)))
+            vertices, faces = _checked("hand", hand_vertices, hand_faces)
+            layers.append((HAND, *self._draw(vertices, faces, smooth_normals(vertices, faces), camera)))
         return _nearest_of(layers, camera)
 
+    def _draw(
+        self, vertices: np.ndarray, faces: np.ndarray, corner_normals: np.ndarray, camera: Camera
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of the pixels that one mesh covers: flat index (N,), depth (N,), normal (N, 3) in the camera frame."""
+        hits = meet_rays(self._face_map(vertices, faces, camera), vertices, faces, camera)
+        normals = np.einsum("ij,ijk->ik", hits.weights, corner_normals[hits.face]) @ camera.world_to_camera[:3, :3].T
+        return hits.pixel, hits.depth, _normalized(np.where(hits.from_behind[:, None], -normals, normals))
+
     def _cached_normals(self, vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+        """crease_normals of an object, kept for the last CACHED_OBJECTS of them."""
         key = content_key(vertices, faces)
         if key not in self._object_normals:
             self._object_normals[key] = crease_normals(vertices, faces).astype(np.float32)
@@ -159,87 +205,6 @@ class Renderer:
         while len(self._object_normals) > CACHED_OBJECTS:
             self._object_normals.popitem(last=False)
         return self._object_normals[key]
-
-
-def _checked(what: str, vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    vertices, faces = np.asarray(vertices, dtype=np.float64), np.asarray(faces, dtype=np.int64)
-    if vertices.ndim != 2 or vertices.shape[1] != 3 or faces.ndim != 2 or faces.shape[1] != 3:
-        raise ValueError(f"{what}: vertices are {vertices.shape} and faces {faces.shape}; expected (V, 3) and (F, 3)")
-    if not np.isfinite(vertices).all():
-        raise ValueError(
-            f"{what}: {(~np.isfinite(vertices).all(axis=1)).sum()} of {len(vertices)} vertices are not finite"
-        )
-    if faces.min() < 0 or faces.max() >= len(vertices):
-        raise ValueError(
-            f"{what}: face indices run from {faces.min()} to {faces.max()}; there are {len(vertices)} vertices"
-        )
-    return vertices, faces
-
-
-def _meet_rays(
-    face_map: np.ndarray, vertices: np.ndarray, faces: np.ndarray, corner_normals: np.ndarray, camera: Camera
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where the rays of covered pixels meet their faces: flat pixel index (N,), depth (N,), surface normal (N, 3)."""
-    pixel = np.flatnonzero(face_map >= 0)
-    face = face_map.ravel()[pixel]
-    points = transform_points(camera.world_to_camera, vertices)
-    weights, from_behind = _corner_weights(points, faces, face, pixel, camera)
-    # GL rounds corners to 1/256 pixel, so it may choose a face that ends just beside the pixel's centre. Ask the faces
-    # around it; where none covers the centre, stay on the border of the first.
-    beside = np.flatnonzero(weights.min(axis=1) < -1e-6)
-    if len(beside):
-        touched = np.zeros(len(vertices), dtype=bool)
-        touched[faces[face[beside]]] = True
-        around = np.flatnonzero(touched[faces].any(axis=1))
-        exact = numpy_face_map(vertices, faces[around], camera).ravel()[pixel[beside]]
-        face[beside] = np.where(exact >= 0, around[exact], face[beside])
-        weights[beside], from_behind[beside] = _corner_weights(points, faces, face[beside], pixel[beside], camera)
-    weights = np.clip(weights, 0.0, 1.0)
-    weights /= weights.sum(axis=1, keepdims=True)
-    depth = (weights * points[:, 2][faces[face]]).sum(axis=1)
-    normals = np.einsum("ij,ijk->ik", weights, corner_normals[face]) @ camera.world_to_camera[:3, :3].T
-    return pixel, depth, _normalized(np.where(from_behind[:, None], -normals, normals))
-
-
-def _corner_weights(
-    points: np.ndarray, faces: np.ndarray, face: np.ndarray, pixel: np.ndarray, camera: Camera
-) -> tuple[np.ndarray, np.ndarray]:
-    """Barycentric weights (N, 3) of each pixel's ray on its face's plane, and whether the face is seen from behind."""
-    is_seen = np.zeros(len(faces), dtype=bool)
-    is_seen[face] = True
-    seen = np.flatnonzero(is_seen)
-    place = np.cumsum(is_seen)[face] - 1
-    functions, determinant = ray_weights(points[faces[seen]], camera.intrinsics)
-    of_pixel = functions.reshape(-1, 9)[place]
-    row, column = (each[:, None] for each in np.divmod(pixel, camera.width))
-    weights = of_pixel[:, 0::3] * column + of_pixel[:, 1::3] * row + of_pixel[:, 2::3]
-    total = weights.sum(axis=1, keepdims=True)  # zero when GL shows a face that is seen exactly from the side
-    weights = np.divide(weights, total, out=np.full(weights.shape, 1 / 3), where=total != 0)
-    return weights, determinant[place] > 0
-
-
-def _nearest_of(layers: list[tuple[int, tuple[np.ndarray, ...]]], camera: Camera) -> GBuffer:
-    """Put the layers (object, then hand) together; the later one wins where both are equally near."""
-    size = camera.height * camera.width
-    depth, label_map = np.full(size, np.inf), np.zeros(size, dtype=np.uint8)
-    surface_normals, object_mask = np.zeros((size, 3), dtype=np.float32), np.zeros(size, dtype=bool)
-    for label, (pixel, layer_depth, layer_normals) in layers:
-        if label == OBJECT:
-            object_mask[pixel] = True
-        wins = layer_depth <= depth[pixel]
-        pixel = pixel[wins]
-        depth[pixel], label_map[pixel], surface_normals[pixel] = layer_depth[wins], label, layer_normals[wins]
-    depth[label_map == BACKGROUND] = 0.0
-    shape = camera.height, camera.width
-    return GBuffer(
-        depth.astype(np.float32).reshape(shape),
-        label_map.reshape(shape),
-        surface_normals.reshape(*shape, 3),
-        object_mask.reshape(shape),
-    )
-
-
-FLESH = 0.025  # metres: a joint lies at most so deep below the skin that hides it; deeper, something else is before it
 
 
 def joints_shown(
