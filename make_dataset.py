@@ -35,17 +35,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from hoi.common.command import how_made, positive, problems_as_messages
+from hoi.common.command import positive, problems_as_messages
 from hoi.common.machine import mapper
 from hoi.data.check import check_folder
 from hoi.data.folder import read_records
 from hoi.data.scene_maker import SceneMaker, SceneSettings
-from hoi.data.writer import DatasetWriter, open_folder, refuse_other_job
+from hoi.data.writer import HAND_TERMS, DatasetWriter, folder_description, refuse_other_job
 from hoi.geometry.camera import CAMERA_FOV_DEG, FRAMINGS
 from hoi.geometry.grabnet import load_grabnet
 from hoi.geometry.grasp import default_cache
 from hoi.geometry.hand import load_hand
-from hoi.geometry.objects import CATEGORIES, ObjectMesh, collect_objects, object_card
+from hoi.geometry.objects import CATEGORIES, ObjectMesh, collect_objects
 from hoi.geometry.scene import CONTENTS, GraspedObject, graspable
 from hoi.sources.captions import CAPTION_FILE, Captioner, apply_captions, caption_folder, read_captions
 from hoi.sources.convert import NORMALS, STROKES, ConversionSettings, check_needs, convert_source, fit_warning, summary
@@ -280,23 +280,18 @@ def describe_scenes(args: argparse.Namespace, settings: SceneSettings, objects: 
     """What goes to dataset.json."""
     meshes = [item.object_mesh for item in objects]
     digest = [hashlib.sha256(mesh.vertices.tobytes() + mesh.faces.tobytes()).hexdigest()[:8] for mesh in meshes]
-    hand = Path(args.mano).name if args.mano else "builtin"
-    return {
-        **how_made("make_dataset.py"),
-        "seed": args.seed,
-        "licences": {
-            "hand": "MANO licence (non-commercial research)" if args.mano else "built-in hand: MIT, see hoi/assets",
-            "objects": sorted({mesh.source for mesh in meshes}),
-        }
-        | ({"grasps": "GrabNet licence (non-commercial research)"} if args.grasp == "grabnet" else {}),
-        # Without what older folders do not say: they go on.
-        "job": {key: value for key, value in asdict(settings).items() if (key, value) != ("camera", "official")}
-        | {"hand": hand, "objects": [f"{m.object_id} {d}" for m, d in zip(meshes, digest, strict=True)]}
-        | ({"grasp": args.grasp} if args.grasp != "builtin" else {}),  # folders from before this flag go on
-        "objects": [
-            object_card(item.object_mesh) | {"grasps": len(item.right) + len(item.left)} for item in objects
-        ],
-    }  # fmt: skip
+    # Without what older folders do not say: they go on.
+    job = {key: value for key, value in asdict(settings).items() if (key, value) != ("camera", "official")}
+    job |= {"hand": Path(args.mano).name if args.mano else "builtin"}
+    job |= {"objects": [f"{mesh.object_id} {of}" for mesh, of in zip(meshes, digest, strict=True)]}
+    job |= {"grasp": args.grasp} if args.grasp != "builtin" else {}
+    licences = {"hand": HAND_TERMS["mano" if args.mano else "builtin"]}
+    description = folder_description("make_dataset.py", job, args.seed, licences=licences, meshes=meshes)
+    if args.grasp == "grabnet":
+        description["licences"]["grasps"] = "GrabNet licence (non-commercial research)"
+    for card, item in zip(description["objects"], objects, strict=True):
+        card["grasps"] = len(item.right) + len(item.left)
+    return description
 
 
 def describe_pictures(args: argparse.Namespace, source: Source) -> dict[str, Any]:
@@ -310,12 +305,9 @@ def describe_pictures(args: argparse.Namespace, source: Source) -> dict[str, Any
     }  # fmt: skip
     job |= {"seed": args.seed} if args.shuffle else {}
     job |= {"depth_model": args.depth_model} if args.normals == "estimated" else {}
-    return {
-        **how_made("make_dataset.py"),
-        "licences": {"pictures": f"terms of {source.name}, which stay with every picture"}
-        | ({"hand": "MANO licence (non-commercial research)"} if args.mano else {}),
-        "job": job,
-    }
+    licences = {"pictures": f"terms of {source.name}, which stay with every picture"}
+    licences |= {"hand": HAND_TERMS["mano"]} if args.mano else {}
+    return folder_description("make_dataset.py", job, licences=licences)
 
 
 @contextmanager
@@ -359,7 +351,7 @@ def make_scenes(args: argparse.Namespace) -> None:
     build = partial(SceneMaker, settings, meshes, args.out, args.cache, args.mano, args.grabnet)
     with mapper(args.workers, build) as run:
         print(f"renderer: {next(iter(run('renderer_used', [0])))}")
-        writer = open_folder(args.out, describe_scenes(args, settings, find_all_grasps(settings, meshes, run)))
+        writer = DatasetWriter(args.out, describe_scenes(args, settings, find_all_grasps(settings, meshes, run)))
         todo = [k for k in range(scenes) if not all(writer.done(i) for i in range(k * per_scene, (k + 1) * per_scene))]
         print(f"{scenes} scenes x {per_scene} records -> {args.out}, {len(writer)} records are there already")
         before = len(writer)
@@ -404,7 +396,7 @@ def convert_pictures(args: argparse.Namespace) -> None:
     captioner = Captioner(args.captioner) if args.captioner else None  # before GL starts, see FrameConverter
     order = np.random.default_rng(args.seed).permutation(len(source)) if args.shuffle else np.arange(len(source))
     order = order[: args.count]
-    writer = open_folder(args.out, describe_pictures(args, source))
+    writer = DatasetWriter(args.out, describe_pictures(args, source))
     print(f"{len(order)} frames of {source.name} -> {args.out}, {len(writer)} records are there already")
     with continued_after(writer):
         rejected = convert_source(source, order, settings, writer, args.workers)

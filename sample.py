@@ -25,16 +25,15 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from hoi.common.command import how_made, not_negative, positive, problems_as_messages
+from hoi.common.command import not_negative, positive, problems_as_messages
 from hoi.common.files import short_hash
 from hoi.common.machine import keep_freed_memory
-from hoi.data.folder import read_description
 from hoi.data.views import GRASPS, FolderViews, Request, SceneViews, plan
-from hoi.data.writer import open_folder, write_generated
+from hoi.data.writer import DatasetWriter, folder_description, write_pictures
 from hoi.geometry.camera import FRAMINGS
 from hoi.geometry.grasp import default_cache
 from hoi.geometry.hand import load_hand
-from hoi.geometry.objects import CATEGORIES, collect_objects, object_card
+from hoi.geometry.objects import CATEGORIES, collect_objects
 from hoi.geometry.scene import ViewSettings
 from hoi.network.config import ModelConfig
 from hoi.network.model import stack_conditions
@@ -124,28 +123,16 @@ def describe(
     """What goes to dataset.json; "job" decides the pictures, and another job must not continue in the same folder."""
     told = None if prompts is None else short_hash(json.dumps(prompts))
     job = pipeline.job(args.seed) | {"prompts": told, "conditions": args.conditions}
-    licences: dict[str, Any] = {"weights": f"those of {pipeline.checkpoint['name']}"}
-    objects: list[dict[str, Any]] = []
+    meshes = None
     if isinstance(views, FolderViews):
         rows = [[record["index"], record["text"], record["keypoints_2d"]] for record in views.records]
         job["data"] = short_hash(json.dumps(rows))
-        source = read_description(args.data)
-        licences["data"], objects = source.get("licences"), source.get("objects") or []
     elif views is not None:
         meshes = views.meshes
         job["objects"] = [f"{m.object_id} {hashlib.sha256(m.vertices.tobytes()).hexdigest()[:8]}" for m in meshes]
         job |= {"hand_side": args.hand_side, "framing": views.settings.framing, "hand": views.hand.name,
                 "grasps_per_object": args.grasps_per_object}  # fmt: skip
-        licences["objects"] = sorted({mesh.source for mesh in meshes})
-        objects = [object_card(mesh) for mesh in meshes]
-    return {
-        **how_made("sample.py"),
-        "seed": args.seed,
-        "checkpoint": pipeline.checkpoint,
-        "licences": licences,
-        "job": job,
-        "objects": objects,
-    }
+    return folder_description("sample.py", job, args.seed, pipeline.checkpoint, meshes=meshes, source=args.data)
 
 
 def say(rank: int, *lines: str) -> None:
@@ -185,7 +172,7 @@ def main(args: argparse.Namespace) -> None:
     if world_size > 1:
         # A process may wait for days at the end: for one whose share of the pictures is slower.
         dist.init_process_group("gloo", timeout=timedelta(days=7))
-    writer = open_folder(args.out, describe(args, pipeline, views, prompts), rank, world_size)
+    writer = DatasetWriter(args.out, describe(args, pipeline, views, prompts), rank, world_size)
     barrier()  # every rank has seen the same finished records
     todo = [request for request in requests if not writer.done(request.index)]
     if not todo:
@@ -204,7 +191,7 @@ def main(args: argparse.Namespace) -> None:
         say(rank, warning)
     if isinstance(views, SceneViews):
         prepare_grasps(views, todo, rank)
-        say(rank, f"conditions drawn by {views.renderer_used()}")
+        say(rank, f"conditions drawn by {views.renderer}")
     first_index: dict[int | None, int] = {}  # of each view: the number that its condition files carry
     for request in requests:
         first_index.setdefault(request.view, request.index)
@@ -219,8 +206,8 @@ def main(args: argparse.Namespace) -> None:
             features, annotation = ({k: old[k] for k in old.keys() & numbers} for old in (features, annotation))
             for k in sorted(numbers - features.keys()):
                 view = views[k]
-                conditions = view.conditions_or_blank(config.image_size, config.image_size)
-                features[k] = pipeline.features(stack_conditions([conditions]))
+                conditions = stack_conditions([view.conditions], config.image_size, config.image_size)
+                features[k] = pipeline.features(conditions)
                 annotation[k] = view.write(args.out, first_index[k])
             images = pipeline.pictures(
                 [request.prompt for request in batch],
@@ -231,7 +218,7 @@ def main(args: argparse.Namespace) -> None:
             for request, image in zip(batch, images, strict=True):
                 record = annotation.get(request.view, {}) | pipeline.record_entries(args.seed)
                 record |= {"text": request.prompt, "source_index": request.source_index}
-                writer.append(write_generated(args.out, request.index, record, image))
+                writer.append(write_pictures(args.out, request.index, record, image))
                 bar.update()
     barrier()
     writer.finish()

@@ -21,17 +21,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from hoi.common.command import finite, how_made, not_negative, positive, problems_as_messages
+from hoi.common.command import finite, not_negative, positive, problems_as_messages
 from hoi.common.files import encode_png, short_hash, write_whole
 from hoi.common.machine import keep_freed_memory
 from hoi.common.sheets import write_video
-from hoi.data.folder import load_conditions, load_image, read_description, read_records
+from hoi.data.folder import load_conditions, load_image, read_records
 from hoi.data.views import ApproachFrames, TrajectoryFrames, approach_scene
-from hoi.data.writer import open_folder, strip, write_generated
+from hoi.data.writer import DatasetWriter, folder_description, strip, write_pictures
 from hoi.geometry.camera import FRAMINGS
 from hoi.geometry.grasp import MAX_PENETRATION_MM, default_cache
 from hoi.geometry.hand import load_hand
-from hoi.geometry.objects import collect_objects, object_card
+from hoi.geometry.objects import collect_objects
 from hoi.geometry.render import Renderer
 from hoi.geometry.scene import ViewSettings
 from hoi.network.config import ModelConfig
@@ -145,26 +145,16 @@ def describe(
     job = pipeline.job(args.seed) | {"prompt": prompt}
     job |= {"frames": len(frames), "fps": args.fps, "anchor": anchor, "same_noise": args.same_noise}
     job |= {"anchor_in": args.anchor_in}
-    licences: dict[str, Any] = {"weights": f"those of {pipeline.checkpoint['name']}"}
+    meshes = None
     if isinstance(frames, TrajectoryFrames):
         motion = [record["keypoints_2d"] for record in frames.records]
-        source = read_description(args.trajectory)
-        licences["data"], objects = source.get("licences"), source.get("objects") or []
     else:
         motion = [hand.transl.round(6).tolist() for hand in frames.scene.hand_params]
-        mesh = frames.scene.object_mesh
-        licences["objects"], objects = [mesh.source], [object_card(mesh)]
-        job["object"] = mesh.object_id
+        meshes = [frames.scene.object_mesh]
+        job["object"] = meshes[0].object_id
         job["intrinsics"] = frames.scene.camera.intrinsics.round(6).tolist()
     job["motion"] = short_hash(repr(motion))
-    return {
-        **how_made("video.py"),
-        "seed": args.seed,
-        "checkpoint": pipeline.checkpoint,
-        "licences": licences,
-        "job": job,
-        "objects": objects,
-    }
+    return folder_description("video.py", job, args.seed, pipeline.checkpoint, meshes=meshes, source=args.trajectory)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -180,7 +170,7 @@ def main(args: argparse.Namespace) -> None:
     frames, size = choose_frames(args, config), config.image_size
     anchor = choose_anchor(args, len(frames))
     prompt = choose_prompt(args, frames, anchor)
-    writer = open_folder(args.out, describe(args, pipeline, frames, prompt, anchor))
+    writer = DatasetWriter(args.out, describe(args, pipeline, frames, prompt, anchor))
     print(f"{pipeline.checkpoint['name']} ({config.name}), {pipeline.dtype} on {pipeline.device}; {settings.sampler}, "
           f"{settings.num_inference_steps} steps, guidance {settings.guidance_scale:g}",
           f'{len(frames)} frames of "{prompt}", anchor {"off" if anchor is None else anchor}, '
@@ -190,7 +180,7 @@ def main(args: argparse.Namespace) -> None:
         print("hint: one frame is a single picture; --frames 16 makes a video")
 
     def frame_features(frame: int) -> list[torch.Tensor]:
-        return pipeline.features(stack_conditions([frames[frame].conditions_or_blank(size, size)]))
+        return pipeline.features(stack_conditions([frames[frame].conditions], size, size))
 
     def frame_generator(frame: int) -> torch.Generator:
         return picture_generator(args.seed, 0 if args.same_noise else frame)
@@ -204,7 +194,7 @@ def main(args: argparse.Namespace) -> None:
         for frame, image in pictures:
             record = frames[frame].write(args.out, frame) | pipeline.record_entries(args.seed)
             record |= {"text": prompt, "trajectory": 0, "frame": frame, "timestamp": round(frame / args.fps, 6)}
-            writer.append(write_generated(args.out, frame, record, image))
+            writer.append(write_pictures(args.out, frame, record, image))
             bar.update()
     writer.finish()
     records = read_records(args.out)  # the files show what is on disk, frames of an earlier run too

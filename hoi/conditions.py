@@ -17,7 +17,9 @@ from hoi.common.arrays import resized_points
 
 SEGMENTATION_COLORS = np.array([[0, 0, 0], [128, 128, 128], [153, 51, 51]], dtype=np.uint8)  # background, hand, object
 FINGER_COLORS = ((139, 53, 255), (0, 56, 255), (43, 140, 237), (37, 168, 36), (147, 147, 0), (70, 17, 145))
-BONES = tuple((0 if knuckle else joint - 1, joint) for joint in range(1, 21) for knuckle in [joint % 4 == 1])
+KEYPOINTS = 21  # of a hand, in OpenPose order: the wrist, then four of each finger from its base to its tip
+# Parent and child of each bone: a finger's first joint hangs on the wrist, the others on the joint before them.
+BONES = tuple((0 if joint % 4 == 1 else joint - 1, joint) for joint in range(1, KEYPOINTS))
 STROKE_SIDE = 512  # strokes are made for pictures of this side; smaller ones are drawn there and averaged
 JOINT_HALF_WIDTHS = (
     0,
@@ -53,7 +55,7 @@ def stroke_color(index: int) -> tuple[int, int, int]:
 
 
 SKELETON_COLORS = np.array(
-    [stroke_color(index) for index in range(21)], dtype=np.uint8
+    [stroke_color(index) for index in range(KEYPOINTS)], dtype=np.uint8
 )  # of joints 0..20; the first 20 also of the bones
 
 
@@ -124,7 +126,7 @@ def draw_skeleton(keypoints_2d: np.ndarray, height: int, width: int) -> np.ndarr
     Raises ValueError when the keypoints have another shape or are not finite.
     """
     keypoints_2d = np.asarray(keypoints_2d, dtype=np.float64)
-    if keypoints_2d.shape != (21, 2):
+    if keypoints_2d.shape != (KEYPOINTS, 2):
         raise ValueError(f"keypoints_2d is {keypoints_2d.shape}; expected (21, 2) pixels in OpenPose order")
     if not np.isfinite(keypoints_2d).all():
         joint = int(np.argmin(np.isfinite(keypoints_2d).all(axis=1)))
@@ -242,8 +244,3 @@ def draw_conditions(keypoints_2d: np.ndarray | None, label_map: np.ndarray, surf
     black = np.zeros((height, width, 3), dtype=np.uint8)
     skeleton = black if keypoints_2d is None else draw_skeleton(keypoints_2d, height, width)
     return Conditions(skeleton, draw_normal(surface_normals, label_map > 0), draw_segmentation(label_map))
-
-
-def blank_conditions(height: int, width: int) -> Conditions:
-    """All black: scenery without hand or object, the regularisation batches of eq. 3."""
-    return Conditions(*(np.zeros((height, width, 3), dtype=np.uint8) for _ in range(3)))

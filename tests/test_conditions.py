@@ -17,7 +17,6 @@ import trimesh
 from hoi.conditions import (
     BONES,
     SKELETON_COLORS,
-    blank_conditions,
     draw_conditions,
     draw_normal,
     draw_segmentation,
@@ -248,10 +247,10 @@ def test_conditions_are_the_three_pictures_and_black_outside() -> None:
     assert not draw_conditions(None, label_map, surface_normals).skeleton.any()
 
 
-def test_stacked_conditions_are_the_pictures_divided_by_255() -> None:
+def test_stacked_conditions_are_the_pictures_divided_by_255_and_black_where_there_are_none() -> None:
     _, _, label_map, surface_normals = scene()
-    first, second = draw_conditions(random_hands(1)[0] / 2, label_map, surface_normals), blank_conditions(256, 256)
-    stacked = stack_conditions([first, second])
+    first = draw_conditions(random_hands(1)[0] / 2, label_map, surface_normals)
+    stacked = stack_conditions([first, None], 256, 256)
     assert list(stacked) == ["skeleton", "normal", "segmentation"]
     for name, tensor in stacked.items():
         assert tensor.dtype == torch.float32 and not tensor[1].any()

@@ -172,7 +172,7 @@ def test_shaded_looks_share_geometry_and_differ_in_picture_and_text(tmp_path, ca
         assert first["look"]["object_color"] in first["text"] or first["category"] is None
     scenery = [record for record in records if record["transl"] is None and record["object_path"] is None]
     assert scenery and all(record["skeleton_file_name"] is None for record in scenery)
-    assert not load_conditions(tmp_path, scenery[0]).segmentation.any()
+    assert load_conditions(tmp_path, scenery[0]) is None
 
 
 def test_the_folder_says_how_it_was_made(sixty):

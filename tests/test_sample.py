@@ -454,7 +454,7 @@ def test_a_folder_of_another_size_is_refused_before_anything_is_made(tmp_path, c
     lines = lines.replace('"height": 64, "width": 64', '"height": 512, "width": 512')
     (tmp_path / "data" / "metadata.jsonl").write_text(lines)
     message = failure(capsys, command(checkpoint, tmp_path / "out", "--data", str(tmp_path / "data")))
-    assert "is 512 x 512 px, the checkpoint takes 64 x 64" in message and not (tmp_path / "out").exists()
+    assert "is 512 x 512 px, the model takes 64 x 64" in message and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

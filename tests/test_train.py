@@ -233,7 +233,7 @@ def test_previews_show_the_training_pictures_above_what_each_caption_and_geometr
         conditions = load_conditions(world / "data", records[k])
         np.testing.assert_array_equal(skeletons[k], conditions.skeleton)
         maker = Pipeline(model, settings)
-        features = maker.features(stack_conditions([conditions]))
+        features = maker.features(stack_conditions([conditions], SIDE, SIDE))
         alone = maker.pictures([records[k]["text"]], features, [torch.Generator().manual_seed(k)])[0]
         assert np.abs(made[k].astype(int) - alone).max() <= 1
         assert made[k].std() > 1 and np.abs(made[k].astype(int) - made[k - 1]).max() > 1

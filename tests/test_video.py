@@ -272,7 +272,7 @@ def test_flags_that_make_no_clip_are_refused(tmp_path, checkpoint, clip, capsys,
     ("change", "message"),
     [
         ({"object_path": "objects/other.ply"}, "show one object, these show objects/can"),
-        ({"height": 32, "width": 32}, "record 1 is 32 x 32 px, the checkpoint takes 64 x 64"),
+        ({"height": 32, "width": 32}, "record 1 is 32 x 32 px, the model takes 64 x 64"),
         (dict.fromkeys(f"{name}_file_name" for name in ("skeleton", "normal", "segmentation")), "no condition images"),
         ({"trajectory": None}, "holds no trajectory; make one with: python make_dataset.py"),
     ],

@@ -31,9 +31,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from hoi.common.command import problems_as_messages  # noqa: E402
 from hoi.common.files import read_json, write_whole  # noqa: E402
+from hoi.conditions import KEYPOINTS  # noqa: E402
 from hoi.data.folder import load_image, read_records  # noqa: E402
 from hoi.geometry.hand import MANO_TO_OPENPOSE  # noqa: E402
-from hoi.verify.predictions import JOINTS, numbers  # noqa: E402
+from hoi.verify.predictions import numbers  # noqa: E402
 
 MEDIAPIPE_MODEL = "https://ai.google.dev/edge/mediapipe/solutions/vision/hand_landmarker"
 MAX_HANDS = 2
@@ -48,7 +49,7 @@ def from_frankmocap(people: Any, place: str) -> Iterator[dict[str, Any]]:
                 where = f"{place} person {number} {side}_hand"
                 points = np.asarray(_value(hand, "pred_joints_img", where), dtype=np.float64)
                 points = points[..., :2]  # the third is a depth in pixels
-                yield {"keypoints_2d": numbers(points, (JOINTS, 2), f"{where} pred_joints_img"), "hand_side": side}
+                yield {"keypoints_2d": numbers(points, (KEYPOINTS, 2), f"{where} pred_joints_img"), "hand_side": side}
 
 
 def from_hamer(hands: Any, place: str) -> Iterator[dict[str, Any]]:
@@ -59,12 +60,12 @@ def from_hamer(hands: Any, place: str) -> Iterator[dict[str, Any]]:
         if right not in (0.0, 1.0):
             raise ValueError(f"{where} right is {right:g}, expected 0 or 1")
         mirror = 2 * right - 1
-        points = numbers(_value(hand, "pred_keypoints_2d", where), (JOINTS, 2), f"{where} pred_keypoints_2d")
+        points = numbers(_value(hand, "pred_keypoints_2d", where), (KEYPOINTS, 2), f"{where} pred_keypoints_2d")
         size = float(numbers(_value(hand, "box_size", where), (), f"{where} box_size"))
         center = numbers(_value(hand, "box_center", where), (2,), f"{where} box_center")
         entry = {"keypoints_2d": points * [mirror, 1] * size + center, "hand_side": "right" if right else "left"}
         if hand.get("pred_keypoints_3d") is not None:
-            points_3d = numbers(hand["pred_keypoints_3d"], (JOINTS, 3), f"{where} pred_keypoints_3d")
+            points_3d = numbers(hand["pred_keypoints_3d"], (KEYPOINTS, 3), f"{where} pred_keypoints_3d")
             entry["keypoints_3d"] = points_3d * [mirror, 1, 1]
         yield entry
 
@@ -76,7 +77,8 @@ def from_mano(hands: Any, place: str) -> Iterator[dict[str, Any]]:
         where = f"{place} hand {number}"
         _value(hand, "keypoints_2d", where)
         entry = dict(hand)
-        for name, shape in (("keypoints_2d", (JOINTS, 2)), ("keypoints_3d", (JOINTS, 3)), ("scores", (JOINTS,))):
+        shapes = {"keypoints_2d": (KEYPOINTS, 2), "keypoints_3d": (KEYPOINTS, 3), "scores": (KEYPOINTS,)}
+        for name, shape in shapes.items():
             if hand.get(name) is not None:
                 entry[name] = numbers(hand[name], shape, f"{where} {name}")[order]
         yield entry
@@ -142,7 +144,7 @@ def _mediapipe_hands(found: Any, height: int, width: int) -> Iterator[dict[str, 
         yield {
             "keypoints_2d": np.array([[mark.x * width - 0.5, mark.y * height - 0.5] for mark in landmarks]),
             "keypoints_3d": np.array([[mark.x, mark.y, mark.z] for mark in world]),
-            "scores": np.full(JOINTS, handedness[0].score),
+            "scores": np.full(KEYPOINTS, handedness[0].score),
             "hand_side": handedness[0].category_name.lower(),
         }
 

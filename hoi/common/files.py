@@ -186,7 +186,7 @@ def read_json(path: str | Path, what: str, advice: str = "", kind: type = dict) 
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no {what} at {path}{advice}")
+        raise FileNotFoundError(f"the {what} {path} is missing{advice}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

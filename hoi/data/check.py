@@ -1,5 +1,6 @@
 """Validate a dataset folder: files, sizes, pictures against a re-render from the annotation.  Folder -> Report."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,16 +11,19 @@ import numpy as np
 from hoi.common.files import read_json
 from hoi.conditions import SEGMENTATION_COLORS, draw_conditions, draw_skeleton
 from hoi.data.folder import (
-    NUMBER_KEYS,
+    NUMBER_SHAPES,
     PICTURE_FOLDERS,
     RECORD_KEYS,
+    FolderFiles,
+    array_of,
+    camera_of,
+    hand_of,
     load_mesh,
     load_picture,
-    missing_files,
     read_records,
 )
-from hoi.geometry.camera import Camera, project, transform_points
-from hoi.geometry.hand import HandModel, HandParams, load_hand
+from hoi.geometry.camera import project, transform_points
+from hoi.geometry.hand import TIP_KEYPOINTS, HandModel, load_hand
 from hoi.geometry.render import GBuffer, Renderer
 
 KEYPOINT_TOLERANCE_PX = 0.01
@@ -27,7 +31,6 @@ KEYPOINT_TOLERANCE = 1e-5  # metres; the hand model computes in float32
 # Keypoints of a dataset are its own: their pixels are rounded, and its fingertips are other vertices than ours.
 OUR_KEYPOINTS = "openpose21"
 SOURCE_TOLERANCE_PX, FIT_TOLERANCE_MM = 1.0, 0.1
-TIPS = [4, 8, 12, 16, 20]
 DEPTH_TOLERANCE_MM = 1.0  # half a millimetre is rounding
 NORMAL_TOLERANCE = 4  # grey levels
 SILHOUETTE_SHARE = 0.005  # of hand and object pixels may differ: a backend moves single silhouette pixels
@@ -78,11 +81,11 @@ def check_folder(folder: str | Path, hand: HandModel | None = None, renderer: Re
         return report
     report.records, report.pictures = len(records), sum(record["file_name"] is not None for record in records)
     _check_description(report)
-    checker = _Checker(folder, hand, renderer)
+    checker, on_disk = _Checker(folder, hand, renderer), FolderFiles(folder)
     first_of: dict[str, dict[str, Any]] = {}
     unknown: Counter[str] = Counter()
     for record in records:
-        problems = _file_problems(folder, record)
+        problems = _file_problems(folder, on_disk, record)
         shared = first_of.setdefault(record.get("skeleton_file_name") or f"record {record['index']}", record)
         if not problems and shared is record:
             problems = checker.annotation_problems(record)
@@ -94,7 +97,7 @@ def check_folder(folder: str | Path, hand: HandModel | None = None, renderer: Re
                 report.rendered += 1
         elif shared is not record:
             problems += [f"{key} differs from record {shared['index']}, which has the same condition images"
-                         for key in NUMBER_KEYS if record.get(key) != shared.get(key)]  # fmt: skip
+                         for key in NUMBER_SHAPES if record.get(key) != shared.get(key)]  # fmt: skip
         report.problems += [f"record {record['index']}: {problem}" for problem in problems]
     unknown.pop(NOTHING, None)
     report.notes += [f"{count} geometries were not rendered again: {reason}" for reason, count in unknown.items()]
@@ -117,15 +120,15 @@ def _check_description(report: Report) -> None:
         report.problems.append(f"dataset.json counts {counted} records, the metadata holds {report.records}")
 
 
-def _file_problems(folder: Path, record: dict[str, Any]) -> list[str]:
+def _file_problems(folder: Path, on_disk: FolderFiles, record: dict[str, Any]) -> list[str]:
     """Keys, lengths, and every file: present, readable, of the right size and kind."""
     absent = [key for key in RECORD_KEYS if key not in record]
     problems = [f"keys are missing: {', '.join(absent)}"] if absent else []
-    for key, count in NUMBER_KEYS.items():
-        numbers = record.get(key)
+    for key, shape in NUMBER_SHAPES.items():
+        numbers, count = record.get(key), math.prod(shape)
         if numbers is not None and (len(numbers) != count or not np.isfinite(np.array(numbers, dtype=float)).all()):
             problems.append(f"{key} has {len(numbers)} numbers, expected {count}, all finite")
-    missing = missing_files(folder, record)
+    missing = on_disk.missing(record)
     problems += [f"{path} is missing" for path in missing]
     size = (record.get("height"), record.get("width"))
     for key, name in PICTURE_FOLDERS.items():
@@ -172,7 +175,7 @@ class _Checker:
                 )
         if record["keypoints_2d"] is None:
             return problems
-        keypoints_2d = np.reshape(record["keypoints_2d"], (21, 2))
+        keypoints_2d = array_of(record, "keypoints_2d")
         skeleton = self._picture(record, "skeleton_file_name")
         if skeleton is not None and record.get("skeleton_strokes") != "source":
             wrong = (draw_skeleton(keypoints_2d, *skeleton.shape[:2]) != skeleton).any(axis=-1).sum()
@@ -180,17 +183,17 @@ class _Checker:
                 problems.append(f"skeleton differs in {wrong} pixels from the one drawn at keypoints_2d")
         if record["keypoints_3d"] is None or record["intrinsics"] is None:
             return problems
-        keypoints_3d = np.reshape(record["keypoints_3d"], (21, 3))
-        off = np.abs(project(keypoints_3d, np.reshape(record["intrinsics"], (3, 3))) - keypoints_2d).max(axis=1)
+        keypoints_3d = array_of(record, "keypoints_3d")
+        off = np.abs(project(keypoints_3d, array_of(record, "intrinsics")) - keypoints_2d).max(axis=1)
         ours = record["keypoint_convention"] in (OUR_KEYPOINTS, None)
         if not off.max() <= (KEYPOINT_TOLERANCE_PX if ours else SOURCE_TOLERANCE_PX):
             worst = int(np.nan_to_num(off, nan=np.inf).argmax())
             problems.append(f"keypoints_2d is not the projection of keypoints_3d: {worst} is {off[worst]:.2f} px off")
         hand = self.hand(record["hand_model"]) if record["hand_model"] else None
         if hand is not None and record["transl"] is not None:
-            off = np.linalg.norm(hand(_hand_pose(record)).keypoints_3d - keypoints_3d, axis=1)
+            off = np.linalg.norm(hand(hand_of(record)).keypoints_3d - keypoints_3d, axis=1)
             if not ours:
-                fit_mm = 1000 * np.delete(off, TIPS).max()
+                fit_mm = 1000 * np.delete(off, TIP_KEYPOINTS).max()
                 if abs(fit_mm - record.get("hand_fit_mm", 0.0)) > FIT_TOLERANCE_MM:
                     problems.append(f"hand parameters put a joint {fit_mm:.2f} mm from keypoints_3d, the record says "
                                     f"{record.get('hand_fit_mm')}")  # fmt: skip
@@ -241,30 +244,16 @@ class _Checker:
         if self.renderer is None:
             self.renderer = Renderer()
         # The object's frame is the world, so its mesh (and the renderer's cache of it) stays as it is on disk.
-        pose = record["object_to_camera"]
-        world_to_camera = np.eye(4) if pose is None else np.reshape(pose, (4, 4))
-        camera = Camera(np.reshape(record["intrinsics"], (3, 3)), world_to_camera, record["height"], record["width"])
-        hand_mesh = self.hand(record["hand_model"])(_hand_pose(record)) if record["transl"] is not None else None
-        hand_vertices = None
-        if hand_mesh is not None:
-            hand_vertices = transform_points(np.linalg.inv(world_to_camera), hand_mesh.vertices)
-        mesh = None  # vertices and faces
+        camera = camera_of(record)
+        hand = thing = (None, None)  # vertices and faces
+        if record["transl"] is not None:
+            hand_mesh = self.hand(record["hand_model"])(hand_of(record))
+            hand = transform_points(np.linalg.inv(camera.world_to_camera), hand_mesh.vertices), hand_mesh.faces
         if record["object_path"] is not None:
             if record["object_path"] not in self.meshes:
                 self.meshes[record["object_path"]] = load_mesh(self.folder, record)
-            mesh = self.meshes[record["object_path"]]
-        return self.renderer.render(
-            hand_vertices, None if hand_mesh is None else hand_mesh.faces,
-            *((None, None) if mesh is None else mesh), camera,
-        )  # fmt: skip
+            thing = self.meshes[record["object_path"]]
+        return self.renderer.render(*hand, *thing, camera)
 
     def _picture(self, record: dict[str, Any], key: str) -> np.ndarray | None:
         return None if record[key] is None else load_picture(self.folder, record, key)
-
-
-def _hand_pose(record: dict[str, Any]) -> HandParams:
-    """The hand in the camera frame."""
-    return HandParams(
-        np.array(record["global_orient"]), np.array(record["hand_pose"]), np.array(record["transl"]),
-        np.array(record["hand_betas"]), record["hand_side"],
-    )  # fmt: skip

@@ -1,9 +1,8 @@
-"""The dataset folder, what every script reads and writes: disk -> records, pictures.  (Back:
-hoi/data/writer.py.)
+"""The dataset folder, read: disk -> records, pictures, and their numbers as arrays.  writer.py is the way back.
 
     out/metadata.jsonl             one JSON object a picture, first key `file_name` (a Hugging Face image folder)
     out/images/000000.png          RGB, absent in a conditions-only folder
-    out/skeleton, segmentation, normal/000000.png   condition images (hoi/conditions.py)
+    out/skeleton, segmentation, normal/000000.png   the three condition images
     out/depth/000000.png           16 bit, millimetres, 0 = nothing
     out/object_mask/000000.png     whole object silhouette, the hand ignored, 0 or 255
     out/objects/mug_0003.ply       each mesh once, metres, in the canonical frame that `object_to_camera` refers to
@@ -13,7 +12,9 @@ Hand parameters and keypoints_3d are in the camera frame: the hand model called 
 A record is complete or absent: its pictures are renamed into place first, its line is appended last.
 """
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,21 @@ import trimesh
 from PIL import Image
 
 from hoi.common.files import read_json, read_json_lines
-from hoi.conditions import Conditions, blank_conditions, read_segmentation
+from hoi.conditions import KEYPOINTS, Conditions, read_segmentation
+from hoi.geometry.camera import Camera
+from hoi.geometry.hand import HandParams
 
-# Numbers in a record, with how many of them: matrices row-major, points one after the other.
-NUMBER_KEYS = {
-    "intrinsics": 9, "object_to_camera": 16, "hand_betas": 10, "global_orient": 3, "hand_pose": 45, "transl": 3,
-    "keypoints_3d": 63, "keypoints_2d": 42,
+# Numbers in a record and the shapes of their arrays; a record holds them flat, row after row.
+NUMBER_SHAPES = {
+    "intrinsics": (3, 3), "object_to_camera": (4, 4), "hand_betas": (10,), "global_orient": (3,), "hand_pose": (45,),
+    "transl": (3,), "keypoints_3d": (KEYPOINTS, 3), "keypoints_2d": (KEYPOINTS, 2),
 }  # fmt: skip
 PICTURE_FOLDERS = {
     "file_name": "images", "skeleton_file_name": "skeleton", "segmentation_file_name": "segmentation",
     "normal_file_name": "normal", "depth_file_name": "depth", "object_mask_file_name": "object_mask",
 }  # fmt: skip
 CONDITION_KEYS = ("skeleton_file_name", "segmentation_file_name", "normal_file_name")
+FILE_KEYS = (*PICTURE_FOLDERS, "object_path")
 # Every record has all of these, null where unknown: readers of the folder want one schema.
 RECORD_KEYS = (
     "file_name", "index", "text", *list(PICTURE_FOLDERS)[1:], "height", "width", "category", "object_path",
@@ -44,12 +48,7 @@ RECORD_KEYS = (
 )  # fmt: skip
 
 
-def _records_of(path: Path, keys: Sequence[str] | None) -> Iterator[dict[str, Any]]:
-    """Records of one metadata file; keys as of read_records."""
-    for number, record in read_json_lines(path):
-        if not isinstance(record, dict) or not isinstance(record.get("index"), int) or "file_name" not in record:
-            raise ValueError(f"{path} line {number}: expected an object with file_name and an integer index")
-        yield record if keys is None else {key: record.get(key) for key in keys}
+# --- records ---
 
 
 def read_records(folder: str | Path, keys: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -67,6 +66,14 @@ def read_records(folder: str | Path, keys: Sequence[str] | None = None) -> list[
     return [by_index[index] for index in sorted(by_index)]
 
 
+def _records_of(path: Path, keys: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+    """Records of one metadata file; keys as of read_records."""
+    for number, record in read_json_lines(path):
+        if not isinstance(record, dict) or not isinstance(record.get("index"), int) or "file_name" not in record:
+            raise ValueError(f"{path} line {number}: expected an object with file_name and an integer index")
+        yield record if keys is None else {key: record.get(key) for key in keys}
+
+
 def read_description(folder: str | Path) -> dict[str, Any]:
     """dataset.json, {} where there is none.  Raises ValueError naming a damaged one."""
     path = Path(folder) / "dataset.json"
@@ -74,10 +81,78 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     return read_json(path, "description", advice) if path.is_file() else {}
 
 
-def missing_files(folder: Path, record: dict[str, Any]) -> list[str]:
-    """Relative paths that a record names and the folder does not have."""
-    paths = [record.get(key) for key in (*PICTURE_FOLDERS, "object_path")]
-    return [path for path in paths if path is not None and not (folder / path).is_file()]
+# --- what a job needs ---
+
+
+class FolderFiles:
+    """The names of a folder's files, each sub-folder listed once.
+
+    Asking the disk for every file of half a million records takes minutes; a listing takes seconds.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        """folder: a dataset folder, as it is when a sub-folder is first asked for."""
+        self.folder = Path(folder)
+        self._listed: dict[str, set[str]] = {}
+
+    def missing(self, record: dict[str, Any], keys: Iterable[str] = FILE_KEYS) -> list[str]:
+        """Relative paths that a record names under these keys and the folder does not have."""
+        return [record[key] for key in keys if record.get(key) is not None and not self._has(record[key])]
+
+    def _has(self, path: str) -> bool:
+        parent, name = os.path.split(path)
+        if parent not in self._listed:
+            place = self.folder / parent
+            self._listed[parent] = set(os.listdir(place)) if place.is_dir() else set()
+        return name in self._listed[parent]
+
+
+def require(
+    folder: str | Path,
+    records: Sequence[dict[str, Any]],
+    files: Sequence[str] = (),
+    size: tuple[int, int] | None = None,
+    pictures: bool = False,
+) -> None:
+    """Refuse a folder whose records lack what a job needs: before anything is made, not in the middle of the night.
+
+    records   of the folder, with the keys that are asked about; there must be one at least
+    files     keys of files that must be there where a record names them.  The condition images come all three or, as
+              for scenery, not at all
+    size      height and width in pixels that every record must have; None: any
+    pictures  whether every record must have a picture
+    Raises ValueError or FileNotFoundError naming the first record that does not fit and what to do.
+    """
+    if not records:
+        raise ValueError(f"{folder} holds no records; make them with make_dataset.py or sample.py")
+    on_disk = FolderFiles(folder)
+    for record in records:
+        where = f"{folder} record {record['index']}"
+        if pictures and record["file_name"] is None:
+            raise ValueError(f"{where} has no picture: make the folder with make_dataset.py --shade, from real "
+                             "pictures, or with sample.py")  # fmt: skip
+        height, width = record.get("height"), record.get("width")
+        if size is not None and (height, width) != size:
+            raise ValueError(f"{where} is {width} x {height} px, the model takes {size[1]} x {size[0]}; make the "
+                             f"folder with --size {size[0]}")  # fmt: skip
+        absent = [key for key in CONDITION_KEYS if key in files and record.get(key) is None]
+        if 0 < len(absent) < len(CONDITION_KEYS):
+            raise ValueError(f"{where} has no {', '.join(absent)}; the condition encoders need all three images")
+        if missing := on_disk.missing(record, files):
+            raise FileNotFoundError(f"{Path(folder) / missing[0]} is missing (record {record['index']}); run the "
+                                    f"command that made {folder} again")  # fmt: skip
+
+
+def pictured(folder: str | Path, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records that have a picture.  Raises ValueError when none has."""
+    require(folder, records)
+    found = [record for record in records if record["file_name"] is not None]
+    if not found:
+        raise ValueError(f"{folder} has no pictures: its records are conditions only; sample.py --data makes pictures")
+    return found
+
+
+# --- pictures ---
 
 
 def load_picture(folder: str | Path, record: dict[str, Any], key: str) -> np.ndarray:
@@ -97,31 +172,31 @@ def load_picture(folder: str | Path, record: dict[str, Any], key: str) -> np.nda
         raise ValueError(f"{path} is damaged: {error}; delete it and run the command that made it again") from error
 
 
-def load_conditions(folder: str | Path, record: dict[str, Any]) -> Conditions:
-    """Condition images of a record; all black where it has none (scenery), as the paper's regularisation uses."""
+def load_conditions(folder: str | Path, record: dict[str, Any]) -> Conditions | None:
+    """Condition images of a record; None where it has none (scenery).  Raises as load_picture."""
     if all(record.get(key) is None for key in CONDITION_KEYS):
-        return blank_conditions(record["height"], record["width"])
+        return None
     skeleton, segmentation, normal = (load_picture(folder, record, key) for key in CONDITION_KEYS)
     return Conditions(skeleton=skeleton, normal=normal, segmentation=segmentation)
 
 
 def load_image(folder: str | Path, record: dict[str, Any]) -> np.ndarray:
-    """(H, W, 3) uint8."""
+    """(H, W, 3) uint8.  Raises as load_picture."""
     return load_picture(folder, record, "file_name")
 
 
 def load_depth(folder: str | Path, record: dict[str, Any]) -> np.ndarray:
-    """(H, W) float32 metres, 0 = nothing."""
+    """(H, W) float32 metres, 0 = nothing.  Raises as load_picture."""
     return load_picture(folder, record, "depth_file_name").astype(np.float32) / 1000
 
 
 def load_label_map(folder: str | Path, record: dict[str, Any]) -> np.ndarray:
-    """(H, W) uint8: 0 background, 1 hand, 2 object, from the segmentation picture."""
+    """(H, W) uint8: 0 background, 1 hand, 2 object, from the segmentation picture.  Raises as load_picture."""
     return read_segmentation(load_picture(folder, record, "segmentation_file_name"))
 
 
 def load_object_mask(folder: str | Path, record: dict[str, Any]) -> np.ndarray:
-    """(H, W) bool, the whole object with the hand ignored."""
+    """(H, W) bool, the whole object with the hand ignored.  Raises as load_picture."""
     return load_picture(folder, record, "object_mask_file_name") > 0
 
 
@@ -141,3 +216,22 @@ def load_mesh(folder: str | Path, record: dict[str, Any]) -> tuple[np.ndarray, n
     if not len(faces) or not np.isfinite(vertices).all():
         raise ValueError(f"{path} is damaged: {len(faces)} faces, or vertices that are not finite")
     return vertices, faces
+
+
+# --- numbers ---
+
+
+def array_of(record: dict[str, Any], key: str) -> np.ndarray:
+    """Numbers of a record, which must have them, in the shape that NUMBER_SHAPES says: float64."""
+    return np.array(record[key], dtype=np.float64).reshape(NUMBER_SHAPES[key])
+
+
+def hand_of(record: dict[str, Any]) -> HandParams:
+    """Parameters of a record's hand, in the camera frame; the record must have them (its `transl` is not null)."""
+    return HandParams(*(record[field.name] for field in fields(HandParams)))  # of the same names
+
+
+def camera_of(record: dict[str, Any]) -> Camera:
+    """The camera of a record with intrinsics.  Its world is the object's frame, or its own where there is no object."""
+    object_to_camera = np.eye(4) if record["object_to_camera"] is None else array_of(record, "object_to_camera")
+    return Camera(array_of(record, "intrinsics"), object_to_camera, record["height"], record["width"])

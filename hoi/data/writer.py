@@ -1,16 +1,13 @@
-"""Writing a dataset folder: pictures, condition images and annotation -> disk, complete or not at all.
+"""The dataset folder, written: records and pictures -> disk, each record complete or not at all.
 
-The data card: what a dataset folder holds, where it comes from, under whose terms.  Records, dataset.json -> entries
-of dataset.json, and a page for people.
-
-What a generated picture says about itself.  record -> PNG text chunks, in the form web UIs read and as JSON.
-
-An overview of a dataset folder's pictures.
+Beside the records stand what made the folder, from what, and under whose terms (dataset.json, the data card), and
+pictures of pictures to look at first.  folder.py is the way back.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,21 +16,22 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hoi.common.command import first_few
+from hoi.common.command import first_few, how_made
 from hoi.common.files import JsonLines, encode_png, read_json, write_json, write_whole
 from hoi.common.sheets import contact_sheet
 from hoi.conditions import Conditions
 from hoi.data.folder import (
     CONDITION_KEYS,
-    NUMBER_KEYS,
+    FILE_KEYS,
+    NUMBER_SHAPES,
     PICTURE_FOLDERS,
     RECORD_KEYS,
+    FolderFiles,
     load_picture,
-    missing_files,
     read_description,
     read_records,
 )
-from hoi.geometry.objects import ObjectMesh, save_object
+from hoi.geometry.objects import ObjectMesh, object_card, save_object
 
 FORMAT, FORMAT_VERSION = "hand-object dataset folder", 1
 # All that the scripts write to a folder; video.py adds strip.png and the clip.
@@ -42,34 +40,150 @@ WRITTEN = (
     *(f"{name}/*" for name in PICTURE_FOLDERS.values()),
 )  # fmt: skip
 SHOWN_LENGTH = 40  # characters of a value in which two jobs differ
+MOST_METRES = 65.535  # what 16 bits of millimetres hold
+
+BUILT_IN = "built-in family"
+AS_GIVEN = "as given by the user"
+HAND_TERMS = {
+    "mano": "MANO licence (non-commercial research): hand parameters, keypoints and whatever was drawn from them",
+    "builtin": "built-in hand: MIT, see hoi/assets",
+}
+REPORT = Path("verification") / "report.json"  # what python -m hoi.verify DIR leaves
+
+# Our sampler names -> those that web UIs list.
+SAMPLER_NAMES = {"dpm++": "DPM++ 2M", "ddim": "DDIM", "ddpm": "DDPM"}
 
 
-def _as_pixels(name: str, pixels: np.ndarray) -> np.ndarray:
-    """Check one picture and turn it into what its PNG holds (depth: metres -> millimetres; mask: bool -> 0/255)."""
-    pixels = np.asarray(pixels)
-    if name == "depth_file_name":
-        if pixels.ndim != 2 or not np.isfinite(pixels).all() or pixels.min() < 0 or pixels.max() >= 65.535:
-            raise ValueError(f"depth is {pixels.shape}; expected (H, W) finite metres from 0 to 65.5 (16-bit mm)")
-        return np.rint(pixels.astype(np.float64) * 1000).astype(np.uint16)
-    if name == "object_mask_file_name":
-        if pixels.ndim != 2 or pixels.dtype != bool:
-            raise ValueError(f"object_mask is {pixels.shape} {pixels.dtype}, expected (H, W) bool")
-        return pixels.astype(np.uint8) * 255
-    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
-        raise ValueError(f"{PICTURE_FOLDERS[name]} is {pixels.shape} {pixels.dtype}, expected (H, W, 3) uint8")
-    return pixels
+# --- what a folder says of itself ---
+
+
+def folder_description(
+    made_by: str,
+    job: dict[str, Any],
+    seed: int | None = None,
+    checkpoint: dict[str, str] | None = None,
+    licences: dict[str, Any] | None = None,
+    meshes: Sequence[ObjectMesh] | None = None,
+    source: str | Path | None = None,
+) -> dict[str, Any]:
+    """What dataset.json says before the first record: who made the folder, from what, under whose terms.
+
+    made_by     name of the script
+    job         everything that decides the records: a folder begun with another job is refused
+    checkpoint  name and sha256 of the weights that make the pictures
+    licences    of what is not named here, such as the hand; objects, weights and source are added
+    meshes      the objects shown        source  or the dataset folder that conditions are taken from
+    """
+    licences = dict(licences or {})
+    if checkpoint is not None:
+        licences["weights"] = f"those of {checkpoint['name']}"
+    objects = None if meshes is None and checkpoint is None else [object_card(mesh) for mesh in meshes or ()]
+    if source is not None:
+        described = read_description(source)
+        licences["data"], objects = described.get("licences"), described.get("objects") or []
+    if meshes is not None:
+        licences["objects"] = sorted({mesh.source for mesh in meshes})
+    entries = {"seed": seed, "checkpoint": checkpoint, "licences": licences, "job": job, "objects": objects}
+    return how_made(made_by) | {name: entry for name, entry in entries.items() if entry is not None}
+
+
+def data_card(folder: str | Path, records: list[dict[str, Any]], description: dict[str, Any]) -> dict[str, Any]:
+    """Entries that dataset.json has beside what the maker of the folder says of it.
+
+    records      all of the folder
+    description  what dataset.json says already; its `licences` come back with what the records show
+    returns      counts, sources, labels, licences, weights, yield, verification (None where nothing was verified)
+    """
+    pictures = sum(record["file_name"] is not None for record in records)
+    generated = sum(record.get("checkpoint") is not None for record in records)
+    rejected = description.get("rejected") or {}
+    checkpoints = {json.dumps(record["checkpoint"]): None for record in records if record.get("checkpoint")}
+    return {
+        "counts": {"records": len(records), "pictures": pictures},
+        "sources": {
+            "annotation": _count(records, "source"),
+            "hands": _count(records, "hand_model"),
+            "categories": _count(records, "category"),
+            "pictures": {"generated": generated, "drawn or photographed": pictures - generated},
+        },
+        "licences": _licences(records, description.get("licences") or {}),
+        "weights": [json.loads(text) for text in checkpoints],
+        "yield": {"accepted": len(records), "rejected": sum(rejected.values()), "reasons": rejected},
+        "verification": _verification_summary(Path(folder)),
+    }
+
+
+def _count(records: list[dict[str, Any]], key: str) -> dict[str, int]:
+    return dict(Counter(record[key] for record in records if record.get(key) is not None).most_common())
+
+
+def _licences(records: list[dict[str, Any]], licences: dict[str, Any]) -> dict[str, Any]:
+    """The maker's licences; terms of hands and objects where it only names them."""
+    models = _count(records, "hand_model")
+    hands = [HAND_TERMS.get(name, f"unknown terms of the hand model {name!r}") for name in models]
+    objects = licences.get("objects")
+    if isinstance(objects, list):
+        objects = {source: "MIT, made by this project" if source == BUILT_IN else AS_GIVEN for source in objects}
+    more = {"hand": "; ".join(hands)} if hands else {}
+    return licences | more | ({"objects": objects} if objects else {})
+
+
+def _verification_summary(folder: Path) -> dict[str, Any] | None:
+    """The verifier's report, the lengths of its lists in their place; None where there is none that can be read."""
+    try:
+        report = read_json(folder / REPORT, "report")
+    except (OSError, ValueError):
+        return None
+    return {key: len(value) if isinstance(value, list) else value for key, value in report.items()}
+
+
+def read_card(folder: str | Path, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """dataset.json with the entries of data_card as they are now: folders grow, and are verified later."""
+    description = read_description(folder)
+    return description | data_card(folder, records, description)
+
+
+def refresh_card(folder: str | Path) -> None:
+    """Bring the data card in dataset.json up to date, after a verification for instance."""
+    write_json(Path(folder) / "dataset.json", read_card(folder, read_records(folder)))
+
+
+def card_text(card: dict[str, Any]) -> str:
+    """Markdown for people.
+
+    card  the content of dataset.json with the entries of `data_card`
+    """
+    names = ("made_by", "command", "seed", "versions", "job", "counts", "sources", "yield", "licences", "weights",
+             "verification")  # fmt: skip
+    shown = [name for name in names if card.get(name) not in (None, {}, [])]
+    return "\n".join(["# Data card", "", *(line for name in shown for line in _item(name, card[name]))]) + "\n"
+
+
+def _item(name: str, value: Any, depth: int = 0) -> list[str]:
+    name = name if depth else name.replace("_", " ")
+    start = "  " * depth + f"- {name}:"
+    if isinstance(value, dict):
+        return [start, *(line for key, part in value.items() for line in _item(key, part, depth + 1))]
+    return [f"{start} {value}" if isinstance(value, str) else f"{start} {json.dumps(value)}"]
+
+
+# --- one record and its files ---
 
 
 def complete_record(index: int, record: dict[str, Any]) -> dict[str, Any]:
-    """All RECORD_KEYS in order (null where unknown), then extra keys; arrays become lists of the promised length."""
+    """All RECORD_KEYS in order (null where unknown), then extra keys; arrays become lists of the promised length.
+
+    Raises ValueError for another count of numbers and for numbers that are not finite.
+    """
     full = dict.fromkeys(RECORD_KEYS) | record
     full["index"] = int(index)
-    for key, count in NUMBER_KEYS.items():
+    for key, shape in NUMBER_SHAPES.items():
         if full[key] is None:
             continue
-        numbers = np.asarray(full[key], dtype=np.float64).ravel()
+        numbers, count = np.asarray(full[key], dtype=np.float64).ravel(), math.prod(shape)
         if numbers.size != count or not np.isfinite(numbers).all():
             raise ValueError(f"record {index}: {key} has {numbers.size} numbers, expected {count}, all finite")
+        # Nine digits: a nanometre of a position, far below the float32 of the hand model.
         full[key] = [round(float(value), 9) for value in numbers]
     return full
 
@@ -82,46 +196,80 @@ def write_pictures(
     conditions: Conditions | None = None,
     depth: np.ndarray | None = None,
     object_mask: np.ndarray | None = None,
-    png_text: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Write the pictures of one record and return the complete record, its line not yet appended.
 
-    image        (H, W, 3) uint8 or None
+    image        (H, W, 3) uint8 or None; of a generated record it says inside how it was made, see png_text
     depth        (H, W) metres, 0 = nothing, or None
     object_mask  (H, W) bool or None
-    png_text     text chunks of the image
-    A `*_file_name` already in the record (several looks of one geometry, or conditions of another folder) is kept.
+    A `*_file_name` already in the record (several looks of one view, or conditions of another folder) is kept.
     Worker processes call this and hand the result to `DatasetWriter.append`.
     """
     full = complete_record(index, record)
     pictures = {"file_name": image, "depth_file_name": depth, "object_mask_file_name": object_mask}
     if conditions is not None:
         pictures |= {key: getattr(conditions, PICTURE_FOLDERS[key]) for key in CONDITION_KEYS}
-    sizes = {(full["height"], full["width"])} - {(None, None)}
-    encoded = []
-    for key, pixels in pictures.items():
-        if pixels is None:
-            continue
-        pixels = _as_pixels(key, pixels)
-        sizes.add(pixels.shape[:2])
-        full[key] = f"{PICTURE_FOLDERS[key]}/{index:06d}.png"
-        encoded.append((folder / full[key], encode_png(pixels, png_text if key == "file_name" else None)))
+    pictures = {key: _as_pixels(key, pixels) for key, pixels in pictures.items() if pixels is not None}
+    sizes = {(full["height"], full["width"])} - {(None, None)} | {pixels.shape[:2] for pixels in pictures.values()}
     if len(sizes) > 1:
         raise ValueError(f"record {index}: pictures differ in size (height, width): {sorted(sizes)}")
     if sizes:
         full["height"], full["width"] = (int(side) for side in sizes.pop())
-    for path, content in encoded:
-        write_whole(path, content)
+    full |= {key: f"{PICTURE_FOLDERS[key]}/{index:06d}.png" for key in pictures}
+    for key, pixels in pictures.items():
+        is_generated = key == "file_name" and full["checkpoint"] is not None
+        write_whole(folder / full[key], encode_png(pixels, png_text(full) if is_generated else None))
     return full
 
 
-def write_generated(folder: Path, index: int, record: dict[str, Any], image: np.ndarray) -> dict[str, Any]:
-    """`write_pictures` of a picture that a model made: the PNG carries its prompt, parameters and whole record.
+def _as_pixels(name: str, pixels: np.ndarray) -> np.ndarray:
+    """Check one picture and turn it into what its PNG holds (depth: metres -> millimetres; mask: bool -> 0/255)."""
+    pixels = np.asarray(pixels)
+    if name == "depth_file_name":
+        if pixels.ndim != 2 or not np.isfinite(pixels).all() or pixels.min() < 0 or pixels.max() >= MOST_METRES:
+            raise ValueError(f"depth is {pixels.shape}; expected (H, W) finite metres from 0 to 65.5 (16-bit mm)")
+        return np.rint(pixels.astype(np.float64) * 1000).astype(np.uint16)
+    if name == "object_mask_file_name":
+        if pixels.ndim != 2 or pixels.dtype != bool:
+            raise ValueError(f"object_mask is {pixels.shape} {pixels.dtype}, expected (H, W) bool")
+        return pixels.astype(np.uint8) * 255
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+        raise ValueError(f"{PICTURE_FOLDERS[name]} is {pixels.shape} {pixels.dtype}, expected (H, W, 3) uint8")
+    return pixels
 
-    image   (H, W, 3) uint8, as high and wide as the record says
+
+def png_text(record: dict[str, Any]) -> dict[str, str]:
+    """Text chunks of a generated picture: `parameters` for web UIs, `hoi` with the whole record as JSON."""
+    return {"parameters": webui_parameters(record), "hoi": json.dumps(record, allow_nan=False)}
+
+
+def webui_parameters(record: dict[str, Any]) -> str:
+    """The text that Stable Diffusion web UIs write under `parameters` and read back: prompt, negative prompt, settings.
+
+    record  a complete generated record
+    The hash is the first ten digits of the weight file's SHA-256, as there.
     """
-    record = complete_record(index, record | {"file_name": f"{PICTURE_FOLDERS['file_name']}/{index:06d}.png"})
-    return write_pictures(folder, index, record, image, png_text=png_text(record))
+    settings = {
+        "Steps": record["num_inference_steps"],
+        "Sampler": SAMPLER_NAMES.get(record["sampler"], record["sampler"]),
+        "CFG scale": record["guidance_scale"],
+        "Seed": record["seed"],
+        "Size": f"{record['width']}x{record['height']}",
+        "Model hash": record["checkpoint"]["sha256"][:10],
+        "Model": record["checkpoint"]["name"],
+        "Picture index": record["index"],  # the noise comes from seed and index
+    }
+    lines = [record["text"]]
+    if record["negative_prompt"]:
+        lines.append(f"Negative prompt: {record['negative_prompt']}")
+    lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in settings.items()))
+    return "\n".join(lines)
+
+
+def _quoted(value: object) -> str:
+    """A value of the parameter line; quoted where it would otherwise end early."""
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ',:\n"') else text
 
 
 def write_object(folder: Path, object_mesh: ObjectMesh) -> str:
@@ -138,16 +286,7 @@ def write_records(folder: str | Path, records: list[dict[str, Any]]) -> None:
     write_whole(Path(folder) / "metadata.jsonl", lines.encode())
 
 
-def read_card(folder: str | Path, records: list[dict[str, Any]]) -> dict[str, Any]:
-    """dataset.json with the entries of hoi/data/writer.py as they are now: folders grow, and are verified later."""
-    description = read_description(folder)
-    return description | data_card(folder, records, description)
-
-
-def refresh_card(folder: str | Path) -> None:
-    """Bring the data card in dataset.json up to date, after a verification for instance."""
-    card = read_card(folder, read_records(folder))
-    write_json(Path(folder) / "dataset.json", card)
+# --- pictures to look at ---
 
 
 def overview(folder: str | Path, records: list[dict[str, Any]], count: int = 24, cell: int = 128) -> Image.Image:
@@ -155,40 +294,55 @@ def overview(folder: str | Path, records: list[dict[str, Any]], count: int = 24,
 
     cell  height and width in pixels that each picture is shown in; white where a record has none
     """
-    chosen = [records[i] for i in np.unique(np.linspace(0, len(records) - 1, count).round().astype(int))]
+    chosen = [records[i] for i in _evenly(len(records), count)]
     has_image = any(record["file_name"] for record in chosen)
     keys = [*(["file_name"] if has_image else []), "skeleton_file_name", "normal_file_name", "segmentation_file_name"]
 
-    def shown(record: dict[str, Any], key: str) -> np.ndarray:
+    def in_cell(record: dict[str, Any], key: str) -> np.ndarray:
         if record.get(key) is None:
             return np.full((cell, cell, 3), 255, dtype=np.uint8)
         return np.asarray(Image.fromarray(load_picture(folder, record, key)).convert("RGB").resize((cell, cell)))
 
-    strips = [np.concatenate([shown(record, key) for key in keys], axis=1) for record in chosen]
+    strips = [np.concatenate([in_cell(record, key) for key in keys], axis=1) for record in chosen]
+    # Pillow's built-in font knows ASCII alone.
     texts = [f"{record['index']} {record.get('text') or ''}".encode("ascii", "replace").decode() for record in chosen]
     pairs = [slice(k, k + 2) for k in range(0, len(chosen), 2)]
     return contact_sheet([strips[pair] for pair in pairs], [texts[pair] for pair in pairs])
 
 
-def refuse_foreign_folder(folder: Path) -> None:
-    """Raise ValueError when a folder that is no dataset folder holds files that would be overwritten."""
-    if read_description(folder).get("format") == FORMAT or any(folder.glob("metadata*.jsonl")):
-        return
-    found = next((path for pattern in WRITTEN for path in sorted(folder.glob(pattern))), None)
-    if found is not None:
-        raise ValueError(
-            f"{folder} is no dataset folder but has {found.relative_to(folder)}, which might be overwritten; nothing "
-            "was changed: choose another folder with --out"
-        )
+def strip(
+    conditions: Sequence[Conditions], pictures: Sequence[np.ndarray], most: int = 16, cell: int = 128
+) -> Image.Image:
+    """Skeleton, normal and segmentation above the picture, a column a frame; of long videos `most` frames, evenly.
+
+    pictures  (H, W, 3) uint8, as many as conditions
+    """
+    chosen = _evenly(len(pictures), most)
+    rows = [[getattr(conditions[i], name) for i in chosen] for name in ("skeleton", "normal", "segmentation")]
+    rows.append([pictures[i] for i in chosen])
+    return contact_sheet([[np.asarray(Image.fromarray(image).resize((cell, cell))) for image in row] for row in rows])
 
 
-def refuse_other_job(folder: str | Path, description: dict[str, Any], ignoring: tuple[str, ...] = ()) -> None:
+def _evenly(count: int, most: int) -> np.ndarray:
+    """At most so many of `count` numbers, the first and the last among them."""
+    return np.unique(np.linspace(0, count - 1, most).round().astype(int))
+
+
+# --- the folder ---
+
+
+def refuse_other_job(folder: str | Path, description: dict[str, Any], ignoring: Sequence[str] = ()) -> None:
     """Raise ValueError when the folder was begun by a job that `description` does not continue, or by another program.
 
     ignoring  entries of "job" that are not compared: not known yet
     """
-    refuse_foreign_folder(Path(folder))
+    folder = Path(folder)
     there = read_description(folder)
+    if there.get("format") != FORMAT and not any(folder.glob("metadata*.jsonl")):
+        found = next((path for pattern in WRITTEN for path in sorted(folder.glob(pattern))), None)
+        if found is not None:
+            raise ValueError(f"{folder} is no dataset folder but has {found.relative_to(folder)}, which might be "
+                             "overwritten; nothing was changed: choose another folder with --out")  # fmt: skip
     before, job = there.get("job"), json.loads(json.dumps(description.get("job")))  # tuples become lists, as on disk
     if before is None or job is None:
         return
@@ -209,14 +363,6 @@ def _shortly(value: Any) -> str:
     return text if len(text) <= SHOWN_LENGTH else f"{text[: SHOWN_LENGTH - 3]}..."
 
 
-def open_folder(folder: Path, description: dict[str, Any], rank: int = 0, world_size: int = 1) -> DatasetWriter:
-    """DatasetWriter(...), and what is wrong with a folder that cannot be written to is told with a way out."""
-    try:
-        return DatasetWriter(folder, description, rank, world_size)
-    except OSError as error:
-        raise OSError(f"cannot write to {folder} ({error}); choose another folder with --out") from error
-
-
 class DatasetWriter:
     """Appends records to a folder; opening an existing folder continues it.
 
@@ -225,19 +371,28 @@ class DatasetWriter:
                  begun with another job is refused, so that two jobs never mix; so is one with files of other origin.
     rank, world_size  with several processes each rank appends to its own metadata-RRRRR.jsonl; `finish` on rank 0,
                  after all ranks are done (a barrier), merges them.
+    Raises OSError, with a way out, for a folder that cannot be written to.
     """
 
     def __init__(self, folder: str | Path, description: dict[str, Any], rank: int = 0, world_size: int = 1) -> None:
-        self.folder, self.description, self.rank, self.world_size = Path(folder), description, rank, world_size
-        self.folder.mkdir(parents=True, exist_ok=True)
-        refuse_other_job(self.folder, description)
-        self._lines = JsonLines(self.folder / ("metadata.jsonl" if world_size == 1 else f"metadata-{rank:05d}.jsonl"))
-        names = ("index", *PICTURE_FOLDERS, "object_path")
-        known = read_records(self.folder, names) if any(self.folder.glob("metadata*.jsonl")) else []
-        # A record that lost a file is made again; its new line replaces the old one.
-        self._done = {record["index"] for record in known if not missing_files(self.folder, record)}
-        if rank == 0:
-            self._write_description()
+        self.folder, self.description, self.rank = Path(folder), description, rank
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            refuse_other_job(self.folder, description)
+            name = "metadata.jsonl" if world_size == 1 else f"metadata-{rank:05d}.jsonl"
+            self._lines = JsonLines(self.folder / name)
+            known = self._records(("index", *FILE_KEYS))
+            # A record that lost a file is made again; its new line replaces the old one.
+            files = FolderFiles(self.folder)
+            self._done = {record["index"] for record in known if not files.missing(record)}
+            if rank == 0:
+                self._write_description()
+        except OSError as error:
+            raise OSError(f"cannot write to {folder} ({error}); choose another folder with --out") from error
+
+    def _records(self, keys: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """As read_records, and none before the first line is written."""
+        return read_records(self.folder, keys) if any(self.folder.glob("metadata*.jsonl")) else []
 
     def _write_description(self, **more: Any) -> None:
         content = {"format": FORMAT, "format_version": FORMAT_VERSION, **self.description, **more}
@@ -265,7 +420,7 @@ class DatasetWriter:
         """Merge the ranks' lines in order of index, count, and draw grid.png.  Does nothing on ranks other than 0."""
         if self.rank != 0:
             return
-        records = read_records(self.folder) if any(self.folder.glob("metadata*.jsonl")) else []
+        records = self._records()
         write_records(self.folder, records)
         for path in self.folder.glob("metadata-*.jsonl"):
             path.unlink()
@@ -273,133 +428,3 @@ class DatasetWriter:
         self._write_description(**data_card(self.folder, records, self.description))
         if grid and records:
             write_whole(self.folder / "grid.png", encode_png(np.asarray(overview(self.folder, records))))
-
-
-BUILT_IN = "built-in family"
-AS_GIVEN = "as given by the user"
-HAND_TERMS = {
-    "mano": "MANO licence (non-commercial research): hand parameters, keypoints and whatever was drawn from them",
-    "builtin": "built-in hand: MIT, see hoi/assets",
-}
-REPORT = Path("verification") / "report.json"  # what python -m hoi.verify DIR leaves
-
-
-def data_card(folder: str | Path, records: list[dict[str, Any]], description: dict[str, Any]) -> dict[str, Any]:
-    """Entries that dataset.json has beside what the maker of the folder says of it.
-
-    records      all of the folder
-    description  what dataset.json says already; its `licences` come back with what the records show
-    returns      counts, sources, labels, licences, weights, yield, verification (None where nothing was verified)
-    """
-    pictures = sum(record["file_name"] is not None for record in records)
-    generated = sum(record.get("checkpoint") is not None for record in records)
-    rejected = description.get("rejected") or {}
-    report = verification_summary(Path(folder))
-    checkpoints = {json.dumps(record["checkpoint"]): None for record in records if record.get("checkpoint")}
-    return {
-        "counts": {"records": len(records), "pictures": pictures},
-        "sources": {
-            "annotation": _count(records, "source"),
-            "hands": _count(records, "hand_model"),
-            "categories": _count(records, "category"),
-            "pictures": {"generated": generated, "drawn or photographed": pictures - generated},
-        },
-        "licences": _licences(records, description.get("licences") or {}),
-        "weights": [json.loads(text) for text in checkpoints],
-        "yield": {"accepted": len(records), "rejected": sum(rejected.values()), "reasons": rejected},
-        "verification": report,
-    }
-
-
-def _count(records: list[dict[str, Any]], key: str) -> dict[str, int]:
-    return dict(Counter(record[key] for record in records if record.get(key) is not None).most_common())
-
-
-def _licences(records: list[dict[str, Any]], licences: dict[str, Any]) -> dict[str, Any]:
-    """The maker's licences; terms of hands and objects where it only names them."""
-    hands = [
-        HAND_TERMS.get(name, f"unknown terms of the hand model {name!r}") for name in _count(records, "hand_model")
-    ]
-    objects = licences.get("objects")
-    if isinstance(objects, list):
-        objects = {source: "MIT, made by this project" if source == BUILT_IN else AS_GIVEN for source in objects}
-    more = {"hand": "; ".join(hands)} if hands else {}
-    return licences | more | ({"objects": objects} if objects else {})
-
-
-def verification_summary(folder: Path) -> dict[str, Any] | None:
-    """The verifier's report, the lengths of its lists in their place; None where there is none that can be read."""
-    try:
-        report = read_json(folder / REPORT, "report")
-    except (OSError, ValueError):
-        return None
-    return {key: len(value) if isinstance(value, list) else value for key, value in report.items()}
-
-
-def card_text(card: dict[str, Any]) -> str:
-    """Markdown for people.
-
-    card  the content of dataset.json with the entries of `data_card`
-    """
-    rows = [(name, card.get(name)) for name in ("made_by", "command", "seed", "versions", "job")]
-    rows += [(name, card.get(name)) for name in ("counts", "sources", "yield", "licences", "weights", "verification")]
-    lines = ["# Data card", ""]
-    for name, value in rows:
-        if value not in (None, {}, []):
-            lines += _item(name.replace("_", " "), value, 0)
-    return "\n".join(lines) + "\n"
-
-
-def _item(name: str, value: Any, depth: int) -> list[str]:
-    start = "  " * depth + f"- {name}:"
-    if isinstance(value, dict):
-        return [start, *(line for key, part in value.items() for line in _item(key, part, depth + 1))]
-    return [f"{start} {value}" if isinstance(value, str) else f"{start} {json.dumps(value)}"]
-
-
-# Our sampler names -> those that web UIs list.
-SAMPLER_NAMES = {"dpm++": "DPM++ 2M", "ddim": "DDIM", "ddpm": "DDPM"}
-
-
-def quoted(value: object) -> str:
-    """A value of the parameter line; quoted where it would otherwise end early."""
-    text = str(value)
-    return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ',:\n"') else text
-
-
-def webui_parameters(record: dict[str, Any]) -> str:
-    """The text that Stable Diffusion web UIs write under `parameters` and read back: prompt, negative prompt, settings.
-
-    record  a generated record (hoi/data/folder.py) with height and width
-    The hash is the first ten digits of the weight file's SHA-256, as there.
-    """
-    settings = {
-        "Steps": record["num_inference_steps"],
-        "Sampler": SAMPLER_NAMES.get(record["sampler"], record["sampler"]),
-        "CFG scale": record["guidance_scale"],
-        "Seed": record["seed"],
-        "Size": f"{record['width']}x{record['height']}",
-        "Model hash": record["checkpoint"]["sha256"][:10],
-        "Model": record["checkpoint"]["name"],
-        "Picture index": record["index"],  # the noise comes from seed and index
-    }
-    lines = [record["text"]]
-    if record["negative_prompt"]:
-        lines.append(f"Negative prompt: {record['negative_prompt']}")
-    lines.append(", ".join(f"{key}: {quoted(value)}" for key, value in settings.items()))
-    return "\n".join(lines)
-
-
-def png_text(record: dict[str, Any]) -> dict[str, str]:
-    """Text chunks of a generated picture: `parameters` for web UIs, `hoi` with the whole record as JSON."""
-    return {"parameters": webui_parameters(record), "hoi": json.dumps(record, allow_nan=False)}
-
-
-def strip(
-    conditions: Sequence[Conditions], pictures: Sequence[np.ndarray], most: int = 16, cell: int = 128
-) -> Image.Image:
-    """Skeleton, normal and segmentation above the picture, a column a frame; of long clips `most` frames, evenly."""
-    chosen = np.unique(np.linspace(0, len(pictures) - 1, most).round().astype(int))
-    rows = [[getattr(conditions[i], name) for i in chosen] for name in ("skeleton", "normal", "segmentation")]
-    rows.append([pictures[i] for i in chosen])
-    return contact_sheet([[np.asarray(Image.fromarray(image).resize((cell, cell))) for image in row] for row in rows])

@@ -13,7 +13,7 @@ from scipy.spatial.distance import cdist
 from tqdm import tqdm
 
 from hoi.common.arrays import box_centre
-from hoi.data.folder import load_label_map, load_mesh, load_object_mask
+from hoi.data.folder import array_of, load_label_map, load_mesh, load_object_mask
 from hoi.export.folder import OBJECT_KEYS, bounds, copy_picture, hand_annotation, lines_of_json, save_mask
 from hoi.geometry.camera import Camera, project, transform_points
 from hoi.geometry.objects import ALREADY_CENTRED, make_object
@@ -98,7 +98,7 @@ def _write_image(
 
 def scene_gt(record: dict[str, Any], obj_id: int, vertices: np.ndarray) -> dict[str, Any]:
     """The pose of the model, whose origin is the centre of the mesh's box; vertices (V, 3) metres."""
-    object_to_camera = np.reshape(record["object_to_camera"], (4, 4))
+    object_to_camera = array_of(record, "object_to_camera")
     translation = 1000 * (object_to_camera[:3, :3] @ model_centre(vertices) + object_to_camera[:3, 3])
     return {"cam_R_m2c": object_to_camera[:3, :3].ravel().tolist(), "cam_t_m2c": translation.tolist(), "obj_id": obj_id}
 
@@ -119,8 +119,8 @@ def whole_silhouette(
              when the object does not leave the picture: most do not, and rendering takes most of the time.
     """
     height, width = mask.shape
-    object_to_camera = np.reshape(record["object_to_camera"], (4, 4))
-    intrinsics = np.reshape(record["intrinsics"], (3, 3))
+    object_to_camera = array_of(record, "object_to_camera")
+    intrinsics = array_of(record, "intrinsics")
     pixels = project(transform_points(object_to_camera, vertices), intrinsics)
     if ((pixels >= -0.5) & (pixels <= np.array([width, height]) - 0.5)).all():  # false for NaN, behind the camera
         return mask, 0, 0

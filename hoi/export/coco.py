@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from hoi.conditions import BONES
-from hoi.data.folder import load_depth, load_label_map
+from hoi.data.folder import array_of, load_depth, load_label_map
 from hoi.export.folder import bounds, copy_picture, hand_annotation
 from hoi.geometry.hand import FINGER_NAMES
 from hoi.geometry.render import HAND, OBJECT, joints_shown
@@ -117,7 +117,7 @@ def run_lengths(mask: np.ndarray) -> str:
 def _keypoints(folder: Path, record: dict[str, Any], labels: np.ndarray) -> dict[str, Any]:
     if record.get("keypoints_2d") is None:
         return {"keypoints": [0] * 63, "num_keypoints": 0}
-    keypoints_2d, keypoints_3d = np.reshape(record["keypoints_2d"], (21, 2)), record.get("keypoints_3d")
+    keypoints_2d, keypoints_3d = array_of(record, "keypoints_2d"), record.get("keypoints_3d")
     depth = load_depth(folder, record) if record.get("depth_file_name") else None
     z = None if keypoints_3d is None else np.reshape(keypoints_3d, (21, 3))[:, 2]
     states = keypoint_states(keypoints_2d, labels, depth, z)

@@ -11,7 +11,7 @@ from PIL import Image, ImageFilter
 from tqdm import tqdm
 
 from hoi.common.arrays import box_centre
-from hoi.data.folder import load_depth, load_image, load_label_map, load_mesh
+from hoi.data.folder import array_of, load_depth, load_image, load_label_map, load_mesh
 from hoi.export.folder import OBJECT_KEYS, bounds, hand_annotation, lacking, lines_of_json
 from hoi.geometry.camera import CAMERA_FOV_DEG, Camera, make_intrinsics
 from hoi.geometry.render import OBJECT, Renderer
@@ -77,7 +77,7 @@ def unfit_for_nocs(record: dict[str, Any]) -> str:
         return absent
     height, width = record["height"], record["width"]
     wanted = make_intrinsics(height, height, CAMERA_FOV_DEG["nocs"])
-    given = np.reshape(record["intrinsics"], (3, 3))
+    given = array_of(record, "intrinsics")
     if height != width or not np.allclose(given, wanted, atol=1e-3):
         return (
             f"their camera is not that of NOCS (focal length {wanted[0, 0]:.1f} px at a height of {height}): "
@@ -130,7 +130,7 @@ def draw_frame(
     folder: Path, record: dict[str, Any], mesh: Mesh, normalization: Normalization, renderer: Renderer
 ) -> Frame | str:
     """The pictures of a record's frame, or why readers would drop it."""
-    object_to_camera = np.reshape(record["object_to_camera"], (4, 4))
+    object_to_camera = array_of(record, "object_to_camera")
     seen = renderer.render(None, None, *mesh, Camera(INTRINSICS, object_to_camera, HEIGHT, WIDTH))
     visible = seen.object_mask & (_in_frame(load_label_map(folder, record)) == OBJECT)
     found = bounds(visible)
@@ -181,7 +181,7 @@ def _write_frame(stem: Path, record: dict[str, Any], frame: Frame, normalization
         Image.fromarray(pixels).save(f"{stem}_{kind}.png", compress_level=1)
     Path(f"{stem}_meta.txt").write_text(f"1 {class_id} {synset} {model}\n")
     if normalization is not None:
-        rotation, translation = normalization.pose(np.reshape(record["object_to_camera"], (4, 4)))
+        rotation, translation = normalization.pose(array_of(record, "object_to_camera"))
         left, top, right, bottom = bounds(frame.visible)
         label = {
             "class_ids": [class_id],

@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
-from hoi.data.folder import CONDITION_KEYS, load_label_map
+from hoi.data.folder import CONDITION_KEYS, array_of, load_label_map
 from hoi.export.folder import copy_picture, lacking
 from hoi.geometry.hand import MANO_TO_OPENPOSE
 
@@ -103,8 +103,8 @@ def label_arrays(record: dict[str, Any]) -> dict[str, np.ndarray]:
     and t_obj is added to both.  joint3d is in MANO's order followed by the five tips, before t_obj is added.
     """
     flip = OPENCV_TO_OPENGL
-    object_to_camera = np.reshape(record["object_to_camera"], (4, 4))
-    keypoints_3d, transl = np.reshape(record["keypoints_3d"], (21, 3)), np.array(record["transl"])
+    object_to_camera = array_of(record, "object_to_camera")
+    keypoints_3d, transl = array_of(record, "keypoints_3d"), np.array(record["transl"])
     obj_trans = flip @ object_to_camera[:3, 3]
     # The model turns about its wrist, which at rest lies at w0: v = R (v0 - w0) + w0 + transl, and w0 + transl is
     # keypoint 0.  Turned and moved as a whole, R becomes flip R and the wrist moves with the frame.
@@ -118,7 +118,7 @@ def label_arrays(record: dict[str, Any]) -> dict[str, np.ndarray]:
         "trans": (flip @ wrist - obj_trans - wrist_at_rest)[None],
         "obj_pose": flip @ object_to_camera[:3, :3],
         "obj_trans": obj_trans,
-        "intrinsics": np.reshape(record["intrinsics"], (3, 3)),
+        "intrinsics": array_of(record, "intrinsics"),
         "extrinsics": np.diag([1.0, -1.0, -1.0, 1.0]),
         "hand_betas": np.array(record["hand_betas"] or [0.0] * 10)[None],
         "hand_side": np.array(record["hand_side"]),

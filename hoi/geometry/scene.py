@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hoi.conditions import draw_conditions
+from hoi.conditions import KEYPOINTS, draw_conditions
 from hoi.geometry.camera import (
     FRAMINGS,
     OFFICIAL_FOV_DEG,
@@ -168,7 +168,7 @@ def compose_scene(
     object_mesh = None if content == "hand" else item.object_mesh
     best, best_share = None, 0.0
     for _ in range(1 if content == "object" else GRASPS_PER_SCENE):
-        grasp, poses, keypoints = None, (), np.zeros((0, 21, 3))
+        grasp, poses, keypoints = None, (), np.zeros((0, KEYPOINTS, 3))
         if content != "object":
             grasp = item.grasps(side)[generator.integers(len(item.grasps(side)))]
             poses = _frame_poses(grasp, side, settings)

@@ -28,7 +28,7 @@ from hoi.common.arrays import pictures_to_tensor
 from hoi.common.command import first_few
 from hoi.common.files import read_npz, sha256_of, write_whole
 from hoi.common.tensors import load_model_file, strict_load
-from hoi.data.folder import read_records
+from hoi.data.folder import pictured, read_records
 from hoi.metrics.clip import Clip
 from hoi.metrics.inception import RESIZE_MODES, Inception, prepare
 from hoi.verify.verifier import Verifier, resized
@@ -82,7 +82,7 @@ def _listed(folder: Path) -> tuple[list[Path], list[dict[str, Any]] | None]:
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     if any(folder.glob("metadata*.jsonl")):
-        records = [record for record in read_records(folder) if record["file_name"] is not None]
+        records = pictured(folder, read_records(folder))
         return [folder / record["file_name"] for record in records], records
     inner = next(folder.rglob("metadata*.jsonl"), None)
     if inner is not None:  # its condition images would count as pictures
@@ -110,7 +110,7 @@ def find_pictures(folder: str | Path, workers: int, skip_damaged: bool = False) 
     folder = Path(folder)
     paths, records = _listed(folder)
     if not paths:
-        raise ValueError(f"{folder} has no pictures" + (": its records are conditions only" if records == [] else ""))
+        raise ValueError(f"{folder} has no pictures")
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         inspected = list(tqdm(pool.map(_inspect, paths), total=len(paths), desc=f"hashing {folder.name}", leave=False))
     good = [k for k, (digest, _) in enumerate(inspected) if digest]

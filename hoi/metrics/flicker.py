@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import map_coordinates, maximum_filter, minimum_filter
 
-from hoi.data.folder import load_depth, load_image, load_label_map, load_mesh, read_records
+from hoi.data.folder import array_of, hand_of, load_depth, load_image, load_label_map, load_mesh, read_records
 from hoi.geometry.camera import project, transform_points
 from hoi.geometry.contact import sample_faces
-from hoi.geometry.hand import HandModel, HandParams, load_hand
+from hoi.geometry.hand import HandModel, load_hand
 from hoi.geometry.render import HAND, OBJECT
 from hoi.metrics.intervals import Results, mean_of
 
@@ -98,11 +98,10 @@ def video_flicker(folder: str | Path, hand: HandModel, pictures: Sequence[np.nda
 
 def _points_of(folder: str | Path, record: dict[str, Any], hand: HandModel, on_object: np.ndarray) -> dict[str, Any]:
     """Of "hand" and "object" pixels and whether shown, the same points in every frame; "background" is (H, W) bool."""
-    parameters = (np.array(record[key]) for key in ("global_orient", "hand_pose", "transl", "hand_betas"))
-    mesh = hand(HandParams(*parameters, record["hand_side"]))
+    mesh = hand(hand_of(record))
     skin = np.concatenate([mesh.vertices, mesh.vertices[mesh.faces].mean(axis=1)])  # denser: the faces' centres too
-    surface = transform_points(np.reshape(record["object_to_camera"], (4, 4)), on_object)
-    depth, intrinsics = load_depth(folder, record), np.reshape(record["intrinsics"], (3, 3))
+    surface = transform_points(array_of(record, "object_to_camera"), on_object)
+    depth, intrinsics = load_depth(folder, record), array_of(record, "intrinsics")
     label_map = load_label_map(folder, record)
     return {
         "hand": find_points(skin, intrinsics, depth, label_map == HAND),

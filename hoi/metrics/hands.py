@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from hoi.conditions import KEYPOINTS
+from hoi.data.folder import array_of
 from hoi.metrics.intervals import PERCENT, SHARE, Results, mean_of, mean_of_groups, ratio_of
 from hoi.verify.predictions import (
     CONTACT_STATES,
-    JOINTS,
     NO_HAND,
     PORTABLE_OBJECT,
     ContactPrediction,
@@ -95,17 +96,17 @@ def hand_errors(records: Sequence[dict[str, Any]], predictions: Mapping[str, lis
 
 
 def _errors_of(record: dict[str, Any], hands: list[HandPrediction]) -> tuple[np.ndarray, np.ndarray, float, float]:
-    target = np.reshape(record["keypoints_2d"], (JOINTS, 2))
+    target = array_of(record, "keypoints_2d")
     side = np.ptp(target, axis=0).max()
     if not side > 0:
         raise ValueError(f"record {record['index']}: its keypoints_2d lie in one point")
     hand = closest_hand(hands, target)
     if hand is None:
-        return np.full(JOINTS, np.inf), np.full(JOINTS, np.inf), np.nan, np.nan
+        return np.full(KEYPOINTS, np.inf), np.full(KEYPOINTS, np.inf), np.nan, np.nan
     pixels = np.linalg.norm(hand.keypoints_2d - target, axis=1)
     if hand.keypoints_3d is None or record.get("keypoints_3d") is None:
         return pixels, pixels / side, np.nan, np.nan
-    return pixels, pixels / side, *errors_3d_mm(hand.keypoints_3d, np.reshape(record["keypoints_3d"], (JOINTS, 3)))
+    return pixels, pixels / side, *errors_3d_mm(hand.keypoints_3d, array_of(record, "keypoints_3d"))
 
 
 def add_keypoint_numbers(

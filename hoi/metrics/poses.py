@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from hoi.common.files import read_json
-from hoi.data.folder import load_mesh
+from hoi.data.folder import array_of, load_mesh
 from hoi.export.nocs import Normalization
 from hoi.metrics.intervals import PERCENT, Results, Statistic, mean_of_parts, scaled
 from hoi.verify.predictions import check_covers, numbers
@@ -175,7 +175,7 @@ def _truth(folder: Path, record: dict[str, Any], models: dict[str, tuple[Normali
         normalization = Normalization.of(vertices)
         models[path] = normalization, np.ptp(normalization.model(vertices), axis=0)
     normalization, size = models[path]
-    rotation, translation = normalization.pose(np.reshape(record["object_to_camera"], (4, 4)))
+    rotation, translation = normalization.pose(array_of(record, "object_to_camera"))
     model_to_camera = np.eye(4)
     model_to_camera[:3, :3], model_to_camera[:3, 3] = normalization.diagonal * rotation, translation
     class_id = CLASS_NAMES.index(record["category"])

@@ -23,9 +23,14 @@ from hoi.network.vae import VAE
 CONDITION_NAMES = ("skeleton", "normal", "segmentation")
 
 
-def stack_conditions(conditions: Sequence[Conditions]) -> dict[str, Tensor]:
-    """What the condition encoders take: skeleton, normal, segmentation, each (B, 3, H, W) float32 in [0, 1]."""
-    pictures = {name: np.stack([getattr(each, name) for each in conditions]) for name in CONDITION_NAMES}
+def stack_conditions(conditions: Sequence[Conditions | None], height: int, width: int) -> dict[str, Tensor]:
+    """What the condition encoders take: skeleton, normal, segmentation, each (B, 3, H, W) float32 in [0, 1].
+
+    conditions  of each picture; None is black, for scenery without hand or object (paper Sec. 4.1)
+    """
+    black = np.zeros((height, width, 3), dtype=np.uint8)
+    pictures = {name: np.stack([black if each is None else getattr(each, name) for each in conditions])
+                for name in CONDITION_NAMES}  # fmt: skip
     return {name: torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous().float() / 255
             for name, stacked in pictures.items()}  # fmt: skip
 

@@ -17,10 +17,17 @@ from tqdm import tqdm
 from hoi.common.arrays import intersection_over_union
 from hoi.common.files import JsonLines
 from hoi.common.machine import mapper
-from hoi.conditions import Conditions, draw_normal, draw_segmentation, draw_skeleton, normals_from_inverse_depth
+from hoi.conditions import (
+    KEYPOINTS,
+    Conditions,
+    draw_normal,
+    draw_segmentation,
+    draw_skeleton,
+    normals_from_inverse_depth,
+)
 from hoi.data.writer import DatasetWriter, write_object, write_pictures
 from hoi.geometry.camera import Camera, inside_picture, transform_points
-from hoi.geometry.hand import HandMesh, load_hand
+from hoi.geometry.hand import TIP_KEYPOINTS, HandMesh, load_hand
 from hoi.geometry.mano import WHERE
 from hoi.geometry.render import GBuffer, Renderer
 from hoi.geometry.scene import PLAIN_TEXTS
@@ -33,7 +40,7 @@ CROP_MARGIN = 50  # pixels of the whole picture, the authors' number
 MIN_AREA = 200  # pixels of the whole picture that hand and object must each have: 14 x 14 say little of a pose
 FAR = 65.0  # metres; sensors write the largest number for no answer, and the folder's depth ends at 65.5
 FIT_LIMIT_MM = 2.0  # a hand posed by the right MANO file misses its own joints by rounding alone, a thousandth of it
-SKIN_JOINTS = [k for k in range(21) if k not in (4, 8, 12, 16, 20)]  # keypoints that are joints, not fingertips
+SKIN_JOINTS = [k for k in range(KEYPOINTS) if k not in TIP_KEYPOINTS]  # keypoints that are joints, not fingertips
 MANO_FILE = WHERE.split(" Without")[0]  # real hands cannot do without it
 REJECTED_FILE = "rejected.jsonl"
 

@@ -11,7 +11,6 @@ Under torchrun the processes share the encoding; an interrupted one goes on with
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from tqdm import tqdm
 from hoi.common.arrays import pictures_to_tensor
 from hoi.common.files import write_whole
 from hoi.common.tensors import weights_hash
-from hoi.data.folder import CONDITION_KEYS, load_conditions, load_image, read_records
+from hoi.data.folder import CONDITION_KEYS, load_conditions, load_image, read_records, require
 from hoi.network.model import HOIDiffusion, stack_conditions
 from hoi.network.text import tokenize
 
@@ -110,35 +109,9 @@ class TrainingSet:
         self.entries: list[tuple[Path, dict]] = []
         for folder in map(Path, folders):
             records = read_records(folder, KEYS)
-            if not records:
-                raise ValueError(f"{folder} holds no records; make them with make_dataset.py or sample.py")
-            listed: dict[str, set[str]] = {}
-            for record in records:
-                self._check(folder, record, listed)
+            require(folder, records, ("file_name", *CONDITION_KEYS), (height, width), pictures=True)
             self.entries += [(folder, record) for record in records]
         self._readers = ThreadPoolExecutor(max_workers=2)  # decoding PNG lets other threads run
-
-    def _check(self, folder: Path, record: dict, listed: dict[str, set[str]]) -> None:
-        """listed: names in each folder looked into so far, since asking for every file of half a million is slow."""
-        if record["file_name"] is None:
-            raise ValueError(
-                f"{folder} record {record['index']} has no picture, and training needs one: make the folder with "
-                "make_dataset.py --shade, from real pictures, or with sample.py"
-            )
-        size = (record.get("height"), record.get("width"))
-        if size != (self.height, self.width):
-            raise ValueError(
-                f"{folder} record {record['index']}: the picture is {size[1]}x{size[0]} px, the model takes "
-                f"{self.width}x{self.height}; make the folder with --size {self.width}"
-            )
-        for path in filter(None, (record.get(key) for key in ("file_name", *CONDITION_KEYS))):
-            parent, name = os.path.split(path)
-            if parent not in listed:
-                listed[parent] = set(os.listdir(folder / parent)) if (folder / parent).is_dir() else set()
-            if name not in listed[parent]:
-                raise FileNotFoundError(
-                    f"{folder / path} is missing (record {record['index']}); run the command that made {folder} again"
-                )
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -166,7 +139,8 @@ class TrainingSet:
 
     def conditions(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """skeleton, normal, segmentation: each (B, 3, H, W) in [0, 1]; zeros for scenery (paper section 4.1)."""
-        return stack_conditions(list(self._readers.map(lambda index: load_conditions(*self.entries[index]), indices)))
+        read = self._readers.map(lambda index: load_conditions(*self.entries[index]), indices)
+        return stack_conditions(list(read), self.height, self.width)
 
     def fingerprint(self) -> str:
         """Changes when a picture is added, removed or rewritten: names, sizes and times of all picture files."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from hoi.common.command import first_few
 from hoi.common.files import read_json
+from hoi.conditions import KEYPOINTS
 
 FORMATS = """Keypoints, what any hand estimator found: pixels of the picture as stored, pixel centres at integers
 (python tools/convert_keypoints.py writes it from FrankMocap, HaMeR, MediaPipe):
@@ -30,7 +31,6 @@ Contact states, what the 100DOH hand-object detector says of each hand: box in p
     {"predictions": {"images/000000.png": [{"box": [left, top, right, bottom], "score": 0.98, "state": 3,
                                             "hand_side": "right"}]}}
 """
-JOINTS = 21  # keypoints of a hand, OpenPose order
 CONTACT_STATES = ("no contact", "self", "another person", "portable object", "stationary object")
 PORTABLE_OBJECT = 3  # the one state that counts as contact in the evaluation that the paper follows
 NO_HAND = -1  # in place of a state
@@ -96,7 +96,7 @@ def _side(entry: dict[str, Any], place: str) -> str | None:
 
 def _hand(entry: Any, place: str) -> HandPrediction:
     entry = _known_keys(entry, {"keypoints_2d"}, {"scores", "hand_side", "keypoints_3d"}, place)
-    shapes = {"keypoints_2d": (JOINTS, 2), "scores": (JOINTS,), "keypoints_3d": (JOINTS, 3)}
+    shapes = {"keypoints_2d": (KEYPOINTS, 2), "scores": (KEYPOINTS,), "keypoints_3d": (KEYPOINTS, 3)}
     arrays = {key: numbers(entry[key], shape, f"{place} {key}") for key, shape in shapes.items() if key in entry}
     return HandPrediction(**arrays, hand_side=_side(entry, place))
 

@@ -16,12 +16,12 @@ from tqdm import tqdm
 
 from hoi.common.arrays import intersection_over_union
 from hoi.common.files import sha256_of
-from hoi.data.folder import CONDITION_KEYS, load_depth, load_image, load_label_map
+from hoi.conditions import KEYPOINTS
+from hoi.data.folder import CONDITION_KEYS, array_of, load_depth, load_image, load_label_map, pictured
 from hoi.geometry.render import HAND, OBJECT, joints_shown
 from hoi.toyworld.looks import nearest_color
 from hoi.toyworld.words import words_in
 from hoi.verify.predictions import (
-    JOINTS,
     PORTABLE_OBJECT,
     ContactPrediction,
     HandPrediction,
@@ -99,9 +99,10 @@ def true_keypoints(record: dict[str, Any]) -> np.ndarray | None:
     if record.get("keypoints_2d") is None:
         return None
     points = np.asarray(record["keypoints_2d"], dtype=np.float64)
-    if points.shape != (2 * JOINTS,) or not np.isfinite(points).all():
-        raise ValueError(f"{record['file_name']}: keypoints_2d is {points.shape}, expected {2 * JOINTS} finite numbers")
-    return points.reshape(JOINTS, 2)
+    if points.shape != (2 * KEYPOINTS,) or not np.isfinite(points).all():
+        expected = f"expected {2 * KEYPOINTS} finite numbers"
+        raise ValueError(f"{record['file_name']}: keypoints_2d is {points.shape}, {expected}")
+    return points.reshape(KEYPOINTS, 2)
 
 
 def load_truth(folder: Path, record: dict[str, Any]) -> Truth:
@@ -114,7 +115,7 @@ def load_truth(folder: Path, record: dict[str, Any]) -> Truth:
     inside = ((points > -0.5) & (points < size - 0.5)).all(axis=1)  # pixel centres are at integers
     depth = z = None
     if record.get("depth_file_name") is not None and record.get("keypoints_3d") is not None:
-        depth, z = load_depth(folder, record), np.reshape(record["keypoints_3d"], (JOINTS, 3))[:, 2]
+        depth, z = load_depth(folder, record), array_of(record, "keypoints_3d")[:, 2]
     visible = inside if label_map is None else inside & joints_shown(points, label_map, depth, z)
     return Truth(label_map, points, visible, inside, text)
 
@@ -162,7 +163,7 @@ def keypoint_scores(
     scores = {"joints_visible": int(visible.sum()), "joints_hidden": int((inside & ~visible).sum())}
     scores["detected"] = float(points is not None)
     if points is None:
-        points = np.full((JOINTS, 2), np.inf)
+        points = np.full((KEYPOINTS, 2), np.inf)
     elif confidence is not None and inside.any():
         scores["confidence"] = float(confidence[inside].mean())
     error = np.linalg.norm(points - truth.keypoints_2d, axis=1)
@@ -266,10 +267,7 @@ def load_estimators(
 
     Raises FileNotFoundError or ValueError when a file is absent, damaged, or of other pictures than the folder's.
     """
-    pictures = [record["file_name"] for record in records if record["file_name"] is not None]
-    if not pictures:
-        what = "no records" if not records else f"{len(records)} records, none of them with a picture"
-        raise ValueError(f"{folder} has {what}; sample.py --data DIR makes pictures from conditions")
+    pictures = [record["file_name"] for record in pictured(folder, records)]
     network = None if verifier is None else load_verifier(verifier)
     hands = None if keypoints is None else read_keypoint_predictions(keypoints)
     states = None if contacts is None else read_contact_predictions(contacts)

@@ -20,13 +20,14 @@ from tqdm import tqdm
 
 from hoi.common.arrays import pictures_to_tensor, resized_points
 from hoi.common.machine import has_fast_bf16
-from hoi.data.folder import read_records
+from hoi.conditions import KEYPOINTS
+from hoi.data.folder import read_records, require
 from hoi.geometry.render import HAND
 from hoi.toyworld.backgrounds import BACKGROUNDS
 from hoi.toyworld.words import words_in
 from hoi.training.data import read_ahead, step_generator
 from hoi.verify.scores import load_rgb, true_keypoints, true_label_map
-from hoi.verify.verifier import JOINTS, Outputs, Verifier, pixels_to_cells, resized
+from hoi.verify.verifier import Outputs, Verifier, pixels_to_cells, resized
 
 VerifierBatch = dict[str, Tensor]
 
@@ -52,13 +53,10 @@ class VerifierTrainingSet:
         for folder in map(Path, folders):
             records = read_records(folder)
             generated = [record["file_name"] for record in records if record.get("checkpoint") is not None]
-            blank = [record["index"] for record in records if record["file_name"] is None]
             if generated:
                 problem = f"{len(generated)} pictures (first {generated[0]}) are generated"
                 raise ValueError(f"{folder}: {problem}; the verifier learns from shaded or real ones")
-            if blank or not records:
-                problem = f"{len(blank)} records (first {blank[0]}) without a picture" if blank else "no records"
-                raise ValueError(f"{folder} has {problem}; make_dataset.py --shade makes pictures")
+            require(folder, records, pictures=True)
             self.entries += [(folder, record) for record in records]
         self.backgrounds = sorted(BACKGROUNDS)
         self._kept: dict[int, tuple] = {}
@@ -75,7 +73,7 @@ class VerifierTrainingSet:
         image, label_map = load_rgb(folder, record), true_label_map(folder, record)
         label_map = np.full(image.shape[:2], UNKNOWN, np.uint8) if label_map is None else label_map
         points = true_keypoints(record)
-        points = np.full((JOINTS, 2), np.nan) if points is None else points
+        points = np.full((KEYPOINTS, 2), np.nan) if points is None else points
         points = resized_points(points, image.shape[:2], (self.side, self.side)).astype(np.float32)
         labels = np.asarray(Image.fromarray(label_map).resize((self.side, self.side), Image.Resampling.NEAREST))
         word = words_in(record.get("text") or "")["background"]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from hoi.common import tensors
 from hoi.common.arrays import pictures_to_tensor, resized_points
 from hoi.common.files import ASSETS
-from hoi.verify.predictions import JOINTS
+from hoi.conditions import KEYPOINTS
 
 LABELS = ("background", "hand", "object")
 CELL = 2  # pixels; heat maps have one value a cell
@@ -80,7 +80,7 @@ class Verifier(nn.Module):
         self.down = nn.ModuleList(block(a, b, stride=2) for a, b in pairs)
         self.up = nn.ModuleList(block(b + a, a) for a, b in reversed(pairs))
         self.labels = nn.Conv2d(channels[0], len(LABELS) * CELL**2, 1)
-        self.heat = nn.Conv2d(channels[0], JOINTS, 1)
+        self.heat = nn.Conv2d(channels[0], KEYPOINTS, 1)
         self.background = nn.Linear(channels[-1] + channels[-2], len(self.backgrounds))
 
     def forward(self, image: Tensor) -> Outputs:

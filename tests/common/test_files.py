@@ -66,11 +66,11 @@ def test_sha256_is_that_of_the_content_also_after_the_file_changed(tmp_path):
 
 
 def test_json_that_cannot_be_used_is_told_with_what_to_do(tmp_path):
-    for content, message in ((None, "no settings at .*a.json; make them"), ("{", "a.json is not JSON .*; make them"),
-                             ("[1]", "a.json holds a list, expected a dict; make them")):  # fmt: skip
+    faults = {"": "the settings .*a.json is missing", "{": "a.json is not JSON", "[1]": "a.json holds a list"}
+    for content, message in faults.items():
         if content:
             (tmp_path / "a.json").write_text(content)
-        with pytest.raises((FileNotFoundError, ValueError), match=message):
+        with pytest.raises((FileNotFoundError, ValueError), match=f"{message}.*; make them"):
             files.read_json(tmp_path / "a.json", "settings", "; make them")
     assert files.read_json(tmp_path / "a.json", "list", kind=object) == [1]
 

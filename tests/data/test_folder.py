@@ -111,10 +111,9 @@ def test_file_name_is_the_first_key_and_unknown_values_are_null(tmp_path):
     assert set(RECORD_KEYS) <= set(record)
 
 
-def test_records_without_conditions_have_black_ones(tmp_path):
+def test_records_of_scenery_have_no_conditions(tmp_path):
     record = write(DatasetWriter(tmp_path, {}), 0, {"text": "a beach"}, image=pictures()["image"])
-    conditions = load_conditions(tmp_path, record)
-    assert not conditions.skeleton.any() and not conditions.normal.any() and conditions.segmentation.shape == (8, 12, 3)
+    assert load_conditions(tmp_path, record) is None
 
 
 def test_looks_of_one_geometry_share_its_condition_files(tmp_path):
@@ -127,10 +126,14 @@ def test_looks_of_one_geometry_share_its_condition_files(tmp_path):
 
 
 def test_text_chunks_are_in_the_picture(tmp_path):
-    parameters = "A hand is grasping a mug\nSteps: 20, Seed: 3"
-    record = write(DatasetWriter(tmp_path, {}), 0, {}, **pictures(), png_text={"parameters": parameters, "jp": "茶碗"})
-    with Image.open(tmp_path / record["file_name"]) as image:
-        assert image.text == {"parameters": parameters, "jp": "茶碗"}
+    made = {"text": "A hand is grasping a 茶碗", "checkpoint": {"name": "tiny", "sha256": "ab" * 32}, "seed": 3}
+    writer = DatasetWriter(tmp_path, {})
+    generated, drawn = write(writer, 0, made, **pictures()), write(writer, 1, {"text": "x"}, **pictures())
+    with Image.open(tmp_path / generated["file_name"]) as image:
+        assert image.text["parameters"].startswith("A hand is grasping a 茶碗\nSteps: None")
+        assert json.loads(image.text["hoi"]) == generated
+    with Image.open(tmp_path / drawn["file_name"]) as image:
+        assert image.text == {}
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["no newline yet", "half a line"])

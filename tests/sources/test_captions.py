@@ -7,7 +7,7 @@ import pytest
 import torch._dynamo  # noqa: F401 - transformers loads it; it must come before GL's driver, see FrameConverter
 from PIL import Image
 
-from hoi.conditions import blank_conditions
+from hoi.conditions import Conditions
 from hoi.data.folder import read_records
 from hoi.data.writer import DatasetWriter, write_pictures
 from hoi.sources.captions import (
@@ -27,7 +27,7 @@ def folder(tmp_path):
     for k in range(4):
         record = {"text": "A hand is grasping a mug", "category": "mug", "source_frame": f"S/{k:04d}"}
         image = np.full((28, 28, 3), 60 * k, dtype=np.uint8)
-        conditions = blank_conditions(28, 28) if k < 3 else None
+        conditions = Conditions(*np.zeros((3, 28, 28, 3), dtype=np.uint8)) if k < 3 else None
         writer.append(write_pictures(tmp_path / "data", k, record, image, conditions))
     writer.finish(grid=False)
     return tmp_path / "data"

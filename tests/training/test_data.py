@@ -38,11 +38,12 @@ def change(folder: Path, **values) -> None:
             "images/000002.png is missing .record 2.; run",
         ),
         (lambda f: shutil.rmtree(f / "normal"), FileNotFoundError, "normal/000000.png is missing .record 0.; run"),
-        (lambda f: change(f, file_name=None), ValueError, "record 2 has no picture, .*make_dataset.py --shade"),
-        (lambda f: change(f, width=64), ValueError, "record 2: the picture is 64x32 px, the model takes 32x32"),
+        (lambda f: change(f, file_name=None), ValueError, "record 2 has no picture: .*make_dataset.py --shade"),
+        (lambda f: change(f, width=64), ValueError, "record 2 is 64 x 32 px, the model takes 32 x 32"),
+        (lambda f: change(f, normal_file_name=None), ValueError, "record 2 has no normal_file_name; the condition"),
         (lambda f: write_records(f, []), ValueError, "data holds no records; make them"),
     ],
-    ids=["no picture", "no condition", "conditions only", "another size", "empty"],
+    ids=["no picture", "no condition", "conditions only", "another size", "two conditions", "empty"],
 )
 def test_a_folder_that_cannot_be_trained_on_is_refused_at_once(folder, fault, error, message):
     fault(folder)

@@ -107,7 +107,7 @@ def test_the_verifier_refuses_to_learn_from_generated_pictures_and_from_nothing(
         training.VerifierTrainingSet([tmp_path / "generated"], SIDE)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "metadata.jsonl").write_text("")
-    with pytest.raises(ValueError, match="empty has no records"):
+    with pytest.raises(ValueError, match="empty holds no records"):
         training.VerifierTrainingSet([tmp_path / "empty"], SIDE)
     make_folder(tmp_path / "short", 1, extra=0)
     training_set = training.VerifierTrainingSet([tmp_path / "short"], SIDE)

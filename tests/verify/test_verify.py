@@ -210,12 +210,12 @@ def test_damaged_pictures_are_named_and_counted_and_the_others_scored(folder, ve
 def test_folders_without_pictures_are_refused(tmp_path, verifier_file):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/metadata.jsonl").write_text("")
-    with pytest.raises(ValueError, match="empty has no records"):
+    with pytest.raises(ValueError, match="empty holds no records"):
         report_module.verify_folder(tmp_path / "empty", verifier_file)
     make_folder(tmp_path / "conditions", 2)
     lines = (tmp_path / "conditions/metadata.jsonl").read_text()
     (tmp_path / "conditions/metadata.jsonl").write_text(lines.replace('"images/00000', 'null, "was": "'))
-    with pytest.raises(ValueError, match="2 records, none of them with a picture; sample.py"):
+    with pytest.raises(ValueError, match="conditions has no pictures: its records are conditions only; sample.py"):
         report_module.verify_folder(tmp_path / "conditions", verifier_file)
 
 

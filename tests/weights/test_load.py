@@ -35,7 +35,7 @@ import train
 from hoi.common.tensors import WeightFile
 from hoi.conditions import Conditions
 from hoi.data.folder import read_records
-from hoi.data.writer import DatasetWriter, complete_record, write_pictures
+from hoi.data.writer import DatasetWriter, write_pictures
 from hoi.network.model import HOIDiffusion
 from hoi.weights.__main__ import main
 from hoi.weights.load import init_branch, load_adapter, load_model, source_hash
@@ -498,7 +498,6 @@ def data(tmp_path_factory) -> Path:
     for index in range(2):
         pictures = np.random.default_rng(index).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
         record = {"text": "a mug", "normal_source": "geometry", "height": 64, "width": 64}
-        record = complete_record(index, record)
         writer.append(write_pictures(folder, index, record, pictures[0], Conditions(*pictures[1:])))
     writer.finish(grid=False)
     return folder
