@@ -321,7 +321,7 @@ def continued_after(writer: DatasetWriter) -> Iterator[None]:
 
 def find_all_grasps(settings: SceneSettings, meshes: list[ObjectMesh], run: Any) -> list[GraspedObject]:
     """Grasps of every object; objects without any are left out, and it is said; an error when none is left."""
-    results = list(tqdm(run("grasps_of", range(len(meshes))), "grasps", len(meshes), unit="object"))
+    results = list(tqdm(run(SceneMaker.grasps_of, range(len(meshes))), "grasps", len(meshes), unit="object"))
     found, notes = [item for item, _ in results], [note for _, lines in results for note in lines]
     good = graspable(found, settings.sides, notes)
     kept = {item.object_mesh.object_id for item in good}
@@ -350,13 +350,13 @@ def make_scenes(args: argparse.Namespace) -> None:
     scenes = -(-args.count // per_scene)
     build = partial(SceneMaker, settings, meshes, args.out, args.cache, args.mano, args.grabnet)
     with mapper(args.workers, build) as run:
-        print(f"renderer: {next(iter(run('renderer_used', [0])))}")
+        print(f"renderer: {next(iter(run(SceneMaker.renderer_used, [0])))}")
         writer = DatasetWriter(args.out, describe_scenes(args, settings, find_all_grasps(settings, meshes, run)))
         todo = [k for k in range(scenes) if not all(writer.done(i) for i in range(k * per_scene, (k + 1) * per_scene))]
         print(f"{scenes} scenes x {per_scene} records -> {args.out}, {len(writer)} records are there already")
         before = len(writer)
         with continued_after(writer), tqdm(total=len(todo) * per_scene, unit="record") as bar:
-            for records in run("make_scene", todo):
+            for records in run(SceneMaker.make_scene, todo):
                 for record in records:
                     if not writer.done(record["index"]):
                         writer.append(record)

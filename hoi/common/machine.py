@@ -1,9 +1,6 @@
-"""The machine: which devices it has, and two facts that decide how fast training and sampling run.
+"""The machine: its devices and memory, work shared out to other processes, and the processes of torchrun."""
 
-Work shared between processes.  A maker and numbers -> the maker's results, in order, for any number of processes.
-
-The processes of one training run.  torchrun's environment -> a process group of torch.distributed.
-"""
+from __future__ import annotations
 
 import ctypes
 import os
@@ -21,6 +18,13 @@ import torch.distributed as dist
 
 # Parameters of glibc's mallopt, from malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+CALLS_AT_ONCE = 1024  # handed to the worker processes: half a million waiting ones would cost a gigabyte
+PATIENCE = timedelta(hours=12)  # for the slowest process, which may encode most of what an interrupted run left
+
+Run = Callable[[Callable[[Any, int], Any], Sequence[int]], Iterator[Any]]
+
+
+# --- devices and memory ---
 
 
 def check_device(device: str) -> None:
@@ -45,6 +49,7 @@ def has_fast_bf16(device: str) -> bool:
     """Whether bf16 is worth it on "cpu" or "cuda...": on a CPU without bf16 instructions it is several times slower."""
     if device.startswith("cuda"):
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    # torch has no public question for it.
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
@@ -58,50 +63,56 @@ def keep_freed_memory() -> None:
         return
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        libc.mallopt(M_TOP_PAD, 256 * 2**20)
+        libc.mallopt(M_MMAP_MAX, 0)  # large blocks come from the heap, too
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)  # which does not shrink
+        libc.mallopt(M_TOP_PAD, 256 * 2**20)  # and grows in large steps
 
 
-BLOCK = 1024  # calls handed to the pool at once: half a million waiting ones would cost a gigabyte
-
-_maker: Any = None  # one in each worker process
+# --- worker processes ---
 
 
-def start_worker(build: Callable[[], Any]) -> None:
-    global _maker
-    torch.set_num_threads(1)
-    _maker = build()
+class _Worker:
+    """What a worker process keeps from call to call."""
+
+    maker: Any = None
 
 
-def call_worker(method: str, argument: int) -> Any:
-    return getattr(_maker, method)(argument)
+def _start_worker(build: Callable[[], Any]) -> None:
+    torch.set_num_threads(1)  # the processes share the cores
+    _Worker.maker = build()
+
+
+def _call_worker(method: Callable[[Any, int], Any], number: int) -> Any:
+    return method(_Worker.maker, number)
 
 
 @contextmanager
-def mapper(workers: int, build: Callable[[], Any]) -> Iterator[Any]:
-    """Yields map(method name, numbers) -> results in order, run here or in workers, each with its own maker.
+def mapper(workers: int, build: Callable[[], Any]) -> Iterator[Run]:
+    """Yields run(method, numbers) -> the method's results in order, worked out here or in several processes.
 
-    build  makes a maker; with several workers it is pickled and called once in each
+    build    makes the object whose method is called, such as a SceneMaker; with several workers it is pickled and
+             called once in each
+    method   of that object's class, such as SceneMaker.make_scene; it takes one number
     """
     if workers == 1:
         maker = build()
-        yield lambda method, numbers: map(getattr(maker, method), numbers)
+        yield lambda method, numbers: (method(maker, number) for number in numbers)
         return
     # Spawn: a forked process would share the parent's GL context and thread pools.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (build,))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (build,))
 
-    def submit(method: str, numbers: Sequence[int]) -> Iterator[Any]:
-        # Processes that start here inherit the deaf ear: Ctrl-C reaches the whole group, the parent ends the workers.
+    def submit(method: Callable[[Any, int], Any], numbers: Sequence[int]) -> Iterator[Any]:
+        # Ctrl-C reaches every process of the terminal.  Workers, which start within this call, ignore it as their
+        # parent does meanwhile, and are ended by the parent, which does not lose what they had finished.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            return pool.map(call_worker, [method] * len(numbers), numbers)
+            return pool.map(_call_worker, [method] * len(numbers), numbers)
         finally:
             signal.signal(signal.SIGINT, before)
 
-    def run(method: str, numbers: Sequence[int]) -> Iterator[Any]:
-        for start in range(0, len(numbers), BLOCK):
-            yield from submit(method, numbers[start : start + BLOCK])
+    def run(method: Callable[[Any, int], Any], numbers: Sequence[int]) -> Iterator[Any]:
+        for start in range(0, len(numbers), CALLS_AT_ONCE):
+            yield from submit(method, numbers[start : start + CALLS_AT_ONCE])
 
     try:
         yield run
@@ -109,15 +120,17 @@ def mapper(workers: int, build: Callable[[], Any]) -> Iterator[Any]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-PATIENCE = timedelta(hours=12)  # for the slowest process, which may encode most of what an interrupted run left
+# --- processes of torchrun ---
 
 
 def join_processes(backend: str, rank: int, world_size: int) -> None:
-    """Connect the processes that torchrun started.
+    """Connect the processes that torchrun started, as torch.distributed's process group.
 
-    After a restart torchrun's store may still hold the addresses of the dead, which the living would then call in
-    vain; so on one machine each restart gets a room of its own in it.  (Machines count restarts on their own: for them
-    torchrun itself must open new stores, with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment.)
+    backend  "nccl" on GPUs, "gloo" on CPUs
+    torchrun keeps its store of addresses when it restarts a run, so the addresses of processes that ended may still be
+    in it, and calling those would wait for ever.  On one machine each restart therefore writes its keys with a prefix
+    of its own.  (Machines count restarts separately: for several, torchrun itself must open new stores, with
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment.)
     """
     store, env = None, os.environ
     restarts = int(env.get("TORCHELASTIC_RESTART_COUNT", 0))

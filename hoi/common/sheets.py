@@ -1,4 +1,7 @@
-"""Pictures to look at: contact sheets and loss curves, drawn with pillow alone.  Arrays -> PIL pictures."""
+"""Pictures to look at: contact sheets, curves and histograms, animations.  Arrays -> PIL pictures, files.
+
+Drawn with pillow alone; PyAV, where it is installed, adds MP4.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,12 @@ from PIL import Image, ImageDraw, ImageFont, features
 from hoi.common.files import write_whole
 
 MARGIN = 2
-CURVE_COLORS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189), (255, 127, 14), (23, 190, 207))
+FONT_SIZE, LABEL_HEIGHT, LETTER_WIDTH = 11, 14, 6  # pixels, of pillow's built-in font
+COLORS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189), (255, 127, 14), (23, 190, 207))
+GRID_COLOR = (225, 225, 225)
+BINS = 25
+MP4_HINT = "no clip.mp4: it needs PyAV (pip install av)"
+WEBP_HINT = "no clip.webp: this Pillow is built without WebP, so clip.gif is written (pip install -U pillow)"
 
 
 def contact_sheet(rows: Sequence[Sequence[np.ndarray]], labels: Sequence[Sequence[str]] | None = None) -> Image.Image:
@@ -27,31 +35,30 @@ def contact_sheet(rows: Sequence[Sequence[np.ndarray]], labels: Sequence[Sequenc
     if len(sizes) != 1:
         raise ValueError(f"a contact sheet needs pictures of one size, got {sorted(sizes) or 'none'}")
     height, width, _ = sizes.pop()
-    label_height = 14 if labels else 0
+    label_height = LABEL_HEIGHT if labels else 0
+    across, down = width + MARGIN, height + label_height + MARGIN  # from one picture to the next
     columns = max(len(row) for row in rows)
-    sheet = Image.new(
-        "RGB", (columns * (width + MARGIN) + MARGIN, len(rows) * (height + label_height + MARGIN) + MARGIN), "white"
-    )
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
+    sheet = Image.new("RGB", (columns * across + MARGIN, len(rows) * down + MARGIN), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=FONT_SIZE)
     for r, row in enumerate(rows):
-        top = MARGIN + r * (height + label_height + MARGIN)
         for c, picture in enumerate(row):
-            left = MARGIN + c * (width + MARGIN)
+            left, top = MARGIN + c * across, MARGIN + r * down
             if labels:
-                draw.text((left + 2, top), labels[r][c][: width // 6], fill="black", font=font)
+                draw.text((left + 2, top), labels[r][c][: width // LETTER_WIDTH], fill="black", font=font)
             sheet.paste(Image.fromarray(picture), (left, top + label_height))
     return sheet
 
 
-def curve(series: dict[str, Sequence[tuple[float, float]]], title: str, height: int = 360, width: int = 640):
+def curve(
+    series: dict[str, Sequence[tuple[float, float]]], title: str, height: int = 360, width: int = 640
+) -> Image.Image:
     """Draw named curves on one pair of axes.
 
-    series  name -> (x, y) points; y is drawn on a logarithmic axis when every value is positive
-    returns a PIL picture (width x height pixels)
+    series  name -> (x, y) points; y is drawn on a logarithmic axis when every value is positive, and left out where it
+            is not finite
     """
     picture = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(size=11)
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=FONT_SIZE)
     left, right, top, bottom = 60, width - 12, 24, height - 24
     points = [p for values in series.values() for p in values if np.isfinite(p[1])]
     draw.text((left, 6), title, fill="black", font=font)
@@ -61,7 +68,7 @@ def curve(series: dict[str, Sequence[tuple[float, float]]], title: str, height: 
     logarithmic = bool((ys > 0).all())
     to_axis = np.log10 if logarithmic else np.asarray
     low, high = to_axis(ys).min(), to_axis(ys).max()
-    high = high if high > low else low + 1e-6
+    high = high if high > low else low + 1e-6  # a constant curve lies at the bottom instead of dividing by zero
     x_low, x_high = xs.min(), max(xs.max(), xs.min() + 1)
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -72,12 +79,12 @@ def curve(series: dict[str, Sequence[tuple[float, float]]], title: str, height: 
     for fraction in np.linspace(0, 1, 5):
         value = low + fraction * (high - low)
         y = bottom - fraction * (bottom - top)
-        draw.line([(left, y), (right, y)], fill=(225, 225, 225))
+        draw.line([(left, y), (right, y)], fill=GRID_COLOR)
         draw.text((4, y - 6), f"{10**value if logarithmic else value:.3g}", fill="black", font=font)
         x = left + fraction * (right - left)
         draw.text((x - 12, bottom + 6), f"{x_low + fraction * (x_high - x_low):.0f}", fill="black", font=font)
     for k, (name, values) in enumerate(series.items()):
-        color = CURVE_COLORS[k % len(CURVE_COLORS)]
+        color = COLORS[k % len(COLORS)]
         line = [place(x, y) for x, y in values if np.isfinite(y)]
         if len(line) > 1:
             draw.line(line, fill=color, width=2)
@@ -92,36 +99,28 @@ def smooth(values: Sequence[tuple[float, float]], window: int = 50) -> list[tupl
     return [(chunk[-1][0], float(np.mean([y for _, y in chunk]))) for chunk in chunks]
 
 
-MP4_HINT = "no clip.mp4: it needs PyAV (pip install av)"
-WEBP_HINT = "no clip.webp: this Pillow is built without WebP, so clip.gif is written (pip install -U pillow)"
+def histogram(
+    values: list[float], title: str, ends: tuple[float, float], width: int = 320, height: int = 180
+) -> Image.Image:
+    """Counts of the values in BINS bins between two ends; values beyond an end are counted in the bin next to it."""
+    picture = Image.new("RGB", (width, height), "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=FONT_SIZE)
+    counts, edges = np.histogram(np.clip(values, *ends), bins=BINS, range=ends)
+    left, right, top, bottom = 36, width - 10, 22, height - 20
+    at = np.linspace(left, right, BINS + 1)
+    for k, count in enumerate(counts):
+        if count:
+            bar = [at[k], bottom - (bottom - top) * count / counts.max(), at[k + 1] - 1, bottom]
+            draw.rectangle(bar, fill=COLORS[0])
+    draw.line([(left, bottom), (right, bottom)], fill="black")
+    draw.text((4, top - 6), str(counts.max()), fill="black", font=font)
+    draw.text((left, 4), f"{title}: n {len(values)}, mean {np.mean(values):.3f}", fill="black", font=font)
+    for value, x in ((edges[0], left), (np.mean(ends), (left + right) / 2 - 8), (edges[-1], right - 20)):
+        draw.text((x, bottom + 4), f"{value:g}", fill="black", font=font)
+    return picture
 
 
-# --- files ---
-
-
-def encode_animation(pictures: Sequence[np.ndarray], fps: int, kind: str) -> bytes:
-    """(H, W, 3) uint8 pictures -> an endless animation; kind "WEBP" or "GIF" (256 colours, hundredths of a second)."""
-    first, *rest = [Image.fromarray(picture) for picture in pictures]
-    stream = io.BytesIO()
-    quality = {"quality": 90, "method": 4} if kind == "WEBP" else {}
-    first.save(stream, kind, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, **quality)
-    return stream.getvalue()
-
-
-def encode_mp4(pictures: Sequence[np.ndarray], fps: int) -> bytes:
-    """(H, W, 3) uint8 pictures of even height and width -> H.264 by PyAV (must be installed)."""
-    import av
-
-    stream = io.BytesIO()
-    height, width, _ = pictures[0].shape
-    with av.open(stream, "w", format="mp4") as container:
-        video = container.add_stream("libx264", rate=fps)
-        video.height, video.width, video.pix_fmt = height, width, "yuv420p"  # the format that every player knows
-        video.options = {"crf": "16"}
-        for picture in pictures:
-            container.mux(video.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
-        container.mux(video.encode())
-    return stream.getvalue()
+# --- moving pictures ---
 
 
 def write_video(
@@ -129,7 +128,8 @@ def write_video(
 ) -> tuple[list[str], list[str]]:
     """Write clip.webp, clip.mp4 where PyAV is installed, and clip.gif if wanted or if there is no WebP.
 
-    returns  names of the files, and what to tell about those that could not be written
+    pictures  (H, W, 3) uint8, height and width even
+    returns   names of the files, and what to tell about those that could not be written
     """
     files, notes = {}, []
     if features.check("webp"):
@@ -147,24 +147,26 @@ def write_video(
     return list(files), notes
 
 
-BINS = 25
+def encode_animation(pictures: Sequence[np.ndarray], fps: int, kind: str) -> bytes:
+    """(H, W, 3) uint8 pictures -> an endless animation; kind "WEBP" or "GIF" (256 colours, hundredths of a second)."""
+    first, *rest = [Image.fromarray(picture) for picture in pictures]
+    stream = io.BytesIO()
+    quality = {"quality": 90, "method": 4} if kind == "WEBP" else {}
+    first.save(stream, kind, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, **quality)
+    return stream.getvalue()
 
 
-def histogram(values: list[float], title: str, ends: tuple[float, float], width: int = 320, height: int = 180):
-    """Counts of the values in 25 bins as a PIL picture; values beyond the ends are counted in the last bin."""
-    picture = Image.new("RGB", (width, height), "white")
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=11)
-    counts, edges = np.histogram(np.clip(values, *ends), bins=BINS, range=ends)
-    left, right, top, bottom = 36, width - 10, 22, height - 20
-    at = np.linspace(left, right, BINS + 1)
-    for k, count in enumerate(counts):
-        if count:
-            draw.rectangle(
-                [at[k], bottom - (bottom - top) * count / counts.max(), at[k + 1] - 1, bottom], fill=(31, 119, 180)
-            )
-    draw.line([(left, bottom), (right, bottom)], fill="black")
-    draw.text((4, top - 6), str(counts.max()), fill="black", font=font)
-    draw.text((left, 4), f"{title}: n {len(values)}, mean {np.mean(values):.3f}", fill="black", font=font)
-    for value, x in ((edges[0], left), (np.mean(ends), (left + right) / 2 - 8), (edges[-1], right - 20)):
-        draw.text((x, bottom + 4), f"{value:g}", fill="black", font=font)
-    return picture
+def encode_mp4(pictures: Sequence[np.ndarray], fps: int) -> bytes:
+    """(H, W, 3) uint8 pictures of even height and width -> H.264 by PyAV, which must be installed."""
+    import av
+
+    stream = io.BytesIO()
+    height, width, _ = pictures[0].shape
+    with av.open(stream, "w", format="mp4") as container:
+        video = container.add_stream("libx264", rate=fps)
+        video.height, video.width, video.pix_fmt = height, width, "yuv420p"  # the format that every player knows
+        video.options = {"crf": "16"}  # finer than libx264's default of 23: so short a video may be large
+        for picture in pictures:
+            container.mux(video.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
+        container.mux(video.encode())  # what the encoder still holds back
+    return stream.getvalue()

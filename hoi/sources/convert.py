@@ -137,7 +137,7 @@ def convert_source(
     build = partial(FrameConverter, source, order, settings, writer.folder)
     bar = tqdm(total=len(order), initial=len(order) - len(todo), unit="frame")
     with bar, mapper(workers, build) as run:
-        for result in run("convert", todo):
+        for result in run(FrameConverter.convert, todo):
             (log.add if "rejected" in result else writer.append)(result)
             bar.update()
     if not len(writer):

@@ -31,9 +31,9 @@ def waiting(monkeypatch) -> list[int]:
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_results_come_in_order_in_blocks_and_faults_reach_the_caller(processes, waiting, monkeypatch):
-    monkeypatch.setattr(machine, "BLOCK", 4)
+    monkeypatch.setattr(machine, "CALLS_AT_ONCE", 4)
     with machine.mapper(processes, Squares) as run:
-        assert list(run("square", range(10))) == [number * number for number in range(10)]
+        assert list(run(Squares.square, range(10))) == [number * number for number in range(10)]
         assert waiting == ([] if processes == 1 else [4, 4, 2])
         with pytest.raises(ValueError, match="99 cannot be squared"):
-            list(run("square", [1, 99]))
+            list(run(Squares.square, [1, 99]))
