@@ -7,6 +7,7 @@ HandParams + object -> Grasp (measure_grasp) -> some good and different ones (ch
 import hashlib
 import io
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -148,6 +149,11 @@ def choose_grasps(found: list[Grasp], hand: HandModel, count: int) -> list[Grasp
         value[chosen] = -np.inf
         chosen.append(int(value.argmax()))
     return [found[i] for i in chosen]
+
+
+def default_cache() -> Path:
+    """Where found grasps are kept unless the user says otherwise."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "hoidiffusion" / "grasps"
 
 
 def cached_search(
