@@ -15,17 +15,9 @@ from typing import Any
 from hoi.common.command import first_few, positive, problems_as_messages
 from hoi.common.files import sha256_of, write_whole
 from hoi.common.machine import check_device
+from hoi.metrics import features
 from hoi.metrics.clip import SCORE_PREFIX, SCORE_WEIGHT, load_clip
 from hoi.metrics.distances import save_statistics
-from hoi.metrics.features import (
-    Extractor,
-    PictureSet,
-    clip_extractor,
-    find_pictures,
-    inception_extractor,
-    timm_extractor,
-    verifier_extractor,
-)
 from hoi.metrics.flicker import add_flicker
 from hoi.metrics.hands import add_contact_numbers, add_keypoint_numbers
 from hoi.metrics.inception import RESIZE_MODES, load_inception
@@ -64,7 +56,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """
     check_device(args.device)
     results = Results(args.bootstrap, args.seed)
-    fake = None if args.fake is None else find_pictures(args.fake, args.workers, args.skip_damaged)
+    fake = None if args.fake is None else features.find_pictures(args.fake, args.workers, args.skip_damaged)
     reference = None if args.real is None else Reference.read(args.real, args.workers, args.skip_damaged)
     for pictures in (fake, reference and reference.pictures):
         if pictures is not None and pictures.damaged:
@@ -93,14 +85,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _measure_features(
-    args: argparse.Namespace, results: Results, fake: PictureSet | None, reference: Reference | None
-) -> list[Extractor]:
+    args: argparse.Namespace, results: Results, fake: features.PictureSet | None, reference: Reference | None
+) -> list[features.Extractor]:
     """Numbers of every network that was given; returns what looked at the pictures."""
     run = Run(args.features or args.out / ".features", args.batch_size, args.workers, args.device)
     extractors = []
     if args.inception:
         inception = load_inception(args.inception).to(args.device)
-        extractors.append(inception_extractor(inception, args.inception, args.resize))
+        extractors.append(features.inception_extractor(inception, args.inception, args.resize))
         if reference is not None and (note := reference.check(args.resize, sha256_of(args.inception))):
             results.note(note)
         if args.save_statistics:
@@ -113,18 +105,18 @@ def _measure_features(
     if args.clip:
         clip = load_clip(*args.clip)
         clip.model.to(args.device)
-        extractors.append(clip_extractor(clip, args.clip[1]))
+        extractors.append(features.clip_extractor(clip, args.clip[1]))
         add_clip_numbers(results, run, fake, reference, clip, extractors[-1], args.clip_prefix, args.clip_weight)
     if args.timm:
-        extractors.append(timm_extractor(*args.timm, args.device))
+        extractors.append(features.timm_extractor(*args.timm, args.device))
         add_frechet(results, run, fake, reference, extractors[-1])
     if args.verifier:
-        extractors.append(verifier_extractor(load_verifier(args.verifier).to(args.device), args.verifier))
+        extractors.append(features.verifier_extractor(load_verifier(args.verifier).to(args.device), args.verifier))
         add_frechet(results, run, fake, reference, extractors[-1])
     return extractors
 
 
-def _measure_predictions(args: argparse.Namespace, results: Results, fake: PictureSet | None) -> dict | None:
+def _measure_predictions(args: argparse.Namespace, results: Results, fake: features.PictureSet | None) -> dict | None:
     """Numbers of predictions by file, and contact by geometry, which needs none; average precision by class."""
     contact = None
     if args.keypoints:
@@ -143,7 +135,7 @@ def _measure_predictions(args: argparse.Namespace, results: Results, fake: Pictu
     return add_pose_numbers(results, true, predicted, args.boxes)
 
 
-def _names_in(predictions: dict[str, Any], fake: PictureSet, flag: str) -> list[str]:
+def _names_in(predictions: dict[str, Any], fake: features.PictureSet, flag: str) -> list[str]:
     """Pictures that predictions must be of: all that are measured, and what they have of those left out as damaged."""
     return [record["file_name"] for record in annotated(fake, flag)] + [n for n in fake.damaged if n in predictions]
 

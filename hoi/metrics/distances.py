@@ -245,31 +245,20 @@ def save_statistics(path: str | Path, gaussians: dict[str, Gaussian], preprocess
 class Statistics:
     """Of the features of a reference set.
 
-    moments    "pool" and, where the file has mu_s and sigma_s, "spatial": mean (D,) and covariance (D, D)
-    n          pictures, None: not said
+    gaussians  "pool" and, where the file has mu_s and sigma_s, "spatial"; n is None where the file does not say it
     made_with  "resize" and "inception_sha256" where the file says them
     """
 
     path: Path
-    moments: dict[str, tuple[np.ndarray, np.ndarray]]
-    n: int | None
+    gaussians: dict[str, Gaussian]
     made_with: dict[str, str]
-
-    def gaussian(self, name: str) -> Gaussian | None:
-        """None for features that the file lacks.  Raises ValueError for a covariance that is none."""
-        if name not in self.moments:
-            return None
-        mean, covariance = self.moments[name]
-        try:
-            return Gaussian(mean, square_root(covariance), self.n)
-        except ValueError as error:
-            raise ValueError(f"{self.path}: {error}") from error
 
 
 def load_statistics(path: str | Path) -> Statistics:
     """Read a statistics file of ours, of pytorch-fid or of ADM.
 
-    Raises FileNotFoundError or ValueError naming the file: unreadable, without mu and sigma, wrong shapes, not finite.
+    Raises FileNotFoundError or ValueError naming the file: unreadable, without mu and sigma, wrong shapes, not finite,
+    a covariance that is none.
     """
     path = Path(path)
     if not path.is_file():
@@ -277,7 +266,7 @@ def load_statistics(path: str | Path) -> Statistics:
     # The reference batches of ADM hold their pictures too, gigabytes of them as arr_0.
     names = ("mu", "sigma", "mu_s", "sigma_s", "n", "resize", "inception_sha256")
     found = read_npz(path, "reference statistics", names)
-    moments = {}
+    gaussians, n = {}, int(found["n"]) if "n" in found else None
     for name, mu, sigma in (("pool", "mu", "sigma"), ("spatial", "mu_s", "sigma_s")):
         if mu not in found or sigma not in found:
             continue
@@ -286,8 +275,11 @@ def load_statistics(path: str | Path) -> Statistics:
             raise ValueError(f"{path}: {mu} is {mean.shape} and {sigma} {covariance.shape}, expected (D,) and (D, D)")
         if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
             raise ValueError(f"{path}: {mu} or {sigma} holds numbers that are not finite")
-        moments[name] = mean, covariance
-    if "pool" not in moments:
+        try:
+            gaussians[name] = Gaussian(mean, square_root(covariance), n)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    if "pool" not in gaussians:
         raise ValueError(f"{path} has no mu and sigma, the mean and covariance of Inception's features")
     made_with = {key: str(found[key]) for key in ("resize", "inception_sha256") if key in found}
-    return Statistics(path, moments, int(found["n"]) if "n" in found else None, made_with)
+    return Statistics(path, gaussians, made_with)

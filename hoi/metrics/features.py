@@ -156,11 +156,8 @@ def inception_extractor(inception: Inception, file: str | Path, resize: str) -> 
 def clip_extractor(clip: Clip, file: str | Path) -> Extractor:
     """Image features of a CLIP model, not normalised: a Frechet distance looks at their lengths, too."""
     words = "shorter side to the model's size (bicubic), centre crop, CLIP's mean and deviation"
-
-    def network(images: Tensor) -> dict[str, Tensor]:
-        return {"pool": clip.model.encode_image(images)}
-
-    return Extractor(clip.name, cache_key(f"clip-{clip.name}", file), words, clip.preprocess, network)
+    return Extractor(clip.name, cache_key(f"clip-{clip.name}", file), words, clip.preprocess,
+                     lambda images: {"pool": clip.model.encode_image(images)})  # fmt: skip
 
 
 def timm_extractor(name: str, file: str | Path, device: str) -> Extractor:
@@ -178,23 +175,16 @@ def timm_extractor(name: str, file: str | Path, device: str) -> Extractor:
     strict_load(model, state, f"{file} (read as {name})")
     model = model.requires_grad_(False).eval().to(device)
     config = timm.data.resolve_model_data_config(model)
-
-    def network(images: Tensor) -> dict[str, Tensor]:
-        return {"pool": model.forward_head(model.forward_features(images), pre_logits=True)}
-
     transform = timm.data.create_transform(**config, is_training=False)
-    return Extractor(name, cache_key(f"timm-{name}", file), f"timm's for {name}: {config}", transform, network)
+    return Extractor(name, cache_key(f"timm-{name}", file), f"timm's for {name}: {config}", transform,
+                     lambda images: {"pool": model.forward_head(model.forward_features(images), pre_logits=True)})
 
 
 def verifier_extractor(verifier: Verifier, file: str | Path) -> Extractor:
     """What the verifier's deepest levels see: for the toy world, which Inception never saw."""
-    side = verifier.side
-
-    def network(images: Tensor) -> dict[str, Tensor]:
-        return {"pool": verifier(images).features}
-
-    prepare_for_it = partial(_for_verifier, side=side)
-    return Extractor("verifier", cache_key("verifier", file), f"stretched to {side} x {side}", prepare_for_it, network)
+    words = f"stretched to {verifier.side} x {verifier.side}"
+    return Extractor("verifier", cache_key("verifier", file), words, partial(_for_verifier, side=verifier.side),
+                     lambda images: {"pool": verifier(images).features})  # fmt: skip
 
 
 def _for_verifier(picture: Image.Image, side: int) -> Tensor:

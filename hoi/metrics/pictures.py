@@ -13,19 +13,8 @@ import numpy as np
 
 from hoi.common.command import first_few
 from hoi.common.files import sha256_of
+from hoi.metrics import distances
 from hoi.metrics.clip import Clip, clip_scores
-from hoi.metrics.distances import (
-    Gaussian,
-    Statistics,
-    fit_gaussian,
-    frechet,
-    inception_score,
-    inception_splits,
-    kid,
-    load_statistics,
-    precision,
-    recall,
-)
 from hoi.metrics.features import Extractor, PictureSet, extract, find_pictures
 from hoi.metrics.inception import Inception
 from hoi.metrics.intervals import SHARE, Results, mean_of, scaled
@@ -60,13 +49,13 @@ class Reference:
     """What pictures are compared with: pictures, or statistics of their Inception features; the other is None."""
 
     pictures: PictureSet | None
-    statistics: Statistics | None
+    statistics: distances.Statistics | None
 
     @classmethod
     def read(cls, path: Path, workers: int, skip_damaged: bool) -> Reference:
         """From a folder of pictures or a statistics file (.npz).  Raises as find_pictures and load_statistics."""
         if path.suffix == ".npz":
-            return cls(None, load_statistics(path))
+            return cls(None, distances.load_statistics(path))
         return cls(find_pictures(path, workers, skip_damaged), None)
 
     def described(self) -> dict[str, Any]:
@@ -74,13 +63,13 @@ class Reference:
         if self.pictures is not None:
             return self.pictures.described()
         of_file = {"file": str(self.statistics.path), "sha256": sha256_of(self.statistics.path)}
-        return of_file | {"n": self.statistics.n, **self.statistics.made_with}
+        return of_file | {"n": self.statistics.gaussians["pool"].n, **self.statistics.made_with}
 
-    def gaussian(self, run: Run, extractor: Extractor, name: str) -> Gaussian | None:
-        """Of Inception features; None where a statistics file lacks them."""
+    def gaussian(self, run: Run, extractor: Extractor, name: str) -> distances.Gaussian | None:
+        """Of Inception features, "pool" or "spatial"; None where a statistics file lacks them."""
         if self.statistics is not None:
-            return self.statistics.gaussian(name)
-        return fit_gaussian(run.features(self.pictures, extractor, name))
+            return self.statistics.gaussians.get(name)
+        return distances.fit_gaussian(run.features(self.pictures, extractor, name))
 
     def check(self, resize: str, weights: str) -> str:
         """Raise ValueError for statistics made in another way; return a note when they do not say how, else "".
@@ -117,9 +106,10 @@ def add_inception_numbers(
     neighbours  of precision and recall
     """
     n, where, features = len(fake), f"({extractor.name})", run.features(fake, extractor)
-    parts = inception_splits(n, splits)
+    parts = distances.inception_splits(n, splits)
     how = "ADM's chunks of 5,000 in order" if splits is None else f"{splits} shuffled splits"
-    results.add(f"IS {where}", inception_score(inception.log_probabilities(features, bias), parts), n, "higher",
+    score = distances.inception_score(inception.log_probabilities(features, bias), parts)
+    results.add(f"IS {where}", score, n, "higher",
                 f"exp of the mean KL divergence of the classes{', with bias' if bias else ''}; {how}")  # fmt: skip
     for number, (name, what) in FRECHET_NUMBERS.items() if reference is not None else ():
         gaussian = reference.gaussian(run, extractor, name)
@@ -127,7 +117,7 @@ def add_inception_numbers(
             results.note(f"no {number}: {reference.statistics.path} lacks mu_s and sigma_s")
             continue
         _note_rank(results, n, gaussian)
-        results.add(f"{number} {where}", frechet(run.features(fake, extractor, name), gaussian), n, "lower",
+        results.add(f"{number} {where}", distances.frechet(run.features(fake, extractor, name), gaussian), n, "lower",
                     f"squared Frechet distance of {what}, covariance over N - 1, float64")  # fmt: skip
     if reference is None:
         return
@@ -135,9 +125,9 @@ def add_inception_numbers(
         results.note("KID, precision and recall need the reference's pictures, not its statistics")
         return
     real = run.features(reference.pictures, extractor)
-    results.add(f"KID x 1000 {where}", scaled(1000, kid(features, real)), n, "lower",
+    results.add(f"KID x 1000 {where}", scaled(1000, distances.kid(features, real)), n, "lower",
                 "unbiased squared MMD, kernel (x.y / 2048 + 1)^3, all pictures at once", (-np.inf, np.inf))  # fmt: skip
-    for number, share in (("precision", precision), ("recall", recall)):
+    for number, share in (("precision", distances.precision), ("recall", distances.recall)):
         results.add(f"{number} {where}", share(features, real, neighbours), n, "higher",
                     f"share within the manifold of the other set, {neighbours} nearest neighbours", SHARE)  # fmt: skip
 
@@ -178,13 +168,14 @@ def add_frechet(
     """
     if reference is None or reference.pictures is None:
         raise ValueError(f"a Frechet distance on {extractor.name} needs pictures as the reference: --real DIR")
-    gaussian = fit_gaussian(run.features(reference.pictures, extractor))
+    gaussian = distances.fit_gaussian(run.features(reference.pictures, extractor))
     _note_rank(results, len(fake), gaussian)
-    results.add(f"Frechet distance ({extractor.name})", frechet(run.features(fake, extractor), gaussian), len(fake),
-                "lower", f"squared Frechet distance of {len(gaussian.mean)} features of {extractor.name}")  # fmt: skip
+    distance = distances.frechet(run.features(fake, extractor), gaussian)
+    results.add(f"Frechet distance ({extractor.name})", distance, len(fake), "lower",
+                f"squared Frechet distance of {len(gaussian.mean)} features of {extractor.name}")  # fmt: skip
 
 
-def _note_rank(results: Results, n: int, gaussian: Gaussian) -> None:
+def _note_rank(results: Results, n: int, gaussian: distances.Gaussian) -> None:
     """Covariances of too few pictures are handled exactly, but they do bias the distance."""
     dimensions = len(gaussian.mean)
     of_reference = "" if gaussian.n is None or gaussian.n > dimensions else f" (reference: {gaussian.n})"

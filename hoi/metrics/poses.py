@@ -232,51 +232,34 @@ def pose_error(predicted: np.ndarray, true: np.ndarray, symmetric: bool) -> tupl
     return float(np.degrees(np.arccos(np.clip(cosine, -1, 1)))), float(100 * shift)
 
 
-def match_boxes(iou: np.ndarray, threshold: float) -> np.ndarray:
-    """Greedily match predictions, the most certain first, with true boxes of the largest overlap above a threshold.
+def match(costs: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """Greedily match predictions, the most certain first, each with the allowed true object of the smallest cost.
 
-    iou      (P, G)
-    returns  (P,) index of each prediction's true box, -1 for none
+    costs    (P, G);  allowed (P, G) bool
+    returns  (P,) index of each prediction's true object, -1 for none
     """
-    matched = np.full(len(iou), -1)
-    for i, overlaps in enumerate(iou):
-        for k in np.argsort(-overlaps, kind="stable"):
-            if overlaps[k] > threshold and k not in matched:
-                matched[i] = k
-                break
-    return matched
-
-
-def match_poses(errors: np.ndarray, degrees: float, centimetres: float) -> np.ndarray:
-    """The same for errors (P, G, 2): the true object of the smallest sum of degrees and cm that is within both."""
-    matched = np.full(len(errors), -1)
-    for i, error in enumerate(errors):
-        for k in np.argsort(error.sum(axis=1), kind="stable"):
-            if error[k, 0] <= degrees and error[k, 1] <= centimetres and k not in matched:
-                matched[i] = k
-                break
+    matched = np.full(len(costs), -1)
+    for i, order in enumerate(np.argsort(costs, axis=1, kind="stable")):
+        matched[i] = next((k for k in order if allowed[i, k] and k not in matched), -1)
     return matched
 
 
 @dataclass
 class Hits:
-    """Predictions of one class over all pictures: score, picture, whether right.
+    """Predictions of one class over all pictures.
 
     true    (N,) objects of each picture that count as to be found
     there   (N,) objects of each picture
+    rows    picture, score, whether right, of each prediction
     """
 
     true: np.ndarray
     there: np.ndarray
-    scores: list[float] = field(default_factory=list)
-    pictures: list[int] = field(default_factory=list)
-    right: list[bool] = field(default_factory=list)
+    rows: list[tuple[int, float, bool]] = field(default_factory=list)
 
     def extend(self, picture: int, scores: np.ndarray, matched: np.ndarray) -> None:
-        """Add a picture's predictions: scores (P,), and matched (P,) as match_boxes gives it."""
-        self.scores += scores.tolist()
-        self.pictures += [picture] * len(scores)
-        self.right += (matched >= 0).tolist()
+        """Add a picture's predictions: scores (P,), and matched (P,) as `match` gives it."""
+        self.rows += [(picture, score, index >= 0) for score, index in zip(scores, matched, strict=True)]
 
 
 def average_precision(hits: Hits) -> Statistic:
@@ -284,8 +267,8 @@ def average_precision(hits: Hits) -> Statistic:
 
     0 when there are objects of which none counts (no prediction overlaps any), NaN without any.
     """
-    order = np.argsort(-np.array(hits.scores), kind="stable")
-    pictures, right = np.array(hits.pictures, dtype=int)[order], np.array(hits.right, dtype=bool)[order]
+    ranked = sorted(hits.rows, key=lambda row: -row[1])
+    pictures, right = np.array([row[0] for row in ranked], int), np.array([row[2] for row in ranked], bool)
 
     def statistic(draws: np.ndarray) -> np.ndarray:
         weights, true = draws[:, pictures], draws @ hits.true
@@ -326,14 +309,15 @@ def _add_picture(hits: dict[str, Hits], picture: int, true: Objects, predicted: 
     shape = (len(predicted.scores), len(true.scores))
     iou = np.array([iou_3d(predicted, i, true, k, boxes) for i, k in np.ndindex(shape)]).reshape(shape)
     for column, threshold in IOU_COLUMNS.items():
-        hits[column].extend(picture, predicted.scores, match_boxes(iou, threshold))
-    overlapping = match_boxes(iou, POSE_IOU)
+        hits[column].extend(picture, predicted.scores, match(-iou, iou > threshold))
+    overlapping = match(-iou, iou > POSE_IOU)
     predicted, true = predicted.pick(overlapping >= 0), true.pick(np.sort(overlapping[overlapping >= 0]))
     shape = (len(predicted.scores), len(true.scores))
-    errors = [pose_error(predicted.poses[i], true.poses[k], true.is_symmetric(k)) for i, k in np.ndindex(shape)]
+    pairs = [pose_error(predicted.poses[i], true.poses[k], true.is_symmetric(k)) for i, k in np.ndindex(shape)]
+    errors = np.reshape(pairs, (*shape, 2))
     for column, limits in POSE_COLUMNS.items():
-        matched = match_poses(np.reshape(errors, (*shape, 2)), *limits)
-        hits[column].extend(picture, predicted.scores, matched)
+        # Published: degrees and centimetres are added, as if they were of one kind.
+        hits[column].extend(picture, predicted.scores, match(errors.sum(axis=2), (errors <= limits).all(axis=2)))
         hits[column].true[picture] = len(true.scores)
 
 

@@ -14,17 +14,8 @@ import numpy as np
 from hoi.geometry.camera import Camera, scale_camera
 from hoi.geometry.render import HAND, GBuffer
 from hoi.geometry.scene import Scene, noun
+from hoi.toyworld import shading
 from hoi.toyworld.backgrounds import BACKGROUNDS, paint_background
-from hoi.toyworld.shading import (
-    COLORS,
-    Light,
-    ambience,
-    drop_shadow,
-    lit,
-    object_surface,
-    skin_surface,
-    visible_parts,
-)
 from hoi.toyworld.words import caption_words
 
 # Mean colours inside the object mask, measured on 1100 shaded pictures: light and film move them from the albedo.
@@ -47,7 +38,7 @@ MATERIALS: dict[str, tuple[str, float, float]] = {
 class Look:
     """Everything about a picture that is not geometry; plain values, so it can be written into a record.
 
-    object_color     key of COLORS, "" where the material has its own
+    object_color     key of shading.COLORS, "" where the material has its own
     material         key of MATERIALS
     background       key of BACKGROUNDS
     skin_tone        0 light ... 1 dark;  skin_warmth in [-1, 1]
@@ -86,7 +77,7 @@ def sample_look(generator: np.random.Generator, style: str = "any") -> Look:
     azimuth, height = generator.uniform(-1.9, 1.9), generator.uniform(0.35, 1.1)
     light = np.array([np.sin(azimuth) * np.cos(height), -np.sin(height), -np.cos(azimuth) * np.cos(height)])
     return Look(
-        object_color=list(COLORS)[generator.integers(len(COLORS))] if colored else "",
+        object_color=list(shading.COLORS)[generator.integers(len(shading.COLORS))] if colored else "",
         material=material,
         background=names[generator.integers(len(names))],
         skin_tone=float(generator.beta(1.1, 1.5)),  # all tones, the light half a little more often
@@ -99,24 +90,18 @@ def sample_look(generator: np.random.Generator, style: str = "any") -> Look:
 
 
 def caption(
-    look: Look,
-    category: str | None,
-    has_hand: bool,
-    generator: np.random.Generator | None = None,
-    with_adjectives: bool = True,
-    with_background: bool = True,
+    look: Look, category: str | None, has_hand: bool, generator: np.random.Generator | None = None
 ) -> str:
     """The sentence for a picture of this look.
 
     category   any noun; None gives a sentence about the scenery alone, or about a hand alone when has_hand
     generator  None gives the paper's template, otherwise paraphrases are mixed in
-    with_adjectives, with_background  False leaves colour and material, or the scenery, unsaid
     """
-    if category is None and has_hand:
-        category, has_hand, with_adjectives = "hand", False, False
-    color, material = (look.object_color, MATERIALS[look.material][0]) if with_adjectives else ("", "")
-    background = look.background if with_background or category is None else ""
-    return caption_words(color, material, background, category, has_hand, generator)
+    if category is None and has_hand:  # colour and material describe an object, which is not there
+        return caption_words("", "", look.background, "hand", False, generator)
+    return caption_words(
+        look.object_color, MATERIALS[look.material][0], look.background, category, has_hand, generator
+    )
 
 
 def nearest_color(color: np.ndarray) -> str:
@@ -157,16 +142,16 @@ def shade(
         raise ValueError(f"background has shape {image.shape}, expected {(height, width, 3)}")
     mask = gbuffer.label_map > 0
     if mask.any():
-        above, below = ambience(image)
+        above, below = shading.ambience(image)
         if BACKGROUNDS[look.background].table:
-            drop_shadow(image, mask)
-        light = Light(np.float32(look.light_direction), look.key_strength, look.exposure, above, below)
-        for label, part in visible_parts(gbuffer, camera, light.direction).items():
+            shading.drop_shadow(image, mask)
+        light = shading.Light(np.float32(look.light_direction), look.key_strength, look.exposure, above, below)
+        for label, part in shading.visible_parts(gbuffer, camera, light.direction).items():
             if label == HAND:
-                surface = skin_surface(part.canonical, look.skin_tone, look.skin_warmth, look.pattern)
+                surface = shading.skin_surface(part.canonical, look.skin_tone, look.skin_warmth, look.pattern)
             else:
-                surface = object_surface(part.canonical, look.object_color, look.material, look.pattern)
-            image[part.rows, part.columns] = lit(part, surface, light)
+                surface = shading.object_surface(part.canonical, look.object_color, look.material, look.pattern)
+            image[part.rows, part.columns] = shading.lit(part, surface, light)
     return reduce_image(_as_uint8(image), reduce)
 
 
@@ -194,8 +179,5 @@ def shade_scene(
         picture = _as_uint8(background)
     else:
         picture = shade(gbuffer, camera, look, generator, reduce=factor)
-    words = generator if paraphrase else None
-    if scene.content == "hand":  # the words of a look describe an object, which is not there
-        return picture, caption(look, "hand", False, words, with_adjectives=False)
     category = None if scene.object_mesh is None else noun(scene.object_mesh)
-    return picture, caption(look, category, scene.grasp is not None, words)
+    return picture, caption(look, category, scene.grasp is not None, generator if paraphrase else None)

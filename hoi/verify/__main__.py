@@ -7,18 +7,8 @@ from pathlib import Path
 from hoi.common.command import problems_as_messages
 from hoi.common.machine import keep_freed_memory
 from hoi.data import folder
+from hoi.verify import report
 from hoi.verify.predictions import FORMATS
-from hoi.verify.report import (
-    choose,
-    copy_records,
-    describe_yield,
-    measure_folders,
-    parse_keep,
-    report_as_markdown,
-    scores_as_table,
-    verify_folder,
-    write_list,
-)
 from hoi.verify.scores import PCK_THRESHOLD, SCORES
 from hoi.verify.training import minutes_passed, train_verifier
 from hoi.verify.verifier import BUILT_IN_VERIFIER, DEFAULT_SIDE, save_verifier
@@ -105,7 +95,7 @@ def parse_args(words: list[str]) -> argparse.Namespace:
 
 def score_command(args: argparse.Namespace) -> None:
     """Score a folder, unless its stored scores will do; list or copy what passes."""
-    conditions = parse_keep(args.keep) if args.keep else []
+    conditions = report.parse_keep(args.keep) if args.keep else []
     records = folder.read_records(args.folder)
     anew = args.verifier or args.keypoints or args.contacts or args.pck_threshold or not args.network
     if conditions and records and all(record.get("verification") for record in records) and not anew:
@@ -113,14 +103,14 @@ def score_command(args: argparse.Namespace) -> None:
     else:
         verifier = (args.verifier or BUILT_IN_VERIFIER) if args.network else None
         threshold = args.pck_threshold or PCK_THRESHOLD
-        records, report = verify_folder(args.folder, verifier, args.keypoints, args.contacts, threshold)
-        print(report_as_markdown(report))
+        records, found = report.verify_folder(args.folder, verifier, args.keypoints, args.contacts, threshold)
+        print(report.report_as_markdown(found))
     if conditions:
-        print(describe_yield(records, conditions))
+        print(report.describe_yield(records, conditions))
         if args.list:
-            write_list(args.list, choose(records, conditions))
+            report.write_list(args.list, report.choose(records, conditions))
         if args.out:
-            copy_records(args.folder, args.out, records, conditions)
+            report.copy_records(args.folder, args.out, records, conditions)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -131,7 +121,7 @@ def main(args: argparse.Namespace) -> None:
         save_verifier(args.out, verifier, {"data": ", ".join(map(str, args.data)), "minutes": str(args.minutes)})
         print(f"wrote {args.out}")
     elif args.command == "measure":
-        print(scores_as_table(measure_folders(args.verifier, args.shaded, args.generated)))
+        print(report.scores_as_table(report.measure_folders(args.verifier, args.shaded, args.generated)))
     else:
         score_command(args)
 

@@ -163,8 +163,8 @@ def test_statistics_files_are_those_of_pytorch_fid_and_adm(tmp_path):
     mu, sigma = real.mean(0), np.cov(real, rowvar=False)
     np.savez(tmp_path / "theirs.npz", mu=mu, sigma=sigma)
     theirs = load_statistics(tmp_path / "theirs.npz")
-    assert theirs.gaussian("spatial") is None and theirs.made_with == {} and theirs.n is None
-    assert once(frechet(fake, theirs.gaussian("pool")), 300) == pytest.approx(
+    assert theirs.gaussians.keys() == {"pool"} and theirs.made_with == {} and theirs.gaussians["pool"].n is None
+    assert once(frechet(fake, theirs.gaussians["pool"]), 300) == pytest.approx(
         once(frechet(fake, fit_gaussian(real)), 300)
     )
     spatial = fit_gaussian(fake)
@@ -176,8 +176,8 @@ def test_statistics_files_are_those_of_pytorch_fid_and_adm(tmp_path):
         np.testing.assert_allclose(arrays["sigma"], sigma, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(arrays["sigma_s"], np.cov(fake, rowvar=False), rtol=1e-4, atol=1e-4)
     back = load_statistics(ours)
-    assert (back.n, back.made_with) == (260, {"resize": "tf1", "inception_sha256": "abc"})
-    assert once(frechet(real, back.gaussian("spatial")), 260) == pytest.approx(once(frechet(real, spatial), 260))
+    assert (back.gaussians["pool"].n, back.made_with) == (260, {"resize": "tf1", "inception_sha256": "abc"})
+    assert once(frechet(real, back.gaussians["spatial"]), 260) == pytest.approx(once(frechet(real, spatial), 260))
 
 
 @pytest.mark.parametrize("content, message", [
@@ -189,7 +189,7 @@ def test_statistics_files_are_those_of_pytorch_fid_and_adm(tmp_path):
 def test_a_false_statistics_file_is_named(content, message, tmp_path):
     np.savez(tmp_path / "false.npz", **content)
     with pytest.raises(ValueError, match=f"false.npz.*{message}"):
-        load_statistics(tmp_path / "false.npz").gaussian("pool")
+        load_statistics(tmp_path / "false.npz")
 
 
 def test_a_file_that_is_no_archive_or_is_missing_is_named(tmp_path):

@@ -17,7 +17,7 @@ from hoi.metrics.poses import (
     box_overlap,
     corners,
     iou_3d,
-    match_boxes,
+    match,
     pose_error,
     read_poses,
 )
@@ -81,9 +81,9 @@ def test_pose_errors_are_degrees_and_centimetres_whatever_the_scale():
 
 def test_boxes_are_matched_by_score_then_overlap_and_strictly_above_the_threshold():
     iou = np.array([[0.6, 0.9], [0.8, 0.85], [0.5, 0.5]])
-    assert match_boxes(iou, 0.5).tolist() == [1, 0, -1]
-    assert match_boxes(iou, 0.85).tolist() == [1, -1, -1]
-    assert match_boxes(iou[2:], 0.5).tolist() == [-1]
+    assert match(-iou, iou > 0.5).tolist() == [1, 0, -1]
+    assert match(-iou, iou > 0.85).tolist() == [1, -1, -1]
+    assert match(-iou[2:], iou[2:] > 0.5).tolist() == [-1]
 
 
 def test_average_precision_of_a_hand_computed_ranking():
