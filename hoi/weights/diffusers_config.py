@@ -1,6 +1,7 @@
 """The settings of a diffusers folder.  config.json of its parts <-> our `ModelConfig`.
 
-What our classes cannot be is refused by name on the way in and on the way out.
+Sizes stand in tables that are read both ways, settings that never differ in _UNET_FIXED and _VAE_FIXED.  What our
+classes cannot be is refused by name: on the way in by `read_folder_config`, on the way out by `folder_config`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from hoi.common.files import read_json
 from hoi.network.config import PRESETS, ModelConfig
 from hoi.network.diffusion import NoiseSchedule
-from hoi.network.text import TextConfig
+from hoi.network.text import BOS_ID, EOS_ID, TextConfig
 from hoi.network.unet import UNetConfig
 from hoi.network.vae import VAEConfig
 from hoi.weights.names import padded_levels
@@ -38,7 +39,22 @@ _VAE_FIXED = {
     "act_fn": "silu", "in_channels": 3, "out_channels": 3, "shift_factor": None, "latents_mean": None,
     "use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True,
 }  # fmt: skip
-# The blocks of a level, downwards and upwards: without attention, with attention, padded (see hoi/weights/names.py).
+# Theirs -> ours, where both mean the same.
+_UNET_SIZES = {
+    "in_channels": "in_channels", "out_channels": "out_channels", "layers_per_block": "num_res_blocks",
+    "cross_attention_dim": "context_dim", "norm_num_groups": "norm_groups",
+}  # fmt: skip
+_VAE_SIZES = {
+    "layers_per_block": "num_res_blocks", "latent_channels": "z_channels", "scaling_factor": "scaling_factor",
+    "norm_num_groups": "norm_groups",
+}  # fmt: skip
+_TEXT_SIZES = {
+    "hidden_size": "width", "num_attention_heads": "heads", "num_hidden_layers": "layers",
+    "max_position_embeddings": "context_length", "vocab_size": "vocab_size",
+}  # fmt: skip
+# What the first folders do not say, because it was the only value then.
+_DEFAULTS = {"norm_num_groups": 32, "scaling_factor": 0.18215, "max_position_embeddings": 77}
+# The blocks of a level, downwards and upwards: without attention, with attention, padded (see names.py).
 _PLAIN, _ATTENDING = ("DownBlock2D", "UpBlock2D"), ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
 _PADDED = ("CrossAttnDownBlock2D", "UpBlock2D")
 _ACTIVATIONS = {"quick_gelu": True, "gelu": False}
@@ -46,39 +62,6 @@ _PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}
 
 
 # --- in ---
-
-
-def read_folder_config(folder: Path) -> ModelConfig:
-    """The configuration of a diffusers folder of Stable Diffusion 1.x or of an export of ours.
-
-    Raises FileNotFoundError naming a missing part, ValueError naming another family or a setting that does not fit.
-    """
-    if (folder / "text_encoder_2").is_dir():
-        raise ValueError(f"{folder} is a Stable Diffusion XL folder (it has text_encoder_2), expected 1.x")
-    settings = {part: _read_json(folder / part / "config.json", folder) for part in FOLDER_PARTS}
-    scheduler = _read_json(folder / SCHEDULER_FILE, folder)
-    _refuse_other_families(settings["unet"], folder)
-    try:
-        unet, vae = _unet_from(settings["unet"], folder), _vae_from(settings["vae"], folder)
-        text = _text_from(settings["text_encoder"], folder)
-        predicts, terminal_signal = _schedule_from(scheduler, folder / SCHEDULER_FILE)
-        image_size = (settings["unet"].get("sample_size") or 64) * vae.factor
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder}: a config.json lacks a setting ({type(error).__name__}: {error})") from error
-    for known in (preset() for preset in PRESETS.values()):  # a preset also knows how it is best sampled
-        its_vae = replace(known.vae, scaling_factor=vae.scaling_factor)  # which is measured after each training
-        if (known.unet, its_vae, known.text, known.predicts) == (unet, vae, text, predicts):
-            return replace(known, vae=vae, image_size=image_size, terminal_signal=terminal_signal)
-    return ModelConfig("custom", unet, vae, text, image_size, predicts=predicts, terminal_signal=terminal_signal)
-
-
-def _read_json(path: Path, folder: Path) -> Json:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{folder} is not complete: {path.relative_to(folder)} is missing; a diffusers folder needs"
-            f" {', '.join(f'{part}/' for part in FOLDER_PARTS)} and {SCHEDULER_FILE}"
-        )
-    return read_json(path, "configuration")
 
 
 def _refuse_other_families(unet: Mapping[str, Any], folder: Path) -> None:
@@ -105,6 +88,12 @@ def _widths(settings: Mapping[str, Any]) -> tuple[int, tuple[float, ...]]:
     return first, tuple(width // first if width % first == 0 else width / first for width in widths)
 
 
+def _sizes(settings: Mapping[str, Any], table: Mapping[str, str]) -> dict[str, Any]:
+    """What a table names, under our names.  Raises KeyError for a setting that every folder has."""
+    settings = _DEFAULTS | settings
+    return {ours: settings[theirs] for theirs, ours in table.items()}
+
+
 def _unet_from(settings: Mapping[str, Any], folder: Path) -> UNetConfig:
     path = folder / "unet" / "config.json"
     _check_fixed(settings, _UNET_FIXED, path)
@@ -112,17 +101,11 @@ def _unet_from(settings: Mapping[str, Any], folder: Path) -> UNetConfig:
     heads = settings.get("num_attention_heads") or settings["attention_head_dim"]  # diffusers' misnomer
     if not isinstance(heads, int):
         raise ValueError(f"{path}: attention_head_dim is {heads}, expected one number of heads for all levels")
+    levels = _attention_levels(settings["down_block_types"], settings["up_block_types"], path)
     return UNetConfig(
-        in_channels=settings["in_channels"],
-        out_channels=settings["out_channels"],
-        model_channels=channels,
-        channel_mult=mult,
-        num_res_blocks=settings["layers_per_block"],
-        attention_levels=_attention_levels(settings["down_block_types"], settings["up_block_types"], path),
-        num_heads=heads,
-        context_dim=settings["cross_attention_dim"],
-        norm_groups=settings.get("norm_num_groups", 32),
-    )
+        model_channels=channels, channel_mult=mult, attention_levels=levels, num_heads=heads,
+        **_sizes(settings, _UNET_SIZES),
+    )  # fmt: skip
 
 
 def _attention_levels(down: list[str], up: list[str], path: Path) -> tuple[int, ...]:
@@ -139,14 +122,7 @@ def _vae_from(settings: Mapping[str, Any], folder: Path) -> VAEConfig:
     widths = settings["block_out_channels"]
     if any(width % channels for width in widths):
         raise ValueError(f"{path}: block_out_channels are {widths}, expected multiples of the first")
-    return VAEConfig(
-        channels=channels,
-        channel_mult=mult,
-        num_res_blocks=settings["layers_per_block"],
-        z_channels=settings["latent_channels"],
-        scaling_factor=settings.get("scaling_factor", 0.18215),  # the first folders do not say it
-        norm_groups=settings.get("norm_num_groups", 32),
-    )
+    return VAEConfig(channels=channels, channel_mult=mult, **_sizes(settings, _VAE_SIZES))
 
 
 def _text_from(settings: Mapping[str, Any], folder: Path) -> TextConfig:
@@ -154,14 +130,7 @@ def _text_from(settings: Mapping[str, Any], folder: Path) -> TextConfig:
     _check_fixed(settings, {"layer_norm_eps": 1e-5, "intermediate_size": 4 * settings["hidden_size"]}, path)
     if (activation := settings.get("hidden_act", "quick_gelu")) not in _ACTIVATIONS:
         raise ValueError(f"{path}: hidden_act is {activation!r}, expected {' or '.join(_ACTIVATIONS)}")
-    return TextConfig(
-        width=settings["hidden_size"],
-        heads=settings["num_attention_heads"],
-        layers=settings["num_hidden_layers"],
-        context_length=settings.get("max_position_embeddings", 77),
-        vocab_size=settings["vocab_size"],
-        quick_gelu=_ACTIVATIONS[activation],
-    )
+    return TextConfig(quick_gelu=_ACTIVATIONS[activation], **_sizes(settings, _TEXT_SIZES))
 
 
 def _schedule_from(settings: Mapping[str, Any], path: Path) -> tuple[str, float | None]:
@@ -194,32 +163,40 @@ def _schedule_from(settings: Mapping[str, Any], path: Path) -> tuple[str, float 
     )
 
 
+def read_folder_config(folder: Path) -> ModelConfig:
+    """The configuration of a diffusers folder of Stable Diffusion 1.x or of an export of ours.
+
+    Raises FileNotFoundError naming a missing part, ValueError naming another family or a setting that does not fit.
+    """
+    if (folder / "text_encoder_2").is_dir():
+        raise ValueError(f"{folder} is a Stable Diffusion XL folder (it has text_encoder_2), expected 1.x")
+    for path in (*(Path(part) / "config.json" for part in FOLDER_PARTS), SCHEDULER_FILE):
+        if not (folder / path).is_file():
+            needed = f"{', '.join(f'{part}/' for part in FOLDER_PARTS)} and {SCHEDULER_FILE}"
+            raise FileNotFoundError(f"{folder} is not complete: {path} is missing; a diffusers folder needs {needed}")
+    settings = {part: read_json(folder / part / "config.json", "configuration") for part in FOLDER_PARTS}
+    scheduler = read_json(folder / SCHEDULER_FILE, "configuration")
+    _refuse_other_families(settings["unet"], folder)
+    try:
+        unet, vae = _unet_from(settings["unet"], folder), _vae_from(settings["vae"], folder)
+        text = _text_from(settings["text_encoder"], folder)
+        predicts, terminal_signal = _schedule_from(scheduler, folder / SCHEDULER_FILE)
+        image_size = (settings["unet"].get("sample_size") or 64) * vae.factor
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder}: a config.json lacks a setting ({type(error).__name__}: {error})") from error
+    for known in (preset() for preset in PRESETS.values()):  # a preset also knows how it is best sampled
+        its_vae = replace(known.vae, scaling_factor=vae.scaling_factor)  # which is measured after each training
+        if (known.unet, its_vae, known.text, known.predicts) == (unet, vae, text, predicts):
+            return replace(known, vae=vae, image_size=image_size, terminal_signal=terminal_signal)
+    return ModelConfig("custom", unet, vae, text, image_size, predicts=predicts, terminal_signal=terminal_signal)
+
+
 # --- out ---
 
 
-def folder_config(config: ModelConfig) -> dict[str, Json]:
-    """config.json of every part and the scheduler's, by path inside the folder.
-
-    Raises ValueError when diffusers' U-Net cannot be of these sizes.
-    """
-    return {
-        "unet/config.json": _unet_settings(config),
-        "vae/config.json": _vae_settings(config),
-        "text_encoder/config.json": _text_settings(config.text),
-        str(SCHEDULER_FILE): _scheduler_settings(config),
-    }
-
-
-def adapter_config(config: ModelConfig) -> Json:
-    """config.json of one T2IAdapter."""
-    return {
-        "_class_name": "T2IAdapter",
-        "adapter_type": "full_adapter",
-        "channels": list(config.unet.level_widths),
-        "downscale_factor": config.vae.factor,
-        "in_channels": 3,
-        "num_res_blocks": 2,
-    }
+def _with_sizes(part: UNetConfig | VAEConfig | TextConfig, table: Mapping[str, str], others: Json) -> Json:
+    """What a table names of a part of the model, and other settings, in diffusers' alphabetical order."""
+    return dict(sorted((others | {theirs: getattr(part, ours) for theirs, ours in table.items()}).items()))
 
 
 def _unet_settings(config: ModelConfig) -> Json:
@@ -235,17 +212,14 @@ def _unet_settings(config: ModelConfig) -> Json:
     return {
         "_class_name": "UNet2DConditionModel",
         **_UNET_FIXED,
-        "attention_head_dim": unet.num_heads,
-        "block_out_channels": list(unet.level_widths),
-        "cross_attention_dim": unet.context_dim,
-        "down_block_types": [down for down, _ in blocks],
-        "in_channels": unet.in_channels,
-        "layers_per_block": unet.num_res_blocks,
-        "norm_num_groups": unet.norm_groups,
-        "out_channels": unet.out_channels,
-        "sample_size": config.image_size // config.vae.factor,
-        "up_block_types": [up for _, up in reversed(blocks)],
-    }
+        **_with_sizes(unet, _UNET_SIZES, {
+            "attention_head_dim": unet.num_heads,
+            "block_out_channels": list(unet.level_widths),
+            "down_block_types": [down for down, _ in blocks],
+            "sample_size": config.image_size // config.vae.factor,
+            "up_block_types": [up for _, up in reversed(blocks)],
+        }),
+    }  # fmt: skip
 
 
 def _vae_settings(config: ModelConfig) -> Json:
@@ -253,34 +227,29 @@ def _vae_settings(config: ModelConfig) -> Json:
     return {
         "_class_name": "AutoencoderKL",
         **_VAE_FIXED,
-        "block_out_channels": [vae.channels * mult for mult in vae.channel_mult],
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "latent_channels": vae.z_channels,
-        "layers_per_block": vae.num_res_blocks,
-        "norm_num_groups": vae.norm_groups,
-        "sample_size": config.image_size,
-        "scaling_factor": vae.scaling_factor,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
-    }
+        **_with_sizes(vae, _VAE_SIZES, {
+            "block_out_channels": [vae.channels * mult for mult in vae.channel_mult],
+            "down_block_types": ["DownEncoderBlock2D"] * levels,
+            "sample_size": config.image_size,
+            "up_block_types": ["UpDecoderBlock2D"] * levels,
+        }),
+    }  # fmt: skip
 
 
 def _text_settings(text: TextConfig) -> Json:
     return {
         "architectures": ["CLIPTextModel"],
         "model_type": "clip_text_model",
-        "bos_token_id": 49406,
-        "eos_token_id": 49407,
-        "pad_token_id": 1,
-        "hidden_act": {quick: name for name, quick in _ACTIVATIONS.items()}[text.quick_gelu],
-        "hidden_size": text.width,
-        "intermediate_size": 4 * text.width,
-        "layer_norm_eps": 1e-5,
-        "max_position_embeddings": text.context_length,
-        "num_attention_heads": text.heads,
-        "num_hidden_layers": text.layers,
-        "projection_dim": text.width,
-        "vocab_size": text.vocab_size,
-    }
+        "bos_token_id": BOS_ID,
+        "eos_token_id": EOS_ID,
+        "pad_token_id": 1,  # as in Stable Diffusion's own file; its tokenizer pads with the end of text all the same
+        **_with_sizes(text, _TEXT_SIZES, {
+            "hidden_act": {quick: name for name, quick in _ACTIVATIONS.items()}[text.quick_gelu],
+            "intermediate_size": 4 * text.width,
+            "layer_norm_eps": 1e-5,
+            "projection_dim": text.width,
+        }),
+    }  # fmt: skip
 
 
 def _scheduler_settings(config: ModelConfig) -> Json:
@@ -303,3 +272,28 @@ def _scheduler_settings(config: ModelConfig) -> Json:
         before = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
         settings["trained_betas"] = (1 - alphas_cumprod / before).tolist()
     return settings
+
+
+def adapter_config(config: ModelConfig) -> Json:
+    """config.json of one T2IAdapter."""
+    return {
+        "_class_name": "T2IAdapter",
+        "adapter_type": "full_adapter",
+        "channels": list(config.unet.level_widths),
+        "downscale_factor": config.vae.factor,
+        "in_channels": 3,
+        "num_res_blocks": 2,
+    }
+
+
+def folder_config(config: ModelConfig) -> dict[str, Json]:
+    """config.json of every part and the scheduler's, by path inside the folder.
+
+    Raises ValueError when diffusers' U-Net cannot be of these sizes.
+    """
+    return {
+        "unet/config.json": _unet_settings(config),
+        "vae/config.json": _vae_settings(config),
+        "text_encoder/config.json": _text_settings(config.text),
+        str(SCHEDULER_FILE): _scheduler_settings(config),
+    }
