@@ -345,15 +345,15 @@ def train(args: argparse.Namespace) -> None:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
             optimizer.zero_grad(set_to_none=True)
-            values: dict[str, list[torch.Tensor]] = {}
-            names: list[list[str]] = []
+            values: dict[str, list[torch.Tensor]] = {}  # losses of the step's batches
+            names: list[list[str]] = []  # and their pictures, for a message
             for number in numbers:
                 batch = to_device(next(batches), args.device)
                 last = number == numbers[-1]  # only then are gradients exchanged
                 with contextlib.nullcontext() if last or world_size == 1 else wrapped.no_sync():
                     with autocast():
                         loss, terms = wrapped(batch)
-                    (loss / args.accumulate).backward()
+                    (loss / args.accumulate).backward()  # outside of autocast, as torch advises
                 for name, value in {"loss": loss.detach(), **terms}.items():
                     values.setdefault(name, []).append(value)
                 names.append(stage.picture_names(batch))

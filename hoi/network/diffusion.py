@@ -52,6 +52,7 @@ class NoiseSchedule:
         end, reached by shifting and scaling sqrt(alphas_cumprod), closes the gap.  Source: Lin et al. 2024, algorithm
         1, there with 0, where eps would be undefined.
         """
+        # In float32 the product of 1000 factors would be off by 1e-6 of itself, and not equal to the published numbers.
         noise_betas = torch.linspace(0.00085**0.5, 0.012**0.5, num_timesteps, dtype=torch.float64) ** 2
         signal = (1 - noise_betas).cumprod(dim=0).sqrt()
         if terminal_signal is not None:
@@ -66,6 +67,14 @@ class NoiseSchedule:
         """T, 1000 for Stable Diffusion: timesteps run from 0, the cleanest, to T - 1."""
         return len(self.alphas_cumprod)
 
+    def signal_and_noise(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(abar_t) and sqrt(1 - abar_t), each (B,1,1,1), on the device and in the dtype of `like`.
+
+        timesteps   (B,) int
+        """
+        alphas_cumprod = self.alphas_cumprod[timesteps.cpu()].view(-1, 1, 1, 1)  # (B,) -> (B,1,1,1), float64
+        return alphas_cumprod.sqrt().to(like), (1 - alphas_cumprod).sqrt().to(like)
+
     def at(self, timestep: int) -> float:
         """alphas_cumprod[timestep] as a float; before the first step (timestep < 0) nothing is noise: 1."""
         return self.alphas_cumprod[timestep].item() if timestep >= 0 else 1.0
@@ -76,8 +85,8 @@ def add_noise(schedule: NoiseSchedule, latents: Tensor, noise: Tensor, timesteps
 
     latents, noise (B,4,h,w); timesteps (B,) int -> noisy latents (B,4,h,w).  Source: paper Sec. 3.1.
     """
-    alphas_cumprod = schedule.alphas_cumprod[timesteps.cpu()].view(-1, 1, 1, 1)  # (B,) -> (B,1,1,1), float64
-    return alphas_cumprod.sqrt().to(latents) * latents + (1 - alphas_cumprod).sqrt().to(latents) * noise
+    signal, spread = schedule.signal_and_noise(timesteps, latents)
+    return signal * latents + spread * noise
 
 
 def training_target(schedule: NoiseSchedule, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -87,8 +96,8 @@ def training_target(schedule: NoiseSchedule, latents: Tensor, noise: Tensor, tim
     """
     if schedule.predicts == "eps":
         return noise
-    alphas_cumprod = schedule.alphas_cumprod[timesteps.cpu()].view(-1, 1, 1, 1)  # (B,) -> (B,1,1,1), float64
-    return alphas_cumprod.sqrt().to(noise) * noise - (1 - alphas_cumprod).sqrt().to(latents) * latents
+    signal, spread = schedule.signal_and_noise(timesteps, latents)
+    return signal * noise - spread * latents
 
 
 def eps_from_output(schedule: NoiseSchedule, latents: Tensor, output: Tensor, timestep: int) -> Tensor:
@@ -124,7 +133,7 @@ def ddpm_step(
     (1 - abar_{t-1}) / (1 - abar_t) (1 - alpha_t).
     """
     now, previous = schedule.at(timestep), schedule.at(previous_timestep)
-    alpha = now / previous
+    alpha = now / previous  # of all steps that are skipped at once
     mean = (latents - (1 - alpha) / math.sqrt(1 - now) * eps) / math.sqrt(alpha)
     if noise is None:
         return mean
@@ -168,6 +177,7 @@ def squared_errors(network: Network, schedule: NoiseSchedule, batch: TrainingBat
     """(eps - f(sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, t, conditions))^2, (B,4,h,w) float32.  (Or of v.)"""
     noisy = add_noise(schedule, batch.latents, batch.noise, batch.timesteps)
     target = training_target(schedule, batch.latents, batch.noise, batch.timesteps)
+    # Under autocast the output is bf16, whose three digits are too few for squares and their sums.
     return (network(noisy, batch.timesteps, batch.context, batch.conditions).float() - target.float()).square()
 
 
@@ -198,7 +208,7 @@ def hoi_loss(
     this term too.  Both terms share one evaluation of the network: one forward for DDP.
     """
     error = squared_errors(network, schedule, join_batches(hoi, regularization))
-    error = error.flatten(1).mean(dim=1)  # (B + B',)
+    error = error.flatten(1).mean(dim=1)  # of each picture, (B + B',): each term averages over its own
     hoi_term, reg_term = error[: len(hoi.latents)].mean(), error[len(hoi.latents) :].mean()
     return hoi_term + reg_weight * reg_term, {"hoi": hoi_term.detach(), "reg": reg_term.detach()}
 
@@ -226,7 +236,7 @@ def join_guidance(
     returns         of batch 2B, unconditional half first; at scales 0 and 1, where a half has no share, B of the other
     Raises ValueError when the unconditional context is missing or has another batch or length.
     """
-    if guidance_scale != 1.0:
+    if guidance_scale != 1.0:  # at 1 the unconditional half cancels out
         if uncond_context is None:
             raise ValueError(
                 f"guidance_scale {guidance_scale} needs uncond_context (the encoded empty or negative prompt)"

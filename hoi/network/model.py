@@ -31,7 +31,7 @@ def stack_conditions(conditions: Sequence[Conditions | None], height: int, width
     black = np.zeros((height, width, 3), dtype=np.uint8)
     pictures = {name: np.stack([black if each is None else getattr(each, name) for each in conditions])
                 for name in CONDITION_NAMES}  # fmt: skip
-    return {name: torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous().float() / 255
+    return {name: torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous().float() / 255  # from (B, H, W, 3) uint8
             for name, stacked in pictures.items()}  # fmt: skip
 
 
@@ -41,13 +41,14 @@ class ConditionBlock(nn.Module):
     def __init__(self, width_in: int, width_out: int, down: bool) -> None:
         super().__init__()
         self.down = down
+        # Names and shapes are T2I-Adapter's and the official release's, so their weights load as they are.
         self.in_conv = nn.Conv2d(width_in, width_out, 1) if width_in != width_out else nn.Identity()
         self.block1 = nn.Conv2d(width_out, width_out, 3, padding=1)
         self.block2 = nn.Conv2d(width_out, width_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, width_in, h, w) -> (B, width_out, h, w), or half the size with `down`."""
-        x = self.in_conv(F.avg_pool2d(x, 2) if self.down else x)
+        x = self.in_conv(F.avg_pool2d(x, 2) if self.down else x)  # halved by averages, as in the release
         return x + self.block2(F.relu(self.block1(x)))
 
 
@@ -61,7 +62,7 @@ class ConditionEncoder(nn.Module):
     def __init__(self, widths: Sequence[int], unshuffle: int) -> None:
         super().__init__()
         self.unshuffle = unshuffle
-        self.conv_in = nn.Conv2d(3 * unshuffle**2, widths[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(3 * unshuffle**2, widths[0], 3, padding=1)  # 192 channels in at SD's size
         self.body = nn.ModuleList()  # two blocks a level, the first of which changes size and width
         for level, width in enumerate(widths):
             self.body.append(ConditionBlock(widths[max(level - 1, 0)], width, down=level > 0))
@@ -92,7 +93,7 @@ class ConditionEncoders(nn.ModuleDict):
         features = [self[name](conditions[name]) for name in CONDITION_NAMES]
         return [
             sum(weight * feature for weight, feature in zip(weights, level, strict=True))
-            for level in zip(*features, strict=True)
+            for level in zip(*features, strict=True)  # three lists of four maps -> four levels of three maps
         ]
 
 

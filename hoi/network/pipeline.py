@@ -114,6 +114,7 @@ class Pipeline:
         """Encoded prompts (B, 77, C); each distinct one is encoded once."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._contexts]
         if new:
+            # Too many: forget all but those asked for now.  Runs with that many prompts seldom repeat one.
             if len(self._contexts) + len(new) > MAX_CONTEXTS:
                 self._contexts = {prompt: self._contexts[prompt] for prompt in prompts if prompt in self._contexts}
             encoded = self.model.text_encoder(tokenize(new).to(self.device))
@@ -225,6 +226,7 @@ def anchored_pictures(
     anchor alone: neither on the chunk size nor on which other frames are made.  The price of keeping memory at
     chunk and anchor is the anchor's evaluation in every chunk.
     """
+    # The anchor is the first of every batch; a group that asks for its picture has it in front too.
     unet = pipeline.model.unet
     anchored = unet if anchor is None else AnchoredUNet(unet, anchor_in)
     first = [] if anchor is None else [anchor]

@@ -1,6 +1,7 @@
 """Samplers: noise (B,4,h,w), context, cond_features -> latents, in one call.  Paper: Sec. 3.1, eq. 2.
 
-Reading order: `initial_noise`, the three samplers, each with nothing but a predictor of eps, `sample_latents`.
+First the noise, then three samplers, each with nothing but a predictor of eps, at last the whole run, `sample_latents`.
+ddpm is the paper's eq. 2, made for all steps of the schedule; ddim is used with about 50, dpm++ with about 20.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ SAMPLERS = ("dpm++", "ddim", "ddpm")
 
 # All that a sampler knows of the network: (latents (B,4,h,w), timestep, step) -> eps; step 0 is the noisiest.
 Predictor = Callable[[Tensor, int, int], Tensor]
-Progress = Callable[[int, int], None]  # (steps done, steps in all), called after every step
+Progress = Callable[[int, int], None]  # (steps done, steps in all), called after every evaluation of the network
 
 
 # --- noise, one generator a picture: a picture does not depend on which others share its batch ---
@@ -52,6 +53,7 @@ def leading_timesteps(num_inference_steps: int, num_timesteps: int = 1000, offse
     """
     _check_steps(num_inference_steps, num_timesteps)
     stride = num_timesteps // num_inference_steps
+    # Down to 900 of 1000 a picture is nearly all noise (signal 0.12, at the end 0.07; at 599 0.40): pure noise will do.
     if num_inference_steps * stride < 0.9 * num_timesteps:
         raise ValueError(
             f"{num_inference_steps} steps of stride {stride} leave out the noisiest of {num_timesteps};"
@@ -117,7 +119,7 @@ def sample_dpm_solver(predict: Predictor, schedule: NoiseSchedule, noise: Tensor
     """
     timesteps = linspace_timesteps(num_inference_steps, schedule.num_timesteps)
     lambdas = [0.5 * math.log(schedule.at(t) / (1 - schedule.at(t))) for t in timesteps]
-    latents, x0_before = noise, noise
+    latents, x0_before = noise, noise  # there is no x0 before the first step, and none is used
     for step, timestep in enumerate(timesteps):
         x0 = predict_x0(latents, predict(latents, timestep, step), schedule.at(timestep))
         if step == len(timesteps) - 1:
@@ -126,7 +128,7 @@ def sample_dpm_solver(predict: Predictor, schedule: NoiseSchedule, noise: Tensor
             next_alpha, sigma = math.sqrt(schedule.at(timesteps[step + 1])), math.sqrt(1 - schedule.at(timestep))
             next_sigma = math.sqrt(1 - next_alpha**2)
             h = lambdas[step + 1] - lambdas[step]
-            direction = x0
+            direction = x0  # D of the paper: x0 now, or where its last change leads half a step on
             if step > 0:
                 r = (lambdas[step] - lambdas[step - 1]) / h
                 direction = x0 + (x0 - x0_before) / (2 * r)
@@ -190,7 +192,7 @@ def sample_latents(
             progress(step + 1, num_inference_steps)
         return eps_from_output(schedule, latents, output, timestep)
 
-    noise = noise.float()
+    noise = noise.float()  # the samplers add and subtract numbers of like size, step after step
     if sampler == "dpm++":
         return sample_dpm_solver(predict, schedule, noise, num_inference_steps)
     if sampler == "ddim":

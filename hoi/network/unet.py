@@ -29,7 +29,7 @@ class UNetConfig:
     out_channels: int = 4
     model_channels: int = 320
     channel_mult: tuple[float, ...] = (1, 2, 4, 4)  # each level's width over model_channels
-    num_res_blocks: int = 2
+    num_res_blocks: int = 2  # a level on the way down; one more on the way up
     attention_levels: tuple[int, ...] = (0, 1, 2)  # levels with transformers; the middle block always has one
     num_heads: int = 8
     context_dim: int = 768
@@ -88,13 +88,14 @@ class Anchor:
 
     def joined(self, tokens: Tensor) -> Tensor:
         """Keys or values of each frame followed by its anchor's.  (B, heads, N, d) -> (B, heads, 2 N, d)."""
-        halves = tokens.unflatten(0, (-1, self.frames))
+        halves = tokens.unflatten(0, (-1, self.frames))  # (1 or 2, F, heads, N, d)
         anchor = halves[:, self.index, None].expand_as(halves)
         return torch.cat([halves, anchor], dim=3).flatten(0, 1)
 
 
 def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
     """Sinusoids (Vaswani et al. 2017), cosines first as in SD 1.x.  timesteps (B,) -> (B, width) float32."""
+    # Wave lengths from 2 pi to nearly 20,000 pi timesteps, evenly in their logarithm.
     half = width // 2
     frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half)
     angles = timesteps.float()[:, None] * frequencies
@@ -292,12 +293,14 @@ class UNet(nn.Module):
             nn.Linear(config.model_channels, embedding_width), nn.SiLU(), nn.Linear(embedding_width, embedding_width)
         )
 
+        # A numbered block of a level, as long as it neither halves nor doubles.
         def layers(level: int, width_in: int) -> list[nn.Module]:
             block: list[nn.Module] = [ResBlock(width_in, widths[level], config)]
             if level in config.attention_levels:
                 block.append(SpatialTransformer(widths[level], config))
             return block
 
+        # Down: what leaves each block is kept for the way up, so its width is noted.
         width = config.model_channels
         self.input_blocks = nn.ModuleList([Block(nn.Conv2d(config.in_channels, width, 3, padding=1))])
         skip_widths = [width]
@@ -318,6 +321,7 @@ class UNet(nn.Module):
             ResBlock(width, width, config),
         )
 
+        # Up: one block more a level, since each takes one kept map, the halving blocks' ones too.
         self.output_blocks = nn.ModuleList()
         for level in reversed(range(len(widths))):
             for index in range(config.num_res_blocks + 1):
@@ -331,6 +335,7 @@ class UNet(nn.Module):
             nn.SiLU(),
             zero_init(nn.Conv2d(width, config.out_channels, 3, padding=1)),
         )
+        # So that a cached context finds its way to each attention through blocks that know nothing of it.
         for index, attention in enumerate(self.cross_attentions()):
             attention.cache_index = index
 
@@ -378,7 +383,7 @@ class UNet(nn.Module):
         dtype = self.out[2].weight.dtype
         embedding = self.time_embed(timestep_embedding(timesteps, self.config.model_channels).to(dtype))
         embedding = repeat(embedding, len(context))
-        h, skips, features = latents.to(dtype), [], list(cond_features or [])
+        h, skips, features = latents.to(dtype), [], list(cond_features or [])  # features: finest level first
         for index, block in enumerate(self.input_blocks):
             h = self._run(block, h, embedding, context, encoder)
             if features and index in self.feature_blocks:
@@ -392,6 +397,7 @@ class UNet(nn.Module):
     def _run(
         self, block: Block, h: Tensor, embedding: Tensor, context: Tensor | CachedContext, anchor: Anchor | None
     ) -> Tensor:
+        # The reentrant kind gives weights no gradient where no input has one, as in the first block.
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, h, embedding, context, anchor, use_reentrant=False)
         return block(h, embedding, context, anchor)

@@ -164,7 +164,7 @@ class Encoder(nn.Module):
             self.down.append(Level([before] + [width] * config.num_res_blocks, groups, downsample=i < last))
         self.mid = Middle(widths[-1], groups)
         self.norm_out = _norm(widths[-1], groups)
-        self.conv_out = nn.Conv2d(widths[-1], 2 * config.z_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[-1], 2 * config.z_channels, 3, padding=1)  # means, logarithms of variances
 
     def forward(self, image: Tensor) -> Tensor:
         """image (B,3,H,W) -> (B,2Z,H/f,W/f)."""
@@ -184,8 +184,8 @@ class Decoder(nn.Module):
         self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
         self.mid = Middle(widths[-1], groups)
         self.up = nn.ModuleList()
-        for i, width in enumerate(widths):
-            before = widths[min(i + 1, last)]
+        for i, width in enumerate(widths):  # finest first, as the file counts them
+            before = widths[min(i + 1, last)]  # what the coarser level hands on
             self.up.append(Level([before] + [width] * (config.num_res_blocks + 1), groups, upsample=i > 0))
         self.norm_out = _norm(widths[0], groups)
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
@@ -223,6 +223,7 @@ class VAE(nn.Module):
         if image.ndim != 4 or image.shape[1] != 3 or image.shape[2] % f or image.shape[3] % f:
             raise ValueError(f"image is {tuple(image.shape)}, expected (B, 3, H, W) with H and W multiples of {f}")
         mean, log_variance = self.quant_conv(self.encoder(image)).float().chunk(2, dim=1)
+        # The published range, a deviation of 3e-7 to 22,000.
         return Posterior(mean, torch.exp(0.5 * log_variance.clamp(-30, 20)))
 
     def scale(self, latents: Tensor) -> Tensor:

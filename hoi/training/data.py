@@ -80,6 +80,7 @@ def draw_indices(records: int, share: Share, seed: int, step: int) -> np.ndarray
 
     returns (batch_size * batches,) indices of this process.  A batch may cross the end of an epoch.
     """
+    # All steps of all epochs on one line of positions; each epoch's stretch of it is a shuffle of its own.
     positions = np.arange(step * share.total, (step + 1) * share.total)
     picked = np.empty(share.total, dtype=np.int64)
     for epoch in np.unique(positions // records):
@@ -91,6 +92,7 @@ def draw_indices(records: int, share: Share, seed: int, step: int) -> np.ndarray
 
 def step_generator(seed: int, step: int, purpose: int = 0) -> torch.Generator:
     """The random numbers of one step, the same in every process (each keeps its `Share` of what it draws)."""
+    # SeedSequence mixes the three; seed + step would give a later step of one run what an earlier of the next had.
     return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, step, purpose]).generate_state(1)[0]))
 
 
@@ -146,14 +148,14 @@ class TrainingSet:
         """Changes when a picture is added, removed or rewritten: names, sizes and times of all picture files."""
         digest = hashlib.sha256()
         for folder, record in self.entries:
-            stat = (folder / record["file_name"]).stat()
+            stat = (folder / record["file_name"]).stat()  # not the bytes: half a million pictures are long to read
             digest.update(f"{folder.resolve()}/{record['file_name']} {stat.st_size} {stat.st_mtime_ns}\n".encode())
         return digest.hexdigest()[:16]
 
 
 def read_ahead(make_batch: Callable[[int, int], Batch], places: Iterable[tuple[int, int]]) -> Iterator[Batch]:
     """make_batch(step, number) for every place in turn; the next one is made in a thread while one is used."""
-    with ThreadPoolExecutor(max_workers=1) as reader:
+    with ThreadPoolExecutor(max_workers=1) as reader:  # one: batches come in order, and two lie in memory
         upcoming = None
         for place in places:
             ready, upcoming = upcoming, reader.submit(make_batch, *place)
@@ -202,7 +204,7 @@ def write_rows(folder: Path, count: int, rows: Callable[[int, int], Tensor], bat
            the result is the same in every bit
     """
     rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    mine = range(-(-count // ROWS))[rank::processes]
+    mine = range(-(-count // ROWS))[rank::processes]  # numbers of files, of as many as it takes
     todo = [range(k * ROWS, min((k + 1) * ROWS, count)) for k in mine if not file_of(folder, k).exists()]
     with tqdm(total=sum(map(len, todo)), desc=title, disable=rank > 0 or not todo) as progress:
         for part in todo:
@@ -247,6 +249,7 @@ def cache_latents(model: HOIDiffusion, pictures: TrainingSet, folder: Path) -> L
         posterior = model.vae.encode(pictures.images(range(start, end)).to(device))
         return torch.stack([posterior.mean, posterior.std], dim=1)
 
+    # Whatever changes the latents is part of the name: an autoencoder or a folder that changed gets files of its own.
     name = f"latents-{weights_hash(model.vae)[:16]}-{pictures.fingerprint()}"
     batch_size = max(1, PIXELS // (pictures.height * pictures.width))
     return LatentCache(write_rows(folder / name, len(pictures), encode, batch_size, "encoding pictures once"))
@@ -306,7 +309,7 @@ def cached(
 
 def measured_scaling_factor(latents: LatentCache) -> float:
     """1 / standard deviation of all cached posterior means: the VAE's `scaling_factor` once it is trained."""
-    sums = np.zeros(3)
+    sums = np.zeros(3)  # file by file, in float64: all latents together may not fit into memory
     for path in latents.values.paths:
         means = np.load(path, mmap_mode="r")[:, 0].astype(np.float64)
         sums += means.size, means.sum(), np.square(means).sum()

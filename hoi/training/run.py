@@ -1,11 +1,8 @@
-"""Leaving a training run at a good moment, and coming back to the same one.  Signals, losses, gradients, settings -> go
-on or stop, agreed between processes.
+"""What a training run is beside its loss.  Signals, losses, gradients, settings, weights -> go on or stop, and files.
 
-Moving average of the trained weights, which is smoother than the weights of any step.  weights, step -> weights.
-
-What a training run leaves to read.  Losses of its steps -> log.jsonl, loss.png.
-
-Training states: written whole, found again, and read without running code.
+In the order in which a run meets it: signals and bad steps, agreed between processes; the check that a run is the same
+that began; the moving average of the weights; the log; training states, written whole, found again, and read without
+running code.
 """
 
 from __future__ import annotations
@@ -31,10 +28,14 @@ from hoi.common.files import JsonLines, write_whole
 from hoi.common.sheets import curve, smooth
 from hoi.common.tensors import load_torch_file
 
-# What may change between parts of one run: its length and housekeeping.
+# What may change between parts of one run: its length and housekeeping.  --accumulate is looked at together with the
+# number of processes: their product is what a step is made of.
 FREE_SETTINGS = (
     "steps", "save_every", "keep_states", "preview_every", "threads", "device", "dtype", "out", "accumulate",
 )  # fmt: skip
+AVERAGE_EVERY = 4  # steps; the average moves slowly, so a quarter of the work gives nearly the same
+NO_LOSS = {"step", "learning_rate", "gradient_norm", "pictures_per_second"}  # what of a line of the log is not drawn
+STATE_PATTERN = "state_{step:09d}.pt"
 
 
 class StopSignals:
@@ -64,9 +65,13 @@ class StopSignals:
 
 
 def agreed(*flags: bool, device: str | torch.device = "cpu") -> list[bool]:
-    """Each flag as any process has it: without agreement one would leave while the others wait for its gradients."""
+    """Each flag, set as soon as one process has it set; all processes must call this.
+
+    Without agreement one would leave while the others wait for its gradients.
+    """
     if not dist.is_initialized():
         return list(flags)
+    # On the GPU for nccl, which knows no other memory.
     votes = torch.tensor(flags, dtype=torch.int32, device=device)
     dist.all_reduce(votes, op=dist.ReduceOp.MAX)
     return [bool(vote) for vote in votes.tolist()]
@@ -75,6 +80,7 @@ def agreed(*flags: bool, device: str | torch.device = "cpu") -> list[bool]:
 def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
     """Euclidean norm of all gradients together, a scalar; not finite as soon as one of their numbers is not."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    # As torch's clip_grad_norm_ does it: for all at once instead of hundreds one by one.
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
 
@@ -89,7 +95,7 @@ def unusable_step(
 ) -> str:
     """What to say of a step whose loss or gradient is not finite on this or another process.
 
-    losses, names  of the step's parts, and of the pictures in each
+    losses, names  of the step's batches, and of the pictures in each
     saved          step of the last training state
     """
     culprits = [names[k] for k, loss in enumerate(losses) if not math.isfinite(loss)] or names
@@ -111,6 +117,7 @@ def check_same_run(
     if changed := [name for name in now if name not in FREE_SETTINGS and before.get(name) != now[name]]:
         details = ", ".join(f"--{name.replace('_', '-')} was {before.get(name)}, is {now[name]}" for name in changed)
         raise ValueError(f"{folder} holds a run with other settings ({details}); use them again or another --out")
+    # Everything else depends on the pictures of a step alone, but every process draws its own swaps.
     if now["reg_mode"] == "swap" and processes_before != processes:
         raise ValueError(
             f"{folder} holds a run of {processes_before} processes, each with its own --reg-mode swap; here are "
@@ -122,9 +129,6 @@ def check_same_run(
             f"{folder} holds a run with {batches} batches a step (processes x --accumulate); here they are "
             f"{processes} x {now['accumulate']}: set --accumulate to make up for it, or use another --out"
         )
-
-
-EVERY = 4  # steps; the average moves slowly enough
 
 
 class WeightAverage:
@@ -144,8 +148,10 @@ class WeightAverage:
 
     def update(self, done: int) -> None:
         """Take in the weights as they are after `done` steps."""
-        if self.values and done % EVERY == 0:
-            decay = min(self.decay**EVERY, done / (done + 10 * EVERY))
+        if self.values and done % AVERAGE_EVERY == 0:
+            # Early on it reaches back over about the last tenth of the steps (the 10 was chosen by trial), so that the
+            # weights of the beginning are soon forgotten.
+            decay = min(self.decay**AVERAGE_EVERY, done / (done + 10 * AVERAGE_EVERY))
             weights = [self.trained[name].detach() for name in self.values]
             torch._foreach_lerp_(list(self.values.values()), weights, 1 - decay)
 
@@ -160,9 +166,6 @@ class WeightAverage:
         finally:
             for name, value in own.items():
                 self.trained[name].data.copy_(value)
-
-
-NO_LOSS = {"step", "learning_rate", "gradient_norm", "pictures_per_second"}
 
 
 class TrainingLog:
@@ -181,13 +184,13 @@ class TrainingLog:
     def append(
         self, step: int, losses: Mapping[str, Sequence[Tensor]], pictures: int, **others: float
     ) -> dict[str, float]:
-        """Write and return a line: the mean of each loss over the parts of this step, and others.
+        """Write and return a line: the mean of each loss over the batches of this step, and others.
 
         pictures  of one step, all processes together, for the pictures a second since the last line
         """
         rate = (step - self._logged) * pictures / (time.time() - self._time)
         self._logged, self._time = step, time.time()
-        line = {"step": step, **{name: torch.stack(list(parts)).mean().item() for name, parts in losses.items()}}
+        line = {"step": step, **{name: torch.stack(list(each)).mean().item() for name, each in losses.items()}}
         line |= {**others, "pictures_per_second": round(rate, 1)}
         self.lines.append(line)
         return line
@@ -201,9 +204,6 @@ class TrainingLog:
         series = {name: smooth([(line["step"], line[name]) for line in lines if name in line], 10) for name in names}
         folder = self.lines.path.parent
         curve(series, f"{folder.name}: step {lines[-1]['step']}").save(folder / "loss.png")
-
-
-STATE_PATTERN = "state_{step:09d}.pt"
 
 
 def save_training_state(folder: str | Path, step: int, state: Mapping[str, Any], keep: int = 2) -> Path:
@@ -232,7 +232,7 @@ def check_plain(value: Any, place: str) -> None:
         for key, item in value.items():
             check_plain(key, f"a key of {place}")
             check_plain(item, f"{place}[{key!r}]")
-    elif type(value) in (list, tuple):
+    elif type(value) in (list, tuple):  # not isinstance: a named tuple's class would have to be imported
         for index, item in enumerate(value):
             check_plain(item, f"{place}[{index}]")
     elif not isinstance(value, Tensor) and type(value) not in (str, int, float, bool, bytes, type(None)):

@@ -1,8 +1,7 @@
-"""The small CLIP of stage text as a file.  Its weights <-> clip.safetensors -> scores of pictures against captions.
+"""The small CLIP that stage text trains: a picture and a text tower that meet.  pictures, captions -> vectors, loss.
 
-CLIP knows nothing of the toy world, and this one nothing else: in its tables (Sec. 5) it stands in for CLIPScore.
-
-A picture and a text tower that meet: the small CLIP, and its loss.
+Its text tower becomes the miniature's text encoder.  Both towers, kept as clip.safetensors, stand in for CLIPScore in
+the toy world's tables (Sec. 5; metrics/clip.py): CLIP knows nothing of that world, and this one nothing else.
 """
 
 from __future__ import annotations
@@ -19,11 +18,8 @@ from torch import Tensor, nn
 from hoi.common.tensors import save_model
 from hoi.network.text import TextEncoder
 
-KIND = "toy-clip"
+KIND = "toy-clip"  # in the file's metadata
 FILE_NAME = "clip.safetensors"
-
-
-# --- pretraining against pictures ---
 
 
 class PictureText(nn.Module):
@@ -38,9 +34,7 @@ class PictureText(nn.Module):
         self.text_projection = nn.Linear(text_encoder.config.width, embed_dim, bias=False)
         layers: list[nn.Module] = []
         widths = [3, channels, 2 * channels, 4 * channels, 4 * channels, 4 * channels]
-        for before, after in zip(
-            widths[:-1], widths[1:], strict=True
-        ):  # every layer halves the picture: 128 -> 4 pixels
+        for before, after in zip(widths[:-1], widths[1:], strict=True):  # each halves the picture: 128 -> 4 pixels
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
         self.picture_encoder = nn.Sequential(*layers)
         # Averaging over the whole picture would forget where a colour is; a 4x4 grid keeps object and background apart.
@@ -57,16 +51,8 @@ class PictureText(nn.Module):
         return self.text_projection(self.text_encoder.pooled(self.text_encoder(token_ids), token_ids))
 
     def forward(self, image: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The same of pictures and their captions, as unit vectors."""
+        """image (B,3,H,W) in [-1,1] and its captions' token_ids (B,77) -> two (B,E), rows of unit length."""
         return F.normalize(self.encode_image(image), dim=1), F.normalize(self.encode_text(token_ids), dim=1)
-
-
-def save_small_clip(path: str | Path, pair: PictureText, side: int) -> None:
-    """Write both towers in half precision; side is the size of the pictures that it was trained on, pixels."""
-    sizes = {"text": asdict(pair.text_encoder.config), "embed_dim": pair.text_projection.out_features,
-             "channels": pair.picture_encoder[0].out_channels}  # fmt: skip
-    state = {name: tensor.half() for name, tensor in pair.state_dict().items()}
-    save_model(path, state, {"kind": KIND, "side": str(side), "sizes": json.dumps(sizes)})
 
 
 def small_clip_loss(picture_vectors: Tensor, text_vectors: Tensor, log_temperature: Tensor, groups: Tensor) -> Tensor:
@@ -83,3 +69,14 @@ def small_clip_loss(picture_vectors: Tensor, text_vectors: Tensor, log_temperatu
     same = (groups[:, None] == groups[None, :]).to(logits)
     targets = same / same.sum(dim=1, keepdim=True)
     return 0.5 * (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets))
+
+
+def save_small_clip(path: str | Path, pair: PictureText, side: int) -> None:
+    """Write both towers in half precision.
+
+    side   of the pictures that it was trained on, pixels
+    """
+    sizes = {"text": asdict(pair.text_encoder.config), "embed_dim": pair.text_projection.out_features,
+             "channels": pair.picture_encoder[0].out_channels}  # fmt: skip
+    state = {name: tensor.half() for name, tensor in pair.state_dict().items()}
+    save_model(path, state, {"kind": KIND, "side": str(side), "sizes": json.dumps(sizes)})

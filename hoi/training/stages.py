@@ -93,6 +93,7 @@ class BaseStage(Stage):
         Every process draws the numbers of the whole step and keeps its share, so the order of these lines is part of a
         run's result.
         """
+        # Another seed for background pictures: equally many of both kinds would else be shuffled alike.
         indices = draw_indices(len(data.pictures), share, self.seed + purpose, step)
         generator = step_generator(self.seed, step, purpose)
         shape = (share.total, *data.latents.shape)
@@ -113,6 +114,7 @@ class BaseStage(Stage):
         """What the losses take: with the frozen text encoder's context, unless it is there from the cache."""
         with torch.no_grad():
             context = batch["context"] if "context" in batch else self.model.text_encoder(batch["token_ids"])
+        # As the weights are laid out: convolutions would else turn every picture around, and back.
         last = torch.channels_last
         conditions = {name: image.contiguous(memory_format=last) for name, image in batch.get("conditions", {}).items()}
         latents = batch["latents"].contiguous(memory_format=last)
@@ -194,6 +196,7 @@ class HoiStage(BaseStage):
             if self.model.condition_encoders is not None:
                 batch["hoi"]["conditions"] = self.pictures.conditions(batch["hoi"]["indices"].tolist())
         if reg is not None and (swapped or reg.mode == "sum"):
+            # A swapped step stands in for a batch of the other kind, and is as large.
             size = share.batch_size if swapped else reg.batch_size
             batch["reg"] = self.draw(reg.data, Share(size, share.rank, share.world_size), step, purpose=1)
         return batch
@@ -202,6 +205,7 @@ class HoiStage(BaseStage):
         """Whether this process's step is background: one uniform number a step and process, in mode "swap"."""
         if self.regularization is None or self.regularization.mode == "sum":
             return False
+        # By step and process, whichever batch of the step asks: so a step is the one or the other as a whole.
         draws = torch.rand(self.share.world_size, generator=step_generator(self.seed, step, purpose=2))
         return draws[self.share.rank].item() <= self.regularization.prob
 
@@ -231,6 +235,7 @@ class HoiStage(BaseStage):
         if self.model.condition_encoders is None:
             return [true, self.sampled(None)]
         conditions = self.pictures.conditions(self.shown())
+        # From [0, 1] to the [-1, 1] of pictures.
         skeletons, normals = ([to_uint8(image) for image in (2 * conditions[name] - 1).numpy()]
                               for name in ("skeleton", "normal"))  # fmt: skip
         return [skeletons, normals, true, self.sampled(conditions)]
@@ -257,6 +262,7 @@ class VaeStage(Stage):
         indices = draw_indices(len(self.pictures), share, self.seed, step)
         images = self.pictures.images(indices)
         generator = step_generator(self.seed, step)
+        # Of the whole step, as every number: what a picture gets does not depend on who works on it.
         tops, lefts = (
             torch.randint(size - self.crop + 1, (share.total,), generator=generator) for size in images.shape[2:]
         )
@@ -266,6 +272,7 @@ class VaeStage(Stage):
         ]
         flipped = torch.rand(share.total, generator=generator) < 0.5
         images = torch.stack([c.flip(2) if f else c for c, f in zip(crops, share.of(flipped), strict=True)])
+        # The one noise that each process draws for itself: forward does, when the encoder has told its shape.
         posterior_seed = torch.tensor([step * share.world_size + share.rank])
         return {"indices": torch.from_numpy(indices), "images": images, "seed": posterior_seed}
 
@@ -298,7 +305,7 @@ class TextStage(Stage):
     ) -> None:
         super().__init__(pictures, share, seed)
         self.picture_text = PictureText(model.text_encoder)
-        groups: dict[str, int] = {}
+        groups: dict[str, int] = {}  # meaning -> number, in the order in which meanings are met
         texts = pictures.captions(range(len(pictures)))
         self.groups = torch.tensor([groups.setdefault(repr(words_of(text)), len(groups)) for text in texts])
 
@@ -316,5 +323,6 @@ class TextStage(Stage):
         """CLIP's loss; "found" is the share of captions whose most similar picture is right."""
         pictures, texts = self.picture_text(batch["images"], batch["token_ids"])
         loss = small_clip_loss(pictures, texts, self.picture_text.log_temperature, batch["groups"])
+        # For every caption the picture most like it: has it the same meaning?
         found = batch["groups"][(pictures.float() @ texts.float().T).argmax(dim=0)] == batch["groups"]
         return loss, {"found": found.float().mean()}
