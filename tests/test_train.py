@@ -248,7 +248,7 @@ def test_the_measured_scaling_factor_gives_the_cached_latents_unit_deviation(wor
 
 
 def test_pictures_of_another_size_are_refused_with_both_sizes(world):
-    with pytest.raises(ValueError, match=r"32x32 px, the model takes 64x64"):
+    with pytest.raises(ValueError, match=r"32 x 32 px, the model takes 64 x 64"):
         TrainingSet([world / "data"], 64, 64)
 
 

@@ -10,7 +10,6 @@ import video
 from hoi.data.views import ApproachFrames
 from hoi.geometry.hand import HandModel
 from hoi.network.config import tiny_config
-from hoi.network.model import HOIDiffusion
 
 NEAR = 0.005  # metres around the object within which points are measured
 
@@ -22,7 +21,7 @@ def cache(tmp_path_factory) -> Path:
 
 def frames_of(cache: Path, *words: str) -> ApproachFrames:
     """Of `python video.py words`, without the pictures."""
-    return video.choose_frames(video.parse_args([*words, "--cache", str(cache)]), HOIDiffusion(tiny_config()))
+    return video.choose_frames(video.parse_args([*words, "--cache", str(cache)]), tiny_config())
 
 
 def depths_by_trimesh(frames: ApproachFrames, hand: HandModel) -> np.ndarray:
