@@ -1,7 +1,8 @@
 """Condition images: keypoints, label map, surface normals -> Conditions.  Paper: Sec. 3.3, 4.3, 5.
 
-Colours and strokes are those of the official release (the drawing scheme of HO-3D with its colours read as R, G, B), so
-its weights know them. Photographs and rendered scenes both pass through here.
+The one file that geometry and network both know.  Colours and strokes are those of the official release (the drawing
+scheme of HO-3D with its colours read as R, G, B), so its weights know them.  Photographs and rendered scenes both pass
+through here.
 """
 
 from __future__ import annotations
@@ -20,18 +21,12 @@ FINGER_COLORS = ((139, 53, 255), (0, 56, 255), (43, 140, 237), (37, 168, 36), (1
 KEYPOINTS = 21  # of a hand, in OpenPose order: the wrist, then four of each finger from its base to its tip
 # Parent and child of each bone: a finger's first joint hangs on the wrist, the others on the joint before them.
 BONES = tuple((0 if joint % 4 == 1 else joint - 1, joint) for joint in range(1, KEYPOINTS))
-STROKE_SIDE = 512  # strokes are made for pictures of this side; smaller ones are drawn there and averaged
-JOINT_HALF_WIDTHS = (
-    0,
-    2,
-    2,
-    3,
-    2,
-    2,
-    0,
-)  # columns left and right of the centre, row by row: OpenCV's filled circle of radius 3
+# Strokes have a width in pixels that is made for pictures of this side; in smaller ones they would cover the hand, so
+# these are drawn at this side and averaged.
+STROKE_SIDE = 512
+JOINT_HALF_WIDTHS = (0, 2, 2, 3, 2, 2, 0)  # columns beside the centre, row by row: OpenCV's filled circle of radius 3
 BONE_HALF_WIDTH = 3
-BONE_LENGTHS = (5.0, 150.0)  # a bone is drawn only when its length lies strictly between, pixels
+BONE_LENGTHS = (5.0, 150.0)  # pixels; the release draws a bone only when its length lies strictly between
 SOBEL_GZ = 2.0 * math.pi  # the constant z part of the release's normals
 
 
@@ -54,9 +49,8 @@ def stroke_color(index: int) -> tuple[int, int, int]:
     return red, green, blue
 
 
-SKELETON_COLORS = np.array(
-    [stroke_color(index) for index in range(KEYPOINTS)], dtype=np.uint8
-)  # of joints 0..20; the first 20 also of the bones
+# Of joints 0 to 20; the first 20 also of the bones.
+SKELETON_COLORS = np.array([stroke_color(index) for index in range(KEYPOINTS)], dtype=np.uint8)
 
 
 @cache
@@ -156,7 +150,10 @@ def _area_weights(small: int, large: int) -> np.ndarray:
 
 
 def draw_segmentation(label_map: np.ndarray) -> np.ndarray:
-    """Labels (H, W) 0, 1, 2 -> (H, W, 3) uint8: background black, hand 128,128,128, object 153,51,51."""
+    """Labels (H, W) 0, 1, 2 -> (H, W, 3) uint8: background black, hand 128,128,128, object 153,51,51.
+
+    Raises ValueError for another shape or other labels.
+    """
     label_map = np.asarray(label_map)
     if label_map.ndim != 2 or label_map.min() < 0 or label_map.max() > 2:
         raise ValueError(
@@ -166,7 +163,10 @@ def draw_segmentation(label_map: np.ndarray) -> np.ndarray:
 
 
 def read_segmentation(segmentation: np.ndarray) -> np.ndarray:
-    """Back: (H, W, 3) uint8 -> labels (H, W) uint8, those of the nearest colours, as JPEG moves colours a little."""
+    """Back: (H, W, 3) uint8 -> labels (H, W) uint8, those of the nearest colours, as JPEG moves colours a little.
+
+    Raises ValueError for a picture of another shape.
+    """
     pixels = np.asarray(segmentation).astype(np.int16)
     if pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(f"the segmentation picture is {pixels.shape}, expected (H, W, 3)")
@@ -179,6 +179,7 @@ def draw_normal(surface_normals: np.ndarray, mask: np.ndarray) -> np.ndarray:
     surface_normals  (H, W, 3)  unit, x right, y down, z forward
     mask             (H, W) bool; black outside
     returns          (H, W, 3) uint8, 255 (1 - n) / 2 rounded to nearest, halves to even (a zero component gives 128)
+    Raises ValueError when the two differ in size.
     """
     if surface_normals.shape != (*mask.shape, 3):
         raise ValueError(
@@ -218,17 +219,14 @@ def normals_from_inverse_depth(inverse_depth: np.ndarray, background_threshold: 
     """
     if inverse_depth.ndim != 2 or not np.isfinite(inverse_depth).all():
         raise ValueError(f"inverse_depth is {inverse_depth.shape}; expected a finite picture (H, W)")
-    padded = np.pad(
-        np.asarray(inverse_depth, dtype=np.float64), 1, mode="reflect" if min(inverse_depth.shape) > 1 else "edge"
-    )
+    # A picture one pixel wide or high has nothing to reflect.
+    mode = "reflect" if min(inverse_depth.shape) > 1 else "edge"
+    padded = np.pad(np.asarray(inverse_depth, dtype=np.float64), 1, mode=mode)
     smooth_down = padded[:-2] + 2 * padded[1:-1] + padded[2:]
     smooth_right = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
     gradient = np.stack([smooth_down[:, 2:] - smooth_down[:, :-2], smooth_right[2:] - smooth_right[:-2]], axis=-1)
     lowest, span = inverse_depth.min(), np.ptp(inverse_depth)
-    background = (
-        (inverse_depth - lowest) < background_threshold * span if span > 0 else np.ones(inverse_depth.shape, dtype=bool)
-    )
-    gradient[background] = 0.0
+    gradient[(inverse_depth - lowest) < background_threshold * span if span > 0 else ...] = 0.0
     towards_camera = np.concatenate([gradient, np.full((*inverse_depth.shape, 1), SOBEL_GZ)], axis=-1)
     return -towards_camera / np.linalg.norm(towards_camera, axis=-1, keepdims=True)
 
@@ -239,6 +237,7 @@ def draw_conditions(keypoints_2d: np.ndarray | None, label_map: np.ndarray, surf
     keypoints_2d     (21, 2) pixels, OpenPose order, or None for an object alone (black skeleton)
     label_map        (H, W)     0 background, 1 hand, 2 object
     surface_normals  (H, W, 3)  unit, outward, camera frame; cut to hand and object here
+    Raises ValueError as the three drawings do.
     """
     height, width = label_map.shape
     black = np.zeros((height, width, 3), dtype=np.uint8)

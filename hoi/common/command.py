@@ -1,4 +1,4 @@
-"""What the scripts share as commands: a type of argument, how a folder was made, problems told without a traceback."""
+"""What command lines share: types of arguments, how a folder was made, and problems told in a line."""
 
 import argparse
 import math
@@ -17,17 +17,10 @@ import torch
 
 
 def positive(word: str) -> int:
-    """An argument that is a whole number from 1 on; argparse says so otherwise."""
+    """An argument that is a whole number from 1 on.  As the other types here, argparse tells the user otherwise."""
     if not word.isdigit() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"{word!r} is not a positive whole number")
     return int(word)
-
-
-def first_few(items: Iterable[str], most: int = 5, joint: str = ", ") -> str:
-    """The first few of many and how many more, for a message: "a, b, c and 4 more"."""
-    items = list(items)
-    more = f"{joint.strip(', ')} and {len(items) - most} more" if len(items) > most else ""
-    return joint.join(items[:most]) + more
 
 
 def not_negative(word: str) -> int:
@@ -56,7 +49,10 @@ def share(word: str) -> float:
 
 
 def how_made(script: str) -> dict[str, Any]:
-    """Entries of dataset.json that say what made the folder: made_by, command, versions."""
+    """Entries of dataset.json that say what made the folder: made_by, command, versions.
+
+    script  name of the program; the command is the one that runs now
+    """
     return {
         "made_by": script,
         "command": shlex.join(["python", *sys.argv]),
@@ -79,6 +75,13 @@ def project_commit() -> str | None:
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def first_few(items: Iterable[str], most: int = 5, joint: str = ", ") -> str:
+    """The first few of many and how many more, for a message: "a, b, c and 4 more"."""
+    items = list(items)
+    more = f"{joint.strip(', ')} and {len(items) - most} more" if len(items) > most else ""
+    return joint.join(items[:most]) + more
 
 
 @contextmanager

@@ -1,11 +1,9 @@
-"""Weight files of any origin, opened lazily.  .safetensors, .ckpt, .pth, .bin -> names, shapes, tensors one by one.
+"""Weight files <-> tensors by name.  .safetensors, .ckpt, .pth, .bin, of any origin; read lazily, loaded strictly.
 
-Nothing here runs code from a file: torch files are read with weights_only=True, and the few classes and functions that
-the pickles of Stable Diffusion and Lightning name are stood for by inert or harmless ones.
-
-Weight files.  safetensors or torch file <-> plain tensors under our names, strictly; training state, atomically.
-
-Nothing here runs code from a file: torch files are read with weights_only=True.
+WeightFile opens a file and reads its tensors one by one; load_model_file reads a whole one; strict_load puts tensors
+into a module, all of them and nothing else; save_model writes safetensors.  Nothing here runs code from a file: torch
+files are read with weights_only=True, and the few classes and functions that the pickles of Stable Diffusion and
+Lightning name are stood for by inert or harmless ones.
 """
 
 from __future__ import annotations
@@ -22,12 +20,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hoi.common.command import first_few
-from hoi.common.files import ZIP_MAGIC, readable_file, write_whole
+from hoi.common.files import ZIP_MAGIC, array_globals, readable_file, write_whole
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 # A mapped file counts as this process's memory page by page as it is read; so it is mapped anew every so many bytes.
+# Each mapping of a torch file reads its table of contents again, hence not after every tensor.
 REMAP_BYTES = 96 << 20
+LONGEST_OFFENCE = 200  # characters of torch's own sentence in a message
 
 
 class WeightFile(Mapping[str, Tensor]):
@@ -91,6 +91,7 @@ def load_torch_file(path: str | Path, mapped: bool = False) -> dict[str, Any]:
     """Read a torch file that holds a dict of plain values and tensors, on the CPU, running no code from it.
 
     mapped   leave the tensors on disk until they are used; torch files of before 2020 cannot be mapped and are read
+    Raises FileNotFoundError, PermissionError, or ValueError when the file is damaged, names code or holds no dict.
     """
     path = readable_file(path)
     with open(path, "rb") as file:
@@ -114,7 +115,7 @@ def load_torch_file(path: str | Path, mapped: bool = False) -> dict[str, Any]:
 def _offence(message: str) -> str:
     """The sentence of torch's long message that names what the pickle asked for."""
     lines = [line.strip() for line in message.splitlines() if "GLOBAL" in line or "Unsupported class" in line]
-    return lines[0][:200]
+    return lines[0][:LONGEST_OFFENCE]
 
 
 def _lightning_globals() -> list[Any]:
@@ -122,7 +123,7 @@ def _lightning_globals() -> list[Any]:
 
     The class only labels a dictionary entry, so an empty one stands for it and Lightning need not be installed.
     """
-    scalar = np.float64(0).__reduce__()[0]
+    scalar = array_globals()["numpy", "scalar"]
     stand_in = type("ModelCheckpoint", (), {})
     return [
         (stand_in, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
@@ -150,7 +151,7 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def save_model(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors and string metadata as one safetensors file, atomically."""
+    """Write tensors, of any device, and string metadata as one safetensors file, whole or not at all."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     write_whole(path, lambda stream: save_file(tensors, stream.name, metadata=dict(metadata)))
 
@@ -159,7 +160,7 @@ def load_model_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]
     """Read a whole .safetensors or torch weight file.
 
     returns   tensors by name on the CPU, and the string metadata (empty for torch files)
-    Raises FileNotFoundError, PermissionError, or ValueError if unreadable; see weight_files.WeightFile.
+    Raises FileNotFoundError, PermissionError, or ValueError if unreadable; see WeightFile.
     """
     file = WeightFile(path)
     return {name: tensor.clone() for name, tensor in file.items()}, file.metadata

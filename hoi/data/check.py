@@ -1,4 +1,8 @@
-"""Validate a dataset folder: files, sizes, pictures against a re-render from the annotation.  Folder -> Report."""
+"""Validate a dataset folder: everything in it against everything else.  Folder -> Report.
+
+Files and sizes, keypoints against hand parameters and drawn skeletons, and the condition images against a render from
+the annotation alone.
+"""
 
 import math
 from collections import Counter
@@ -26,21 +30,27 @@ from hoi.geometry.camera import project, transform_points
 from hoi.geometry.hand import TIP_KEYPOINTS, HandModel, load_hand
 from hoi.geometry.render import GBuffer, Renderer
 
-KEYPOINT_TOLERANCE_PX = 0.01
+KEYPOINT_TOLERANCE_PX = 0.01  # records hold nine digits, so a mistake shows far above it
 KEYPOINT_TOLERANCE = 1e-5  # metres; the hand model computes in float32
 # Keypoints of a dataset are its own: their pixels are rounded, and its fingertips are other vertices than ours.
 OUR_KEYPOINTS = "openpose21"
 SOURCE_TOLERANCE_PX, FIT_TOLERANCE_MM = 1.0, 0.1
+# A folder made with one renderer is checked with another: GL and numpy round depths and normals otherwise, and give
+# single pixels of a silhouette to the other side.
 DEPTH_TOLERANCE_MM = 1.0  # half a millimetre is rounding
 NORMAL_TOLERANCE = 4  # grey levels
-SILHOUETTE_SHARE = 0.005  # of hand and object pixels may differ: a backend moves single silhouette pixels
+SILHOUETTE_SHARE, SILHOUETTE_PIXELS = 0.005, 4  # of hand and object pixels, and besides, may differ
 SHOWN_PROBLEMS = 20
-NOTHING = "there is no geometry"
+NOTHING = "there is no geometry"  # scenery; not told as a lack
 
 
 @dataclass
 class Report:
-    """What `check_folder` found.  problems make the folder invalid, notes do not."""
+    """What `check_folder` found.
+
+    records, pictures, rendered   how many there are, and how many views were rendered again
+    problems                      make the folder invalid, notes do not
+    """
 
     folder: Path
     records: int = 0
@@ -51,6 +61,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
+        """Whether the folder is valid."""
         return not self.problems
 
     def __str__(self) -> str:
@@ -65,9 +76,10 @@ class Report:
 
 
 def check_folder(folder: str | Path, hand: HandModel | None = None, renderer: Renderer | None = None) -> Report:
-    """Compare everything in a folder with everything else in it.
+    """Compare everything in a folder with everything else in it; what is wrong is reported, not raised.
 
-    hand  the model for records made with MANO (the built-in hand is loaded when needed)
+    hand      the model for records made with MANO (the built-in hand is loaded when needed)
+    renderer  that draws again; None: one is started when needed
     Every file is opened; keypoints_2d must be the projection of keypoints_3d, these the hand model's at the stored
     parameters, and the skeleton drawn exactly there; where normal_source is "geometry" the scene is rendered again from
     hand parameters, mesh and pose, and label map, depth, normals and object mask must agree.
@@ -156,6 +168,7 @@ class _Checker:
         self.meshes: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def hand(self, name: str) -> HandModel | None:
+        """The model of that name, None for one that was not given."""
         if name == "builtin" and name not in self.hands:
             self.hands[name] = load_hand()
         return self.hands.get(name)
@@ -222,7 +235,7 @@ class _Checker:
             return [f"cannot be rendered again: {error}"]
         conditions = draw_conditions(None, gbuffer.label_map, gbuffer.surface_normals)
         foreground = max(int((gbuffer.label_map > 0).sum()), 1)
-        allowed = 4 + SILHOUETTE_SHARE * foreground
+        allowed = SILHOUETTE_PIXELS + SILHOUETTE_SHARE * foreground
         wrong = {}
         segmentation = self._picture(record, "segmentation_file_name")
         if segmentation is not None:

@@ -5,6 +5,7 @@ Scene k and its records, numbered from k * records_per_scene on, depend on the s
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,16 @@ class SceneSettings:
     hand_side          right, left or random
     grasps_per_object  searched for each object
     size               height and width, pixels
-    framing            official or tight (hoi/geometry/camera.py); official_view looks from in front, as the release
-    does frames             of the approach, the last is the grasp; 1 is the grasp alone
+    framing            "official" or "tight", see geometry.camera
+    official_view      look from in front, as the release does, instead of from all around
+    frames             of the approach, the last is the grasp; 1 is the grasp alone
     start_distance     metres from the start of the approach to the grasp; None: the trajectory's own
-    trajectory         paper or official (hoi/geometry/trajectory.py)
+    trajectory         "paper" or "official", see geometry.trajectory
     keep_outside       also frames whose hand leaves the picture
-    shade              draw pictures, `looks` of each geometry, in looks of `style`, some captions in other words
+    shade              draw pictures, `looks` of each frame, in looks of `style`, some captions in other words
+                       (`paraphrase`)
     text               caption without pictures, with {object} for the noun; None: the paper's template
-    camera             official or nocs, its field of view (hoi/geometry/camera.py)
+    camera             "official" or "nocs", whose field of view it has
     """
 
     seed: int
@@ -75,6 +78,7 @@ class SceneSettings:
 
     @property
     def records_per_scene(self) -> int:
+        """As many numbers as a scene takes, whether or not all its records can be made."""
         return self.frames * self.looks
 
     @property
@@ -84,7 +88,7 @@ class SceneSettings:
 
     @property
     def view(self) -> ViewSettings:
-        """Those of them that say how a scene is seen."""
+        """The settings among these that say how a scene is seen."""
         return ViewSettings(
             self.size, self.size, self.hand_side, self.framing, self.official_view, CAMERA_FOV_DEG[self.camera],
             self.frames, self.start_distance, self.trajectory,
@@ -113,8 +117,6 @@ class SceneMaker:
         self.settings, self.meshes, self.folder, self.cache = settings, meshes, folder, cache
         self.hand = load_hand(mano_path)
         self.grabnet = load_grabnet(grabnet_folder) if grabnet_folder else None
-        self.renderer: Renderer | None = None
-        self.objects: list[GraspedObject] | None = None
         self.fields: dict[str, DistanceField] = {}
 
     def grasps_of(self, k: int) -> tuple[GraspedObject, list[str]]:
@@ -134,27 +136,29 @@ class SceneMaker:
             notes.append(note if side == "right" else f"{note} (left hand)")
         return GraspedObject(mesh, **found), notes
 
+    @cached_property
+    def renderer(self) -> Renderer:
+        """Started when first needed: searching grasps needs none."""
+        return Renderer()
+
     def renderer_used(self, _: int) -> str:
         """What draws here, and why; the first task given to the pool."""
-        self.renderer = self.renderer or Renderer()
         return str(self.renderer)
+
+    @cached_property
+    def objects(self) -> list[GraspedObject]:
+        """Those with grasps, read from the cache that `grasps_of` filled in whichever process."""
+        return graspable([self.grasps_of(k)[0] for k in range(len(self.meshes))], self.settings.sides)
 
     def make_scene(self, number: int) -> list[dict[str, Any]]:
         """Write the pictures of one scene; returns its complete records."""
         job = self.settings
-        if self.objects is None:
-            self.objects = graspable([self.grasps_of(k)[0] for k in range(len(self.meshes))], job.sides)
-            self.renderer = self.renderer or Renderer()
         generator = np.random.default_rng([job.seed, number])
         shares = np.array(list(job.content.values()))
         content = list(job.content)[generator.choice(len(shares), p=shares / shares.sum())]
         scene = compose_scene(self.objects, self.hand, self.renderer, generator, job.view, content)
-        if scene is None:
-            return []
-        records: list[dict[str, Any]] = []
-        for frame in range(scene.frames):
-            records += self.make_frame(scene, number, frame)
-        return records
+        frames = range(0 if scene is None else scene.frames)
+        return [record for frame in frames for record in self.make_frame(scene, number, frame)]
 
     def make_frame(self, scene: Scene, number: int, frame: int) -> list[dict[str, Any]]:
         """Write the pictures of one frame, in all its looks; returns its complete records."""
@@ -168,6 +172,7 @@ class SceneMaker:
         pictures = pictures_of(scene, frame, record, self.hand, self.renderer)
         if scene.object_mesh is not None:
             record["object_path"] = write_object(self.folder, scene.object_mesh)
+        # Shaded at twice the size and averaged, so that edges are smooth; the conditions' pixels stay unmixed.
         large = render_scene(scene, frame, self.hand, self.renderer, factor=2) if pictures and job.shade else None
         records = []
         for look_number in range(job.looks):
@@ -181,7 +186,7 @@ class SceneMaker:
                 record["text"] = plain_text(scene, job.text)
             index = (number * job.frames + frame) * job.looks + look_number
             records.append(write_pictures(self.folder, index, record, image, **pictures))
-            # The other looks of this geometry point at the same condition files.
+            # The other looks of this frame point at the same condition files.
             record |= {key: records[0][key] for key in PICTURE_FOLDERS if key != "file_name"}
             pictures = {}
         return records

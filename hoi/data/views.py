@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -162,14 +163,12 @@ class SceneViews:
     ) -> None:  # fmt: skip
         self.meshes, self.hand, self.settings, self.seed = list(meshes), hand, settings, seed
         self.grasps_per_object, self.cache_dir = grasps_per_object, cache_dir
-        self._renderer: Renderer | None = None
         self._grasped: dict[int, GraspedObject] = {}
 
-    @property
+    @cached_property
     def renderer(self) -> Renderer:
         """What draws the conditions; started when first needed, for a finished job needs none."""
-        self._renderer = self._renderer or Renderer()
-        return self._renderer
+        return Renderer()
 
     def prepare(self, k: int) -> GraspedObject:
         """Search or read the grasps of object k.  Raises ValueError when there is none."""
