@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections import Counter
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ from scipy.spatial import ConvexHull
 from scipy.spatial.distance import cdist
 from tqdm import tqdm
 
-from hoi.common.arrays import box_centre
+from hoi.common.arrays import box_centre, box_of
 from hoi.data.folder import array_of, load_label_map, load_mesh, load_object_mask
-from hoi.export.folder import OBJECT_KEYS, bounds, copy_picture, hand_annotation, lines_of_json, save_mask
+from hoi.export.folder import OBJECT_KEYS, copy_picture, hand_annotation, lines_of_json, save_mask
 from hoi.geometry.camera import Camera, project, transform_points
 from hoi.geometry.objects import ALREADY_CENTRED, make_object
 from hoi.geometry.render import OBJECT, Renderer
@@ -34,42 +34,39 @@ Visible means labelled as object in the segmentation, which is exact.  BOP's own
 less than 15 mm behind the depth map, and would count a finger on the object as object.
 """
 
-IMAGES_PER_SCENE = 1000
+IMAGES_PER_SCENE = 1000  # as BOP's own synthetic training pictures have
 BOP_KEYS = ("depth_file_name", "object_mask_file_name", *OBJECT_KEYS)
 SCENE_FILES = ("scene_camera", "scene_gt", "scene_gt_info", "scene_hand")
 BUILT_IN = re.compile(r"(bowl|bottle|can)_(\d{4,})")  # mugs have a handle
+ROUND = 0.001  # metres between width and depth below which a built-in object is round: its polygon is not exactly
 
 
-def write_scenes(folder: Path, records: list[dict[str, Any]], out: Path) -> Counter[str]:
-    """Write records that have all of BOP_KEYS into an empty folder; returns that none was left out."""
+def write_scenes(folder: Path, records: list[dict[str, Any]], out: Path) -> None:
+    """Write records that have all of BOP_KEYS into an empty folder."""
     paths = sorted({record["object_path"] for record in records})
     ids = {path: number for number, path in enumerate(paths, start=1)}
     meshes = {path: load_mesh(folder, {"object_path": path}) for path in paths}
     write_models(out / "models", meshes)
-    first = records[0]
-    k = first["intrinsics"]
-    camera = {"width": first["width"], "height": first["height"], "fx": k[0], "fy": k[4], "cx": k[2], "cy": k[5]}
+    # BOP keeps one camera for the whole set, to simulate sensors with; each picture has its own in scene_camera.json.
+    fx, _, cx, _, fy, cy, *_ = records[0]["intrinsics"]
+    camera = {"width": records[0]["width"], "height": records[0]["height"], "fx": fx, "fy": fy, "cx": cx, "cy": cy}
     (out / "camera.json").write_text(json.dumps(camera | {"depth_scale": 1.0}, indent=2) + "\n")
-    renderer = Renderer()
-    with tqdm(total=len(records), unit="picture") as bar:
-        for start in range(0, len(records), IMAGES_PER_SCENE):
-            scene = out / "train" / f"{start // IMAGES_PER_SCENE:06d}"
-            lines: dict[str, list[tuple[str, Any]]] = {name: [] for name in SCENE_FILES}
-            for image_id, record in enumerate(records[start : start + IMAGES_PER_SCENE]):
-                entries = _write_image(folder, record, scene, image_id, meshes[record["object_path"]], renderer)
-                entries["scene_gt"] = [scene_gt(record, ids[record["object_path"]], meshes[record["object_path"]][0])]
-                for name in SCENE_FILES:
-                    lines[name].append((str(image_id), entries[name]))
-                bar.update()
-            for name in SCENE_FILES:
-                (scene / f"{name}.json").write_text(lines_of_json(lines[name]))
-    return Counter()
+    renderer, pictures = Renderer(), iter(tqdm(records, unit="picture"))
+    for number in range(-(-len(records) // IMAGES_PER_SCENE)):
+        scene = out / "train" / f"{number:06d}"
+        entries = []  # of one scene at a time: of 50,000 pictures they would take half a gigabyte
+        for image_id, record in enumerate(islice(pictures, IMAGES_PER_SCENE)):
+            path = record["object_path"]
+            entries.append(_write_image(folder, record, scene, image_id, ids[path], meshes[path], renderer))
+        for name in SCENE_FILES:
+            lines = ((str(image_id), entry[name]) for image_id, entry in enumerate(entries))
+            (scene / f"{name}.json").write_text(lines_of_json(lines))
 
 
 def _write_image(
-    folder: Path, record: dict[str, Any], scene: Path, image_id: int, mesh: Mesh, renderer: Renderer
+    folder: Path, record: dict[str, Any], scene: Path, image_id: int, obj_id: int, mesh: Mesh, renderer: Renderer
 ) -> dict[str, Any]:
-    """Write one picture with its masks; returns its entry in each of SCENE_FILES but scene_gt."""
+    """Write one picture with its masks; returns its entry in each of SCENE_FILES."""
     name = f"{image_id:06d}"
     copy_picture(folder, record, "file_name", scene / "rgb" / f"{name}.png")
     depth = copy_picture(folder, record, "depth_file_name", scene / "depth" / f"{name}.png")  # millimetres already
@@ -80,18 +77,15 @@ def _write_image(
         save_mask(scene / kind / f"{name}_000000.png", pixels)
     silhouette, left, top = whole_silhouette(record, mask, *mesh, renderer)
     count, seen = int(silhouette.sum()), int(visible.sum())
+    info = {
+        "bbox_obj": _box(silhouette, left, top), "bbox_visib": _box(visible), "px_count_all": count,
+        "px_count_valid": int((mask & (depth > 0)).sum()), "px_count_visib": seen,
+        "visib_fract": seen / count if count else 0.0,
+    }  # fmt: skip
     return {
         "scene_camera": {"cam_K": record["intrinsics"], "depth_scale": 1.0},
-        "scene_gt_info": [
-            {
-                "bbox_obj": _box(silhouette, left, top),
-                "bbox_visib": _box(visible),
-                "px_count_all": count,
-                "px_count_valid": int((mask & (depth > 0)).sum()),
-                "px_count_visib": seen,
-                "visib_fract": seen / count if count else 0.0,
-            }
-        ],
+        "scene_gt": [scene_gt(record, obj_id, mesh[0])],
+        "scene_gt_info": [info],
         "scene_hand": {"record": record["index"], "text": record.get("text"), "hand": hand_annotation(record)},
     }
 
@@ -104,7 +98,7 @@ def scene_gt(record: dict[str, Any], obj_id: int, vertices: np.ndarray) -> dict[
 
 
 def model_centre(vertices: np.ndarray) -> np.ndarray:
-    """(3,) metres; exactly zero for meshes that are centred but for rounding."""
+    """Of a mesh (V, 3), metres -> (3,); exactly zero for meshes that are centred but for rounding."""
     centre = box_centre(vertices)
     return centre if np.abs(centre).max() > ALREADY_CENTRED else np.zeros(3)
 
@@ -132,8 +126,10 @@ def whole_silhouette(
 
 def _box(mask: np.ndarray, left: int = 0, top: int = 0) -> list[int]:
     """[x, y, last x - first x, last y - first y], a pixel less than the true size, as in BOP; -1 for an empty mask."""
-    found = bounds(mask)
-    return [-1] * 4 if found is None else [found[0] + left, found[1] + top, found[2] - found[0], found[3] - found[1]]
+    if not mask.any():
+        return [-1] * 4
+    first_x, first_y, end_x, end_y = box_of(mask)
+    return [first_x + left, first_y + top, end_x - first_x - 1, end_y - first_y - 1]
 
 
 def write_models(folder: Path, meshes: dict[str, Mesh]) -> None:
@@ -179,10 +175,10 @@ def symmetries(object_id: str, vertices: np.ndarray) -> dict[str, Any]:
     bottles by half a turn, mugs not at all.
     """
     name = BUILT_IN.fullmatch(object_id)
-    made = make_object(name[1], int(name[2])).vertices if name else None
-    if made is None or not np.array_equal(made, vertices):
+    # The name alone proves nothing: a user's file may be called can_0003.
+    if not name or not np.array_equal(make_object(name[1], int(name[2])).vertices, vertices):
         return {}
     size = np.ptp(vertices, axis=0)
-    if abs(size[0] - size[1]) < 0.001:
+    if abs(size[0] - size[1]) < ROUND:
         return {"symmetries_continuous": [{"axis": [0, 0, 1], "offset": [0, 0, 0]}]}
     return {"symmetries_discrete": [np.diag([-1.0, -1.0, 1.0, 1.0]).ravel().tolist()]}

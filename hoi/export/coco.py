@@ -1,7 +1,6 @@
 """Records of a dataset folder -> COCO's images/ and annotations.json.  LAYOUT goes with every export."""
 
 import json
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from hoi.common.arrays import box_of
 from hoi.conditions import BONES
 from hoi.data.folder import array_of, load_depth, load_label_map
-from hoi.export.folder import bounds, copy_picture, hand_annotation
+from hoi.export.folder import copy_picture, hand_annotation
 from hoi.geometry.hand import FINGER_NAMES
 from hoi.geometry.render import HAND, OBJECT, joints_shown
 
@@ -25,13 +25,11 @@ the object's, intrinsics at the picture; units and frames are those of the datas
 
 KEYPOINT_NAMES = ("wrist", *(f"{name}_{part}" for name in FINGER_NAMES for part in ("mcp", "pip", "dip", "tip")))
 HAND_CATEGORY = 1
-MISSING, HIDDEN, VISIBLE = 0, 1, 2
+MISSING, HIDDEN, VISIBLE = 0, 1, 2  # COCO's v
 
 
-def write_annotations(folder: Path, records: list[dict[str, Any]], out: Path) -> Counter[str]:
-    """Write records that have a picture into an empty folder, scenery as pictures without annotation; returns that none
-    was left out.
-    """
+def write_annotations(folder: Path, records: list[dict[str, Any]], out: Path) -> None:
+    """Write records that have a picture into an empty folder, scenery as pictures without annotation."""
     nouns = sorted({_noun(record) for record in records if record.get("segmentation_file_name") is not None})
     category_ids = {noun: number for number, noun in enumerate(nouns, start=HAND_CATEGORY + 1)}
     images, count = [], 0
@@ -50,7 +48,6 @@ def write_annotations(folder: Path, records: list[dict[str, Any]], out: Path) ->
         rest = {"images": images, "categories": categories(category_ids), "licenses": []}
         rest["info"] = {"description": "hands and objects; sources and licences: README.md"}
         stream.write("\n], " + json.dumps(rest)[1:] + "\n")
-    return Counter()
 
 
 def categories(category_ids: dict[str, int]) -> list[dict[str, Any]]:
@@ -75,14 +72,15 @@ def annotations_of(folder: Path, record: dict[str, Any], category_ids: dict[str,
 
 
 def _noun(record: dict[str, Any]) -> str:
+    """Name of the object's category."""
     return record.get("category") or "object"
 
 
 def region(mask: np.ndarray) -> dict[str, Any]:
     """Box, area and run lengths of a mask (H, W) bool that is not empty."""
-    left, top, right, bottom = bounds(mask)
+    left, top, right, bottom = box_of(mask)
     return {
-        "bbox": [left, top, right - left + 1, bottom - top + 1],
+        "bbox": [left, top, right - left, bottom - top],
         "area": int(mask.sum()),
         "iscrowd": 0,
         "segmentation": {"size": list(mask.shape), "counts": run_lengths(mask)},
@@ -115,6 +113,7 @@ def run_lengths(mask: np.ndarray) -> str:
 
 
 def _keypoints(folder: Path, record: dict[str, Any], labels: np.ndarray) -> dict[str, Any]:
+    """COCO's x, y, v of the 21 keypoints, zeros where one is missing, and how many are not."""
     if record.get("keypoints_2d") is None:
         return {"keypoints": [0] * 63, "num_keypoints": 0}
     keypoints_2d, keypoints_3d = array_of(record, "keypoints_2d"), record.get("keypoints_3d")

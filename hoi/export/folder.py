@@ -1,7 +1,4 @@
-"""What all exports share: an output folder that is whole or absent, whole pictures, the hand beside the format.
-
-Records of a dataset folder -> files of another layout.
-"""
+"""What exports share: what a record must have, its pictures copied whole, the hand where a format knows of none."""
 
 import json
 import shutil
@@ -12,7 +9,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hoi.common.arrays import box_of
 from hoi.data.folder import load_picture
 
 # Annotation that formats without hands have no place for, in the units and frames of hoi/data/folder.py.
@@ -20,7 +16,6 @@ HAND_KEYS = (
     "hand_side", "hand_model", "hand_betas", "global_orient", "hand_pose", "transl", "keypoints_3d", "keypoints_2d",
     "keypoint_convention", "contact", "penetration_mm",
 )  # fmt: skip
-
 # What a format needs of a record to give an object with its pose.
 OBJECT_KEYS = ("segmentation_file_name", "object_path", "object_to_camera", "intrinsics")
 
@@ -48,20 +43,12 @@ def copy_picture(folder: Path, record: dict[str, Any], key: str, target: Path) -
 
 
 def save_mask(path: Path, mask: np.ndarray) -> None:
-    """mask (H, W) bool -> 8-bit PNG, 0 or 255."""
+    """Write a mask (H, W) bool as an 8-bit PNG, 0 or 255."""
     Image.fromarray(mask.astype(np.uint8) * 255).save(path, compress_level=1)
 
 
-def bounds(mask: np.ndarray) -> tuple[int, int, int, int] | None:
-    """First column, first row, last column, last row of a mask; None where it is empty."""
-    if not mask.any():
-        return None
-    left, top, right, bottom = box_of(mask)
-    return left, top, right - 1, bottom - 1
-
-
 def hand_annotation(record: dict[str, Any]) -> dict[str, Any] | None:
-    """The hand of a record, None where it shows none."""
+    """The hand of a record under HAND_KEYS, None where it shows none."""
     return {key: record.get(key) for key in HAND_KEYS} if record.get("keypoints_2d") is not None else None
 
 

@@ -20,13 +20,13 @@ class Format:
 
     layout  what is in the export, for its reader
     unfit   record -> why it cannot be exported, empty when it can
-    write   (dataset folder, fit records, empty folder) -> how many were left out after all, by reason
+    write   (dataset folder, fit records, empty folder) -> how many were left out after all, by reason, if any were
     card    name of the page that says what is in the export and where it comes from
     """
 
     layout: str
     unfit: Callable[[dict[str, Any]], str]
-    write: Callable[..., Counter[str]]
+    write: Callable[..., Counter[str] | None]
     card: str = "README.md"
 
 
@@ -55,7 +55,7 @@ def export_folder(
     left_out = Counter(reason for reason in reasons if reason)
     with new_folder(out) as unfinished:
         if fit:
-            left_out += target.write(folder, fit, unfinished, **({"labels": True} if labels else {}))
+            left_out += target.write(folder, fit, unfinished, **({"labels": True} if labels else {})) or {}
         written = len(records) - left_out.total()
         if not written:
             raise ValueError(f"{folder} has no record for {file_format}{left_out_lines(left_out)}")

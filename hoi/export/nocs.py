@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
-from hoi.common.arrays import box_centre
+from hoi.common.arrays import box_centre, box_of
 from hoi.data.folder import array_of, load_depth, load_image, load_label_map, load_mesh
-from hoi.export.folder import OBJECT_KEYS, bounds, hand_annotation, lacking, lines_of_json
+from hoi.export.folder import OBJECT_KEYS, hand_annotation, lacking, lines_of_json
 from hoi.geometry.camera import CAMERA_FOV_DEG, Camera, make_intrinsics
 from hoi.geometry.render import OBJECT, Renderer
 from hoi.geometry.shapes import Mesh
@@ -36,14 +36,16 @@ the camera sees scale * rotation @ q + translation.
 """
 
 HEIGHT, WIDTH, LEFT = 480, 640, 80  # of a frame; first column of the middle square
+# Readers have these numbers in their code, so every frame has this camera, whatever its picture was made with.
 INTRINSICS = np.array([[577.5, 0.0, 319.5], [0.0, 577.5, 239.5], [0.0, 0.0, 1.0]])
 FRAMES_PER_FOLDER = 10
 MIN_PIXELS, MAX_WIDTH, MAX_HEIGHT = 64, 600, 440  # of the visible object: readers drop what is smaller or larger
+# Number of the class, and the synset of ShapeNet that its models are filed under.  Camera and laptop are not held here.
 NOCS_CLASSES = {"bottle": (1, "02876657"), "bowl": (2, "02880940"), "can": (4, "02946921"), "mug": (6, "03797390")}
 NOCS_KEYS = ("depth_file_name", *OBJECT_KEYS)
 Z_UP_TO_Y_UP = np.array([[1.0, 0, 0], [0, 0, 1.0], [0, -1.0, 0]])
-READERS_SIGNS = np.array([1.0, 1.0, -1.0])
-BLUR = 12  # pixels
+READERS_SIGNS = np.array([1.0, 1.0, -1.0])  # they turn z of models and coordinates around, see LAYOUT
+BLUR = 12  # pixels; chosen by eye: the sides keep the picture's colours and show no second object
 
 
 @dataclass(frozen=True)
@@ -133,10 +135,10 @@ def draw_frame(
     object_to_camera = array_of(record, "object_to_camera")
     seen = renderer.render(None, None, *mesh, Camera(INTRINSICS, object_to_camera, HEIGHT, WIDTH))
     visible = seen.object_mask & (_in_frame(load_label_map(folder, record)) == OBJECT)
-    found = bounds(visible)
-    if found is None or visible.sum() < MIN_PIXELS:
+    if visible.sum() < MIN_PIXELS:
         return f"less than {MIN_PIXELS} pixels of the object are visible"
-    if found[2] - found[0] >= MAX_WIDTH or found[3] - found[1] >= MAX_HEIGHT:
+    left, top, right, bottom = box_of(visible)
+    if right - left > MAX_WIDTH or bottom - top > MAX_HEIGHT:
         return f"the object is larger than {MAX_WIDTH} x {MAX_HEIGHT} pixels"
     depth = np.where(visible, seen.depth, _in_frame(load_depth(folder, record)))
     rotation, translation = normalization.pose(object_to_camera)
@@ -181,11 +183,11 @@ def _write_frame(stem: Path, record: dict[str, Any], frame: Frame, normalization
         Image.fromarray(pixels).save(f"{stem}_{kind}.png", compress_level=1)
     Path(f"{stem}_meta.txt").write_text(f"1 {class_id} {synset} {model}\n")
     if normalization is not None:
-        rotation, translation = normalization.pose(array_of(record, "object_to_camera"))
-        left, top, right, bottom = bounds(frame.visible)
+        rotation, translation = normalization.pose(np.reshape(record["object_to_camera"], (4, 4)))
+        left, top, right, bottom = box_of(frame.visible)
         label = {
             "class_ids": [class_id],
-            "bboxes": np.array([[top, left, bottom + 1, right + 1]], dtype=np.int32),
+            "bboxes": np.array([[top, left, bottom, right]], dtype=np.int32),
             "scales": np.array([normalization.diagonal]),
             "rotations": rotation[None],
             "translations": translation[None],

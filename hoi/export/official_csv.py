@@ -2,8 +2,6 @@
 
 import csv
 import shutil
-from collections import Counter
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from tqdm import tqdm
 from hoi.data.folder import CONDITION_KEYS, array_of, load_label_map
 from hoi.export.folder import copy_picture, lacking
 from hoi.geometry.hand import MANO_TO_OPENPOSE
+from hoi.sources.official_csv import SCENERY_COLUMNS, TRAIN_COLUMNS
 
 LAYOUT = """\
 The CSVs of the authors' release.  Records -> pictures, label files, train.csv, test.csv, reg.csv.  (Back:
@@ -28,8 +27,9 @@ make_dataset.py --csv.)
 Paths are relative to the folder, so the release's scripts must be started there; its test script takes 512 px alone.
 """
 
-TRAIN = ("image", "skeleton", "top", "bottom", "left", "right", "sentence", "seg", "mask")
-COLUMNS = {"train": TRAIN, "test": (*TRAIN, "depth", "label", "objpath"), "reg": ("image", "sentence")}
+COLUMNS = {
+    "train": TRAIN_COLUMNS, "test": (*TRAIN_COLUMNS, "depth", "label", "objpath"), "reg": SCENERY_COLUMNS,
+}  # fmt: skip
 FOR_LABELS = (
     "hand_side", "hand_model", "global_orient", "hand_pose", "transl", "keypoints_3d", "object_to_camera",
     "object_path", "depth_file_name", "intrinsics",
@@ -43,32 +43,23 @@ def unfit_for_csv(record: dict[str, Any]) -> str:
     return lacking(record, () if is_scenery else CONDITION_KEYS[:2])
 
 
-def write_tables(folder: Path, records: list[dict[str, Any]], out: Path) -> Counter[str]:
-    """Write records that are fit for a CSV into an empty folder; returns that none was left out."""
-    with ExitStack() as files:
-        tables = {}
-        for name, columns in COLUMNS.items():
-            stream = files.enter_context(open(out / f"{name}.csv", "w", newline="", encoding="utf-8"))
-            tables[name] = csv.DictWriter(stream, columns, extrasaction="ignore")
-            tables[name].writeheader()
-        meshes = set()
-        for record in tqdm(records, unit="picture"):
-            row = _write_pictures(folder, record, out)
-            if "mask" not in row:
-                tables["reg"].writerow(row)
-                continue
-            tables["train"].writerow(row)
-            if all(record.get(key) is not None for key in FOR_LABELS):
-                tables["test"].writerow(row | _write_label(folder, record, out))
-                meshes.add(record["object_path"])
-    for path in meshes:
-        (out / "objects").mkdir(exist_ok=True)
-        shutil.copyfile(folder / path, out / "objects" / Path(path).name)
-    return Counter()
+def write_tables(folder: Path, records: list[dict[str, Any]], out: Path) -> None:
+    """Write records that are fit for a CSV into an empty folder."""
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in COLUMNS}
+    for record in tqdm(records, unit="picture"):
+        row = _write_pictures(folder, record, out)
+        rows["train" if "mask" in row else "reg"].append(row)
+        if "mask" in row and all(record.get(key) is not None for key in FOR_LABELS):
+            rows["test"].append(row | _write_label(folder, record, out))
+    for name, columns in COLUMNS.items():
+        with open(out / f"{name}.csv", "w", newline="", encoding="utf-8") as stream:
+            table = csv.DictWriter(stream, columns, extrasaction="ignore")
+            table.writeheader()
+            table.writerows(rows[name])
 
 
 def _write_pictures(folder: Path, record: dict[str, Any], out: Path) -> dict[str, Any]:
-    """The columns of train.csv, or of reg.csv for scenery."""
+    """Write the pictures of a record; returns the columns of train.csv, or of reg.csv for scenery."""
     name = f"{record['index']:06d}.png"
     copy_picture(folder, record, "file_name", out / "images" / name)
     row = {"image": f"images/{name}", "sentence": record.get("text") or ""}
@@ -84,16 +75,15 @@ def _write_pictures(folder: Path, record: dict[str, Any], out: Path) -> dict[str
 
 
 def _write_label(folder: Path, record: dict[str, Any], out: Path) -> dict[str, Any]:
-    """The columns that test.csv has beside those of train.csv."""
-    stem = f"{record['index']:06d}"
+    """Write depth, label and mesh of a record; returns the columns that test.csv has beside those of train.csv."""
+    stem, mesh = f"{record['index']:06d}", Path("objects") / Path(record["object_path"]).name
     copy_picture(folder, record, "depth_file_name", out / "depth" / f"{stem}.png")
     (out / "label").mkdir(exist_ok=True)
     np.savez(out / "label" / f"{stem}.npz", **label_arrays(record))
-    return {
-        "depth": f"depth/{stem}.png",
-        "label": f"label/{stem}.npz",
-        "objpath": f"objects/{Path(record['object_path']).name}",
-    }
+    if not (out / mesh).exists():  # many pictures show one object
+        (out / mesh).parent.mkdir(exist_ok=True)
+        shutil.copyfile(folder / record["object_path"], out / mesh)
+    return {"depth": f"depth/{stem}.png", "label": f"label/{stem}.npz", "objpath": mesh.as_posix()}
 
 
 def label_arrays(record: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -120,7 +110,7 @@ def label_arrays(record: dict[str, Any]) -> dict[str, np.ndarray]:
         "obj_trans": obj_trans,
         "intrinsics": array_of(record, "intrinsics"),
         "extrinsics": np.diag([1.0, -1.0, -1.0, 1.0]),
-        "hand_betas": np.array(record["hand_betas"] or [0.0] * 10)[None],
+        "hand_betas": np.array(record["hand_betas"] or [0.0] * 10)[None],  # none: a hand of mean shape
         "hand_side": np.array(record["hand_side"]),
         "hand_model": np.array(record["hand_model"]),
     }

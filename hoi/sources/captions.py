@@ -17,8 +17,8 @@ from hoi.common.files import JsonLines
 from hoi.data.folder import load_image, read_records
 from hoi.data.writer import write_records
 
-# The paper asks its model in seven ways, three to fill in and four to describe; these are the same questions in our
-# words.  {object} is the noun.
+# The paper asks its model in seven ways, three to fill in and four to describe, so that captions differ in form; these
+# are the same questions in our words.  {object} is the noun.
 CAPTION_FORMS = (
     'Fill in the brackets to suit the picture and answer with the finished sentence only: "A hand is grasping a '
     '[color] {object} [background]."',
@@ -31,6 +31,7 @@ CAPTION_FORMS = (
     "In one short sentence, say what the {object} in the hand is made of and what the surroundings are.",
     "In one short sentence, say the color and the texture of the {object} in the hand and what is behind it.",
 )
+# What programs that caption pictures call the two, ours and the authors' CSV among them.
 CAPTION_COLUMNS = ("text", "caption", "sentence")
 KEY_COLUMNS = ("image", "file_name", "picture", "path")
 CAPTION_FILE = "captions.jsonl"
@@ -61,10 +62,13 @@ def read_captions(path: str | Path) -> dict[str, str]:
 
 
 def _first_of(row: dict[str, Any], names: tuple[str, ...]) -> Any:
+    """The first of the columns that a row fills."""
     return next((row[name] for name in names if row.get(name) is not None), None)
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, Any, Any]]:
+    """Line number, picture and caption; anything but a JSON object gives None for both."""
+    # Not read_json_lines: a file of other origin may end without a line break, and its last line counts.
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
         if line.strip():
             try:
@@ -76,6 +80,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, Any, Any]]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, Any, Any]]:
+    """Line number, picture and caption."""
     with open(path, newline="", encoding="utf-8-sig") as stream:
         reader = csv.reader(stream)
         header: list[str] | None = None
@@ -105,7 +110,7 @@ def apply_captions(folder: str | Path, captions: dict[str, str]) -> tuple[int, i
     records = read_records(folder)
     wanted = {record["file_name"] for record in records}
     short = {}
-    for key, text in captions.items():
+    for key, text in captions.items():  # of a long path its end, where that names a picture of the folder
         ending = "/".join(Path(key).parts[-2:])
         short[ending if ending in wanted else key] = text
     found = 0

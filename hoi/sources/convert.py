@@ -17,14 +17,7 @@ from tqdm import tqdm
 from hoi.common.arrays import intersection_over_union
 from hoi.common.files import JsonLines
 from hoi.common.machine import mapper
-from hoi.conditions import (
-    KEYPOINTS,
-    Conditions,
-    draw_normal,
-    draw_segmentation,
-    draw_skeleton,
-    normals_from_inverse_depth,
-)
+from hoi.conditions import Conditions, draw_normal, draw_segmentation, draw_skeleton, normals_from_inverse_depth
 from hoi.data.writer import DatasetWriter, write_object, write_pictures
 from hoi.geometry.camera import Camera, inside_picture, transform_points
 from hoi.geometry.hand import TIP_KEYPOINTS, HandMesh, load_hand
@@ -36,13 +29,10 @@ from hoi.sources.normals import DPT_HYBRID, DepthEstimator, normals_of_crop, rea
 
 NORMALS = ("rendered", "sensor-depth", "depth-files", "estimated")
 STROKES = ("crop", "source")
-CROP_MARGIN = 50  # pixels of the whole picture, the authors' number
-MIN_AREA = 200  # pixels of the whole picture that hand and object must each have: 14 x 14 say little of a pose
 FAR = 65.0  # metres; sensors write the largest number for no answer, and the folder's depth ends at 65.5
-FIT_LIMIT_MM = 2.0  # a hand posed by the right MANO file misses its own joints by rounding alone, a thousandth of it
-SKIN_JOINTS = [k for k in range(KEYPOINTS) if k not in TIP_KEYPOINTS]  # keypoints that are joints, not fingertips
-MANO_FILE = WHERE.split(" Without")[0]  # real hands cannot do without it
-REJECTED_FILE = "rejected.jsonl"
+FIT_LIMIT_MM = 2.0  # with the right MANO file posed joints miss the source's by rounding alone, a thousandth of it
+MANO_FILE = WHERE.split(" Without")[0]  # the built-in hand is no way out here: real hands are MANO's
+REJECTED_FILE = "rejected.jsonl"  # in the dataset folder; a run that continues leaves these frames alone
 
 
 @dataclass(frozen=True)
@@ -56,18 +46,18 @@ class ConversionSettings:
     strokes      "crop": the skeleton is drawn at `size`, as rendered skeletons are; "source": in the whole picture and
                  resized with it, as in the authors' reader
     text         caption with {object} for the noun; None: the paper's template
-    min_area     pixels of the whole picture below which hand or object count as not there
+    min_area     pixels of the whole picture that hand and object must each have
     """
 
     size: int = 512
-    margin: int = CROP_MARGIN
+    margin: int = 50  # the authors' number
     normals: str = "rendered"
     depth_files: str | Path | None = None
     depth_model: str = DPT_HYBRID
     mano_path: str | Path | None = None
     strokes: str = "crop"
     text: str | None = None
-    min_area: int = MIN_AREA
+    min_area: int = 200  # 14 x 14 say little of a pose
 
 
 def check_needs(source: Source, settings: ConversionSettings) -> None:
@@ -104,23 +94,6 @@ def check_needs(source: Source, settings: ConversionSettings) -> None:
         raise ValueError(f"no frame of {source.name} fits the selection")
 
 
-class RejectionLog:
-    """Frames that gave no record, one line each in the folder's rejected.jsonl; a run that continues skips them."""
-
-    def __init__(self, folder: str | Path) -> None:
-        self._lines = JsonLines(Path(folder) / REJECTED_FILE)
-        self.reasons: dict[int, str] = {entry["index"]: entry["rejected"] for entry in self._lines}
-
-    def add(self, entry: dict[str, Any]) -> None:
-        """entry  index, rejected (the reason), detail"""
-        self._lines.append(entry)
-        self.reasons[entry["index"]] = entry["rejected"]
-
-    def counts(self) -> dict[str, int]:
-        """How often each reason occurred, the most frequent first."""
-        return dict(Counter(self.reasons.values()).most_common())
-
-
 def convert_source(
     source: Source, order: np.ndarray, settings: ConversionSettings, writer: DatasetWriter, workers: int = 1
 ) -> dict[str, int]:
@@ -132,18 +105,23 @@ def convert_source(
     returns  how often each reason for a rejection occurred in all runs, the most frequent first
     Raises ValueError when the folder has no record at the end.
     """
-    log = RejectionLog(writer.folder)
-    todo = [k for k in range(len(order)) if not writer.done(k) and k not in log.reasons]
+    rejected = JsonLines(writer.folder / REJECTED_FILE)
+    reasons = {entry["index"]: entry["rejected"] for entry in rejected}
+    todo = [k for k in range(len(order)) if not writer.done(k) and k not in reasons]
     build = partial(FrameConverter, source, order, settings, writer.folder)
     bar = tqdm(total=len(order), initial=len(order) - len(todo), unit="frame")
     with bar, mapper(workers, build) as run:
         for result in run(FrameConverter.convert, todo):
-            (log.add if "rejected" in result else writer.append)(result)
+            if "rejected" in result:
+                rejected.append(result)
+                reasons[result["index"]] = result["rejected"]
+            else:
+                writer.append(result)
             bar.update()
+    counts = dict(Counter(reasons.values()).most_common())
     if not len(writer):
-        reasons = "".join(f"\n  {count} {reason}" for reason, count in log.counts().items())
-        raise ValueError(f"no frame gave a record:{reasons}")
-    return log.counts()
+        raise ValueError("\n".join(["no frame gave a record:", *(f"  {n} {reason}" for reason, n in counts.items())]))
+    return counts
 
 
 @dataclass(frozen=True)
@@ -183,7 +161,10 @@ class FrameConverter:
         self.renderer = Renderer() if source.has_geometry else None
 
     def convert(self, index: int) -> dict[str, Any]:
-        """Write the pictures of record `index`; returns the record, or what RejectionLog.add takes."""
+        """Write the pictures of record `index`.
+
+        returns  the record; for a frame that gives none the line of REJECTED_FILE: index, rejected (why), detail
+        """
         try:
             frame = self.source.read(int(self.order[index]))
             return self._write_scenery(index, frame) if frame.is_scenery else self._write(index, frame)
@@ -191,13 +172,15 @@ class FrameConverter:
             return {"index": index, "rejected": rejected.reason, "detail": rejected.detail}
 
     def _write_scenery(self, index: int, frame: SourceFrame) -> dict[str, Any]:
+        """The whole picture and its text: the background buffer needs no more."""
         height, width = frame.image.shape[:2]
         image = Crop(0, 0, width, height, self.settings.size).cut_picture(frame.image)
         return write_pictures(self.folder, index, self._record(frame, frame.sentence), image)
 
     def _write(self, index: int, frame: SourceFrame) -> dict[str, Any]:
+        """Picture, conditions and annotation of the crop around hand and object."""
         cropped = self._cropped(frame)
-        normals, known = self._surface_normals(cropped)
+        normals, known = self._surface_normals(cropped)  # before _annotation, which writes meshes: it may reject
         conditions = Conditions(
             self._skeleton(cropped), draw_normal(normals, known), draw_segmentation(cropped.label_map)
         )
@@ -238,7 +221,8 @@ class FrameConverter:
         """Everything annotated in one view, the nearest in front; its object_mask is the held object's."""
         posed = [each for each in frame.objects if each.object_mesh is not None]
         pieces = []
-        # One object a call, in its own frame, so that the renderer knows its mesh again; the hand with the first.
+        # One object a call, in its own frame: the renderer prepares a mesh once and knows it again only if its vertices
+        # stay.  The hand goes with the first, or alone.
         for k, each in enumerate(posed or [PosedObject(None, np.eye(4))]):
             hand_vertices = hand_faces = vertices = faces = None
             if k == 0 and hand_mesh is not None:
@@ -302,11 +286,13 @@ class FrameConverter:
             ]  # fmt: skip
             record |= held | {"other_objects": others}
         if cropped.hand_mesh is not None:
-            pose = frame.hand_params
-            record |= {key: getattr(pose, key) for key in ("hand_betas", "global_orient", "hand_pose", "transl")}
+            keys = ("hand_betas", "global_orient", "hand_pose", "transl")
+            record |= {key: getattr(frame.hand_params, key) for key in keys}
             record["hand_model"] = self.hand.name
-            off = np.linalg.norm(cropped.hand_mesh.keypoints_3d - frame.keypoints_3d, axis=1)[SKIN_JOINTS]
-            record["hand_fit_mm"] = round(float(1000 * off.max()), 4)
+            off = np.linalg.norm(cropped.hand_mesh.keypoints_3d - frame.keypoints_3d, axis=1)
+            # Of joints alone: each hand package has its own fingertips.
+            record["hand_fit_mm"] = round(float(1000 * np.delete(off, TIP_KEYPOINTS).max()), 4)
+            # Where a model is missing the re-render would lack it, and the overlap would say nothing.
             all_drawn = bool(frame.objects) and all(posed.object_mesh for posed in frame.objects)
             if all_drawn and frame.label_map is not None:
                 record["rerender_iou"] = overlap(cropped.gbuffer, cropped.label_map)
@@ -315,8 +301,6 @@ class FrameConverter:
 
 def nearest_of(pieces: list[GBuffer]) -> GBuffer:
     """One or more renders of one view as one; the first gives object_mask, and wins where two are equally near."""
-    if len(pieces) == 1:
-        return pieces[0]
     first = pieces[0]
     depth, label_map, normals = first.depth.copy(), first.label_map.copy(), first.surface_normals.copy()
     for piece in pieces[1:]:

@@ -157,7 +157,7 @@ class Crop:
 
     @property
     def corner(self) -> tuple[int, int]:
-        """Left and top of the square."""
+        """Left and top of the square, which may lie outside the picture."""
         height, width = self.bottom - self.top, self.right - self.left
         return self.left - (self.side - width) // 2, self.top - (self.side - height) // 2
 

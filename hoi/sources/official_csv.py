@@ -1,4 +1,5 @@
-"""The CSV of the authors' release (HOI4D, OakInk, self-made data; its regularisation CSV).  Rows -> SourceFrame.
+"""The CSV of the authors' release (HOI4D, OakInk, their own data; its regularisation CSV): row -> SourceFrame.
+
 Paper: Sec. 4 (training data).
 
 Columns image, skeleton, top, bottom, left, right, sentence, seg, mask; or image, sentence for scenery.  Its `mask` is
@@ -16,8 +17,9 @@ import numpy as np
 from hoi.conditions import read_segmentation
 from hoi.sources.frame import Rejected, SourceFrame, read_millimetres, read_picture
 
-COLUMNS = ("image", "skeleton", "top", "bottom", "left", "right", "sentence", "seg", "mask")
+TRAIN_COLUMNS = ("image", "skeleton", "top", "bottom", "left", "right", "sentence", "seg", "mask")
 SCENERY_COLUMNS = ("image", "sentence")
+# The sentences of the release name the object and nothing else does; other sentences leave it open.
 TEMPLATE = re.compile(r"^A hand is grasping an? (.+?)\.?$")
 
 
@@ -40,7 +42,7 @@ class OfficialCSV:
             raise FileNotFoundError(f"no CSV at {self.path}")
         self.rows = list(self._read())
         names = [str(Path(row["image"]).with_suffix("")) for _, row in self.rows]
-        times = Counter(names)
+        times = Counter(names)  # a picture may have several rows; names must be unique
         self.names = [f"{name}#{line}" if times[name] > 1 else name
                       for name, (line, _) in zip(names, self.rows, strict=True)]  # fmt: skip
 
@@ -51,14 +53,16 @@ class OfficialCSV:
                 reader = csv.DictReader(stream)
                 header = reader.fieldnames or []
                 self.is_scenery = "skeleton" not in header
-                wanted = SCENERY_COLUMNS if self.is_scenery else COLUMNS
-                absent = [name for name in wanted if name not in header]
-                if absent:
-                    raise ValueError(f"{self.path} has no column {', '.join(absent)}; it has {', '.join(header)}; "
-                                     f"expected {', '.join(COLUMNS)}, or image, sentence for scenery")  # fmt: skip
+                wanted = SCENERY_COLUMNS if self.is_scenery else TRAIN_COLUMNS
+                if absent := [name for name in wanted if name not in header]:
+                    raise ValueError(
+                        f"{self.path} has no column {', '.join(absent)}; it has {', '.join(header)}; expected "
+                        f"{', '.join(TRAIN_COLUMNS)}, or image, sentence for scenery"
+                    )
                 for row in reader:
-                    if row["image"] == "image":
+                    if row["image"] == "image":  # the header of a second run
                         continue
+                    # csv pads short rows with None and collects what is too many under the key None.
                     if any(row[name] is None for name in wanted) or None in row:
                         raise ValueError(f"{self.path} line {reader.line_num} has another number of cells than the "
                                          f"{len(header)} of the header; sentences with commas need quotes")  # fmt: skip
@@ -70,6 +74,7 @@ class OfficialCSV:
         return len(self.rows)
 
     def missing_models(self) -> list[str]:
+        """None: there is no 3D annotation that would need them."""
         return []
 
     def read(self, number: int) -> SourceFrame:
@@ -91,15 +96,18 @@ class OfficialCSV:
             name=self.names[number], source=self.name, image=image, sentence=row["sentence"],
             noun=noun.group(1) if noun else None, label_map=label_map_of(mask, seg[..., 0]), skeleton=skeleton,
             box=self._box(row, line, *image.shape[:2]),
-            # Only test CSVs have the column.
-            depth=read_millimetres(self._find(row["depth"])) if row.get("depth") else None,
+            depth=read_millimetres(self._find(row["depth"])) if row.get("depth") else None,  # in test CSVs alone
         )  # fmt: skip
 
     def _find(self, cell: str) -> Path:
+        """Where a cell's file is.  The authors' reader looks from the working directory alone; here a CSV may be moved
+        with its pictures.
+        """
         path = self.path.parent / cell  # an absolute path stays what it is
         return path if path.is_file() or not Path(cell).is_file() else Path(cell)
 
     def _picture(self, row: dict[str, str], name: str) -> np.ndarray:
+        """One of a row's pictures, (H, W, 3) uint8; raises Rejected as read_picture."""
         what = {"image": "the picture", "mask": "the mask picture", "seg": "the seg picture"}.get(name, f"the {name}")
         return read_picture(self._find(row[name]), what)
 
