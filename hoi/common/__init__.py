@@ -1,1 +1,1 @@
-"""Files, processes, machine, contact sheets, weight files as tensors: knows nothing of hands or networks."""
+"""Files, machine, formulas, contact sheets, weight files as tensors: knows nothing of hands or networks."""

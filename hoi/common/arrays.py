@@ -49,7 +49,7 @@ def box_centre(points: np.ndarray) -> np.ndarray:
 
 def intersection_over_union(one: np.ndarray, other: np.ndarray) -> float:
     """How much two masks of one shape, bool, agree: 0 to 1, and 0 when both are empty."""
-    return float((one & other).sum() / max((one | other).sum(), 1))
+    return float((one & other).sum() / max((one | other).sum(), 1))  # 1: nothing is divided by nothing
 
 
 def step(low: float, high: float, x: np.ndarray) -> np.ndarray:

@@ -70,6 +70,7 @@ def project_commit() -> str | None:
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():  # an installed copy must not name the checkout that it happens to lie in
         return None
+    # Without locks: a git that the user runs meanwhile must not fail.  Without tags: the hash alone is unambiguous.
     words = ["git", "--no-optional-locks", "-C", root, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
@@ -91,12 +92,13 @@ def problems_as_messages(script: str, interrupted: str) -> Iterator[None]:
     script       name that stands before the message of a ValueError or OSError
     interrupted  the message after Ctrl-C; `kill` (SIGTERM) is as orderly a stop
     """
+    # As Ctrl-C does, `kill` then raises KeyboardInterrupt where the program is, so that everything is closed in order.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except (ValueError, OSError) as problem:
         raise SystemExit(f"{script}: {problem}") from problem
     except KeyboardInterrupt:
-        raise SystemExit(interrupted) from None
+        raise SystemExit(interrupted) from None  # a text as the code of SystemExit is printed, and the code is 1
     finally:
         signal.signal(signal.SIGTERM, before)

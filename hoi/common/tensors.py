@@ -55,6 +55,7 @@ class WeightFile(Mapping[str, Tensor]):
         if self.path.suffix == ".safetensors":
             try:
                 file = safe_open(self.path, framework="pt", device="cpu")
+                # A slice knows its shape before a byte of it is read.
                 self.shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
                 self.metadata = dict(file.metadata() or {})
             except SafetensorError as error:
@@ -136,7 +137,7 @@ def _lightning_globals() -> list[Any]:
 
 def only_tensors(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     """The tensors of a torch file's content, without a `state_dict` nesting; ValueError when anything else is there."""
-    if isinstance(content.get("state_dict"), Mapping):
+    if isinstance(content.get("state_dict"), Mapping):  # Lightning's and many others' way to save
         content = content["state_dict"]
     other = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if other:
@@ -163,6 +164,7 @@ def load_model_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]
     Raises FileNotFoundError, PermissionError, or ValueError if unreadable; see WeightFile.
     """
     file = WeightFile(path)
+    # Copies: the tensors may share memory with the file, and the caller may change them.
     return {name: tensor.clone() for name, tensor in file.items()}, file.metadata
 
 

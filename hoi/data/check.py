@@ -98,6 +98,7 @@ def check_folder(folder: str | Path, hand: HandModel | None = None, renderer: Re
     unknown: Counter[str] = Counter()
     for record in records:
         problems = _file_problems(folder, on_disk, record)
+        # Looks of a view share its condition images: the first is compared with them, the others with the first.
         shared = first_of.setdefault(record.get("skeleton_file_name") or f"record {record['index']}", record)
         if not problems and shared is record:
             problems = checker.annotation_problems(record)
@@ -190,6 +191,7 @@ class _Checker:
             return problems
         keypoints_2d = array_of(record, "keypoints_2d")
         skeleton = self._picture(record, "skeleton_file_name")
+        # Strokes drawn in a source's pixels were enlarged with its picture and cannot be drawn again.
         if skeleton is not None and record.get("skeleton_strokes") != "source":
             wrong = (draw_skeleton(keypoints_2d, *skeleton.shape[:2]) != skeleton).any(axis=-1).sum()
             if wrong:

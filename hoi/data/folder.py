@@ -62,6 +62,7 @@ def read_records(folder: str | Path, keys: Sequence[str] | None = None) -> list[
     paths = sorted(folder.glob("metadata*.jsonl"), key=lambda path: (path.name != "metadata.jsonl", path.name))
     if not paths:
         raise FileNotFoundError(f"{folder} has no metadata.jsonl: it is no dataset folder (make_dataset.py makes one)")
+    # A record that lost a picture is made again and its line appended: the later one replaces the earlier.
     by_index = {record["index"]: record for path in paths for record in _records_of(path, keys)}
     return [by_index[index] for index in sorted(by_index)]
 
@@ -168,7 +169,7 @@ def load_picture(folder: str | Path, record: dict[str, Any], key: str) -> np.nda
     try:
         with Image.open(path) as picture:
             return np.array(picture)
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError) as error:  # SyntaxError: Pillow's word for a broken PNG
         raise ValueError(f"{path} is damaged: {error}; delete it and run the command that made it again") from error
 
 
@@ -209,6 +210,7 @@ def load_mesh(folder: str | Path, record: dict[str, Any]) -> tuple[np.ndarray, n
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing (object_path of record {record.get('index')})")
     try:
+        # process would merge vertices, and a re-render would no longer be the same pixels.
         mesh = trimesh.load(path, process=False, force="mesh")
         vertices, faces = np.array(mesh.vertices, dtype=np.float64), np.array(mesh.faces, dtype=np.int64)
     except (ValueError, IndexError, KeyError, AttributeError, TypeError) as error:

@@ -113,7 +113,7 @@ class SceneMaker:
         mano_path: str | Path | None = None,
         grabnet_folder: str | Path | None = None,
     ) -> None:
-        torch.set_num_threads(1)
+        torch.set_num_threads(1)  # hands are small: threads would only wait for each other, in every worker
         self.settings, self.meshes, self.folder, self.cache = settings, meshes, folder, cache
         self.hand = load_hand(mano_path)
         self.grabnet = load_grabnet(grabnet_folder) if grabnet_folder else None
@@ -126,7 +126,7 @@ class SceneMaker:
             return grasp_object(mesh, self.hand, job.grasps_per_object, job.seed, self.cache, job.sides), []
         found, notes = {}, []
         for side in job.sides:
-            target = mesh if side == "right" else mirror_mesh(mesh)
+            target = mesh if side == "right" else mirror_mesh(mesh)  # GrabNet knows right hands alone
             grasps, note = cached_search(
                 lambda generator, target=target: find_grabnet_grasps(
                     target, self.hand, self.grabnet, job.grasps_per_object, generator),
@@ -153,7 +153,7 @@ class SceneMaker:
     def make_scene(self, number: int) -> list[dict[str, Any]]:
         """Write the pictures of one scene; returns its complete records."""
         job = self.settings
-        generator = np.random.default_rng([job.seed, number])
+        generator = np.random.default_rng([job.seed, number])  # whoever makes the scene, and after which others
         shares = np.array(list(job.content.values()))
         content = list(job.content)[generator.choice(len(shares), p=shares / shares.sum())]
         scene = compose_scene(self.objects, self.hand, self.renderer, generator, job.view, content)
@@ -164,6 +164,7 @@ class SceneMaker:
         """Write the pictures of one frame, in all its looks; returns its complete records."""
         job = self.settings
         record = annotate(scene, frame, self.hand, self.field(scene))
+        # Points behind the camera have no pixels.
         drawable = record.get("keypoints_2d") is None or np.isfinite(record["keypoints_2d"]).all()
         if not drawable or (record.get("hand_in_picture") is False and not job.keep_outside):
             return []

@@ -82,7 +82,7 @@ class View:
             record["object_path"] = write_object(folder, self.mesh)
         elif self.mesh is not None:
             record["object_path"] = f"objects/{self.mesh.name}"
-            if not (folder / record["object_path"]).exists():
+            if not (folder / record["object_path"]).exists():  # as bytes: the mesh stays exactly the same
                 write_whole(folder / record["object_path"], self.mesh.read_bytes())
         full = write_pictures(
             folder, index, record, conditions=self.conditions, depth=self.depth, object_mask=self.object_mask
@@ -188,7 +188,7 @@ class SceneViews:
     def __getitem__(self, number: int) -> View:
         """Raises ValueError when no camera sees hand and object."""
         item = self.prepare(number % len(self.meshes))
-        generator = np.random.default_rng([self.seed, number])
+        generator = np.random.default_rng([self.seed, number])  # whatever views were asked for before
         scene = compose_scene([item], self.hand, self.renderer, generator, self.settings)
         if scene is None:
             raise ValueError(f"no camera sees both the hand and {item.object_mesh.object_id} (view {number})")
@@ -235,7 +235,7 @@ def plan(
         if not usable:
             raise ValueError(f"{views.folder} has no condition images; use --no-conditions for text alone")
         for i in range(count or len(usable) * len(prompts)):
-            turn = i // len(prompts)
+            turn = i // len(prompts)  # all prompts for a view, then the next view; a folder's begin again
             number = usable[turn % len(usable)] if from_folder else turn
             prompt = fill(prompts[i % len(prompts)], views.noun(number))
             requests.append(Request(i, number, prompt, views.source_index(number) if from_folder else None))
@@ -278,6 +278,7 @@ class ApproachFrames:
         hands = list(scene.hand_params)
         if not straight:
             hands = bend_approach(hands, hand, self.field, MAX_PENETRATION_MM / 1000)
+        # bend_approach hands back the very hands that it did not have to move.
         self.bent = any(after is not before for after, before in zip(hands, scene.hand_params, strict=True))
         self.scene = replace(scene, hand_params=(*hands, *hands[-1:] * hold))
         self.noun = noun(scene.object_mesh)
@@ -314,7 +315,7 @@ class TrajectoryFrames:
         """
         self._views = FolderViews(folder, size)
         wanted = _chosen_trajectory(folder, self._views.records, trajectory)
-        frames: dict[int, tuple[dict[str, Any], int]] = {}
+        frames: dict[int, tuple[dict[str, Any], int]] = {}  # frame -> record, number of its view
         for record, number in zip(self._views.records, self._views.numbers, strict=True):
             if record.get("trajectory") == wanted:
                 frames.setdefault(record.get("frame") or 0, (record, number))

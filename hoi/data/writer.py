@@ -97,6 +97,7 @@ def data_card(folder: str | Path, records: list[dict[str, Any]], description: di
     pictures = sum(record["file_name"] is not None for record in records)
     generated = sum(record.get("checkpoint") is not None for record in records)
     rejected = description.get("rejected") or {}
+    # Each once, in order of appearance: a dict keeps the order, and dicts themselves cannot be its keys.
     checkpoints = {json.dumps(record["checkpoint"]): None for record in records if record.get("checkpoint")}
     return {
         "counts": {"records": len(records), "pictures": pictures},
@@ -344,12 +345,12 @@ def refuse_other_job(folder: str | Path, description: dict[str, Any], ignoring: 
             raise ValueError(f"{folder} is no dataset folder but has {found.relative_to(folder)}, which might be "
                              "overwritten; nothing was changed: choose another folder with --out")  # fmt: skip
     before, job = there.get("job"), json.loads(json.dumps(description.get("job")))  # tuples become lists, as on disk
-    if before is None or job is None:
+    if before is None or job is None:  # nothing was promised
         return
     keys = sorted(key for key in before | job if key not in ignoring and before.get(key) != job.get(key))
     if not keys:
         return
-    if there.get("made_by") != description.get("made_by"):
+    if there.get("made_by") != description.get("made_by"):  # whose entries say nothing to each other
         difference = f"{there.get('made_by')} made it, this is {description.get('made_by')}"
     else:
         told = [f"{key}: {_shortly(before.get(key))} there, {_shortly(job.get(key))} now" for key in keys]
@@ -381,7 +382,7 @@ class DatasetWriter:
             refuse_other_job(self.folder, description)
             name = "metadata.jsonl" if world_size == 1 else f"metadata-{rank:05d}.jsonl"
             self._lines = JsonLines(self.folder / name)
-            known = self._records(("index", *FILE_KEYS))
+            known = self._records(("index", *FILE_KEYS))  # whole records would take gigabytes
             # A record that lost a file is made again; its new line replaces the old one.
             files = FolderFiles(self.folder)
             self._done = {record["index"] for record in known if not files.missing(record)}
@@ -413,7 +414,7 @@ class DatasetWriter:
 
     def append(self, record: dict[str, Any]) -> None:
         """Append the line of a record whose pictures are in place (the result of `write_pictures`)."""
-        self._lines.append(record, allow_nan=False)
+        self._lines.append(record, allow_nan=False)  # other readers of JSON know no NaN
         self._done.add(record["index"])
 
     def finish(self, grid: bool = True) -> None:
@@ -422,6 +423,7 @@ class DatasetWriter:
             return
         records = self._records()
         write_records(self.folder, records)
+        # Only now: after an interruption before this line the records are there twice, which readers take once.
         for path in self.folder.glob("metadata-*.jsonl"):
             path.unlink()
         self._done = {record["index"] for record in records}
