@@ -27,7 +27,7 @@ from PIL import Image, PngImagePlugin
 
 ASSETS = Path(__file__).parents[1] / "assets"  # what is delivered with the package: hand, prompts, trained weights
 ZIP_MAGIC, GIT_LFS_MAGIC = b"PK\x03\x04", b"version https://git-lfs"
-# Whatever numpy, zipfile, zlib and pickle raised for files that were cut or had bytes changed at random, 18,000 of them.
+# Whatever numpy, zipfile, zlib and pickle raised for 18,000 files that were cut or had bytes changed at random.
 DAMAGE = (
     AttributeError, EOFError, IndexError, KeyError, MemoryError, NotImplementedError, OSError, OverflowError,
     RuntimeError, SystemError, TypeError, ValueError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile,
