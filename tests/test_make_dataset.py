@@ -160,7 +160,7 @@ def test_trajectories_end_in_the_grasp_and_frames_that_leave_the_picture_are_lef
             assert record["contact"] is False and record["penetration_mm"] == 0
 
 
-def test_shaded_looks_share_geometry_and_differ_in_picture_and_text(tmp_path, cache):
+def test_shaded_looks_share_a_view_and_differ_in_picture_and_text(tmp_path, cache):
     words = "--count 16 --looks 2 --shade --framing tight --content hand_object=0.5 object=0.25 scenery=0.25"
     records = make(words, tmp_path, cache)
     assert len(records) == 16

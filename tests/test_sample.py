@@ -184,12 +184,12 @@ def test_seed_and_index_do_not_stand_in_for_each_other():
     assert len(draws) == 25
 
 
-def test_features_are_computed_once_a_geometry_and_text_once_a_prompt(tmp_path, checkpoint, scenes, monkeypatch):
-    calls = {"geometries": 0, "texts": 0}
+def test_features_are_computed_once_a_view_and_text_once_a_prompt(tmp_path, checkpoint, scenes, monkeypatch):
+    calls = {"views": 0, "texts": 0}
     features_of, context_of = ConditionEncoders.forward, TextEncoder.forward
 
     def count_features(self, conditions, weights):
-        calls["geometries"] += len(conditions["skeleton"])
+        calls["views"] += len(conditions["skeleton"])
         return features_of(self, conditions, weights)
 
     def count_texts(self, token_ids):
@@ -198,16 +198,16 @@ def test_features_are_computed_once_a_geometry_and_text_once_a_prompt(tmp_path, 
 
     monkeypatch.setattr(ConditionEncoders, "forward", count_features)
     monkeypatch.setattr(TextEncoder, "forward", count_texts)
-    # Ten pictures of two geometries in three prompts (the same ones for both) and the empty prompt.
+    # Ten pictures of two views in three prompts (the same ones for both) and the empty prompt.
     prompts = ["red", "green", "blue"]
     generated(checkpoint, tmp_path, "--data", str(scenes), "--prompt", *prompts, "--count", "10", "--batch-size", "2")
-    assert calls == {"geometries": 2, "texts": 4}
+    assert calls == {"views": 2, "texts": 4}
 
 
 # --- what the flags do ---
 
 
-def test_every_geometry_meets_every_prompt_with_its_object_named(scenes):
+def test_every_view_meets_every_prompt_with_its_object_named(scenes):
     records = read_records(scenes)
     texts = ["a red can", "a blue can on the beach"]
     assert [(r["skeleton_file_name"], r["text"]) for r in records] == [

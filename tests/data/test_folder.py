@@ -116,7 +116,7 @@ def test_records_of_scenery_have_no_conditions(tmp_path):
     assert load_conditions(tmp_path, record) is None
 
 
-def test_looks_of_one_geometry_share_its_condition_files(tmp_path):
+def test_looks_of_one_view_share_its_condition_files(tmp_path):
     writer = DatasetWriter(tmp_path, {})
     first = write(writer, 0, {"text": "red"}, **pictures(10))
     shared = {key: first[key] for key in PICTURE_FOLDERS if key != "file_name"}

@@ -1,4 +1,4 @@
-"""Frames of clips: how deep the hand gets on its way, measured by an independent library."""
+"""Frames of videos: how deep the hand gets on its way, measured by an independent library."""
 
 from pathlib import Path
 
