@@ -11,7 +11,16 @@ import pytest
 from hoi.common.command import how_made
 from hoi.data.check import check_folder
 from hoi.data.folder import read_records
-from hoi.data.writer import DatasetWriter, card_text, data_card, read_card, refresh_card, write_pictures
+from hoi.data.writer import (
+    DatasetWriter,
+    card_text,
+    data_card,
+    folder_description,
+    read_card,
+    refresh_card,
+    write_pictures,
+)
+from hoi.geometry.objects import make_object, object_card
 
 WEIGHTS = {"name": "sd.safetensors", "sha256": "ab" * 32, "adapter": "ad.pth", "adapter_sha256": "cd" * 32}
 
@@ -38,6 +47,18 @@ def test_labels_made_with_mano_say_so_whatever_the_maker_wrote(tmp_path):
     assert card["licences"]["weights"] == "those of x"
     assert card["sources"]["hands"] == {"mano": 1, "builtin": 1}
     assert "hand" not in data_card(tmp_path, [record(hand_model=None)], {})["licences"]
+
+
+def test_a_description_names_maker_weights_objects_and_the_folder_that_it_continues(folder):
+    mesh = make_object("mug", 0)
+    made = folder_description("a.py", {"n": 1}, 3, {"name": "x.safetensors"}, {"hand": "ours"}, [mesh])
+    assert [*made] == ["made_by", "command", "versions", "seed", "checkpoint", "licences", "job", "objects"]
+    assert made["licences"] == {"hand": "ours", "weights": "those of x.safetensors", "objects": ["built-in family"]}
+    assert made["objects"] == [object_card(mesh)] and made["job"] == {"n": 1}
+    (folder / "dataset.json").write_text('{"licences": {"pictures": "terms"}, "objects": [{"object_id": 1}]}')
+    again = folder_description("a.py", {}, checkpoint={"name": "x"}, source=folder)
+    assert again["licences"]["data"] == {"pictures": "terms"} and again["objects"] == [{"object_id": 1}]
+    assert "objects" not in folder_description("a.py", {}) and folder_description("a.py", {})["licences"] == {}
 
 
 def test_objects_of_the_user_are_as_given_and_built_in_ones_are_ours(tmp_path):
