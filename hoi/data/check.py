@@ -236,24 +236,19 @@ class _Checker:
         except ValueError as error:
             return [f"cannot be rendered again: {error}"]
         conditions = draw_conditions(None, gbuffer.label_map, gbuffer.surface_normals)
+        normal = conditions.normal.astype(int)  # differences of uint8 would wrap
         foreground = max(int((gbuffer.label_map > 0).sum()), 1)
         allowed = SILHOUETTE_PIXELS + SILHOUETTE_SHARE * foreground
-        wrong = {}
-        segmentation = self._picture(record, "segmentation_file_name")
-        if segmentation is not None:
-            wrong["segmentation"] = (segmentation != conditions.segmentation).any(axis=-1)
-        normal = self._picture(record, "normal_file_name")
-        if normal is not None:
-            difference = np.abs(normal.astype(int) - conditions.normal.astype(int))
-            wrong["normal"] = (difference > NORMAL_TOLERANCE).any(axis=-1)
-        depth_mm = self._picture(record, "depth_file_name")
-        if depth_mm is not None:
-            wrong["depth"] = np.abs(depth_mm - 1000.0 * gbuffer.depth) > DEPTH_TOLERANCE_MM
-        object_mask = self._picture(record, "object_mask_file_name")
-        if object_mask is not None:
-            wrong["object_mask"] = (object_mask > 0) != gbuffer.object_mask
-        return [f"{name} differs from a re-render in {pixels.sum()} pixels ({allowed:.0f} allowed)"
-                for name, pixels in wrong.items() if pixels.sum() > allowed]  # fmt: skip
+        differences = {
+            "segmentation_file_name": lambda pixels: (pixels != conditions.segmentation).any(axis=-1),
+            "normal_file_name": lambda pixels: (np.abs(pixels - normal) > NORMAL_TOLERANCE).any(axis=-1),
+            "depth_file_name": lambda pixels: np.abs(pixels - 1000.0 * gbuffer.depth) > DEPTH_TOLERANCE_MM,
+            "object_mask_file_name": lambda pixels: (pixels > 0) != gbuffer.object_mask,
+        }
+        wrong = {PICTURE_FOLDERS[key]: difference(self._picture(record, key)).sum()
+                 for key, difference in differences.items() if record[key] is not None}  # fmt: skip
+        return [f"{name} differs from a re-render in {count} pixels ({allowed:.0f} allowed)"
+                for name, count in wrong.items() if count > allowed]  # fmt: skip
 
     def _render(self, record: dict[str, Any]) -> GBuffer:
         if self.renderer is None:
