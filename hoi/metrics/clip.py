@@ -71,7 +71,7 @@ def _read(name: str, path: Path) -> dict[str, Tensor]:
     try:
         state = load_model_file(path)[0]
     except ValueError as error:
-        if "TorchScript" not in str(error):
+        if "TorchScript" not in str(error):  # OpenAI's own files are the first that come to mind
             raise
         raise ValueError(
             f"{path} is a TorchScript archive, as OpenAI published CLIP: it holds code. Give the same weights in "
@@ -93,7 +93,7 @@ def load_clip(name: str, file: str | Path) -> Clip:
     if config is None:
         near = difflib.get_close_matches(name, open_clip.list_models(), 3, 0.3)
         raise ValueError(f"open_clip has no model {name!r}; similar names: {', '.join(near) or 'none'}")
-    if "hf_model_name" in config["text_cfg"]:
+    if "hf_model_name" in config["text_cfg"]:  # open_clip would ask the network for it, weights given or not
         raise ValueError(f"the text part of {name} comes from the Hugging Face hub, so it cannot be made without one")
     state = _read(name, Path(file))
     model = _random_model(name)
@@ -112,7 +112,7 @@ def load_small_clip(path: str | Path) -> Clip:
     state, metadata = load_model_file(path)
     if metadata.get("kind") != KIND:
         raise ValueError(f"{path} is no {FILE_NAME} of `train.py --stage text`, which writes one beside its model")
-    sizes = json.loads(metadata["sizes"])
+    sizes = json.loads(metadata["sizes"])  # the file says how large its networks are
     pair = PictureText(TextEncoder(TextConfig(**sizes["text"])), sizes["embed_dim"], sizes["channels"])
     strict_load(pair, state, path)
     return Clip(KIND, pair.requires_grad_(False).eval(), partial(_averaged, side=int(metadata["side"])), tokenize)

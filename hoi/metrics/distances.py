@@ -59,6 +59,7 @@ def fit_gaussian(features: np.ndarray) -> Gaussian:
     """Mean and covariance of (N, D) features; n is N.  Raises ValueError below two rows."""
     n, dimensions = features.shape
     need_two(n, "the reference")
+    # In blocks, since float64 of 50,000 pictures is 0.8 GB; the mean first, for a difference of squares loses digits.
     mean = sum(block.sum(axis=0) for block in blocks(features)) / n
     if n <= dimensions:  # the centred features are a root themselves, exact and of the covariance's rank
         return Gaussian(mean, (features - mean) / np.sqrt(n - 1), n)
@@ -93,6 +94,7 @@ def frechet(features: np.ndarray, reference: Gaussian) -> Statistic:
     def singular_sum(weights: np.ndarray) -> float:
         n, seen = weights.sum(), np.flatnonzero(weights)
         cross = np.sqrt(weights[seen] / (n - 1))[:, None] * (rooted[seen] - weights @ rooted / n)  # A B'
+        # Its singular values are the roots of the eigenvalues of either product; the smaller one is cheaper.
         gram = cross @ cross.T if len(cross) <= cross.shape[1] else cross.T @ cross
         return np.sqrt(np.linalg.eigvalsh(gram).clip(min=0)).sum()
 
@@ -103,7 +105,7 @@ def frechet(features: np.ndarray, reference: Gaussian) -> Statistic:
         traces = (draws @ squares - n * (means**2).sum(axis=1)) / (n - 1) + (reference.root**2).sum()
         bar = tqdm(draws, desc="Frechet distance of draws", disable=len(draws) == 1, leave=False)
         cross_traces = np.array([singular_sum(weights) for weights in bar])
-        return ((means**2).sum(axis=1) + traces - 2 * cross_traces).clip(min=0)
+        return ((means**2).sum(axis=1) + traces - 2 * cross_traces).clip(min=0)  # equal sets may round below 0
 
     return statistic
 
@@ -126,7 +128,7 @@ def kid(features: np.ndarray, reference: np.ndarray) -> Statistic:
             of_rows = draws[:, start : start + BLOCK]
             for other, columns in zip(range(0, len(features), BLOCK), blocks(features), strict=True):
                 kernel = _kernel(rows, columns)
-                if start == other:
+                if start == other:  # the same block: its diagonal pairs each picture with itself
                     np.fill_diagonal(kernel, 0.0)
                 within += ((of_rows @ kernel) * draws[:, other : other + BLOCK]).sum(axis=1)
             across += of_rows @ sum(_kernel(rows, columns).sum(axis=1) for columns in blocks(reference))
@@ -181,7 +183,7 @@ def recall(features: np.ndarray, reference: np.ndarray, k: int) -> Statistic:
     radius, centres = neighbour_radius(features, k), features.astype(np.float64)
 
     def statistic(draws: np.ndarray) -> np.ndarray:
-        present = (draws > 0).astype(np.float32).T  # (N, R)
+        present = (draws > 0).astype(np.float32).T  # (N, R); float, for then the product below is a fast one
         covered = np.zeros(len(draws))
         for rows in blocks(reference):
             covers = (distances(rows, centres) <= radius).astype(np.float32)
@@ -206,9 +208,9 @@ def inception_score(log_probabilities: np.ndarray, splits: list[np.ndarray]) -> 
         for split in splits:
             weights = draws[:, split] / np.maximum(draws[:, split].sum(axis=1, keepdims=True), 1)
             mean = weights @ probabilities[split]
-            mean_log = np.log(np.where(mean > 0, mean, 1.0))
+            mean_log = np.log(np.where(mean > 0, mean, 1.0))  # 0 log 0 is 0 here
             score = np.exp(weights @ negative_entropy[split] - (mean * mean_log).sum(axis=1))
-            scores.append(np.where(weights.any(axis=1), score, np.nan))
+            scores.append(np.where(weights.any(axis=1), score, np.nan))  # a draw may miss a whole split
         return np.nanmean(scores, axis=0)
 
     return statistic
@@ -225,7 +227,7 @@ def inception_splits(n: int, splits: int | None) -> list[np.ndarray]:
         return [np.arange(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
     if not 1 <= splits <= n:
         raise ValueError(f"{n} pictures cannot be split into {splits} parts for the Inception Score")
-    order = np.random.RandomState(2020).permutation(n)
+    order = np.random.RandomState(2020).permutation(n)  # numpy keeps this old stream as it is, for such uses
     return [order[i * n // splits : (i + 1) * n // splits] for i in range(splits)]
 
 

@@ -34,7 +34,7 @@ from hoi.metrics.inception import RESIZE_MODES, Inception, prepare
 from hoi.verify.verifier import Verifier, resized
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
-ROWS_PER_FILE = 512  # pictures in one file of the cache
+ROWS_PER_FILE = 512  # pictures in one file of the cache: 8 MB of Inception's, at most so many are looked at again
 # What Pillow raises for files that are cut, of another format, or made to exhaust memory.
 DAMAGE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 
@@ -72,7 +72,7 @@ class PictureSet:
 def read_rgb(path: Path) -> Image.Image:
     """Raises one of DAMAGE when the file is no picture of 8 bits a channel."""
     with Image.open(path) as picture:
-        if picture.mode.startswith(("I", "F")):
+        if picture.mode.startswith(("I", "F")):  # 16 bits or more: Pillow would cut them at 255, to a white picture
             raise ValueError(f"has {picture.mode} pixels: a depth map or the like, not a picture of 8 bits a channel")
         return picture.convert("RGB")
 
@@ -81,7 +81,7 @@ def _listed(folder: Path) -> tuple[list[Path], list[dict[str, Any]] | None]:
     """Files of the pictures in a folder, and their records if it is a dataset folder.  Raises as find_pictures."""
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    if any(folder.glob("metadata*.jsonl")):
+    if any(folder.glob("metadata*.jsonl")):  # by its records, for it holds condition images, too
         records = pictured(folder, read_records(folder))
         return [folder / record["file_name"] for record in records], records
     inner = next(folder.rglob("metadata*.jsonl"), None)
@@ -111,6 +111,7 @@ def find_pictures(folder: str | Path, workers: int, skip_damaged: bool = False) 
     paths, records = _listed(folder)
     if not paths:
         raise ValueError(f"{folder} has no pictures")
+    # Threads will do here: decoding and hashing leave Python's lock free.
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         inspected = list(tqdm(pool.map(_inspect, paths), total=len(paths), desc=f"hashing {folder.name}", leave=False))
     good = [k for k, (digest, _) in enumerate(inspected) if digest]
@@ -218,7 +219,7 @@ class FeatureCache:
             try:
                 hashes = read_npz(part, "part of a cache", ["hashes"])["hashes"]
             except (ValueError, KeyError):
-                part.unlink()
+                part.unlink()  # of a full disk, or of a copy that was broken off
                 continue
             self.places |= {str(digest): (part, row) for row, digest in enumerate(hashes)}
 
@@ -259,6 +260,7 @@ def extract(
     # By hash, so that equal files are looked at once.
     new = {digest: path for digest, path in zip(pictures.hashes, pictures.paths, strict=True) if digest not in store}
     hashes, dataset = list(new), _Prepared(list(new.values()), extractor.prepare)
+    # No more workers than there are batches: a few new pictures are read sooner than many processes start.
     loader = DataLoader(dataset, batch_size, num_workers=min(workers, len(new) // batch_size + 1))
     pending: list[dict[str, np.ndarray]] = []
     done = stored = 0

@@ -55,6 +55,7 @@ def umeyama(source: np.ndarray, target: np.ndarray) -> Similarity:
         raise ValueError("points to be aligned are not finite")
     centred, centred_target = source - source.mean(axis=0), target - target.mean(axis=0)
     singular = np.linalg.svd(centred_target.T @ centred, compute_uv=False)
+    # Of joints on a line, such as a stretched finger alone, any turn about that line fits equally well.
     if singular[1] <= 1e-9 * singular[0]:  # rank 1 or 0, up to rounding
         raise ValueError("points on a line or in one place have no rotation; at least three others are needed")
     rotation = Rotation.align_vectors(centred_target, centred)[0].as_matrix()
@@ -102,6 +103,7 @@ def _errors_of(record: dict[str, Any], hands: list[HandPrediction]) -> tuple[np.
         raise ValueError(f"record {record['index']}: its keypoints_2d lie in one point")
     hand = closest_hand(hands, target)
     if hand is None:
+        # Infinite in 2D, so that every joint is wrong; no number in 3D, where means are over hands that were found.
         return np.full(KEYPOINTS, np.inf), np.full(KEYPOINTS, np.inf), np.nan, np.nan
     pixels = np.linalg.norm(hand.keypoints_2d - target, axis=1)
     if hand.keypoints_3d is None or record.get("keypoints_3d") is None:
@@ -126,6 +128,7 @@ def add_keypoint_numbers(
         results.note(f"{len(records) - len(marked)} pictures without annotated keypoints count for no keypoint number")
     errors, n = hand_errors(marked, predictions), len(marked)
     relative, widest = errors.relative, max(thresholds)
+    # Below the threshold, as MMPose and the verifier's scores have it: an error of just the threshold is wrong.
     for threshold in thresholds:
         results.add(f"PCK@{threshold:g}", mean_of((relative < threshold).mean(axis=1)), n, "higher",
                     f"share of 21 joints closer than {threshold:g} of the longer side of the target joints' box; "
@@ -136,6 +139,7 @@ def add_keypoint_numbers(
     found = np.isfinite(errors.pixels[:, 0])
     results.add("hand detection rate", mean_of(found), n, "higher", "share of pictures in which a hand was found",
                 SHARE)  # fmt: skip
+    # Infinite errors times 0 would be NaN: they are replaced before they are left out.
     total = np.where(found, np.where(found[:, None], errors.pixels, 0).mean(axis=1), 0)
     results.add("keypoint error, px", ratio_of(total, found), n, "lower", "mean distance over detected hands")
     measured = np.isfinite(errors.root_mm)
@@ -164,6 +168,7 @@ def add_contact_numbers(
                     PERCENT)  # fmt: skip
     if predictions is None:
         return
+    # Records of others, which do not say, count as touching: the paper's pictures all show final grasps.
     touching = [record for record in records if record.get("contact") is not False]
     if len(touching) < len(records):
         results.note(f"{len(records) - len(touching)} pictures annotated as not touching count for no contact recall")
@@ -177,7 +182,7 @@ def add_contact_numbers(
     results.add("contact recall with stationary, %", mean_of(100.0 * (states >= PORTABLE_OBJECT)), n, "higher",
                 "the same for states 3 and 4, stationary object", PERCENT)  # fmt: skip
     categories = np.array([str(record.get("category")) for record in touching])
-    if len(set(categories)) > 1:
+    if len(set(categories)) > 1:  # the paper's 95.49 is the plain mean of its four categories
         results.add("contact recall, mean of categories, %", mean_of_groups(portable, categories), n, "higher",
                     f"unweighted mean over {', '.join(sorted(set(categories)))}, as in the paper", PERCENT)  # fmt: skip
     histogram = Counter("no hand" if state == NO_HAND else CONTACT_STATES[state] for state in states.tolist())

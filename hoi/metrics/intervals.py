@@ -19,7 +19,7 @@ EXPLANATION = (
     "the percentiles are moved so that the draws' mean lies on the number, since repeated pictures bias distances"
 )
 
-SHARE, PERCENT = (0.0, 1.0), (0.0, 100.0)  # bounds of a number
+SHARE, PERCENT = (0.0, 1.0), (0.0, 100.0)  # bounds of a number, at which intervals end
 
 # (R, N) how often each of N pictures counts in each of R draws -> (R,) values
 Statistic = Callable[[np.ndarray], np.ndarray]
@@ -73,10 +73,12 @@ def estimate(statistic: Statistic, n: int, resamples: int, seed: int) -> Estimat
     """
     generator = np.random.default_rng(seed)
     draws = generator.multinomial(n, np.full(n, 1 / n), size=resamples if n > 1 else 0)
+    # The number itself is a draw like the others, so that no formula is written twice.
     value, *drawn = statistic(np.concatenate([np.ones((1, n)), draws]))
     drawn = np.array(drawn)[np.isfinite(drawn)]  # a draw may miss all pictures that a number is about
     if not len(drawn):
         return Estimate(float(value), None, None, n)
+    # A draw holds 63 % of the pictures, the others twice or more: sets that repeat look farther apart than they are.
     low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]) - drawn.mean() + value
     return Estimate(float(value), float(low), float(high), n)
 
@@ -137,7 +139,7 @@ class Results:
         self.measurements.append(Measurement(name, measured, better, definition))
 
     def note(self, text: str) -> None:
-        """Say something once."""
+        """Say something once, however many numbers it is true of."""
         if text not in self.notes:
             self.notes.append(text)
 

@@ -80,7 +80,7 @@ class Reference:
             return ""
         path, made_with = self.statistics.path, self.statistics.made_with
         for key, ours in (("resize", resize), ("inception_sha256", weights)):
-            theirs = made_with.get(key, ours)
+            theirs = made_with.get(key, ours)  # other tools' files do not say
             if theirs != ours:
                 raise ValueError(f"{path} was made with {key} {theirs}, this run has {ours}: not comparable")
         if not made_with:
@@ -105,6 +105,7 @@ def add_inception_numbers(
     splits      see inception_splits        bias  of the classifier, in the Inception Score
     neighbours  of precision and recall
     """
+    # The name of each number says how pictures were resized: FIDs of two resize modes are not comparable.
     n, where, features = len(fake), f"({extractor.name})", run.features(fake, extractor)
     parts = distances.inception_splits(n, splits)
     how = "ADM's chunks of 5,000 in order" if splits is None else f"{splits} shuffled splits"
@@ -121,6 +122,7 @@ def add_inception_numbers(
                     f"squared Frechet distance of {what}, covariance over N - 1, float64")  # fmt: skip
     if reference is None:
         return
+    # Kernels and neighbours are of single pictures; a mean and a covariance do not hold them.
     if reference.pictures is None:
         results.note("KID, precision and recall need the reference's pictures, not its statistics")
         return
@@ -151,7 +153,7 @@ def add_clip_numbers(
     if without:
         names = first_few(without, joint="; ")
         raise ValueError(f"{fake.folder}: {len(without)} pictures have no text to score ({names})")
-    texts = [record["text"] for record in records]
+    texts = [record["text"] for record in records]  # the whole caption, scenery and all
     scores = clip_scores(clip, run.features(fake, extractor), texts, prefix, weight)
     results.add(f"CLIPScore ({clip.name})", mean_of(scores), len(scores), "higher",
                 f"{weight:g} * max(cosine, 0) of picture and {prefix + '<caption>'!r}, mean over pictures")  # fmt: skip
@@ -178,6 +180,7 @@ def add_frechet(
 def _note_rank(results: Results, n: int, gaussian: distances.Gaussian) -> None:
     """Covariances of too few pictures are handled exactly, but they do bias the distance."""
     dimensions = len(gaussian.mean)
+    # A reference from a file need not say n; then only the measured set can be found too small.
     of_reference = "" if gaussian.n is None or gaussian.n > dimensions else f" (reference: {gaussian.n})"
     if n <= dimensions or of_reference:
         results.note(f"{n} pictures{of_reference} are few for {dimensions} features: a covariance lacks full rank and "

@@ -37,7 +37,7 @@ along x) to the OpenCV camera, metres; size and scales are the model's box.
 """
 CLASS_NAMES = ("background", "bottle", "bowl", "camera", "can", "laptop", "mug")  # by NOCS's class id
 SYMMETRIC = ("bottle", "bowl", "can")  # about y; so is a mug whose handle is hidden
-TURNS = 20  # of a symmetric object, tried for the best overlap
+TURNS = 20  # of a symmetric object, tried for the best overlap, as published
 IOU_COLUMNS = {"IoU25": 0.25, "IoU50": 0.5, "IoU75": 0.75}
 POSE_COLUMNS = {"5deg2cm": (5, 2), "5deg5cm": (5, 5), "10deg2cm": (10, 2), "10deg5cm": (10, 5)}
 POSE_IOU = 0.1  # poses are compared among boxes that overlap by more
@@ -122,6 +122,7 @@ def read_poses(
 
 def _read_nocs_list(path: str | Path, content: Sequence[dict[str, Any]]) -> tuple[list[Objects], list[Objects]]:
     true, predicted = [], []
+    # handle_visibility is of the truth alone, scores are of predictions alone; ones stand for what each lacks.
     for number, entry in enumerate(content):
         place = f"{path} picture {number}"
         try:
@@ -149,6 +150,7 @@ def _read_folder_poses(
     true, predicted = [], []
     models: dict[str, tuple[Normalization, np.ndarray]] = {}  # many records share a mesh
     for record in records:
+        # Other categories are left out, as NOCS's protocol knows none; their predictions, if any, count for nothing.
         if record.get("category") not in CLASS_NAMES[1:] or record.get("object_to_camera") is None:
             continue
         true.append(_truth(folder, record, models))
@@ -179,6 +181,7 @@ def _truth(folder: Path, record: dict[str, Any], models: dict[str, tuple[Normali
     model_to_camera = np.eye(4)
     model_to_camera[:3, :3], model_to_camera[:3, 3] = normalization.diagonal * rotation, translation
     class_id = CLASS_NAMES.index(record["category"])
+    # Records do not say whether a handle shows; taken for visible, a mug's turn about y counts, the stricter rule.
     return objects_of([class_id], [model_to_camera], [size], [True], [1.0], f"{folder} record {record['index']}")
 
 

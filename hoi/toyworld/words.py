@@ -101,7 +101,7 @@ def caption_words(
     if not background:
         form = re.sub(r"^{place}, ", "", form).replace(" {place}", "")
     text = form.format(thing=_with_article(" ".join(filter(None, (color, material, category)))), place=background)
-    return text if form.startswith("a ") else text[0].upper() + text[1:]
+    return text if form.startswith("a ") else text[0].upper() + text[1:]  # one form is in small letters on purpose
 
 
 def words_in(prompt: str) -> dict[str, str | None]:
@@ -110,6 +110,7 @@ def words_in(prompt: str) -> dict[str, str | None]:
     returns  {"color", "material", "background", "category"}; None where the prompt names nothing known.
              "grey" counts as gray, "metal" as metallic; colours of scenery ("blue sky") are not the object's.
     """
+    # Words between single blanks, so that " can " is not found in "candles".
     text = " " + re.sub(r"[^a-z\-]+", " ", prompt.lower()).replace("grey", "gray").strip() + " "
     background = next((phrase for phrase in sorted(BACKGROUNDS, key=len, reverse=True) if f" {phrase} " in text), None)
     if background:
@@ -117,6 +118,7 @@ def words_in(prompt: str) -> dict[str, str | None]:
     else:
         background = next((phrase for clue, phrase in _CLUES.items() if f" {clue} " in text), None)
 
+    # The first in the text is the object's: what comes after it describes the place.
     def first(words: tuple[str, ...], unless: str = "") -> str | None:
         found = [(hit.start(), word) for word in words if (hit := re.search(rf" {word} {unless}", text))]
         return min(found)[1] if found else None
@@ -139,6 +141,7 @@ def read_prompts(path: str | Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"no prompts file at {path}")
     try:
+        # -sig: Windows editors put a byte order mark before the first prompt.
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error}); expected one prompt a line") from error

@@ -78,6 +78,7 @@ def parse_args(words: list[str]) -> argparse.Namespace:
     add_measure_flags(
         commands.add_parser("measure", help="score generated pictures beside shaded ones of the same records")
     )
+    # argparse has no default subcommand; a folder named `train` must be given as ./train.
     known = bool(words) and words[0] in (*COMMANDS, "-h", "--help")
     args = parser.parse_args(words if known else ["score", *words])
     if args.command == "score":
@@ -86,7 +87,7 @@ def parse_args(words: list[str]) -> argparse.Namespace:
             parser.error(f"{needs}, and these need --keep")
         if not (args.network or args.keypoints or args.contacts):
             parser.error("--no-network needs --keypoints FILE or --contacts FILE")
-        if args.pck_threshold is not None and not args.pck_threshold > 0:
+        if args.pck_threshold is not None and not args.pck_threshold > 0:  # 0 would be taken for "not given" below
             parser.error(f"--pck-threshold is {args.pck_threshold:g}, expected a share above 0, e.g. {PCK_THRESHOLD}")
     if args.command == "train" and not args.minutes > 0:  # NaN is not, either
         parser.error(f"--minutes is {args.minutes:g}, expected more than 0")
@@ -97,6 +98,7 @@ def score_command(args: argparse.Namespace) -> None:
     """Score a folder, unless its stored scores will do; list or copy what passes."""
     conditions = report.parse_keep(args.keep) if args.keep else []
     records = folder.read_records(args.folder)
+    # Stored scores will do unless something is asked of which they know nothing: choosing needs no network then.
     anew = args.verifier or args.keypoints or args.contacts or args.pck_threshold or not args.network
     if conditions and records and all(record.get("verification") for record in records) and not anew:
         print(f"stored scores, verifier {records[0]['verification']['verifier']}")
@@ -115,7 +117,7 @@ def score_command(args: argparse.Namespace) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Run the chosen command."""
-    keep_freed_memory()
+    keep_freed_memory()  # batches come and go: giving their memory back each time costs a third of the speed
     if args.command == "train":
         verifier = train_verifier(args.data, minutes_passed(args.minutes), args.seed, args.side)
         save_verifier(args.out, verifier, {"data": ", ".join(map(str, args.data)), "minutes": str(args.minutes)})

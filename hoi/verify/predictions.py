@@ -143,7 +143,7 @@ def check_covers(predictions: Mapping[str, Any], file_names: Iterable[str], path
 
     A picture without an entry is refused, too: [] says that a program looked and found nothing, absence does not.
     """
-    names = set(file_names)
+    names = set(file_names)  # both ways round: a file of another folder often shares some names
     for title, odd, advice in (
         ("pictures are not in the dataset", predictions.keys() - names, "are they of another folder?"),
         ("pictures of the dataset have no entry", names - predictions.keys(), "write [] where no hand was found"),
@@ -153,7 +153,11 @@ def check_covers(predictions: Mapping[str, Any], file_names: Iterable[str], path
 
 
 def closest_hand(hands: list[HandPrediction], keypoints_2d: np.ndarray) -> HandPrediction | None:
-    """The hand whose points lie nearest to (21, 2) target pixels on average; None when there is no hand."""
+    """The hand whose points lie nearest to (21, 2) target pixels on average; None when there is no hand.
+
+    Of several people's hands one is annotated, and finding the others is no mistake; hand_side is not asked, since
+    estimators swap the sides of hands that they place well (MediaPipe took every picture for a mirror image).
+    """
     return min(hands, key=lambda hand: np.linalg.norm(hand.keypoints_2d - keypoints_2d, axis=1).mean(), default=None)
 
 

@@ -37,8 +37,9 @@ from hoi.verify.scores import (
 )
 from hoi.verify.verifier import BUILT_IN_VERIFIER, Prediction, load_verifier
 
-PERCENTILES = (5, 25, 50, 75, 95)
-# What histograms show, left and right end; what lies beyond is counted at the end.
+PERCENTILES = (5, 25, 50, 75, 95)  # the tails decide where to cut, and a mean hides them
+# What histograms show, left and right end; what lies beyond is counted at the end: with an error of half the hand's box
+# the hand is elsewhere.
 HISTOGRAMS = {
     "iou_hand": (0, 1), "iou_object": (0, 1), "pck": (0, 1), "confidence": (0, 1),
     "keypoint_error_relative": (0, 0.5), "keypoint_error_relative_visible": (0, 0.5),
@@ -110,6 +111,7 @@ def overlay(image: np.ndarray, label_map: np.ndarray | None, points: np.ndarray 
     """The picture, tinted where hand and object are seen, under the skeleton that is seen.  (H, W, 3) uint8."""
     tinted = image.astype(np.float32)
     for label, tint in TINTS.items() if label_map is not None else ():
+        # Tinted, not painted over: whoever looks wants to see what the verifier saw.
         tinted[label_map == label] = 0.6 * tinted[label_map == label] + 0.4 * np.array(tint)
     if points is None:
         return tinted.astype(np.uint8)
@@ -120,6 +122,7 @@ def overlay(image: np.ndarray, label_map: np.ndarray | None, points: np.ndarray 
 
 def best_and_worst(folder: Path, records: list[Record], estimators: Estimators) -> Image.Image | None:
     """The 16 best pictures above the 16 worst with what is seen in them; None when no record can be ranked."""
+    # Of few records best and worst overlap, and both halves stay full.
     ranked = sorted((record for record in records if rank(record) is not None), key=rank, reverse=True)
     if not ranked:
         return None
@@ -172,20 +175,21 @@ def verify_folder(
     parts, lines = sorted(folder.glob("metadata-*.jsonl")), folder / "metadata.jsonl"
     if parts:
         raise ValueError(f"{folder} has {parts[0].name}: its run is not finished; finish it by the same command first")
-    before = lines.stat().st_mtime_ns if lines.is_file() else None
+    before = lines.stat().st_mtime_ns if lines.is_file() else None  # scoring takes minutes; others may write meanwhile
     records = read_records(folder)
     estimators = load_estimators(folder, records, verifier, keypoints, contacts)
     found = list(score_records(folder, records, estimators, pck_threshold))
     records = [record | {"verification": scores} for record, scores in zip(records, found, strict=True)]
     if lines.stat().st_mtime_ns != before:
         raise ValueError(f"{lines} changed while its pictures were verified; nothing was written, verify again")
-    write_records(folder, records)
+    write_records(folder, records)  # as one file that replaces the other
     report = write_report(folder, records, estimators, pck_threshold)
     refresh_card(folder)
     return records, report
 
 
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+# Read, never evaluated as code.
 CONDITION = re.compile(r"\s*(\w+)\s*(>=|<=|>|<)\s*(\S+)\s*")
 
 
@@ -255,6 +259,7 @@ def copy_records(folder: Path, out: Path, records: list[Record], conditions: lis
         raise ValueError(f"nothing passes {keep}, so there is nothing to copy to {out}")
     description = read_description(folder)
     rejected = (description.get("rejected") or {}) | {f"does not pass {keep}": len(records) - len(chosen)}
+    # Scores are part of it: after another verifier the same condition chooses others, and must not go on here.
     digest = hashlib.sha256(json.dumps(chosen).encode()).hexdigest()
     job = {"selected_from": str(folder.resolve()), "keep": keep, "records": digest}
     if out.is_dir() and any(out.iterdir()) and read_description(out).get("job") != job:
@@ -265,7 +270,7 @@ def copy_records(folder: Path, out: Path, records: list[Record], conditions: lis
         if writer.done(record["index"]):
             continue
         for path in filter(None, (record.get(key) for key in (*PICTURE_FOLDERS, "object_path"))):
-            if not (out / path).resolve().is_relative_to(out.resolve()):
+            if not (out / path).resolve().is_relative_to(out.resolve()):  # records may be of others' making
                 raise ValueError(f"record {record['index']} names {path}, which is outside of {folder}")
             if not (out / path).exists():  # several looks share one geometry
                 write_whole(out / path, (folder / path).read_bytes())
@@ -312,7 +317,7 @@ def measure_folders(verifier_path: Path, shaded: Path, generated: Path) -> dict[
     return {
         f"shaded, n = {len(records)}": means(seen_in(shaded, records), truths),
         "generated": means(made, truths),
-        "other records": means(made, truths[-1:] + truths[:-1]),
+        "other records": means(made, truths[-1:] + truths[:-1]),  # what any picture scores that ignores its conditions
     }
 
 

@@ -111,11 +111,12 @@ def load_truth(folder: Path, record: dict[str, Any]) -> Truth:
     points = true_keypoints(record)
     if points is None:
         return Truth(label_map, None, None, None, text)
-    size = np.array([record["width"], record["height"]])
+    size = np.array([record["width"], record["height"]])  # x first, as points are
     inside = ((points > -0.5) & (points < size - 0.5)).all(axis=1)  # pixel centres are at integers
     depth = z = None
     if record.get("depth_file_name") is not None and record.get("keypoints_3d") is not None:
         depth, z = load_depth(folder, record), array_of(record, "keypoints_3d")[:, 2]
+    # Without a label map nobody knows what covers what.
     visible = inside if label_map is None else inside & joints_shown(points, label_map, depth, z)
     return Truth(label_map, points, visible, inside, text)
 
@@ -140,9 +141,10 @@ def word_scores(image: np.ndarray, background: str, backgrounds: Sequence[str], 
     """
     words, scores = words_in(truth.text), {}
     if words["color"] is not None and truth.label_map is not None and (truth.label_map == OBJECT).any():
+        # Inside the true mask, not the seen one: a green mug that was drawn elsewhere is no green mug here.
         mean = image[truth.label_map == OBJECT].mean(axis=0) / 255
         scores["color_right"] = float(nearest_color(mean) == words["color"])
-    if words["background"] in backgrounds:
+    if words["background"] in backgrounds:  # one that the verifier was never shown, it cannot see
         scores["background_right"] = float(background == words["background"])
     return scores
 
@@ -156,12 +158,12 @@ def keypoint_scores(
     """
     if truth.keypoints_2d is None:
         return {}
-    box = np.ptp(truth.keypoints_2d, axis=0).max()
+    box = np.ptp(truth.keypoints_2d, axis=0).max()  # of all 21 joints, those outside the picture too: the hand's size
     if not box > 0:
         raise ValueError("its keypoints_2d lie in one point, so no error is relative to the hand")
     visible, inside = truth.visible, truth.inside
     scores = {"joints_visible": int(visible.sum()), "joints_hidden": int((inside & ~visible).sum())}
-    scores["detected"] = float(points is not None)
+    scores["detected"] = float(points is not None)  # the verifier always places 21 points, so it is 1
     if points is None:
         points = np.full((KEYPOINTS, 2), np.inf)
     elif confidence is not None and inside.any():
@@ -203,6 +205,7 @@ def score_picture(
         scores |= keypoint_scores(*found, truth, pck_threshold)
     elif hands is None and prediction is not None:
         scores |= keypoint_scores(prediction.keypoints_2d, prediction.confidence, truth, pck_threshold)
+    # Six digits: more is rounding of float32, and records stay readable.
     return {name: None if value is None else round(value, 6) for name, value in scores.items()}
 
 
@@ -274,6 +277,7 @@ def load_estimators(
     for path, predictions in ((keypoints, hands), (contacts, states)):
         if predictions is not None:
             check_covers(predictions, pictures, path)
+    # The hash, since several verifiers may have one name.
     name = "none" if verifier is None else f"{verifier.name} {sha256_of(verifier)[:12]}"
     names = {"verifier": name, "keypoints": name if hands is None else keypoints.name}
     return Estimators(network, hands, states, names)

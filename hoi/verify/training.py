@@ -185,6 +185,7 @@ def train_verifier(
     batches = read_ahead(read, ((step, 0) for step in itertools.count()))
     for step, (share, batch) in enumerate(zip(progress, batches, strict=False)):
         batch = augment(batch, step_generator(seed, step, purpose=1))
+        # By the share of time that has passed, not by steps: how many there will be is known at the end.
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * max(0.02, 1 - share) * min(1.0, (step + 1) / WARM_UP)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -194,7 +195,7 @@ def train_verifier(
             raise ValueError("the loss is not finite; are the pictures and keypoints of these folders sound?")
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(verifier.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(verifier.parameters(), 1.0)  # one odd batch must not undo minutes
         optimizer.step()
     return verifier.eval()
 

@@ -34,6 +34,7 @@ TRAIN_COMMAND = "python -m hoi.verify train --data DIR ... --out FILE"
 
 def block(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
     """Two 3x3 convolutions with group norm; the first may halve the size."""
+    # Group norm: a picture is seen alike in any batch, alone too, as batch norm would not have it.
     return nn.Sequential(
         nn.Conv2d(channels_in, channels_out, 3, stride, 1),
         nn.GroupNorm(8, channels_out),
@@ -89,7 +90,7 @@ class Verifier(nn.Module):
         for down in self.down:
             levels.append(down(levels[-1]))
         features = torch.cat([level.mean((2, 3)) for level in levels[-2:]], dim=1)
-        x = levels.pop()
+        x = levels.pop()  # the deepest
         for up in self.up:
             x = up(torch.cat([F.interpolate(x, scale_factor=2.0), levels.pop()], dim=1))
         return Outputs(F.pixel_shuffle(self.labels(x), CELL), self.heat(x), self.background(features), features)
@@ -126,6 +127,7 @@ def decode_heat(heat: Tensor) -> tuple[Tensor, Tensor]:
     here = at(y, x)
     dx = offset(at(y, x - 1), here, at(y, x + 1), (x > 0) & (x < width - 1))
     dy = offset(at(y - 1, x), here, at(y + 1, x), (y > 0) & (y < height - 1))
+    # Heat around the peak, not the peak's height: that depends on where between four cells the joint lies.
     around = 2 * PEAK_RADIUS + 1
     share = F.avg_pool2d(heat.flatten(2).softmax(2).view_as(heat), around, 1, PEAK_RADIUS, divisor_override=1)
     confidence = share.flatten(2).gather(2, peak[..., None])[..., 0]
@@ -199,6 +201,7 @@ def load_verifier(path: Path = BUILT_IN_VERIFIER) -> Verifier:
         )
     state, metadata = tensors.load_model_file(path)
     if metadata.get("kind") != "verifier":
+        # Before keypoints were added the network was called so in its file.
         kind = "a judge of an older version" if metadata.get("kind") == "judge" else "no verifier"
         raise ValueError(f"{path} is {kind}; train a verifier with `{TRAIN_COMMAND}`")
     verifier = Verifier(json.loads(metadata["backgrounds"]), int(metadata["side"]))
