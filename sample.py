@@ -45,6 +45,7 @@ Views = FolderViews | SceneViews | None  # where conditions come from; None: fro
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The flags; those that contradict each other end the script before anything is loaded."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     what = parser.add_argument_group("geometry: objects, a folder, or none")
@@ -87,6 +88,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def choose_views(args: argparse.Namespace, config: ModelConfig) -> Views:
+    """Where conditions come from, in the size of the model's pictures."""
     if not args.conditions:
         return None
     if args.data is not None:
@@ -105,7 +107,7 @@ def normal_sources(views: Views) -> set[str | None]:
 
 
 def choose_prompts(args: argparse.Namespace, config: ModelConfig) -> list[str] | None:
-    """None: every record of the folder with its own text."""
+    """Prompts, the object's name not yet filled in; None: every record of the folder with its own text."""
     if args.prompts_file is not None:
         return read_prompts(args.prompts_file)
     if args.prompt:
@@ -136,11 +138,13 @@ def describe(
 
 
 def say(rank: int, *lines: str) -> None:
+    """Print lines in the first process alone."""
     if rank == 0:
         print(*lines, sep="\n", flush=True)
 
 
 def barrier() -> None:
+    """Wait for the other processes, where there are any."""
     if dist.is_initialized():
         dist.barrier()
 
@@ -157,6 +161,8 @@ def prepare_grasps(views: SceneViews, requests: list[Request], rank: int) -> Non
 
 
 def main(args: argparse.Namespace) -> None:
+    """Make the pictures of the job that are missing, this process's share of them batch by batch."""
+    # Of torchrun; without it there is one process.
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -170,7 +176,7 @@ def main(args: argparse.Namespace) -> None:
     views, prompts = choose_views(args, config), choose_prompts(args, config)
     requests = plan(views, prompts, args.count)
     if world_size > 1:
-        # A process may wait for days at the end: for one whose share of the pictures is slower.
+        # A process that is done waits at the end for the slowest one: hours, where each picture takes minutes.
         dist.init_process_group("gloo", timeout=timedelta(days=7))
     writer = DatasetWriter(args.out, describe(args, pipeline, views, prompts), rank, world_size)
     barrier()  # every rank has seen the same finished records
@@ -193,16 +199,18 @@ def main(args: argparse.Namespace) -> None:
         prepare_grasps(views, todo, rank)
         say(rank, f"conditions drawn by {views.renderer}")
     first_index: dict[int | None, int] = {}  # of each view: the number that its condition files carry
-    for request in requests:
+    for request in requests:  # all, not only those to do: a continued job writes to the same names
         first_index.setdefault(request.view, request.index)
 
+    # Neighbours stay in one process: they share a view, whose features are computed once.
     mine = [todo[i] for i in np.array_split(np.arange(len(todo)), world_size)[rank]]
+    # At 512 px two at once save 5 % of the time and cost 0.2 GB (docs/speed.md); larger batches were not measured.
     batch_size = args.batch_size or (8 if config.image_size < 512 else 2)
-    features, annotation = {}, {}  # by view; only those of the current batch are kept
+    features, annotation = {}, {}  # by view; only those of the current batch are kept: a view has megabytes of them
     with tqdm(total=len(mine), unit="picture", disable=rank > 0) as bar:
         for start in range(0, len(mine), batch_size):
             batch = mine[start : start + batch_size]
-            numbers = {request.view for request in batch} - {None}
+            numbers = {request.view for request in batch} - {None}  # None: text alone
             features, annotation = ({k: old[k] for k in old.keys() & numbers} for old in (features, annotation))
             for k in sorted(numbers - features.keys()):
                 view = views[k]
@@ -229,6 +237,7 @@ def main(args: argparse.Namespace) -> None:
 
 @problems_as_messages("sample.py", "\ninterrupted: finished pictures are complete; the same command continues")
 def run(arguments: list[str] | None = None) -> None:
+    """The script as a command; None: the command line's arguments."""
     try:
         main(parse_args(arguments))
     finally:

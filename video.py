@@ -46,6 +46,7 @@ Frames = ApproachFrames | TrajectoryFrames
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The flags; those that contradict each other end the script before anything is loaded."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     what = parser.add_argument_group("geometry: an object, or a trajectory of a folder")
@@ -100,6 +101,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def choose_frames(args: argparse.Namespace, config: ModelConfig) -> Frames:
+    """The frames of a folder's trajectory, or of a new approach to an object, whose cuts are told.
+
+    Raises ValueError for more than one mesh, and as the two kinds of frames do.
+    """
     size = config.image_size
     if args.trajectory is not None:
         return TrajectoryFrames(args.trajectory, size, args.trajectory_number)
@@ -123,6 +128,7 @@ def choose_frames(args: argparse.Namespace, config: ModelConfig) -> Frames:
 
 
 def choose_anchor(args: argparse.Namespace, count: int) -> int | None:
+    """The frame that all look at, 0 to count - 1; None for none."""
     if args.no_anchor:
         return None
     anchor = count // 2 if args.anchor is None else args.anchor
@@ -132,6 +138,7 @@ def choose_anchor(args: argparse.Namespace, count: int) -> int | None:
 
 
 def choose_prompt(args: argparse.Namespace, frames: Frames, anchor: int | None) -> str:
+    """The one text of all frames, the object's name filled in."""
     text = args.prompt
     if text is None and isinstance(frames, TrajectoryFrames):
         text = frames.records[anchor or 0]["text"]
@@ -158,6 +165,7 @@ def describe(
 
 
 def main(args: argparse.Namespace) -> None:
+    """Make the frames that are missing, chunk by chunk, and from all frames the files to look at."""
     if args.threads:
         torch.set_num_threads(args.threads)
     keep_freed_memory()
@@ -180,16 +188,20 @@ def main(args: argparse.Namespace) -> None:
         print("hint: one frame is a single picture; --frames 16 makes a video")
 
     def frame_features(frame: int) -> list[torch.Tensor]:
+        """Condition features of one frame, one map (1, C_k, h / 2^k, w / 2^k) a level of the U-Net."""
         return pipeline.features(stack_conditions([frames[frame].conditions], size, size))
 
     def frame_generator(frame: int) -> torch.Generator:
+        """Noise of one frame; the same noise for all makes what is not conditioned change less (Sec. 4.4)."""
         return picture_generator(args.seed, 0 if args.same_noise else frame)
 
+    # Both chosen by trial.  At 512 px one frame beside the anchor takes 7.5 GB, four take 7.7 GB (docs/clips.md).
+    chunk = args.chunk or (8 if size < 512 else 1)
     todo = [frame for frame in range(len(frames)) if not writer.done(frame)]
     with tqdm(total=len(todo), unit="frame") as bar:
         pictures = anchored_pictures(
-            pipeline, prompt, frame_features, frame_generator, todo, anchor, args.chunk or (8 if size < 512 else 1),
-            args.anchor_in, lambda step, steps: bar.set_postfix_str(f"step {step} of {steps}"),
+            pipeline, prompt, frame_features, frame_generator, todo, anchor, chunk, args.anchor_in,
+            lambda step, steps: bar.set_postfix_str(f"step {step} of {steps}"),
         )  # fmt: skip
         for frame, image in pictures:
             record = frames[frame].write(args.out, frame) | pipeline.record_entries(args.seed)
@@ -207,6 +219,7 @@ def main(args: argparse.Namespace) -> None:
 
 @problems_as_messages("video.py", "\ninterrupted: finished frames are complete; the same command makes the others")
 def run(arguments: list[str] | None = None) -> None:
+    """The script as a command; None: the command line's arguments."""
     main(parse_args(arguments))
 
 

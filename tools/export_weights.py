@@ -24,6 +24,7 @@ BUILT_IN = "built-in"
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The flags, one format among them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("model", help="weights: a model of ours, a Stable Diffusion 1.x file or folder")
@@ -38,6 +39,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
+    """Load any weights, write them in the format asked for, and say what the format cannot hold."""
     if args.format == BUILT_IN:
         for path in export_built_in(load_model(args.model, args.adapter, preset="tiny"), args.out):
             print(f"wrote {path}: {path.stat().st_size / 1e6:.1f} MB, SHA-256 {sha256_of(path)}")

@@ -8,19 +8,8 @@ from hoi.common.tensors import WeightFile
 from hoi.geometry.grabnet import FILES, load_grabnet
 from hoi.geometry.mano import read_mano
 from hoi.network.config import PRESETS
-from hoi.weights.load import (
-    CLIP,
-    DIFFUSERS_T2I_ADAPTER,
-    OFFICIAL_ADAPTER,
-    OWN,
-    T2I_ADAPTER,
-    check_part,
-    expected_shapes,
-    kind_of,
-    official_adapter,
-    t2i_adapter,
-    whole_model,
-)
+from hoi.weights.kinds import CLIP, DIFFUSERS_T2I_ADAPTER, OFFICIAL_ADAPTER, OWN, T2I_ADAPTER, kind_of
+from hoi.weights.load import check_part, expected_shapes, official_adapter, t2i_adapter, whole_model
 
 DIFFUSERS_FOLDER = "a diffusers folder"
 

@@ -37,7 +37,8 @@ from hoi.weights.names import (
     text_names,
 )
 
-MOST_MEGABYTES = 50  # of the built-in model: the repository carries it
+MOST_MEGABYTES = 50  # of the built-in model: everybody who clones the repository gets it
+# What diffusers' pipeline looks for first: the class of each part.  There is no safety checker to load.
 MODEL_INDEX = {
     "_class_name": "StableDiffusionPipeline",
     "feature_extractor": [None, None],
@@ -88,6 +89,7 @@ def _trained_state(model: HOIDiffusion, half: bool) -> dict[str, Tensor]:
 def _renamed(state: Mapping[str, Tensor], names: NameMap) -> dict[str, Tensor]:
     """Our tensors under the names of a layout; the text encoder's stacked ones are cut apart."""
     cut = ((theirs, state[ours].chunk(len(theirs))) for ours, theirs in names.items())
+    # Copies: safetensors refuses tensors that share memory, and files hold plain rows, not channels-last.
     return {name: tensor.clone(memory_format=torch.contiguous_format)
             for theirs, tensors in cut for name, tensor in zip(theirs, tensors, strict=True)}  # fmt: skip
 

@@ -1,9 +1,9 @@
 """Weights that we or others trained.  Files -> `HOIDiffusion`, or a `Pipeline` that makes pictures.  Paper: Sec. 3.3.
 
-The story of a file: `kind_of` says what it is, by the names and shapes of its tensors; `whole_model` says which parts
-of the model it and its neighbours hold (`FilePart`: our names -> theirs); `check_part` compares names and shapes before
-a tensor is read; `read_parts` reads, checks and converts one tensor after the other, so that loading takes the memory
-of the finished model and little more; `load_model` makes the model, `load_pipeline` readies it for pictures.
+The story of a file: kinds.py says what it is; `whole_model` says which parts of the model it and its neighbours hold
+(`FilePart`: our names -> theirs); `check_part` compares names and shapes before a tensor is read; `read_parts` reads,
+checks and converts one tensor after the other, so that loading takes the memory of the finished model and little more;
+`load_model` makes the model, `load_pipeline` readies it for pictures.
 
 Known are our own files, Stable Diffusion 1.x as one file or as a diffusers folder, the official HOIDiffusion release,
 and T2I-Adapters.  Other families, damaged files and pickles that ask for code are refused by name.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hoi.common.command import first_few, positive
+from hoi.common.command import positive
 from hoi.common.files import ASSETS, sha256_of
 from hoi.common.machine import choose_device, has_fast_bf16
 from hoi.common.tensors import Shapes, WeightFile, check_shapes, is_finite, shapes_of
@@ -31,14 +30,21 @@ from hoi.network.model import CONDITION_NAMES, HOIDiffusion
 from hoi.network.pipeline import Pipeline, SamplingSettings
 from hoi.network.text import causal_mask
 from hoi.weights.diffusers_config import FOLDER_PARTS, SCHEDULER_FILE, read_folder_config
+from hoi.weights.kinds import (
+    DIFFUSERS_T2I_ADAPTER,
+    EMA_ONLY,
+    OFFICIAL_ADAPTER,
+    OWN,
+    SINGLE_FILE,
+    T2I_ADAPTER,
+    kind_of,
+)
 from hoi.weights.names import (
     LAST_LAYER,
-    OFFICIAL_BRANCHES,
     POSITION_IDS,
     SHORT_TEXT_PREFIX,
     SINGLE_FILE_EXTRAS,
     TEXT_PREFIX,
-    UNET_PREFIX,
     NameMap,
     diffusers_adapter_names,
     diffusers_unet_names,
@@ -58,102 +64,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 FORMAT_VERSION = "1"  # of our own files
 KEPT_PREFIX = "hoi_"  # of metadata that an export of ours to another layout remembers
 ADAPTER_FOLDERS = {name: f"adapter_{name}" for name in CONDITION_NAMES}  # of an export to diffusers
-VARIANTS = ("", ".fp16", ".non_ema")  # of file names in a diffusers folder, the best first
+# Of file names in a diffusers folder, the best first: plain and fp16 are averages over the training, non_ema is not.
+VARIANTS = ("", ".fp16", ".non_ema")
 WHERE = (
     "Public weights are not shipped: get {what} yourself, under its licence (docs/weights.md). Without {flag}"
     " sample.py uses the built-in miniature"
 )
 # What the official condition encoders learned from: normals of a depth that MiDaS estimated, not of rendered geometry.
 OFFICIAL_NORMAL_SOURCE = "midas"
-
-OWN = "a model of this project"
-SINGLE_FILE = "a Stable Diffusion 1.x file"
-EMA_ONLY = "a Stable Diffusion 1.x file with averaged (EMA) U-Net weights only"
-OFFICIAL_ADAPTER = "condition encoders of the official HOIDiffusion code (model_ad_N.pth)"
-T2I_ADAPTER = "a T2I-Adapter for one condition"
-DIFFUSERS_T2I_ADAPTER = "a T2I-Adapter for one condition, saved by diffusers"
-CLIP = "a CLIP model in open_clip's layout"
-STABLE_DIFFUSION_2 = "a Stable Diffusion 2.x file (text width 1024, many of them v-prediction), expected 1.x"
-WHOLE = "expected the file or folder of a whole model"
-
-# What a file is by the names in it.  The first row counts whose patterns each fit the beginning of some name.
-FOREIGN_FAMILIES = (
-    ("a LoRA (small changes to a model); merge it into a Stable Diffusion 1.x file first, with diffusers",
-     r".*(\.lora_|lora_unet_|\.lora\.)"),
-    ("a Stable Diffusion XL file, expected 1.x", r"conditioner\.embedders\.|model\.diffusion_model\.label_emb\."),
-    ("a ControlNet, which this network has no place for", r"control_model\.|controlnet_cond_embedding\."),
-    ("a transformer model (Stable Diffusion 3 or Flux), expected Stable Diffusion 1.x",
-     r"model\.diffusion_model\.joint_blocks\.|(model\.diffusion_model\.)?double_blocks\."),
-    (STABLE_DIFFUSION_2, r"cond_stage_model\.model\.transformer\."),
-    ("marked as v-prediction, with an unknown schedule; take its diffusers folder, which says how it was made",
-     r"v_pred$"),
-    ("a T2I-Adapter for colour, a smaller network than the condition encoders",
-     r"(adapter\.)?body\.", r".*\.out_conv\."),
-    ("a T2I-Adapter for style, a transformer over CLIP's picture tokens, unlike the condition encoders",
-     r"(adapter\.)?(style_embedding$|transformer_layes\.)"),  # so misspelt in the published file
-)  # fmt: skip
-KINDS = (
-    (SINGLE_FILE, r"model\.diffusion_model\."),
-    (EMA_ONLY, r"model_ema\.diffusion_model"),
-    (OFFICIAL_ADAPTER, rf"(adapter\.)?({'|'.join(OFFICIAL_BRANCHES.values())})\."),
-    (DIFFUSERS_T2I_ADAPTER, r"(adapter\.)?conv_in\.weight$", r"(adapter\.)?body\.0\.resnets\.0\.block1\.weight$"),
-    (T2I_ADAPTER, r"(adapter\.)?conv_in\.weight$", r"(adapter\.)?body\.0\.block1\.weight$"),
-    (CLIP, r"logit_scale$", r"visual\."),
-)
-LONE_PARTS = (
-    (f"the U-Net of a diffusers folder alone; {WHOLE}: give the folder that holds unet/",
-     r"down_blocks\.0\.resnets\.0\.conv1\.weight$"),
-    (f"an autoencoder (VAE) alone; {WHOLE}", r"encoder\.conv_in\.weight$", r"decoder\.conv_in\.weight$"),
-    (f"a CLIP text encoder alone; {WHOLE}", r".*embeddings\.token_embedding\.weight$"),
-)  # fmt: skip
-# Other families by the channels that their first convolution takes.
-UNET_CHANNELS = {9: "an inpainting", 8: "a picture-editing", 5: "a depth-guided"}
-ADAPTER_CHANNELS = {
-    64: "a T2I-Adapter for sketch or canny: one grey channel in, where the condition encoders take three",
-    256: "a T2I-Adapter for Stable Diffusion XL's sketch or canny: one grey channel in, where the condition encoders"
-    " take three",
-    768: "a T2I-Adapter for Stable Diffusion XL (16 x 16 pixels a cell), expected one for 1.x",
-}
-
-
-# --- what a file is ---
-
-
-def _first_row(rows: Iterable[tuple[str, ...]], names: Iterable[str]) -> str | None:
-    for kind, *patterns in rows:
-        if all(any(re.match(pattern, name) for name in names) for pattern in patterns):
-            return kind
-    return None
-
-
-def _foreign_by_shape(shapes: Shapes) -> str | None:
-    """Another family with the names of ours, told by the width that its layers take (dimension 1)."""
-    if any(name.endswith("attn2.to_k.weight") and shape[1:] == (1024,) for name, shape in shapes.items()):
-        return STABLE_DIFFUSION_2
-    channels = shapes.get(UNET_PREFIX + "input_blocks.0.0.weight", (0, 4))[1]
-    if channels != 4:
-        return f"{UNET_CHANNELS.get(channels, 'another')} model: its U-Net takes {channels} channels, expected 4"
-    bare = {name.removeprefix("adapter."): shape for name, shape in shapes.items()}
-    if any(name.startswith("body.") for name in bare):
-        return ADAPTER_CHANNELS.get(bare.get("conv_in.weight", (0, 0))[1])
-    return None
-
-
-def kind_of(file: WeightFile) -> str:
-    """OWN or one of KINDS.  Raises ValueError naming the family of any other file."""
-    if {"format_version", "config", "stage"} <= file.metadata.keys():
-        return OWN
-    if foreign := _first_row(FOREIGN_FAMILIES, file.shapes) or _foreign_by_shape(file.shapes):
-        raise ValueError(f"{file.path} is {foreign}")
-    if kind := _first_row(KINDS, file.shapes):
-        return kind
-    if lone := _first_row(LONE_PARTS, file.shapes):
-        raise ValueError(f"{file.path} is {lone}")
-    raise ValueError(
-        f"{file.path} is no weight file known here: {len(file.shapes)} tensors, the first"
-        f" {first_few(sorted(file.shapes)) or 'none'}; expected {SINGLE_FILE}, {T2I_ADAPTER},"
-        f" {OFFICIAL_ADAPTER}, or {OWN}"
-    )
 
 
 # --- which parts of the model it holds: one function a layout ---
@@ -185,6 +103,7 @@ def single_file(file: WeightFile, config: ModelConfig, ema_only: bool) -> FilePa
     ours = expected_shapes(config, with_conditions=False)
     short = any(name.startswith(SHORT_TEXT_PREFIX + "embeddings.") for name in file)
     names = single_file_names(ours, config.text, SHORT_TEXT_PREFIX if short else TEXT_PREFIX)
+    # Full files (v1-5-pruned) hold the U-Net's averages beside its weights: left alone, unless there is nothing else.
     averages = {name: (ema_name(theirs),) for name, (theirs, *_) in names.items() if name.startswith("unet.")}
     extras = SINGLE_FILE_EXTRAS | {theirs for (theirs,) in averages.values()}
     return FilePart(file, names | averages if ema_only else names, frozenset(extras))
@@ -268,12 +187,13 @@ def _kept_metadata(file: WeightFile) -> dict[str, str]:
 
 def _foreign_metadata(path: Path, config: ModelConfig, file: WeightFile, stage: str) -> dict[str, str]:
     """What a file of ours would say of the training, for one that does not."""
+    # The official training writes its steps into the name: model_sd_5000.ckpt.
     digits = "".join(character for character in path.stem.partition("model_sd_")[2] if character.isdigit())
     guessed = {
         "preset": config.name,
         "step": digits or "0",
         "command": f"read from {path.name}",
-        "scaling_factor_measured": "yes",  # it came with the VAE
+        "scaling_factor_measured": "yes",  # it came with the VAE, so training need not measure it
     }
     return guessed | _kept_metadata(file) | {"stage": stage}
 
@@ -338,7 +258,7 @@ def read_parts(
     Raises ValueError when a file does not fit, or when a value is no number that `dtype` can hold.
     """
     expected = expected_shapes(config, with_conditions=True)
-    for part in parts:
+    for part in parts:  # all of them first: gigabytes may have to be read before a misfit would show
         check_part(part, expected)
     state: dict[str, Tensor] = {}
     for part in parts:
@@ -352,6 +272,7 @@ def read_parts(
             layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
             state[ours] = tensor.to(device, wanted, copy=True, memory_format=layout)
             if not is_finite(state[ours]):
+                # float16 ends at 65,504: beyond, a weight becomes infinite, and every picture NaN.
                 cause = f"as {wanted}" if is_finite(tensor) else "in the file"
                 raise ValueError(f"{part.file.path}: {theirs[0]} holds NaN or infinite values ({cause})")
         part.file.unmap()
@@ -398,7 +319,7 @@ def model_of(config: ModelConfig, state: Mapping[str, Tensor]) -> HOIDiffusion:
 
     Condition encoders are there when the tensors have them.  Raises RuntimeError when names or shapes do not fit.
     """
-    with torch.device("meta"):
+    with torch.device("meta"):  # neither memory nor random numbers for weights that are replaced at once
         model = HOIDiffusion(config, with_conditions=any(name.startswith("condition_encoders.") for name in state))
     model.load_state_dict(state, strict=True, assign=True)
     # The mask is no weight: it is in no file.
@@ -429,7 +350,7 @@ def load_adapter(model: HOIDiffusion, path: str | Path) -> None:
             raise ValueError(f"{path} is {kind}, expected {OFFICIAL_ADAPTER}{hint}")
         parts = [official_adapter(file, ours)]
         metadata["normal_source"] = OFFICIAL_NORMAL_SOURCE
-    state = _read_like_unet(parts, model)
+    state = _read_like_unet(parts, model)  # raises before anything is changed
     if model.condition_encoders is None:
         model.add_condition_encoders()
     encoders = {name.removeprefix("condition_encoders."): tensor for name, tensor in state.items()}
@@ -484,6 +405,7 @@ def source_hash(path: str | Path) -> str:
     path = Path(path)
     if not path.is_dir():
         return sha256_of(path)
+    # Only what decides pictures: folders also have previews, safety checkers and the caches of download tools.
     parts = (*FOLDER_PARTS, SCHEDULER_FILE.parent, *ADAPTER_FOLDERS.values())
     found = (file for part in parts for file in (path / part).glob("*"))
     files = sorted(file for file in found if file.suffix in (".safetensors", ".bin", ".json"))

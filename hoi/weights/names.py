@@ -22,6 +22,7 @@ from hoi.network.vae import VAEConfig
 
 NameMap = dict[str, tuple[str, ...]]
 
+# Of a single file; the original trainer's modules give their names.
 UNET_PREFIX, VAE_PREFIX = "model.diffusion_model.", "first_stage_model."
 TEXT_PREFIX = "cond_stage_model.transformer.text_model."
 SHORT_TEXT_PREFIX = "cond_stage_model.transformer."  # some re-saves, and the official HOIDiffusion training
@@ -155,7 +156,7 @@ def _unet_places(config: UNetConfig) -> dict[str, str]:
         for layer in range(count + 1):  # upwards diffusers counts the coarsest level as 0
             block = f"output_blocks.{(levels - 1 - level) * (count + 1) + layer}"
             there = f"up_blocks.{levels - 1 - level}"
-            attends = level in config.attention_levels
+            attends = level in config.attention_levels  # then the upsampling stands behind the attention, as number 2
             places[f"{block}.0"] = f"{there}.resnets.{layer}"
             if attends:
                 places[f"{block}.1"] = f"{there}.attentions.{layer}"
@@ -204,7 +205,7 @@ def padded_levels(config: UNetConfig) -> tuple[int, ...]:
 def padding(config: UNetConfig, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """The padded levels' tensors under diffusers' names: norms scale by one, everything else is zero.
 
-    Only the last layers must be zero; the other values are what keeps the attention's numbers finite.
+    The last layers alone must be zero; the rest is what diffusers' own layers start with, as far as it is not random.
     """
     tensors = {}
     for level in padded_levels(config):

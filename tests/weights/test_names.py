@@ -8,7 +8,7 @@ import torch
 from hoi.network.config import sd1_config
 from hoi.network.model import HOIDiffusion
 from hoi.weights import names as names_module
-from hoi.weights.load import EMA_ONLY, SINGLE_FILE, kind_of
+from hoi.weights.kinds import EMA_ONLY, SINGLE_FILE, kind_of
 
 # sha256 over sorted lines.  The tables: the names of a Stable Diffusion 1.x file, and what diffusers' own converters
 # make of each (made by feeding them numbered tensors), for all 1130 tensors; and the 16 older names in its VAE.

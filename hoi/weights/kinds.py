@@ -1,0 +1,103 @@
+"""What a weight file is, by the names and shapes of its tensors.  WeightFile -> one of KINDS, or an error.
+
+A file of another family (Stable Diffusion 2.x or XL, LoRA, ControlNet, ...) or with a piece of a model alone is refused
+by what it is: its tensors would only be told as missing and unexpected ones, by the hundred.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from hoi.common.command import first_few
+from hoi.common.tensors import Shapes, WeightFile
+from hoi.weights.names import OFFICIAL_BRANCHES, UNET_PREFIX
+
+OWN = "a model of this project"
+SINGLE_FILE = "a Stable Diffusion 1.x file"
+EMA_ONLY = "a Stable Diffusion 1.x file with averaged (EMA) U-Net weights only"
+OFFICIAL_ADAPTER = "condition encoders of the official HOIDiffusion code (model_ad_N.pth)"
+T2I_ADAPTER = "a T2I-Adapter for one condition"
+DIFFUSERS_T2I_ADAPTER = "a T2I-Adapter for one condition, saved by diffusers"
+CLIP = "a CLIP model in open_clip's layout"
+STABLE_DIFFUSION_2 = "a Stable Diffusion 2.x file (text width 1024, many of them v-prediction), expected 1.x"
+WHOLE = "expected the file or folder of a whole model"
+
+# What a file is by the names in it.  The first row counts whose patterns each fit the beginning of some name.  Foreign
+# families come first, for most of them have the names of Stable Diffusion 1.x as well.
+FOREIGN_FAMILIES = (
+    ("a LoRA (small changes to a model); merge it into a Stable Diffusion 1.x file first, with diffusers",
+     r".*(\.lora_|lora_unet_|\.lora\.)"),
+    ("a Stable Diffusion XL file, expected 1.x", r"conditioner\.embedders\.|model\.diffusion_model\.label_emb\."),
+    ("a ControlNet, which this network has no place for", r"control_model\.|controlnet_cond_embedding\."),
+    ("a transformer model (Stable Diffusion 3 or Flux), expected Stable Diffusion 1.x",
+     r"model\.diffusion_model\.joint_blocks\.|(model\.diffusion_model\.)?double_blocks\."),
+    (STABLE_DIFFUSION_2, r"cond_stage_model\.model\.transformer\."),
+    ("marked as v-prediction, with an unknown schedule; take its diffusers folder, which says how it was made",
+     r"v_pred$"),
+    ("a T2I-Adapter for colour, a smaller network than the condition encoders",
+     r"(adapter\.)?body\.", r".*\.out_conv\."),
+    ("a T2I-Adapter for style, a transformer over CLIP's picture tokens, unlike the condition encoders",
+     r"(adapter\.)?(style_embedding$|transformer_layes\.)"),  # so misspelt in the published file
+)  # fmt: skip
+KINDS = (
+    (SINGLE_FILE, r"model\.diffusion_model\."),
+    (EMA_ONLY, r"model_ema\.diffusion_model"),
+    (OFFICIAL_ADAPTER, rf"(adapter\.)?({'|'.join(OFFICIAL_BRANCHES.values())})\."),
+    (DIFFUSERS_T2I_ADAPTER, r"(adapter\.)?conv_in\.weight$", r"(adapter\.)?body\.0\.resnets\.0\.block1\.weight$"),
+    (T2I_ADAPTER, r"(adapter\.)?conv_in\.weight$", r"(adapter\.)?body\.0\.block1\.weight$"),
+    (CLIP, r"logit_scale$", r"visual\."),
+)
+LONE_PARTS = (
+    (f"the U-Net of a diffusers folder alone; {WHOLE}: give the folder that holds unet/",
+     r"down_blocks\.0\.resnets\.0\.conv1\.weight$"),
+    (f"an autoencoder (VAE) alone; {WHOLE}", r"encoder\.conv_in\.weight$", r"decoder\.conv_in\.weight$"),
+    (f"a CLIP text encoder alone; {WHOLE}", r".*embeddings\.token_embedding\.weight$"),
+)  # fmt: skip
+# Other families by the channels that their first convolution takes.
+UNET_CHANNELS = {9: "an inpainting", 8: "a picture-editing", 5: "a depth-guided"}
+ADAPTER_CHANNELS = {
+    64: "a T2I-Adapter for sketch or canny: one grey channel in, where the condition encoders take three",
+    256: "a T2I-Adapter for Stable Diffusion XL's sketch or canny: one grey channel in, where the condition encoders"
+    " take three",
+    768: "a T2I-Adapter for Stable Diffusion XL (16 x 16 pixels a cell), expected one for 1.x",
+}
+
+
+def _first_row(rows: Iterable[tuple[str, ...]], names: Iterable[str]) -> str | None:
+    """The first entry of the first row that fits; None when none does."""
+    for kind, *patterns in rows:
+        if all(any(re.match(pattern, name) for name in names) for pattern in patterns):
+            return kind
+    return None
+
+
+def _foreign_by_shape(shapes: Shapes) -> str | None:
+    """Another family with the names of ours, told by how many channels its layers take (dimension 1)."""
+    if any(name.endswith("attn2.to_k.weight") and shape[1:] == (1024,) for name, shape in shapes.items()):
+        return STABLE_DIFFUSION_2
+    channels = shapes.get(UNET_PREFIX + "input_blocks.0.0.weight", (0, 4))[1]
+    if channels != 4:
+        return f"{UNET_CHANNELS.get(channels, 'another')} model: its U-Net takes {channels} channels, expected 4"
+    bare = {name.removeprefix("adapter."): shape for name, shape in shapes.items()}
+    if any(name.startswith("body.") for name in bare):
+        return ADAPTER_CHANNELS.get(bare.get("conv_in.weight", (0, 0))[1])
+    return None
+
+
+def kind_of(file: WeightFile) -> str:
+    """OWN or one of KINDS.  Raises ValueError naming the family of any other file."""
+    if {"format_version", "config", "stage"} <= file.metadata.keys():
+        return OWN
+    if foreign := _first_row(FOREIGN_FAMILIES, file.shapes) or _foreign_by_shape(file.shapes):
+        raise ValueError(f"{file.path} is {foreign}")
+    if kind := _first_row(KINDS, file.shapes):
+        return kind
+    # Asked for last: a whole model has these names too, behind others.
+    if lone := _first_row(LONE_PARTS, file.shapes):
+        raise ValueError(f"{file.path} is {lone}")
+    raise ValueError(
+        f"{file.path} is no weight file known here: {len(file.shapes)} tensors, the first"
+        f" {first_few(sorted(file.shapes)) or 'none'}; expected {SINGLE_FILE}, {T2I_ADAPTER},"
+        f" {OFFICIAL_ADAPTER}, or {OWN}"
+    )
