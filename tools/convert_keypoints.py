@@ -1,4 +1,4 @@
-"""Keypoints of FrankMocap, HaMeR and MediaPipe -> the JSON that hoi/verify/predictions.py reads.
+"""Keypoints of FrankMocap, HaMeR and MediaPipe -> the JSON that python -m hoi.verify and python -m hoi.metrics read.
 
     python tools/convert_keypoints.py frankmocap dumped.json --out keypoints.json
     python tools/convert_keypoints.py hamer dumped.json --out keypoints.json
@@ -37,7 +37,7 @@ from hoi.geometry.hand import MANO_TO_OPENPOSE  # noqa: E402
 from hoi.verify.predictions import numbers  # noqa: E402
 
 MEDIAPIPE_MODEL = "https://ai.google.dev/edge/mediapipe/solutions/vision/hand_landmarker"
-MAX_HANDS = 2
+MAX_HANDS = 2  # of a picture: the nearest to the annotated one is scored, and more cost time
 
 
 def from_frankmocap(people: Any, place: str) -> Iterator[dict[str, Any]]:
@@ -150,32 +150,30 @@ def _mediapipe_hands(found: Any, height: int, width: int) -> Iterator[dict[str, 
 
 
 def write_predictions(path: Path, predictions: dict[str, list[dict[str, Any]]]) -> None:
-    """Write what hoi.verify.predictions.read_keypoint_predictions reads."""
+    """Write what `read_keypoint_predictions` reads."""
     text = json.dumps({"predictions": predictions}, default=lambda array: array.tolist())
     write_whole(path, (text + "\n").encode())
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Arguments from the command line: the tool, its output or a folder, and the file to write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tools = parser.add_subparsers(dest="tool", required=True)
-    for tool in (*CONVERTERS, "mediapipe"):
-        runs = tool == "mediapipe"
-        add = tools.add_parser(tool, help="run it on a dataset folder" if runs else "convert its output").add_argument
-        what = "a dataset folder with pictures" if runs else "what the tool's Python call returned, as JSON"
-        add("source", metavar="DIR" if runs else "FILE", type=Path, help=what)
-        add(
-            "--out", metavar="FILE", type=Path, required=True, help="keypoints for python -m hoi.verify and hoi.metrics"
-        )
-        if runs:
-            add(
-                "--model", metavar="FILE", type=Path, required=True, help=f"hand_landmarker.task, see {MEDIAPIPE_MODEL}"
-            )
+    for tool in CONVERTERS:
+        add = tools.add_parser(tool, help="convert its output").add_argument
+        add("source", metavar="FILE", type=Path, help="what the tool's Python call returned, as JSON")
+    mediapipe = tools.add_parser("mediapipe", help="run it on a dataset folder")
+    mediapipe.add_argument("source", metavar="DIR", type=Path, help="a dataset folder with pictures")
+    mediapipe.add_argument("--model", metavar="FILE", type=Path, required=True,
+                           help=f"hand_landmarker.task, see {MEDIAPIPE_MODEL}")  # fmt: skip
+    for tool in tools.choices.values():
+        tool.add_argument("--out", metavar="FILE", type=Path, required=True,
+                          help="keypoints for python -m hoi.verify and hoi.metrics")  # fmt: skip
     return parser.parse_args()
 
 
 def main(args: argparse.Namespace) -> None:
+    """Convert, or run MediaPipe; write the file and say how many hands it has."""
     if args.tool == "mediapipe":
         predictions = run_mediapipe(args.source, args.model)
     else:

@@ -40,6 +40,7 @@ def sample(out: Path, *flags: str) -> tuple[list[dict], list[np.ndarray]]:
 
 
 def main() -> None:
+    """Make the pictures and say how large they are."""
     weights = ["--checkpoint", sys.argv[1]] if len(sys.argv) > 1 else []
     runs, docs = ROOT / "runs" / "readme", ROOT / "docs"
     docs.mkdir(exist_ok=True)

@@ -171,6 +171,7 @@ def other_order(table: Table, column: Column, reports: Mapping[str, Report]) -> 
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Arguments from the command line, or a list."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--tables", nargs="+", choices=TABLES, default=list(TABLES))
@@ -184,6 +185,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
+    """Measure every model that the tables need once, then write and print the tables."""
     estimators = toy_tables.load_toy_estimators(args.verifier, args.clip, args.reference, args.out / "features")
     names = dict.fromkeys(name for key in args.tables for name in TABLES[key].rows)
     reports = {name: measured(name, args, estimators) for name in [*names, CEILING]}
