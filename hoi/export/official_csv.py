@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from hoi.data.folder import CONDITION_KEYS, array_of, load_label_map
 from hoi.export.folder import copy_picture, lacking
+from hoi.geometry.camera import OPENGL_TO_OPENCV
 from hoi.geometry.hand import MANO_TO_OPENPOSE
 from hoi.sources.official_csv import SCENERY_COLUMNS, TRAIN_COLUMNS
 
@@ -34,7 +35,6 @@ FOR_LABELS = (
     "hand_side", "hand_model", "global_orient", "hand_pose", "transl", "keypoints_3d", "object_to_camera",
     "object_path", "depth_file_name", "intrinsics",
 )  # fmt: skip
-OPENCV_TO_OPENGL = np.diag([1.0, -1.0, -1.0])
 
 
 def unfit_for_csv(record: dict[str, Any]) -> str:
@@ -92,7 +92,7 @@ def label_arrays(record: dict[str, Any]) -> dict[str, np.ndarray]:
     There the camera looks along -z and y is up; R_obj turns the object, the hand is given in the turned object's frame,
     and t_obj is added to both.  joint3d is in MANO's order followed by the five tips, before t_obj is added.
     """
-    flip = OPENCV_TO_OPENGL
+    flip = OPENGL_TO_OPENCV[:3, :3]  # and back
     object_to_camera = array_of(record, "object_to_camera")
     keypoints_3d, transl = array_of(record, "keypoints_3d"), np.array(record["transl"])
     obj_trans = flip @ object_to_camera[:3, 3]
@@ -109,7 +109,7 @@ def label_arrays(record: dict[str, Any]) -> dict[str, np.ndarray]:
         "obj_pose": flip @ object_to_camera[:3, :3],
         "obj_trans": obj_trans,
         "intrinsics": array_of(record, "intrinsics"),
-        "extrinsics": np.diag([1.0, -1.0, -1.0, 1.0]),
+        "extrinsics": OPENGL_TO_OPENCV,
         "hand_betas": np.array(record["hand_betas"] or [0.0] * 10)[None],  # none: a hand of mean shape
         "hand_side": np.array(record["hand_side"]),
         "hand_model": np.array(record["hand_model"]),

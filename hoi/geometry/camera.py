@@ -1,9 +1,8 @@
 """Pinhole camera.  A place to stand and a point to look at -> Camera; 3D points -> pixels.  Paper: Sec. 3.2.
 
 OpenCV convention everywhere: x right, y down, z forward, pixel centres at integers.  "World" is the canonical object
-frame (metres, z up), so world_to_camera is also object_to_camera.
-
-Framings: points of hand and object -> cameras that show them.  Paper: Sec. 3.2 (views of the grasp).
+frame (metres, z up), so world_to_camera is also object_to_camera.  At the end, candidate_cameras chooses views that
+show hand and object.
 """
 
 from __future__ import annotations
@@ -16,11 +15,21 @@ OFFICIAL_FOV_DEG = 60.0  # vertical; gives focal length 443.405 px at 512
 # Vertical fields of view.  nocs: the middle square of the 640x480 pictures of NOCS-CAMERA, focal length 577.5 px there
 # and 616 at 512, so that pictures shrunk to 480 fit into its frames (hoi/export/nocs.py).
 CAMERA_FOV_DEG = {"official": OFFICIAL_FOV_DEG, "nocs": float(np.degrees(2 * np.arctan(240 / 577.5)))}
+# Where cameras stand and look: the ranges of the authors' released test-data script, but for the azimuth, which is 0 to
+# 0.1 degrees there, in effect always in front.
 DISTANCE_RANGE = (0.35, 0.45)  # metres from the object's centre
 ELEVATION_RANGE_DEG = (5.0, 60.0)
 AZIMUTH_RANGE_DEG = (0.0, 360.0)
-OFFICIAL_AZIMUTH_RANGE_DEG = (0.0, 0.1)  # the official release, in effect always in front
+OFFICIAL_AZIMUTH_RANGE_DEG = (0.0, 0.1)
 LOOK_AT_RADIUS = 0.05  # metres
+OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])  # axes of cameras: y up and looking along -z there; its own inverse
+FRAMINGS = ("official", "tight")
+# Tried for each grasp.  Of an approach's frames 32 % have a keypoint outside the picture with the first of them, 24, 18
+# and 13 % with the best of 4, 8 and 16; each costs a projection, no rendering.
+CAMERAS_PER_GRASP = 8
+WRIST_MARGIN = 0.02  # of the picture: how far inside the border a tight framing places the wrist
+TIGHT_MARGINS = (1.06, 1.3)  # side of a tightly framed picture over side of the box around hand and object
+SMALLEST_CROP = 8.0  # pixels of the untightened picture: what is far away would else be magnified without end
 
 
 @dataclass(frozen=True)
@@ -149,7 +158,7 @@ def sample_camera(
     fov_deg        vertical field of view, degrees
     returns        Camera 0.35 to 0.45 m away, 5 to 60 degrees above the horizon, aimed at a point on a sphere of
                    radius 0.05 m around the origin (so the object is not always in the middle)
-    Source: the ranges of the authors' released test-data script (paper Sec. 3.2 renders along such views).
+    Source: the authors' released test-data script (paper Sec. 3.2 renders along such views).
     """
     distance = generator.uniform(*DISTANCE_RANGE)
     elevation = np.radians(generator.uniform(*ELEVATION_RANGE_DEG))
@@ -161,11 +170,6 @@ def sample_camera(
     ])
     world_to_camera = look_at(position, target, np.array([0.0, 0.0, 1.0]))
     return Camera(make_intrinsics(height, width, fov_deg), world_to_camera, height, width)
-
-
-FRAMINGS = ("official", "tight")
-CAMERAS_PER_GRASP = 8
-WRIST_MARGIN = 0.02  # of the picture: how far inside the border a tight framing places the wrist
 
 
 def scale_camera(camera: Camera, factor: int) -> Camera:
@@ -189,16 +193,16 @@ def tighten(camera: Camera, points: np.ndarray, wrist: np.ndarray | None, margin
     returns  the camera and how far the wrist stays from the border, as a fraction of the picture (0 without a hand)
     """
     pixels = project(transform_points(camera.world_to_camera, points), camera.intrinsics)
-    if not np.isfinite(pixels).all():
+    if not np.isfinite(pixels).all():  # something is behind the camera: the worst view there is
         return camera, np.inf
     low, high = pixels.min(axis=0), pixels.max(axis=0)
-    side = max(margin * (high - low).max(), 8.0)
+    side = max(margin * (high - low).max(), SMALLEST_CROP)
     corner = (low + high - side) / 2  # top left of the square box
     gap = 0.0
     if wrist is not None:
         position = project(transform_points(camera.world_to_camera, wrist), camera.intrinsics)
         # Move the box along the axis where that brings a border nearest to the wrist, while the points stay inside.
-        slack = 0.01 * side
+        slack = 0.01 * side  # skin reaches a little beyond the keypoints among the points
         candidates = []
         for axis in (0, 1):
             to_low = min(position[axis] - WRIST_MARGIN * side, low[axis] - slack)
@@ -219,15 +223,17 @@ def candidate_cameras(
 ) -> list[Camera]:
     """Cameras in order of preference: most frames with the whole hand in the picture, then the wrist at the border.
 
-    points  (N, 3) object;  hand_keypoints (frames, 21, 3), frames may be 0; world
-    fov_deg of the official framing; the tight one zooms in from there
+    height, width, official, fov_deg  as in sample_camera; a tight framing zooms in from there
+    framing         one of FRAMINGS
+    points          (N, 3) of the object's surface, world
+    hand_keypoints  (frames, 21, 3) world; frames may be 0
     """
     cameras, costs = [], []
     everything = np.concatenate([points, hand_keypoints.reshape(-1, 3)])
     wrist = hand_keypoints[-1, 0] if len(hand_keypoints) else None
     for _ in range(CAMERAS_PER_GRASP):
         camera, gap = sample_camera(generator, height, width, official, fov_deg), 0.0
-        margin = generator.uniform(1.06, 1.3)
+        margin = generator.uniform(*TIGHT_MARGINS)
         if framing == "tight":
             camera, gap = tighten(camera, everything, wrist, margin)
         keypoints_2d = project(transform_points(camera.world_to_camera, hand_keypoints), camera.intrinsics)

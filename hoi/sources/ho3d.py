@@ -13,12 +13,11 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from hoi.common.files import array_globals, restricted_load
-from hoi.geometry.camera import project, transform_points
+from hoi.geometry.camera import OPENGL_TO_OPENCV, project, transform_points
 from hoi.geometry.hand import MANO_TO_OPENPOSE, HandModel, HandParams, hand_in_camera, load_hand
 from hoi.sources.dexycb import YCB_NOUNS, load_ycb, missing_ycb
 from hoi.sources.frame import PosedObject, Rejected, SourceFrame, read_picture
 
-OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 DEPTH_SCALE = 0.00012498664727900177  # metres per step of the depth pictures
 SPLIT_FOLDERS = ("train", "evaluation")
 # What is read of a frame's annotation, with how many numbers it has.
