@@ -55,7 +55,7 @@ from hoi.sources.ho3d import HO3D
 from hoi.sources.official_csv import OfficialCSV
 from hoi.toyworld.words import check_placeholders
 
-LEFT_OUT = "the hand leaves the picture, or hand or object is hidden"
+LEFT_OUT = "the hand leaves the picture, or hand or object is hidden"  # the only reasons why a scene gives no record
 
 
 def parse_content(word: str) -> tuple[str, float]:
@@ -97,6 +97,7 @@ def add_object_flags(parser: argparse.ArgumentParser) -> None:
     add("--units", help="unit of mesh files: m, dm, cm, mm, in, or metres per unit as a number (default: guessed from "
         "their size, and said)")
     add("--up", choices=("y", "z"), help="vertical axis of mesh files (default: y for glTF, else z)")
+    # The defaults are 16 objects with 8 grasps each: a minute of search on one core, once, for a first try.
     add("--object-instances", type=positive, default=4, metavar="K", help="random shapes of each built-in family")
     add("--object-seed", type=int, default=0, metavar="N",
         help="first shape; families use shapes N to N+K-1, so train and held-out sets need not overlap")
@@ -218,6 +219,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         help="only validate a folder: files, keypoints, masks and depth against a re-render; exits 1 on a problem")
     args = parser.parse_args(arguments)
     args.content = dict(args.content)
+    # Defaults that depend on what is made: of a real dataset all frames are wanted, of scenes there is no end; and the
+    # authors' CSV has no meshes to render normals from.
     if args.count is None and not wants_real_pictures(args):
         args.count = 100
     args.normals = args.normals or ("estimated" if args.csv else "rendered")
@@ -234,7 +237,7 @@ def wants_real_pictures(args: argparse.Namespace) -> bool:
 def contradiction(args: argparse.Namespace) -> str | None:
     """What is wrong with a combination of flags, if anything is: a flag that would do nothing is refused."""
     real = wants_real_pictures(args)
-    refused = (
+    refused = (  # whether it is wrong, and what is told then
         ((args.captions or args.captioner) and not real,
          "--captions and --captioner are for real pictures: pass --dexycb, --ho3d or --csv as well"),
         (not args.dexycb and (args.subjects or args.cameras or args.paint_objects == "all"),
@@ -279,6 +282,7 @@ def scene_settings(args: argparse.Namespace) -> SceneSettings:
 def describe_scenes(args: argparse.Namespace, settings: SceneSettings, objects: list[GraspedObject]) -> dict[str, Any]:
     """What goes to dataset.json."""
     meshes = [item.object_mesh for item in objects]
+    # A mesh file that was edited makes another job; the name alone would not show it.
     digest = [hashlib.sha256(mesh.vertices.tobytes() + mesh.faces.tobytes()).hexdigest()[:8] for mesh in meshes]
     # Without what older folders do not say: they go on.
     job = {key: value for key, value in asdict(settings).items() if (key, value) != ("camera", "official")}
@@ -333,7 +337,7 @@ def find_all_grasps(settings: SceneSettings, meshes: list[ObjectMesh], run: Any)
 
 
 def make_scenes(args: argparse.Namespace) -> None:
-    """Object meshes -> grasps -> records, scene by scene in order, so that every run writes the same lines."""
+    """Object meshes -> grasps -> records, scene by scene."""
     if args.mano:  # read here too, so that a bad file is refused before any worker starts
         notes = load_hand(args.mano).notes
         print("\n".join(notes), end="\n" if notes else "")
@@ -347,15 +351,17 @@ def make_scenes(args: argparse.Namespace) -> None:
     # Before minutes of search; objects without grasps drop out, so the list of objects is compared after it.
     refuse_other_job(args.out, describe_scenes(args, settings, []), ignoring=("objects",))
     per_scene = settings.records_per_scene
-    scenes = -(-args.count // per_scene)
+    scenes = -(-args.count // per_scene)  # whole scenes: a trajectory must not end on the way
     build = partial(SceneMaker, settings, meshes, args.out, args.cache, args.mano, args.grabnet)
     with mapper(args.workers, build) as run:
+        # The first task, so that a renderer that cannot start is told before the search.
         print(f"renderer: {next(iter(run(SceneMaker.renderer_used, [0])))}")
         writer = DatasetWriter(args.out, describe_scenes(args, settings, find_all_grasps(settings, meshes, run)))
         todo = [k for k in range(scenes) if not all(writer.done(i) for i in range(k * per_scene, (k + 1) * per_scene))]
         print(f"{scenes} scenes x {per_scene} records -> {args.out}, {len(writer)} records are there already")
         before = len(writer)
         with continued_after(writer), tqdm(total=len(todo) * per_scene, unit="record") as bar:
+            # In order of number, whatever worker was first: every run writes the same lines.
             for records in run(SceneMaker.make_scene, todo):
                 for record in records:
                     if not writer.done(record["index"]):

@@ -45,6 +45,7 @@ def write_annotations(folder: Path, records: list[dict[str, Any]], out: Path) ->
                 count += 1
                 line = {"id": count, "image_id": record["index"], **annotation}
                 stream.write(("," if count > 1 else "") + "\n" + json.dumps(line))
+        # COCO's readers want the key, but terms that go with every source need more room than it has.
         rest = {"images": images, "categories": categories(category_ids), "licenses": []}
         rest["info"] = {"description": "hands and objects; sources and licences: README.md"}
         stream.write("\n], " + json.dumps(rest)[1:] + "\n")
@@ -64,6 +65,7 @@ def annotations_of(folder: Path, record: dict[str, Any], category_ids: dict[str,
         return
     labels = load_label_map(folder, record)
     hand, hand_mask, object_mask = hand_annotation(record), labels == HAND, labels == OBJECT
+    # Keys of ours that COCO has not stand behind its own.
     if hand_mask.any():
         yield {"category_id": HAND_CATEGORY, **region(hand_mask), **_keypoints(folder, record, labels), **(hand or {})}
     if object_mask.any():
@@ -98,7 +100,7 @@ def run_lengths(mask: np.ndarray) -> str:
     changes = np.flatnonzero(np.diff(pixels)) + 1
     runs = np.diff(np.concatenate([[0], changes, [pixels.size]]))
     if pixels[0]:
-        runs = np.insert(runs, 0, 0)
+        runs = np.insert(runs, 0, 0)  # zeros come first, were there any or not
     numbers = runs.copy()
     numbers[3:] -= runs[1:-2]
     characters = []
@@ -133,5 +135,6 @@ def keypoint_states(
     keypoints_2d (21, 2) pixels; labels (H, W) 0/1/2; depth (H, W) metres; z (21,) metres, depth of the joints
     """
     height, width = labels.shape
+    # Pixel centres lie at integers, so the picture reaches half a pixel farther.
     inside = ((keypoints_2d > -0.5) & (keypoints_2d < np.array([width, height]) - 0.5)).all(axis=1)
     return np.where(inside, np.where(joints_shown(keypoints_2d, labels, depth, z), VISIBLE, HIDDEN), MISSING)

@@ -58,6 +58,7 @@ def export_folder(
             left_out += target.write(folder, fit, unfinished, **({"labels": True} if labels else {})) or {}
         written = len(records) - left_out.total()
         if not written:
+            # Here, inside the block: an export without records must not stay.
             raise ValueError(f"{folder} has no record for {file_format}{left_out_lines(left_out)}")
         card = card_text(read_card(folder, records))
         notes = f"{target.layout}\n\n{written} records{left_out_lines(left_out)}\n\n{card}"

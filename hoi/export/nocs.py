@@ -78,6 +78,7 @@ def unfit_for_nocs(record: dict[str, Any]) -> str:
     if absent := lacking(record, NOCS_KEYS):
         return absent
     height, width = record["height"], record["width"]
+    # Half a frame's height over its focal length is the same at every size, so pictures of any size will do.
     wanted = make_intrinsics(height, height, CAMERA_FOV_DEG["nocs"])
     given = array_of(record, "intrinsics")
     if height != width or not np.allclose(given, wanted, atol=1e-3):
@@ -140,6 +141,8 @@ def draw_frame(
     left, top, right, bottom = box_of(visible)
     if right - left > MAX_WIDTH or bottom - top > MAX_HEIGHT:
         return f"the object is larger than {MAX_WIDTH} x {MAX_HEIGHT} pixels"
+    # The object's depth is rendered anew: readers fit coordinates to depths, so both have the frame's resolution.  The
+    # hand's is the record's.
     depth = np.where(visible, seen.depth, _in_frame(load_depth(folder, record)))
     rotation, translation = normalization.pose(object_to_camera)
     rows, columns = np.nonzero(visible)

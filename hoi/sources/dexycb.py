@@ -22,7 +22,8 @@ from hoi.geometry.mano import read_pca
 from hoi.geometry.objects import ObjectMesh, read_mesh
 from hoi.sources.frame import PosedObject, Rejected, SourceFrame, read_millimetres, read_picture
 
-# Name of each model and what captions call it; ids run from 1.
+# Name of each model, and what captions call it: a plain noun, without the catalogue's number and brands, which text
+# encoders know.  Ids run from 1.
 YCB = (
     ("002_master_chef_can", "can"), ("003_cracker_box", "cracker box"), ("004_sugar_box", "sugar box"),
     ("005_tomato_soup_can", "soup can"), ("006_mustard_bottle", "mustard bottle"), ("007_tuna_fish_can", "tuna can"),
@@ -36,8 +37,9 @@ YCB_NOUNS = dict(YCB)
 # In metres.  The models measure some 5 to 30 cm: one in millimetres or centimetres is far outside, whatever it shows.
 MODEL_EXTENT = (0.01, 0.6)
 
-HEIGHT, WIDTH = 480, 640
-HAND_LABEL = 255
+HEIGHT, WIDTH = 480, 640  # of all pictures and labels
+HAND_LABEL = 255  # in seg, for hands of both sides
+# Serial numbers in the toolkit's order, by which splits name cameras.
 CAMERAS = (
     "836212060125", "839512060362", "840412060917", "841412060263", "932122060857", "932122060861", "932122061900",
     "932122062010",
@@ -104,6 +106,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     class Loader(yaml.SafeLoader):  # a class of our own: the constructor must not be added to everybody's
         pass
 
+    # The calibration files carry this tag, which a plain SafeLoader refuses.
     Loader.add_constructor("tag:yaml.org,2002:python/tuple", Loader.construct_sequence)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; it is part of DexYCB")
@@ -270,6 +273,7 @@ class DexYCB:
         found = {path.name: path for path in sorted(self.root.glob("*-subject-*")) if path.is_dir()}
         if not found:
             raise FileNotFoundError(f"{self.root} has no folder like 20200709-subject-01: it is not the root of DexYCB")
+        # "20200709-subject-01" is subject 1 for those who read the paper of the dataset.
         by_number = {str(int(name[-2:])): name for name in found}
         wanted = None if subjects is None else [by_number.get(subject, subject) for subject in subjects]
         allowed = [path for name in _chosen("subject", wanted, list(found)) if int(name[-2:]) in part.subjects
@@ -292,6 +296,7 @@ class DexYCB:
         place, camera, frame = (int(value) for value in self.rows[number])
         recording, serial = self.recordings[place], CAMERAS[camera]
         folder = recording.folder / serial
+        # Labels first: they say whether the pictures are worth reading.
         labels = read_labels(folder / f"labels_{frame:06d}.npz", len(recording.ycb_ids))
         # How the toolkit marks what is not in the picture: -1 for joints, zeros for poses.
         if (labels["joint_2d"] == -1).all() or not labels["pose_m"].any():
@@ -303,6 +308,7 @@ class DexYCB:
             raise Rejected("the picture has another size", f"{image.shape[1]}x{image.shape[0]}, not {WIDTH}x{HEIGHT}")
         seg, grasped = labels["seg"], recording.ycb_ids[recording.ycb_grasp_ind]
         label_map = np.zeros(seg.shape, dtype=np.uint8)
+        # The others are left out by default: the text names one object.
         label_map[(seg > 0) & (seg != HAND_LABEL) if self.all_objects else seg == grasped] = 2
         label_map[seg == HAND_LABEL] = 1
         depth_path = folder / f"aligned_depth_to_color_{frame:06d}.png"

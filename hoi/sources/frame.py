@@ -106,7 +106,7 @@ class Source(Protocol):
         """Paths of object models that frames need and that are not there."""
 
 
-def read_picture(path, what: str, mode: str | None = "RGB") -> np.ndarray:
+def read_picture(path: Path, what: str, mode: str | None = "RGB") -> np.ndarray:
     """A picture file as an array; mode None keeps the file's own (16-bit depth).
 
     Raises Rejected with "<what> is missing" or "<what> is damaged".
@@ -116,7 +116,7 @@ def read_picture(path, what: str, mode: str | None = "RGB") -> np.ndarray:
     try:
         with Image.open(path) as picture:
             return np.array(picture.convert(mode) if mode else picture)
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow tells a broken PNG by SyntaxError
         raise Rejected(f"{what} is damaged", f"{path}: {error}") from error
 
 
@@ -129,9 +129,9 @@ def box_around(mask: np.ndarray, margin: int) -> tuple[int, int, int, int]:
     """Tight box of a mask (H, W) bool, grown by `margin` pixels and cut at the picture's border.
 
     returns  left, top, right, bottom; the last two exclusive
-    Source: the authors' preparation script, whose margin is 50.
+    Source: the authors' preparation script.
     """
-    left, top, right, bottom = box_of(mask)
+    left, top, right, bottom = box_of(mask)  # cut at the border: what lies beyond would be black anyway
     height, width = mask.shape
     return max(left - margin, 0), max(top - margin, 0), min(right + margin, width), min(bottom + margin, height)
 
@@ -159,6 +159,7 @@ class Crop:
     def corner(self) -> tuple[int, int]:
         """Left and top of the square, which may lie outside the picture."""
         height, width = self.bottom - self.top, self.right - self.left
+        # Halves are rounded down as in the authors' reader: the longer part of the border is right or below.
         return self.left - (self.side - width) // 2, self.top - (self.side - height) // 2
 
     def intrinsics(self, intrinsics: np.ndarray) -> np.ndarray:
@@ -166,7 +167,7 @@ class Crop:
         return crop_intrinsics(intrinsics, *self.corner, self.side, self.side, self.size, self.size)
 
     def points(self, points: np.ndarray) -> np.ndarray:
-        """Pixels of the whole picture -> pixels of the crop, (..., 2)."""
+        """Pixels of the whole picture (..., 2) -> pixels of the crop, which may lie outside it."""
         return resized_points(points, (self.side, self.side), (self.size, self.size), self.corner)
 
     def square(self, pixels: np.ndarray) -> np.ndarray:
@@ -184,5 +185,6 @@ class Crop:
 
     def cut_map(self, values: np.ndarray) -> np.ndarray:
         """(H, W) labels or depths -> (size, size): the nearest pixel, since mixtures of them mean nothing."""
+        # Pixel centres to pixel areas, as intrinsics() and points() have it.
         nearest = ((np.arange(self.size) + 0.5) * (self.side / self.size)).astype(np.int64)
         return self.square(values)[np.ix_(nearest, nearest)]

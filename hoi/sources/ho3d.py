@@ -18,7 +18,7 @@ from hoi.geometry.hand import MANO_TO_OPENPOSE, HandModel, HandParams, hand_in_c
 from hoi.sources.dexycb import YCB_NOUNS, load_ycb, missing_ycb
 from hoi.sources.frame import PosedObject, Rejected, SourceFrame, read_picture
 
-DEPTH_SCALE = 0.00012498664727900177  # metres per step of the depth pictures
+DEPTH_SCALE = 0.00012498664727900177  # metres per step of the depth pictures, from the dataset's own scripts
 SPLIT_FOLDERS = ("train", "evaluation")
 # What is read of a frame's annotation, with how many numbers it has.
 FIELDS = {"camMat": 9, "objRot": 3, "objTrans": 3, "handPose": 48, "handTrans": 3, "handBeta": 10, "handJoints3D": 63}
@@ -39,6 +39,8 @@ def read_annotation(path: Path) -> dict[str, Any]:
 
 def checked_fields(meta: dict[str, Any], where: str) -> dict[str, np.ndarray]:
     """FIELDS as flat float64 arrays of the right length; raises Rejected for a frame without them."""
+    # Two kinds of absence: the evaluation split was published without these keys, and frames of the training split that
+    # nobody annotated hold None.
     if "handPose" not in meta:
         raise Rejected("the source publishes no hand pose for it", f"{where}, as all of the evaluation split")
     if any(meta.get(name) is None for name in (*FIELDS, "objName")):
@@ -117,7 +119,7 @@ class HO3D:
         for line in first.values():
             try:
                 names.add(self._annotation(line).get("objName"))
-            except Rejected:
+            except Rejected:  # told when the frame is converted
                 continue
         return missing_ycb(self.models, {name for name in names if isinstance(name, str)})
 
@@ -140,11 +142,11 @@ class HO3D:
         values = checked_fields(meta, line)
         picture = folder / "rgb" / f"{frame}.jpg"  # of version 3; version 2 has .png
         picture = picture if picture.is_file() else picture.with_suffix(".png")
-        keypoints_3d = values["handJoints3D"].reshape(21, 3)[list(MANO_TO_OPENPOSE)]
+        keypoints_3d = values["handJoints3D"].reshape(21, 3)[list(MANO_TO_OPENPOSE)]  # tips stand last there
         keypoints_3d = transform_points(OPENGL_TO_OPENCV, keypoints_3d)
         intrinsics = values["camMat"].reshape(3, 3)
         keypoints_2d = project(keypoints_3d, intrinsics)
-        if not np.isfinite(keypoints_2d).all():
+        if not np.isfinite(keypoints_2d).all():  # project gives NaN for z <= 0
             raise Rejected("a part of the hand is behind the camera")
         pose = HandParams(values["handPose"][:3], values["handPose"][3:], values["handTrans"], values["handBeta"])
         object_to_opengl = np.eye(4)
