@@ -102,7 +102,7 @@ def single_file_state(text_prefix: str = "cond_stage_model.transformer.text_mode
     """The models of `write_folder` under the names of a Stable Diffusion file.
 
     diffusers' own converters, fed with numbered tensors, tell which name becomes which.  That the names given to them
-    are the published ones is held by hashes in test_model.py and test_weight_layouts.py.
+    are the published ones is held by hashes in network/test_model.py and weights/test_names.py.
     """
     with torch.device("meta"):
         unet_names = {f"model.diffusion_model.{k}": v for k, v in UNet(CONFIG.unet).state_dict().items()}

@@ -70,6 +70,12 @@ def test_tests_stand_in_folders_of_the_rooms_names():
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
+def test_no_script_imports_another(script):
+    others = "|".join(name.removesuffix(".py") for name in SCRIPTS)
+    assert not re.search(rf"^\s*(?:import|from) (?:{others})\b", (ROOT / script).read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_every_flag_of_a_script_is_read(script):
     """By the script itself: a flag that another one reads does nothing here."""
     text = (ROOT / script).read_text()
