@@ -29,7 +29,6 @@ from hoi.data.folder import (
 )
 from hoi.data.writer import write_object, write_pictures
 from hoi.geometry.contact import DistanceField
-from hoi.geometry.grasp import MAX_PENETRATION_MM
 from hoi.geometry.hand import HandModel
 from hoi.geometry.objects import ObjectMesh
 from hoi.geometry.render import Renderer
@@ -265,7 +264,7 @@ class ApproachFrames:
     """Frames of a scene: view i is frame i with the annotation of its own hand.
 
     scene   as it is, or with its approach bent
-    bent    whether the straight approach cut deeper than MAX_PENETRATION_MM, so that it was bent
+    bent    whether the straight approach cut deeper than a grasp may, so that it was bent
     noun    what a prompt calls the object
     """
 
@@ -277,7 +276,7 @@ class ApproachFrames:
         self.field = DistanceField(scene.object_mesh.vertices, scene.object_mesh.faces)
         hands = list(scene.hand_params)
         if not straight:
-            hands = bend_approach(hands, hand, self.field, MAX_PENETRATION_MM / 1000)
+            hands = bend_approach(hands, hand, self.field)
         # bend_approach hands back the very hands that it did not have to move.
         self.bent = any(after is not before for after, before in zip(hands, scene.hand_params, strict=True))
         self.scene = replace(scene, hand_params=(*hands, *hands[-1:] * hold))

@@ -1,6 +1,8 @@
 """Where a hand touches an object.  Two meshes -> signed distances, crossing edges, force closure.  Paper: Sec. 3.2.
 
-The paper's grasps come from GrabNet, whose weights may not be shipped; these measures let `grasp.py` search without it.
+The paper's grasps come from GrabNet, whose weights may not be shipped; these measures let grasp_search.py do without.
+Lattice points on the surface -> DistanceField (how far is a point, on which side) -> crossing_edges (does a mesh pass
+through) and closure_effort (would the contacts hold).
 """
 
 from itertools import chain
@@ -10,8 +12,19 @@ from scipy import ndimage
 from scipy.optimize import nnls
 from scipy.spatial import cKDTree
 
-SAMPLE_SPACING = 0.0015  # of the points that stand for the surface in the search tree
-EXACT_BAND = 1.8  # cells: nearer to the surface than this, grid values are exact point-triangle distances
+# Of a distance field.  Measured on a mug, within 4 mm of its surface: the grid errs by 0.08 mm on average, by less than
+# 0.5 mm in 99 of 100 places.
+CELL = 0.00125  # metres between grid nodes; half as fine 0.16 and 1.0 mm, 0.9 mm twice the time for 0.07 and 0.42
+MARGIN = 0.02  # metres of free space around the mesh inside the grid; beyond it distances are lower bounds
+MAX_CELLS = 2_500_000  # 10 MB and half a second; a large object gets larger cells
+SAMPLE_SPACING = 0.0015  # metres between the points that stand for the surface in the search tree; at 3 mm 6 % of the
+# signs near the surface are wrong, at 0.8 mm nothing is gained
+MAX_SAMPLES = 400_000
+EXACT_BAND = 1.8  # cells: nearer to the surface than this, grid values are exact point-triangle distances.  Three of
+# them cover every node that interpolation next to the surface reads; without the band 16 % of the signs are wrong
+SIGN_BAND = 0.9  # cells: nearer than this the nearest face decides on the side, farther off the flood fill does
+FRICTION = 0.6  # of dry skin on glazed or painted things
+CONE_SIDES = 6  # of the pyramid that stands for a friction cone: 9 % more effort than 16 sides, in half the time
 
 
 def sample_faces(triangles: np.ndarray, spacing: float) -> tuple[np.ndarray, np.ndarray]:
@@ -71,12 +84,13 @@ class DistanceField:
     vertices  (V, 3) metres    faces (F, 3), outward winding where the mesh is closed
     cell      metres, grid step; raised so that the grid stays below max_cells
     margin    metres, free space around the mesh inside the grid
+    Raises ValueError when no face has an area.
     Inside is what cannot be reached from outside through gaps wider than about two cells, so small holes of scans do
     no harm; within a cell of the surface the winding of the nearest face decides, which keeps thin walls solid.
     """
 
-    def __init__(self, vertices: np.ndarray, faces: np.ndarray, cell: float = 0.00125, margin: float = 0.02,
-                 max_cells: int = 2_500_000):
+    def __init__(self, vertices: np.ndarray, faces: np.ndarray, cell: float = CELL, margin: float = MARGIN,
+                 max_cells: int = MAX_CELLS):
         self.triangles = np.asarray(vertices, dtype=np.float64)[np.asarray(faces)]
         normals = np.cross(self.triangles[:, 1] - self.triangles[:, 0], self.triangles[:, 2] - self.triangles[:, 0])
         length = np.linalg.norm(normals, axis=1)
@@ -85,7 +99,7 @@ class DistanceField:
             raise ValueError(f"mesh with {len(faces)} faces has no face with an area; expected a surface")
         self.triangles, self.normals = self.triangles[keep], normals[keep] / length[keep, None]
         area = length[keep].sum() / 2
-        spacing = max(SAMPLE_SPACING, np.sqrt(area / 400_000))
+        spacing = max(SAMPLE_SPACING, np.sqrt(area / MAX_SAMPLES))
         self.samples, self.sample_face = sample_faces(self.triangles, spacing)
         self.spacing = spacing
         self.tree = cKDTree(self.samples, balanced_tree=False)
@@ -96,6 +110,7 @@ class DistanceField:
         self.grid = self._build_grid()
 
     def _build_grid(self) -> np.ndarray:
+        """Signed distance at every node, flat, float32: to the nearest sample, exact in a band around the surface."""
         nodes = np.round((self.samples - self.origin) / self.cell).astype(int)
         flat = np.ravel_multi_index(nodes.T, self.shape)
         occupied = np.zeros(np.prod(self.shape), dtype=bool)
@@ -111,18 +126,19 @@ class DistanceField:
         near = np.flatnonzero(distance < EXACT_BAND * self.cell)
         exact, face, toward = self._closest(position[near])
         distance[near] = exact
-        free = (distance > 0.9 * self.cell).reshape(self.shape)
+        # What is outside reaches the grid's border through free nodes.
+        free = (distance > SIGN_BAND * self.cell).reshape(self.shape)
         regions, _ = ndimage.label(free)
         outside = np.isin(regions, np.unique(np.concatenate([regions[s].ravel() for s in _shell()]))) & free
         self._orient_normals(outside)
         sign = np.where(outside.ravel(), 1.0, -1.0)
-        close = distance[near] <= 0.9 * self.cell
+        close = distance[near] <= SIGN_BAND * self.cell
         sign[near[close]] = np.where(np.einsum("ni,ni->n", toward, self.normals[face])[close] >= 0, 1.0, -1.0)
         return np.ascontiguousarray((sign * distance).astype(np.float32))
 
     def _orient_normals(self, outside: np.ndarray) -> None:
         """Turn the normals of faces that look into the solid (scans with mixed winding)."""
-        centre, step = self.triangles.mean(axis=1), 1.5 * self.cell
+        centre, step = self.triangles.mean(axis=1), 1.5 * self.cell  # beyond the nodes that count as surface
         sides = []
         for direction in (1, -1):
             node = np.round((centre + direction * step * self.normals - self.origin) / self.cell).astype(int)
@@ -130,7 +146,10 @@ class DistanceField:
         self.normals[~sides[0] & sides[1]] *= -1
 
     def _closest(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Exact distance (N,), face (N,) and vector from the surface (N, 3) of the nearest triangle."""
+        """Distance (N,), face (N,) and vector from the surface (N, 3) of the nearest triangle.
+
+        The triangles of the nearest samples are looked at, so another one may be nearer, by 0.03 mm at most on a mug.
+        """
         distance, face, away = self._closest_of_nearest_samples(points, 4)
         # Nearest to an edge: the face beyond it is equally near and may be the one that looks at the point.
         unsure = np.flatnonzero(np.abs(np.einsum("ni,ni->n", away, self.normals[face])) < 0.99 * distance)
@@ -138,13 +157,15 @@ class DistanceField:
         return distance, face, away
 
     def _closest_of_nearest_samples(self, points: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As _closest, among the faces of the `count` samples nearest to each point."""
         _, index = self.tree.query(points, k=min(count, len(self.samples)))
         candidates = self.sample_face[index.reshape(len(points), min(count, len(self.samples)))]
         repeated = np.repeat(points, candidates.shape[1], axis=0)
         away = repeated - closest_on_triangles(repeated, self.triangles[candidates.ravel()])
         away = away.reshape(*candidates.shape, 3)
         distance = np.linalg.norm(away, axis=2)
-        # Of equally near faces, only the one that looks straightest at the point knows the right sign.
+        # Of equally near faces, only the one that looks straightest at the point knows the right sign: it is preferred
+        # by up to a thousandth of the distance.
         looking = np.abs(np.einsum("nki,nki->nk", away, self.normals[candidates]))
         choice = (distance - 1e-3 * looking).argmin(axis=1)
         row = np.arange(len(points))
@@ -157,7 +178,7 @@ class DistanceField:
         returns  (...,) metres, negative inside
         """
         local = (points - self.origin) / self.cell
-        clamped = np.clip(local, 0, self.shape - 1.000001)
+        clamped = np.clip(local, 0, self.shape - 1.000001)  # the last node has none beyond it
         base = clamped.astype(np.int64)
         fx, fy, fz = np.moveaxis((clamped - base).astype(np.float32), -1, 0)
         stride_x, stride_y = self.shape[1] * self.shape[2], self.shape[2]
@@ -173,7 +194,7 @@ class DistanceField:
     def exact(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Exact signed distance (N,), metres, and outward unit normal (N, 3) of the nearest face, for points (N, 3)."""
         distance, face, away = self._closest(points)
-        far = distance > 0.9 * self.cell  # there the flood fill knows better than a single face
+        far = distance > SIGN_BAND * self.cell  # there the flood fill knows better than a single face
         sign = np.where(np.einsum("ni,ni->n", away, self.normals[face]) >= 0, 1.0, -1.0)
         sign[far] = np.where(self.signed_distance(points[far]) >= 0, 1.0, -1.0)
         return sign * distance, self.normals[face]
@@ -186,8 +207,9 @@ def _shell() -> list[tuple]:
 
 
 def mesh_edges(faces: np.ndarray) -> np.ndarray:
-    """Each edge of a mesh once: faces (F, 3) -> (E, 2)."""
+    """Each edge of a mesh once: faces (F, 3) -> (E, 2) vertex indices, the smaller first."""
     ends = np.sort(faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1).astype(np.int64)
+    # Two indices as one integer: np.unique of numbers is much faster than of rows.
     return np.stack(np.divmod(np.unique(ends[:, 0] * 2 ** 32 + ends[:, 1]), 2 ** 32), axis=1)
 
 
@@ -199,6 +221,7 @@ def crossing_edges(vertices: np.ndarray, edges: np.ndarray, field: DistanceField
     """
     start, end = vertices[edges[:, 0]], vertices[edges[:, 1]]
     middle, half = (start + end) / 2, np.linalg.norm(end - start, axis=1) / 2
+    # Candidates first by the grid, with its error, then faces of which a sample lies in the ball around the edge.
     near = np.flatnonzero(np.abs(field.signed_distance(middle)) < half + 0.5 * field.cell)
     if not len(near):
         return 0
@@ -225,7 +248,9 @@ def segments_hit_triangles(start: np.ndarray, end: np.ndarray, triangles: np.nda
     return np.isfinite(safe) & (u >= 0) & (v >= 0) & (u + v <= 1) & (t >= 0) & (t <= 1)
 
 
-def closure_effort(points: np.ndarray, normals: np.ndarray, friction: float = 0.6, cone_sides: int = 6) -> float:
+def closure_effort(
+    points: np.ndarray, normals: np.ndarray, friction: float = FRICTION, cone_sides: int = CONE_SIDES
+) -> float:
     """How hard the contacts must press to resist any push or twist: infinite without force closure.
 
     points   (C, 3) metres; normals (C, 3) unit, out of the object
@@ -234,8 +259,9 @@ def closure_effort(points: np.ndarray, normals: np.ndarray, friction: float = 0.
     Every wrench is a positive mix of the six axes and minus their sum, so seven non-negative least squares decide.
     Source: Nguyen 1988; Ferrari and Canny 1992.
     """
-    if len(points) < 3:
+    if len(points) < 3:  # two points with friction cannot resist a twist about the line through them
         return np.inf
+    # Any axis that is not along the normal gives two tangents.
     helper = np.where(np.abs(normals[:, :1]) < 0.7, [[1.0, 0.0, 0.0]], [[0.0, 1.0, 0.0]])
     tangent = np.cross(normals, helper)
     tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
