@@ -94,6 +94,7 @@ def choose_views(args: argparse.Namespace, config: ModelConfig) -> Views:
     if args.data is not None:
         return FolderViews(args.data, config.image_size)
     meshes = collect_objects(args.object or CATEGORIES, category=args.category, units=args.units)
+    # As the model was trained: pictures in another framing look wrong.
     framing = args.framing or ("tight" if config.name == "tiny" else "official")
     seen = ViewSettings(config.image_size, config.image_size, args.hand_side, framing)
     return SceneViews(meshes, load_hand(args.mano), seen, args.seed, args.grasps_per_object, args.cache)
@@ -127,6 +128,7 @@ def describe(
     job = pipeline.job(args.seed) | {"prompts": told, "conditions": args.conditions}
     meshes = None
     if isinstance(views, FolderViews):
+        # Folders grow, and cards and scores are added: what was asked for are these three of each record.
         rows = [[record["index"], record["text"], record["keypoints_2d"]] for record in views.records]
         job["data"] = short_hash(json.dumps(rows))
     elif views is not None:

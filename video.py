@@ -111,7 +111,9 @@ def choose_frames(args: argparse.Namespace, config: ModelConfig) -> Frames:
     meshes = collect_objects([args.object or "mug"], category=args.category, units=args.units)
     if len(meshes) > 1:
         raise ValueError(f"{args.object} holds {len(meshes)} meshes; a video shows one, so name the file")
-    print(*(f"{meshes[0].object_id}: {note}" for note in meshes[0].notes), sep="\n", end="\n" * bool(meshes[0].notes))
+    for note in meshes[0].notes:
+        print(f"{meshes[0].object_id}: {note}")
+    # As the model was trained: pictures in another framing look wrong.
     framing = args.framing or ("tight" if config.name == "tiny" else "official")
     start_distance = TIGHT_START if args.start_distance is None and framing == "tight" else args.start_distance
     hand, renderer = load_hand(args.mano), Renderer()
@@ -156,11 +158,12 @@ def describe(
     if isinstance(frames, TrajectoryFrames):
         motion = [record["keypoints_2d"] for record in frames.records]
     else:
+        # In micrometres: the last bits of another processor's floats make no other job.
         motion = [hand.transl.round(6).tolist() for hand in frames.scene.hand_params]
         meshes = [frames.scene.object_mesh]
         job["object"] = meshes[0].object_id
         job["intrinsics"] = frames.scene.camera.intrinsics.round(6).tolist()
-    job["motion"] = short_hash(repr(motion))
+    job["motion"] = short_hash(repr(motion))  # repr: as in the folders that are there already
     return folder_description("video.py", job, args.seed, pipeline.checkpoint, meshes=meshes, source=args.trajectory)
 
 
@@ -184,7 +187,7 @@ def main(args: argparse.Namespace) -> None:
           f'{len(frames)} frames of "{prompt}", anchor {"off" if anchor is None else anchor}, '
           f"{'one' if args.same_noise else 'separate'} noise -> {args.out}, {len(writer)} are there already",
           sep="\n")  # fmt: skip
-    if len(frames) == 1:
+    if len(frames) == 1:  # of a folder with one picture, or by --frames 1
         print("hint: one frame is a single picture; --frames 16 makes a video")
 
     def frame_features(frame: int) -> list[torch.Tensor]:

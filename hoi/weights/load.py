@@ -181,8 +181,8 @@ def own_config(file: WeightFile) -> ModelConfig:
 
 def _kept_metadata(file: WeightFile) -> dict[str, str]:
     """What an export of ours remembers of the training, in a file of another layout."""
-    kept = {name: value for name, value in file.metadata.items() if name.startswith(KEPT_PREFIX)}
-    return {name.removeprefix(KEPT_PREFIX): value for name, value in kept.items()}
+    told = file.metadata.items()
+    return {name.removeprefix(KEPT_PREFIX): value for name, value in told if name.startswith(KEPT_PREFIX)}
 
 
 def _foreign_metadata(path: Path, config: ModelConfig, file: WeightFile, stage: str) -> dict[str, str]:
