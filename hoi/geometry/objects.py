@@ -1,9 +1,9 @@
-"""Mend triangle meshes as far as numpy can.  Triangle soup -> merged, outward faces, and sentences about the rest.
-
-Objects to grasp.  Mesh file, or family name and seed -> ObjectMesh in the canonical frame.  Paper: Sec. 4, data.
+"""Objects to grasp.  Mesh file, or family name and seed -> ObjectMesh in the canonical frame.  Paper: Sec. 4, data.
 
 Canonical frame: metres, z up, origin at the centre of the bounding box; mugs of the built-in family have their handle
-towards +x.  Whatever loading finds or changes is said in `notes`, and `file_to_canonical` undoes it.
+towards +x.  A file is read, its units and its vertical axis are settled, its surface is mended as far as numpy can
+(merged, without double or empty faces, facing outwards); whatever is found or changed is said in `notes`, and
+`file_to_canonical` undoes it.
 """
 
 from __future__ import annotations
@@ -23,161 +23,21 @@ from hoi.common.arrays import box_centre
 from hoi.common.files import write_whole
 from hoi.geometry.shapes import FAMILIES
 
-GRID_BITS = 21  # positions are compared on a grid of 2**21 cells a side: three of them fit one 64-bit key
-
-
-def clean_mesh(vertices: np.ndarray, faces: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray, list[str], bool]:
-    """Merge vertices by position, drop faces that are none, turn the surface outwards.
-
-    vertices (V, 3), faces (F, 3)
-    returns  vertices, faces, notes, watertight
-    Raises ValueError when no face is left; `path` is for its message.
-    """
-    notes = []
-    given = len(faces)
-    vertices, faces = merge_vertices(vertices, faces)
-    distinct = (faces != np.roll(faces, 1, axis=1)).all(axis=1)
-    faces = faces[distinct]
-    before = len(faces)
-    faces = _drop_duplicates(faces)
-    duplicates = before - len(faces)
-    faces, slivers = _drop_slivers(vertices, faces)
-    if len(faces) == 0:
-        raise ValueError(f"{path}: none of its {given} faces has an area; expected a surface mesh")
-    if given - distinct.sum() + slivers:
-        notes.append(f"Removed {given - distinct.sum() + slivers} faces without area.")
-    if duplicates:
-        notes.append(f"Removed {duplicates} duplicate faces.")
-    vertices, faces = drop_unused(vertices, faces)
-    faces, flipped = wind_outwards(vertices, faces)
-    if flipped == len(faces):
-        notes.append("The surface was inside out; all faces were turned.")
-    elif flipped:
-        notes.append(f"Turned {flipped} faces that were wound against their neighbours.")
-    open_edges, crowded_edges = edge_faults(faces)
-    if open_edges:
-        notes.append(f"Warning: the surface is open ({open_edges} boundary edges); its inside is a guess there.")
-    if crowded_edges:
-        notes.append(f"Warning: {crowded_edges} edges join more than two faces (non-manifold).")
-    return vertices, faces, notes, not open_edges and not crowded_edges
-
-
-def merge_vertices(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """One vertex per position (STL repeats them for every face, textures along their seams); order is kept."""
-    low, extent = vertices.min(axis=0), np.ptp(vertices, axis=0).max()
-    cell = np.round((vertices - low) / extent * (2**GRID_BITS - 1)).astype(np.int64)
-    key = (cell[:, 0] << 2 * GRID_BITS) | (cell[:, 1] << GRID_BITS) | cell[:, 2]
-    _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    return vertices[first[order]], rank[inverse.reshape(-1)][faces]
-
-
-def drop_unused(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices that no face names would only disturb boxes and nearest-point searches."""
-    used = np.zeros(len(vertices), dtype=bool)
-    used[faces] = True
-    return vertices[used], (np.cumsum(used) - 1)[faces]
-
-
-def edge_faults(faces: np.ndarray) -> tuple[int, int]:
-    """Numbers of edges with one face (open) and with more than two (non-manifold)."""
-    counts = np.unique(_edge_keys(faces), return_counts=True)[1]
-    return int((counts == 1).sum()), int((counts > 2).sum())
-
-
-def signed_volume(vertices: np.ndarray, faces: np.ndarray) -> float:
-    """Positive when faces are counter-clockwise from outside; about the centroid, for the sake of open meshes."""
-    a, b, c = np.moveaxis((vertices - vertices.mean(axis=0))[faces], 1, 0)
-    return float(np.einsum("ij,ij->", a, np.cross(b, c)) / 6.0)
-
-
-def wind_outwards(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, int]:
-    """Make neighbours agree where some do not, then turn an inside-out surface; also says how many were turned."""
-    turn, piece = _disagreeing(faces)
-    if turn.any():
-        faces = np.where(turn[:, None], faces[:, ::-1], faces)
-        for label in np.unique(piece[turn]):  # untouched pieces stay: an inner wall is rightly wound inwards
-            mine = piece == label
-            if signed_volume(vertices, faces[mine]) < 0.0:
-                faces[mine], turn[mine] = faces[mine][:, ::-1], ~turn[mine]
-    if signed_volume(vertices, faces) < 0.0:
-        faces, turn = faces[:, ::-1].copy(), ~turn
-    return np.ascontiguousarray(faces), int(turn.sum())
-
-
-def _disagreeing(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which faces to turn so that neighbours agree (F,), and the connected piece of every face (F,).
-
-    Each face is two nodes, as it is and turned.  Neighbours that traverse their common edge in opposite directions
-    agree: as-is joins as-is.  Otherwise as-is joins turned.  The two halves of every piece are its two windings.
-    """
-    count = len(faces)
-    keys, face = _edge_keys(faces), np.tile(np.arange(count), 3)
-    forward = np.concatenate([faces[:, k] < faces[:, (k + 1) % 3] for k in range(3)])
-    order = np.argsort(keys, kind="stable")
-    same = keys[order][1:] == keys[order][:-1]
-    pair = np.flatnonzero(same & ~np.append(False, same[:-1]) & ~np.append(same[1:], False))  # exactly two faces
-    first, second = order[pair], order[pair + 1]
-    agree = forward[first] != forward[second]
-    partner = np.where(agree, face[second], face[second] + count)
-    mirror = np.where(agree, face[second] + count, face[second])
-    rows, columns = np.concatenate([face[first], face[first] + count]), np.concatenate([partner, mirror])
-    graph = coo_matrix((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(2 * count, 2 * count))
-    label = connected_components(graph, directed=False)[1]
-    as_is, turned = label[:count], label[count:]
-    piece = np.minimum(as_is, turned)
-    turn = as_is > turned
-    # Turn the smaller part of each piece; a one-sided surface (as_is == turned) cannot agree and is left alone.
-    size, wrong = np.bincount(piece, minlength=label.max() + 1), np.bincount(piece, turn, minlength=label.max() + 1)
-    return np.where(wrong[piece] * 2 > size[piece], ~turn, turn) & (as_is != turned), piece
-
-
-def _drop_slivers(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, int]:
-    """Remove faces with three positions on one line, unless they keep the surface closed."""
-    a, b, c = np.moveaxis(vertices[faces], 1, 0)
-    doubled_area = np.linalg.norm(np.cross(b - a, c - a), axis=1)
-    longest = np.maximum(np.linalg.norm(b - a, axis=1), np.linalg.norm(c - a, axis=1))
-    solid = doubled_area > 1e-9 * longest**2
-    if solid.all() or (sum(edge_faults(faces)) == 0 and sum(edge_faults(faces[solid])) > 0):
-        return faces, 0
-    return faces[solid], int((~solid).sum())
-
-
-def _edge_keys(faces: np.ndarray) -> np.ndarray:
-    """One integer per side of every face (3F,), equal for the two directions."""
-    low = np.concatenate([np.minimum(faces[:, k], faces[:, (k + 1) % 3]) for k in range(3)])
-    high = np.concatenate([np.maximum(faces[:, k], faces[:, (k + 1) % 3]) for k in range(3)])
-    return low * (faces.max(initial=0) + 1) + high
-
-
-def _drop_duplicates(faces: np.ndarray) -> np.ndarray:
-    """Keep one of several faces on the same vertices, and none of a few stray pairs back to back.
-
-    A pair back to back is a fin without volume on an otherwise closed scan: with one side gone the scan would be open.
-    Where more than one face in a hundred has such a twin, a two-sided sheet is meant, and one side of it stays.
-    """
-    ordered = np.sort(faces, axis=1)
-    count = faces.max(initial=0) + 1
-    edge = np.unique(ordered[:, 0] * count + ordered[:, 1], return_inverse=True)[1].reshape(-1)
-    _, first, inverse = np.unique(edge * count + ordered[:, 2], return_index=True, return_inverse=True)
-    if len(first) == len(faces):
-        return faces
-    # An even permutation of the sorted vertices winds one way, an odd one the other.
-    winding = np.sign(np.prod(np.roll(faces, -1, axis=1) - faces, axis=1))
-    balance = np.bincount(inverse.reshape(-1), -winding)
-    stray = balance[inverse.reshape(-1)] == 0.0
-    keep = np.sort(first)
-    return faces[keep[~stray[keep]]] if stray.mean() < 0.01 else faces[keep]
-
-
-CATEGORIES = ("mug", "bowl", "bottle", "can")
+CATEGORIES = tuple(FAMILIES)
 MESH_SUFFIXES = (".obj", ".ply", ".stl", ".glb", ".gltf", ".off")
 METRES_PER_UNIT = {"m": 1.0, "dm": 0.1, "cm": 0.01, "mm": 0.001, "in": 0.0254}
 UNIT_WORDS = {"m": "metres", "dm": "decimetres", "cm": "centimetres", "mm": "millimetres", "in": "inches"}
 SMALLEST, LARGEST = 0.01, 0.60  # metres: what one hand can be asked to grasp
+# Lengths in a file's units that are taken as metres (up to LARGEST, or refused as too large with advice) and as
+# centimetres; what is longer is in millimetres, as scanners and CAD have it.  Between the two limits an object would be
+# shorter than 2 cm in millimetres, beyond the second longer than 20 in centimetres: neither is as likely.
+LONGEST_IN_METRES, LONGEST_IN_CM = 3.0, 20.0
 ALREADY_CENTRED = 1e-6  # metres; keeps a saved mesh bit-identical when it is read again
+GRID_BITS = 21  # positions are compared on a grid of 2**21 cells a side: three of them fit one 64-bit key
+FLAT = 1e-6  # thickness over length below which a mesh is a sheet
+SLIVER = 1e-9  # of the squared length of a face's side: less doubled area is rounding
+STRAY_SHARE = 0.01  # of the faces lie back to back on a scan with a few fins; on a two-sided sheet all do
+CATALOGUE_NUMBER = 8  # characters: so long a token of letters and digits is a catalogue number, not a word
 Y_UP_TO_Z_UP = np.array([[1.0, 0, 0, 0], [0, 0, -1.0, 0], [0, 1.0, 0, 0], [0, 0, 0, 1.0]])
 # File and folder names that say how a mesh was made, not what it shows.
 EMPTY_WORDS = frozenset(
@@ -212,25 +72,278 @@ class ObjectMesh:
     notes: tuple[str, ...] = field(default=())
 
 
-def make_object(category: str, seed: int) -> ObjectMesh:
-    """A built-in object; the same category and seed give the same mesh.
+def read_mesh(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """All triangles of a file, parts of a scene in their places, in the file's units: (V, 3), (F, 3), notes.
 
-    category  one of CATEGORIES
-    seed      non-negative integer
-    Raises ValueError for another category or a negative seed.
+    Raises ValueError for a file that trimesh cannot read, without triangles, with NaN or flat.
     """
-    if category not in FAMILIES:
-        raise ValueError(f"no built-in object is called {category!r}; there are {', '.join(CATEGORIES)}")
-    if seed < 0:
-        raise ValueError(f"seed of built-in object {category!r} is {seed}, expected 0 or more")
-    vertices, faces = FAMILIES[category](np.random.default_rng([CATEGORIES.index(category), seed]))
-    file_to_canonical = np.eye(4)
-    file_to_canonical[:3, 3] = -box_centre(vertices)
-    vertices = (vertices + file_to_canonical[:3, 3]).astype(np.float32).astype(np.float64)
-    return ObjectMesh(
-        vertices, faces.astype(np.int64), f"{category}_{seed:04d}", category, "built-in family", file_to_canonical,
-        watertight=True, notes=(f"Built-in {category}, shape {seed}: {describe_size(vertices)}, closed.",),
-    )
+    try:
+        scene = trimesh.load(path, force="scene", process=False, skip_materials=True)
+    except Exception as error:  # the readers behind trimesh raise whatever their format's parser meets
+        known = "" if path.suffix.lower() in MESH_SUFFIXES else f"; convert it to one of {', '.join(MESH_SUFFIXES)}"
+        raise ValueError(f"{path} cannot be read as a {path.suffix or 'mesh'} file: {error}{known}") from error
+    parts, skipped, count = [], 0, 0
+    for node in scene.graph.nodes_geometry:
+        transform, name = scene.graph[node]
+        part = scene.geometry[name]
+        if not isinstance(part, trimesh.Trimesh) or len(part.faces) == 0:
+            skipped += 1
+            continue
+        vertices = trimesh.transform_points(part.vertices, transform)
+        # A mirrored part is wound the other way.
+        faces = part.faces if np.linalg.det(transform[:3, :3]) > 0 else part.faces[:, ::-1]
+        parts.append((vertices, faces + count))
+        count += len(vertices)
+    if not parts:
+        raise ValueError(f"{path} has no triangles ({skipped} parts of other kinds); expected a surface mesh")
+    notes = [f"Joined {len(parts)} parts of the scene."] if len(parts) > 1 else []
+    if skipped:
+        notes.append(f"Left out {skipped} parts without triangles (points, lines or empty).")
+    vertices, faces = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    if faces.min() < 0 or faces.max() >= len(vertices):
+        raise ValueError(f"{path}: a face names vertex {faces.max()}, but there are {len(vertices)} vertices")
+    vertices, faces = drop_unused(vertices.astype(np.float64), faces.astype(np.int64))
+    _check_numbers(vertices, path)
+    return vertices, faces, notes
+
+
+def _check_numbers(vertices: np.ndarray, path: Path) -> None:
+    """Raises ValueError for coordinates that are not finite, and for a mesh without thickness."""
+    bad = ~np.isfinite(vertices).all(axis=1)
+    if bad.any():
+        raise ValueError(f"{path}: {bad.sum()} of {len(vertices)} vertices have NaN or infinite coordinates "
+                         f"(first: vertex {bad.argmax()}); expected finite numbers. Export the mesh again")
+    extent = np.ptp(vertices, axis=0)
+    if extent.min() <= FLAT * extent.max() or extent.max() == 0.0:
+        raise ValueError(f"{path} is flat: its box is {' x '.join(f'{e:g}' for e in extent)} units; "
+                         "a grasp needs an object with a volume")
+
+
+def _unit_of(vertices: np.ndarray, units: str | float | None, path: Path) -> tuple[float, str]:
+    """Metres per unit of the file, and a sentence about it."""
+    extent = np.ptp(vertices, axis=0).max()
+    if units is not None:
+        try:
+            metres = METRES_PER_UNIT.get(units) or float(units)
+        except ValueError:
+            metres = -1.0
+        if not 0.0 < metres < np.inf:
+            raise ValueError(f"{path}: units is {units!r}, expected one of {', '.join(METRES_PER_UNIT)} "
+                             "or metres per unit as a number")
+        return metres, f"Units as given: {UNIT_WORDS.get(units, f'{metres:g} m each')} ({extent:.4g} units long)."
+    if extent <= LONGEST_IN_METRES:
+        return 1.0, f"Taken as metres: {extent:.4g} units long."
+    name = "cm" if extent < LONGEST_IN_CM else "mm"
+    metres = METRES_PER_UNIT[name]
+    return metres, (f"The file does not state its units: {extent:.4g} units long cannot be metres, so it was taken as "
+                    f"{UNIT_WORDS[name]} ({1e3 * extent * metres:.0f} mm); pass units= if that is wrong.")
+
+
+def _size_message(path: Path, size: float, metres: float, units: str | float | None) -> str:
+    """Why a size (metres) is refused, how it came about, and which units would fit."""
+    extent = size / metres
+    how = f"units={units!r}" if units is not None else "units were guessed from the size"
+    fits = [name for name, factor in METRES_PER_UNIT.items() if SMALLEST <= extent * factor <= LARGEST]
+    advice = f"Pass units={' or '.join(map(repr, fits))}, or" if fits else "Pass"
+    return (f"{path} would be {size:.4g} m long ({extent:.4g} units, {how}); a hand grasps {SMALLEST} to {LARGEST} m. "
+            f"{advice} the metres per unit as a number, such as units={0.12 / extent:.3g} for a length of 0.12 m")
+
+
+def _upright(up: str | None, path: Path) -> tuple[np.ndarray, list[str]]:
+    """Rotation (4, 4) that turns the file's vertical axis to z, and a sentence when it is not the identity."""
+    up = up or ("y" if path.suffix.lower() in (".glb", ".gltf") else "z")
+    if up not in ("y", "z"):
+        raise ValueError(f"{path}: up is {up!r}, expected 'z' or 'y'")
+    if up == "z":
+        return np.eye(4), []
+    return Y_UP_TO_Z_UP, ["The file's y axis is up; turned to z up (pass up='z' if it already was)."]
+
+
+def merge_vertices(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """One vertex per position (STL repeats them for every face, textures along their seams).
+
+    vertices (V, 3), faces (F, 3) -> the same, the order of first appearance kept
+    """
+    low, extent = vertices.min(axis=0), np.ptp(vertices, axis=0).max()
+    cell = np.round((vertices - low) / extent * (2**GRID_BITS - 1)).astype(np.int64)
+    key = (cell[:, 0] << 2 * GRID_BITS) | (cell[:, 1] << GRID_BITS) | cell[:, 2]
+    # np.unique sorts by position; rank brings the vertices back into the file's order.
+    _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    return vertices[first[order]], rank[inverse.reshape(-1)][faces]
+
+
+def drop_unused(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Leave out vertices that no face names: they would only disturb boxes and nearest-point searches.
+
+    vertices (V, 3), faces (F, 3) -> the same with fewer vertices, faces numbered anew
+    """
+    used = np.zeros(len(vertices), dtype=bool)
+    used[faces] = True
+    return vertices[used], (np.cumsum(used) - 1)[faces]
+
+
+def _edge_keys(faces: np.ndarray) -> np.ndarray:
+    """One integer per side of every face (3F,), equal for the two directions."""
+    low = np.concatenate([np.minimum(faces[:, k], faces[:, (k + 1) % 3]) for k in range(3)])
+    high = np.concatenate([np.maximum(faces[:, k], faces[:, (k + 1) % 3]) for k in range(3)])
+    return low * (faces.max(initial=0) + 1) + high
+
+
+def edge_faults(faces: np.ndarray) -> tuple[int, int]:
+    """Numbers of edges with one face (open) and with more than two (non-manifold)."""
+    counts = np.unique(_edge_keys(faces), return_counts=True)[1]
+    return int((counts == 1).sum()), int((counts > 2).sum())
+
+
+def _drop_duplicates(faces: np.ndarray) -> np.ndarray:
+    """Keep one of several faces on the same vertices, and none of a few stray pairs back to back.
+
+    A pair back to back is a fin without volume on an otherwise closed scan: with one side gone the scan would be open.
+    Where more than STRAY_SHARE of the faces have such a twin, a two-sided sheet is meant, and one side of it stays.
+    """
+    ordered = np.sort(faces, axis=1)
+    count = faces.max(initial=0) + 1
+    edge = np.unique(ordered[:, 0] * count + ordered[:, 1], return_inverse=True)[1].reshape(-1)
+    _, first, inverse = np.unique(edge * count + ordered[:, 2], return_index=True, return_inverse=True)
+    if len(first) == len(faces):
+        return faces
+    # An even permutation of the sorted vertices winds one way, an odd one the other.
+    winding = np.sign(np.prod(np.roll(faces, -1, axis=1) - faces, axis=1))
+    balance = np.bincount(inverse.reshape(-1), -winding)
+    stray = balance[inverse.reshape(-1)] == 0.0
+    keep = np.sort(first)
+    return faces[keep[~stray[keep]]] if stray.mean() < STRAY_SHARE else faces[keep]
+
+
+def _drop_slivers(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, int]:
+    """Remove faces with three positions on one line, unless they keep the surface closed."""
+    a, b, c = np.moveaxis(vertices[faces], 1, 0)
+    doubled_area = np.linalg.norm(np.cross(b - a, c - a), axis=1)
+    longest = np.maximum(np.linalg.norm(b - a, axis=1), np.linalg.norm(c - a, axis=1))
+    solid = doubled_area > SLIVER * longest**2
+    if solid.all() or (sum(edge_faults(faces)) == 0 and sum(edge_faults(faces[solid])) > 0):
+        return faces, 0
+    return faces[solid], int((~solid).sum())
+
+
+def _disagreeing(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which faces to turn so that neighbours agree (F,), and the connected piece of every face (F,).
+
+    Each face is two nodes, as it is and turned.  Neighbours that traverse their common edge in opposite directions
+    agree: as-is joins as-is.  Otherwise as-is joins turned.  The two halves of every piece are its two windings.
+    """
+    count = len(faces)
+    keys, face = _edge_keys(faces), np.tile(np.arange(count), 3)
+    forward = np.concatenate([faces[:, k] < faces[:, (k + 1) % 3] for k in range(3)])
+    order = np.argsort(keys, kind="stable")
+    same = keys[order][1:] == keys[order][:-1]
+    pair = np.flatnonzero(same & ~np.append(False, same[:-1]) & ~np.append(same[1:], False))  # exactly two faces
+    first, second = order[pair], order[pair + 1]
+    agree = forward[first] != forward[second]
+    partner = np.where(agree, face[second], face[second] + count)
+    mirror = np.where(agree, face[second] + count, face[second])
+    rows, columns = np.concatenate([face[first], face[first] + count]), np.concatenate([partner, mirror])
+    graph = coo_matrix((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(2 * count, 2 * count))
+    label = connected_components(graph, directed=False)[1]
+    as_is, turned = label[:count], label[count:]
+    piece = np.minimum(as_is, turned)
+    turn = as_is > turned
+    # Turn the smaller part of each piece; a one-sided surface (as_is == turned) cannot agree and is left alone.
+    size, wrong = np.bincount(piece, minlength=label.max() + 1), np.bincount(piece, turn, minlength=label.max() + 1)
+    return np.where(wrong[piece] * 2 > size[piece], ~turn, turn) & (as_is != turned), piece
+
+
+def signed_volume(vertices: np.ndarray, faces: np.ndarray) -> float:
+    """Volume inside a mesh (V, 3), (F, 3) in cubic units, positive when faces are counter-clockwise from outside.
+
+    Of tetrahedra from the vertices' mean, so that the gap of an open mesh matters as little as it can.
+    """
+    a, b, c = np.moveaxis((vertices - vertices.mean(axis=0))[faces], 1, 0)
+    return float(np.einsum("ij,ij->", a, np.cross(b, c)) / 6.0)
+
+
+def wind_outwards(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, int]:
+    """Make neighbours agree where some do not, then turn an inside-out surface.
+
+    vertices (V, 3), faces (F, 3) -> faces, and how many of them were turned
+    """
+    turn, piece = _disagreeing(faces)
+    if turn.any():
+        faces = np.where(turn[:, None], faces[:, ::-1], faces)
+        for label in np.unique(piece[turn]):  # untouched pieces stay: an inner wall is rightly wound inwards
+            mine = piece == label
+            if signed_volume(vertices, faces[mine]) < 0.0:
+                faces[mine], turn[mine] = faces[mine][:, ::-1], ~turn[mine]
+    if signed_volume(vertices, faces) < 0.0:
+        faces, turn = faces[:, ::-1].copy(), ~turn
+    return np.ascontiguousarray(faces), int(turn.sum())
+
+
+def clean_mesh(vertices: np.ndarray, faces: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray, list[str], bool]:
+    """Merge vertices by position, drop faces that are none, turn the surface outwards.
+
+    vertices (V, 3), faces (F, 3)
+    returns  vertices, faces, notes, watertight
+    Raises ValueError when no face is left; `path` is for its message.
+    """
+    notes = []
+    given = len(faces)
+    vertices, faces = merge_vertices(vertices, faces)
+    faces = faces[(faces != np.roll(faces, 1, axis=1)).all(axis=1)]  # three different corners
+    empty, distinct = given - len(faces), len(faces)
+    faces = _drop_duplicates(faces)
+    duplicates = distinct - len(faces)
+    faces, slivers = _drop_slivers(vertices, faces)
+    if len(faces) == 0:
+        raise ValueError(f"{path}: none of its {given} faces has an area; expected a surface mesh")
+    if empty + slivers:
+        notes.append(f"Removed {empty + slivers} faces without area.")
+    if duplicates:
+        notes.append(f"Removed {duplicates} duplicate faces.")
+    vertices, faces = drop_unused(vertices, faces)
+    faces, flipped = wind_outwards(vertices, faces)
+    if flipped == len(faces):
+        notes.append("The surface was inside out; all faces were turned.")
+    elif flipped:
+        notes.append(f"Turned {flipped} faces that were wound against their neighbours.")
+    open_edges, crowded_edges = edge_faults(faces)
+    if open_edges:
+        notes.append(f"Warning: the surface is open ({open_edges} boundary edges); its inside is a guess there.")
+    if crowded_edges:
+        notes.append(f"Warning: {crowded_edges} edges join more than two faces (non-manifold).")
+    return vertices, faces, notes, not open_edges and not crowded_edges
+
+
+def describe_size(vertices: np.ndarray) -> str:
+    """vertices (V, 3) metres -> "83 x 117 x 91 mm"."""
+    return " x ".join(f"{1e3 * extent:.0f}" for extent in np.ptp(vertices, axis=0)) + " mm"
+
+
+def _meaningful_words(path: Path) -> tuple[list[str], str]:
+    """Words of the first name, from the file upwards, that says something, and that name."""
+    names = [path.stem, *(folder.name for folder in path.absolute().parents)][:3]  # .../025_mug/google_16k/textured.obj
+    for name in names:
+        spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+        tokens = [token for token in re.split(r"[^A-Za-z0-9]+", spaced) if token]
+        tokens = [token for token in tokens if len(token) < CATALOGUE_NUMBER or not re.search(r"\d", token)]
+        words = [re.sub(r"\d+", "", token).lower() for token in tokens]
+        words = [word for word in words if len(word) > 1 and word not in EMPTY_WORDS]
+        if words:
+            return words, name
+    return [], path.stem
+
+
+def guess_category(path: str | Path) -> str:
+    """A noun from the file's name, or from its folders' where the name says nothing: 025_mug.stl -> "mug"."""
+    return " ".join(_meaningful_words(Path(path))[0]) or "object"
+
+
+def _object_id(path: Path) -> str:
+    """The name that says what the object is, in characters that every file system takes."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", _meaningful_words(path)[1]).strip("._") or "object"
 
 
 def load_object(
@@ -274,6 +387,27 @@ def load_object(
     )
 
 
+def make_object(category: str, seed: int) -> ObjectMesh:
+    """A built-in object; the same category and seed give the same mesh.
+
+    category  one of CATEGORIES
+    seed      non-negative integer
+    Raises ValueError for another category or a negative seed.
+    """
+    if category not in FAMILIES:
+        raise ValueError(f"no built-in object is called {category!r}; there are {', '.join(CATEGORIES)}")
+    if seed < 0:
+        raise ValueError(f"seed of built-in object {category!r} is {seed}, expected 0 or more")
+    vertices, faces = FAMILIES[category](np.random.default_rng([CATEGORIES.index(category), seed]))
+    file_to_canonical = np.eye(4)
+    file_to_canonical[:3, 3] = -box_centre(vertices)
+    vertices = (vertices + file_to_canonical[:3, 3]).astype(np.float32).astype(np.float64)
+    return ObjectMesh(
+        vertices, faces.astype(np.int64), f"{category}_{seed:04d}", category, "built-in family", file_to_canonical,
+        watertight=True, notes=(f"Built-in {category}, shape {seed}: {describe_size(vertices)}, closed.",),
+    )
+
+
 def find_objects(path: str | Path) -> list[Path]:
     """Mesh files under a folder, sorted by path; a file stands for itself.
 
@@ -288,6 +422,47 @@ def find_objects(path: str | Path) -> list[Path]:
     if not found:
         raise ValueError(f"folder {path} holds no mesh; looked for {', '.join(MESH_SUFFIXES)}")
     return found
+
+
+def collect_objects(
+    words: Iterable[str],
+    shapes: Iterable[int] = (0,),
+    category: str | None = None,
+    units: str | float | None = None,
+    up: str | None = None,
+) -> list[ObjectMesh]:
+    """Objects as a command line names them: mesh files, folders of meshes, built-in families.
+
+    shapes               seeds of the shapes made of each built-in family
+    category, units, up  of mesh files, see load_object
+    Files of one name get different object ids.  Raises ValueError that reports every object that cannot be used.
+    """
+    objects, problems, shapes = [], [], list(shapes)
+    for word in words:
+        if word in CATEGORIES:
+            objects += [make_object(word, shape) for shape in shapes]
+            continue
+        try:
+            if not Path(word).exists():
+                known = ", ".join(CATEGORIES)
+                raise FileNotFoundError(f"{word}: no such file or folder, and no built-in family ({known})")
+            paths = find_objects(word)
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+            continue
+        for path in paths:
+            try:
+                objects.append(load_object(path, category, units, up))
+            except (ValueError, OSError) as error:
+                problems.append(str(error))
+    if problems:
+        raise ValueError("\n  ".join([f"{len(problems)} object(s) cannot be used, nothing was made:", *problems]))
+    seen: dict[str, int] = {}
+    for k, mesh in enumerate(objects):
+        seen[mesh.object_id] = seen.get(mesh.object_id, 0) + 1
+        if seen[mesh.object_id] > 1:
+            objects[k] = replace(mesh, object_id=f"{mesh.object_id}_{seen[mesh.object_id]}")
+    return objects
 
 
 def save_object(mesh: ObjectMesh, path: str | Path) -> None:
@@ -317,155 +492,3 @@ def object_card(mesh: ObjectMesh) -> dict[str, Any]:
         "file_to_canonical": mesh.file_to_canonical.ravel().tolist(), "watertight": mesh.watertight,
         "notes": list(mesh.notes),
     }  # fmt: skip
-
-
-def describe_size(vertices: np.ndarray) -> str:
-    """vertices (V, 3) metres -> "83 x 117 x 91 mm"."""
-    return " x ".join(f"{1e3 * extent:.0f}" for extent in np.ptp(vertices, axis=0)) + " mm"
-
-
-def guess_category(path: str | Path) -> str:
-    """A noun from the file's name, or from its folders' where the name says nothing: 025_mug.stl -> "mug"."""
-    return " ".join(_meaningful_words(Path(path))[0]) or "object"
-
-
-def read_mesh(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """All triangles of a file, parts of a scene in their places, in the file's units: (V, 3), (F, 3), notes."""
-    try:
-        scene = trimesh.load(path, force="scene", process=False, skip_materials=True)
-    except Exception as error:  # the readers behind trimesh raise whatever their format's parser meets
-        known = "" if path.suffix.lower() in MESH_SUFFIXES else f"; convert it to one of {', '.join(MESH_SUFFIXES)}"
-        raise ValueError(f"{path} cannot be read as a {path.suffix or 'mesh'} file: {error}{known}") from error
-    parts, skipped, count = [], 0, 0
-    for node in scene.graph.nodes_geometry:
-        transform, name = scene.graph[node]
-        part = scene.geometry[name]
-        if not isinstance(part, trimesh.Trimesh) or len(part.faces) == 0:
-            skipped += 1
-            continue
-        vertices = trimesh.transform_points(part.vertices, transform)
-        faces = part.faces if np.linalg.det(transform[:3, :3]) > 0 else part.faces[:, ::-1]
-        parts.append((vertices, faces + count))
-        count += len(vertices)
-    if not parts:
-        raise ValueError(f"{path} has no triangles ({skipped} parts of other kinds); expected a surface mesh")
-    notes = [f"Joined {len(parts)} parts of the scene."] if len(parts) > 1 else []
-    if skipped:
-        notes.append(f"Left out {skipped} parts without triangles (points, lines or empty).")
-    vertices, faces = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    if faces.min() < 0 or faces.max() >= len(vertices):
-        raise ValueError(f"{path}: a face names vertex {faces.max()}, but there are {len(vertices)} vertices")
-    vertices, faces = drop_unused(vertices.astype(np.float64), faces.astype(np.int64))
-    _check_numbers(vertices, path)
-    return vertices, faces, notes
-
-
-def _check_numbers(vertices: np.ndarray, path: Path) -> None:
-    bad = ~np.isfinite(vertices).all(axis=1)
-    if bad.any():
-        raise ValueError(f"{path}: {bad.sum()} of {len(vertices)} vertices have NaN or infinite coordinates "
-                         f"(first: vertex {bad.argmax()}); expected finite numbers. Export the mesh again")
-    extent = np.ptp(vertices, axis=0)
-    if extent.min() <= 1e-6 * extent.max() or extent.max() == 0.0:
-        raise ValueError(f"{path} is flat: its box is {' x '.join(f'{e:g}' for e in extent)} units; "
-                         "a grasp needs an object with a volume")
-
-
-def _unit_of(vertices: np.ndarray, units: str | float | None, path: Path) -> tuple[float, str]:
-    """Metres per unit of the file, and a sentence about it."""
-    extent = np.ptp(vertices, axis=0).max()
-    if units is not None:
-        try:
-            metres = METRES_PER_UNIT.get(units) or float(units)
-        except ValueError:
-            metres = -1.0
-        if not 0.0 < metres < np.inf:
-            raise ValueError(f"{path}: units is {units!r}, expected one of {', '.join(METRES_PER_UNIT)} "
-                             "or metres per unit as a number")
-        return metres, f"Units as given: {UNIT_WORDS.get(units, f'{metres:g} m each')} ({extent:.4g} units long)."
-    if extent <= 3.0:
-        return 1.0, f"Taken as metres: {extent:.4g} units long."
-    name = "cm" if extent < 20.0 else "mm"
-    metres = METRES_PER_UNIT[name]
-    return metres, (f"The file does not state its units: {extent:.4g} units long cannot be metres, so it was taken as "
-                    f"{UNIT_WORDS[name]} ({1e3 * extent * metres:.0f} mm); pass units= if that is wrong.")
-
-
-def _upright(up: str | None, path: Path) -> tuple[np.ndarray, list[str]]:
-    """Rotation (4, 4) that turns the file's vertical axis to z, and a sentence when it is not the identity."""
-    up = up or ("y" if path.suffix.lower() in (".glb", ".gltf") else "z")
-    if up not in ("y", "z"):
-        raise ValueError(f"{path}: up is {up!r}, expected 'z' or 'y'")
-    if up == "z":
-        return np.eye(4), []
-    return Y_UP_TO_Z_UP, ["The file's y axis is up; turned to z up (pass up='z' if it already was)."]
-
-
-def _size_message(path: Path, size: float, metres: float, units: str | float | None) -> str:
-    extent = size / metres
-    how = f"units={units!r}" if units is not None else "units were guessed from the size"
-    fits = [name for name, factor in METRES_PER_UNIT.items() if SMALLEST <= extent * factor <= LARGEST]
-    advice = f"Pass units={' or '.join(map(repr, fits))}, or" if fits else "Pass"
-    return (f"{path} would be {size:.4g} m long ({extent:.4g} units, {how}); a hand grasps {SMALLEST} to {LARGEST} m. "
-            f"{advice} the metres per unit as a number, such as units={0.12 / extent:.3g} for a length of 0.12 m")
-
-
-def _meaningful_words(path: Path) -> tuple[list[str], str]:
-    """Words of the first name, from the file upwards, that says something, and that name."""
-    names = [path.stem, *(folder.name for folder in path.absolute().parents)][:3]
-    for name in names:
-        spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
-        tokens = [token for token in re.split(r"[^A-Za-z0-9]+", spaced) if token]
-        # A long token of letters and digits is a catalogue number, not a word.
-        tokens = [token for token in tokens if not (len(token) >= 8 and re.search(r"\d", token))]
-        words = [re.sub(r"\d+", "", token).lower() for token in tokens]
-        words = [word for word in words if len(word) > 1 and word not in EMPTY_WORDS]
-        if words:
-            return words, name
-    return [], path.stem
-
-
-def _object_id(path: Path) -> str:
-    """The name that says what the object is, in characters that every file system takes."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", _meaningful_words(path)[1]).strip("._") or "object"
-
-
-def collect_objects(
-    words: Iterable[str],
-    shapes: Iterable[int] = (0,),
-    category: str | None = None,
-    units: str | float | None = None,
-    up: str | None = None,
-) -> list[ObjectMesh]:
-    """Objects as a command line names them: mesh files, folders of meshes, built-in families.
-
-    shapes               seeds of the shapes made of each built-in family
-    category, units, up  of mesh files, see load_object
-    Files of one name get different object ids.  Raises ValueError that reports every object that cannot be used.
-    """
-    objects, problems, shapes = [], [], list(shapes)
-    for word in words:
-        if word in CATEGORIES:
-            objects += [make_object(word, shape) for shape in shapes]
-            continue
-        try:
-            if not Path(word).exists():
-                known = ", ".join(CATEGORIES)
-                raise FileNotFoundError(f"{word}: no such file or folder, and no built-in family ({known})")
-            paths = find_objects(word) if Path(word).is_dir() else [Path(word)]
-        except (ValueError, OSError) as error:
-            problems.append(str(error))
-            continue
-        for path in paths:
-            try:
-                objects.append(load_object(path, category, units, up))
-            except (ValueError, OSError) as error:
-                problems.append(str(error))
-    if problems:
-        raise ValueError("\n  ".join([f"{len(problems)} object(s) cannot be used, nothing was made:", *problems]))
-    seen: dict[str, int] = {}
-    for k, mesh in enumerate(objects):
-        seen[mesh.object_id] = seen.get(mesh.object_id, 0) + 1
-        if seen[mesh.object_id] > 1:
-            objects[k] = replace(mesh, object_id=f"{mesh.object_id}_{seen[mesh.object_id]}")
-    return objects
