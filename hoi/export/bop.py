@@ -1,4 +1,7 @@
-"""Records of a dataset folder -> BOP's scenes, masks, models in millimetres.  LAYOUT goes with every export."""
+"""BOP, for 6D pose estimation: records of a dataset folder -> scenes, masks, models in millimetres.
+
+What the files are is said by assets/exports/bop.md, which goes with every export.
+"""
 
 import json
 import re
@@ -19,20 +22,6 @@ from hoi.geometry.camera import Camera, project, transform_points
 from hoi.geometry.objects import ALREADY_CENTRED, make_object
 from hoi.geometry.render import OBJECT, Renderer
 from hoi.geometry.shapes import Mesh
-
-LAYOUT = """\
-BOP's scene-wise layout, for 6D pose estimation.  Records -> scenes, masks, models in millimetres.
-
-    models/obj_000001.ply, models_info.json     z up, origin at the centre of the box, with normals
-    models/names.json                           the object's name in the dataset folder, by number
-    train/000000/rgb, depth, mask, mask_visib   a thousand pictures a scene
-    train/000000/scene_camera.json, scene_gt.json, scene_gt_info.json
-    train/000000/scene_hand.json                the hand, which BOP has no place for: metres, camera frame
-    camera.json
-
-Visible means labelled as object in the segmentation, which is exact.  BOP's own tool calls everything visible that lies
-less than 15 mm behind the depth map, and would count a finger on the object as object.
-"""
 
 IMAGES_PER_SCENE = 1000  # as BOP's own synthetic training pictures have
 BOP_KEYS = ("depth_file_name", "object_mask_file_name", *OBJECT_KEYS)

@@ -1,4 +1,7 @@
-"""Records of a dataset folder -> COCO's images/ and annotations.json.  LAYOUT goes with every export."""
+"""COCO: records of a dataset folder -> images/ and annotations.json with keypoints, boxes and masks.
+
+What its keys are is said by assets/exports/coco.md, which goes with every export.
+"""
 
 import json
 from collections.abc import Iterator
@@ -14,14 +17,6 @@ from hoi.data.folder import array_of, load_depth, load_label_map
 from hoi.export.folder import copy_picture, hand_annotation
 from hoi.geometry.hand import FINGER_NAMES
 from hoi.geometry.render import HAND, OBJECT, joints_shown
-
-LAYOUT = """\
-COCO: hand keypoints, boxes and masks of hand and object.  Records -> images/ and annotations.json.
-
-Category 1 is the hand with 21 keypoints, the others are the nouns of the objects.  What COCO has no place for stands
-under extra keys, which its readers ignore: the hand's parameters and 3D keypoints at the hand's annotation, the pose at
-the object's, intrinsics at the picture; units and frames are those of the dataset folder.
-"""
 
 KEYPOINT_NAMES = ("wrist", *(f"{name}_{part}" for name in FINGER_NAMES for part in ("mcp", "pip", "dip", "tip")))
 HAND_CATEGORY = 1

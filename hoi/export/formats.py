@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hoi.common.files import new_folder
+from hoi.common.files import ASSETS, new_folder
 from hoi.data.folder import read_records
 from hoi.data.writer import card_text, read_card
 from hoi.export import bop, coco, nocs, official_csv
@@ -18,23 +18,21 @@ from hoi.export.folder import lacking
 class Format:
     """The layout of another tool.
 
-    layout  what is in the export, for its reader
     unfit   record -> why it cannot be exported, empty when it can
     write   (dataset folder, fit records, empty folder) -> how many were left out after all, by reason, if any were
-    card    name of the page that says what is in the export and where it comes from
+    card    name of the page that goes with it: assets/exports/<format>.md, counts, the dataset's own card
     """
 
-    layout: str
     unfit: Callable[[dict[str, Any]], str]
     write: Callable[..., Counter[str] | None]
     card: str = "README.md"
 
 
 FORMATS = {
-    "bop": Format(bop.LAYOUT, partial(lacking, keys=bop.BOP_KEYS), bop.write_scenes, "dataset_info.md"),  # BOP's name
-    "nocs": Format(nocs.LAYOUT, nocs.unfit_for_nocs, nocs.write_frames),
-    "coco": Format(coco.LAYOUT, partial(lacking, keys=()), coco.write_annotations),
-    "csv": Format(official_csv.LAYOUT, official_csv.unfit_for_csv, official_csv.write_tables),
+    "bop": Format(partial(lacking, keys=bop.BOP_KEYS), bop.write_scenes, "dataset_info.md"),  # BOP's name
+    "nocs": Format(nocs.unfit_for_nocs, nocs.write_frames),
+    "coco": Format(partial(lacking, keys=()), coco.write_annotations),
+    "csv": Format(official_csv.unfit_for_csv, official_csv.write_tables),
 }
 
 
@@ -61,7 +59,8 @@ def export_folder(
             # Here, inside the block: an export without records must not stay.
             raise ValueError(f"{folder} has no record for {file_format}{left_out_lines(left_out)}")
         card = card_text(read_card(folder, records))
-        notes = f"{target.layout}\n\n{written} records{left_out_lines(left_out)}\n\n{card}"
+        layout = (ASSETS / "exports" / f"{file_format}.md").read_text()
+        notes = f"{layout}\n\n{written} records{left_out_lines(left_out)}\n\n{card}"
         (unfinished / target.card).write_text(notes)
     return written, left_out
 

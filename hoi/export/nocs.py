@@ -1,4 +1,7 @@
-"""Records of a dataset folder -> frames and models of NOCS-CAMERA.  LAYOUT goes with every export."""
+"""NOCS-CAMERA, for category-level pose estimation: records of a dataset folder -> frames, models, exact poses.
+
+What the files are, and how their axes are turned, is said by assets/exports/nocs.md, which goes with every export.
+"""
 
 import pickle
 from collections import Counter
@@ -17,24 +20,6 @@ from hoi.geometry.camera import CAMERA_FOV_DEG, Camera, make_intrinsics
 from hoi.geometry.render import OBJECT, Renderer
 from hoi.geometry.shapes import Mesh
 
-LAYOUT = """\
-The CAMERA part of NOCS, for category-level pose estimation, as SPD (object-deformnet) and DualPoseNet read it.
-
-    CAMERA/train/00000/0000_color.png, _coord.png, _depth.png, _mask.png, _meta.txt     ten pictures a folder
-    CAMERA/train/00000/0000_label.pkl, CAMERA/train_list.txt    exact poses in SPD's form, only when asked for
-    obj_models/train/<synset>/<model>/model.obj, bbox.txt       box diagonal 1, y up, a mug's handle along x
-    hands.json                                                  the hand, which NOCS has no place for
-
-Frames are 640x480 with one camera for all.  A square picture made with that camera's field of view is laid over the
-middle 480 columns; the sides are a blurred copy, without depth.  Object pixels are rendered at the frame's own
-resolution; hand pixels, which hide them, are those of the record.
-
-Meshes of the user are taken as they stand, z up; a mug's handle must point along +x, as NOCS defines its mugs.
-
-Readers turn z of models and coordinates around, so files hold (x, y, -z) of a right-handed model: with q its point,
-the camera sees scale * rotation @ q + translation.
-"""
-
 HEIGHT, WIDTH, LEFT = 480, 640, 80  # of a frame; first column of the middle square
 # Readers have these numbers in their code, so every frame has this camera, whatever its picture was made with.
 INTRINSICS = np.array([[577.5, 0.0, 319.5], [0.0, 577.5, 239.5], [0.0, 0.0, 1.0]])
@@ -44,7 +29,7 @@ MIN_PIXELS, MAX_WIDTH, MAX_HEIGHT = 64, 600, 440  # of the visible object: reade
 NOCS_CLASSES = {"bottle": (1, "02876657"), "bowl": (2, "02880940"), "can": (4, "02946921"), "mug": (6, "03797390")}
 NOCS_KEYS = ("depth_file_name", *OBJECT_KEYS)
 Z_UP_TO_Y_UP = np.array([[1.0, 0, 0], [0, 0, 1.0], [0, -1.0, 0]])
-READERS_SIGNS = np.array([1.0, 1.0, -1.0])  # they turn z of models and coordinates around, see LAYOUT
+READERS_SIGNS = np.array([1.0, 1.0, -1.0])  # they turn z of models and coordinates around, see nocs.md
 BLUR = 12  # pixels; chosen by eye: the sides keep the picture's colours and show no second object
 
 

@@ -1,4 +1,7 @@
-"""Records of a dataset folder -> the CSVs of the authors' release.  LAYOUT goes with every export."""
+"""The CSVs of the authors' release: records of a dataset folder -> pictures, label files, train, test and reg.csv.
+
+What the columns are is said by assets/exports/csv.md, which goes with every export.
+"""
 
 import csv
 import shutil
@@ -15,18 +18,6 @@ from hoi.export.folder import copy_picture, lacking
 from hoi.geometry.camera import OPENGL_TO_OPENCV
 from hoi.geometry.hand import MANO_TO_OPENPOSE
 from hoi.sources.official_csv import SCENERY_COLUMNS, TRAIN_COLUMNS
-
-LAYOUT = """\
-The CSVs of the authors' release.  Records -> pictures, label files, train.csv, test.csv, reg.csv.  (Back:
-make_dataset.py --csv.)
-
-    train.csv   image,skeleton,top,bottom,left,right,sentence,seg,mask: every record with a hand or an object
-    test.csv    the same and depth,label,objpath: of these, the ones with hand parameters and a mesh
-    reg.csv     image,sentence: scenery, the pictures of the regularisation
-
-`mask` is our segmentation, `seg` the binary mask.  The box is the whole picture: it is cut to hand and object already.
-Paths are relative to the folder, so the release's scripts must be started there; its test script takes 512 px alone.
-"""
 
 COLUMNS = {
     "train": TRAIN_COLUMNS, "test": (*TRAIN_COLUMNS, "depth", "label", "objpath"), "reg": SCENERY_COLUMNS,
