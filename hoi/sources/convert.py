@@ -22,13 +22,14 @@ from hoi.data.writer import DatasetWriter, write_object, write_pictures
 from hoi.geometry.camera import Camera, inside_picture, transform_points
 from hoi.geometry.hand import TIP_KEYPOINTS, HandMesh, load_hand
 from hoi.geometry.mano import WHERE
-from hoi.geometry.render import GBuffer, Renderer
+from hoi.geometry.render import HAND, OBJECT, GBuffer, Renderer
 from hoi.geometry.scene import PLAIN_TEXTS
 from hoi.sources.frame import Crop, PosedObject, Rejected, Source, SourceFrame, box_around
 from hoi.sources.normals import DPT_HYBRID, DepthEstimator, normals_of_crop, read_depth_file, resize_normals
 
 NORMALS = ("rendered", "sensor-depth", "depth-files", "estimated")
 STROKES = ("crop", "source")
+LABELS = ((HAND, "hand"), (OBJECT, "object"))
 FAR = 65.0  # metres; sensors write the largest number for no answer, and the folder's depth ends at 65.5
 FIT_LIMIT_MM = 2.0  # with the right MANO file posed joints miss the source's by rounding alone, a thousandth of it
 MANO_FILE = WHERE.split(" Without")[0]  # the built-in hand is no way out here: real hands are MANO's
@@ -167,7 +168,7 @@ class FrameConverter:
         """
         try:
             frame = self.source.read(int(self.order[index]))
-            return self._write_scenery(index, frame) if frame.is_scenery else self._write(index, frame)
+            return self._write_scenery(index, frame) if self.source.is_scenery else self._write(index, frame)
         except Rejected as rejected:
             return {"index": index, "rejected": rejected.reason, "detail": rejected.detail}
 
@@ -201,7 +202,7 @@ class FrameConverter:
         whole_labels = frame.label_map
         if whole_labels is None:
             whole_labels = self._render(frame, hand_mesh, frame.intrinsics, *shape).label_map
-        for label, what in ((1, "hand"), (2, "object")):
+        for label, what in LABELS:
             area = int((whole_labels == label).sum())
             if area < self.settings.min_area:
                 raise Rejected(
@@ -261,8 +262,8 @@ class FrameConverter:
     def _record(self, frame: SourceFrame, text: str | None) -> dict[str, Any]:
         """What every record of a source has; keys beyond the folder's own are always there, so rows share a schema."""
         extra = dict.fromkeys(("crop_box", "skeleton_strokes", "hand_fit_mm", "rerender_iou", "other_objects"))
-        size = self.settings.size
-        known = {"text": text, "height": size, "width": size, "source": frame.source, "source_frame": frame.name}
+        size, source = self.settings.size, self.source.name
+        known = {"text": text, "height": size, "width": size, "source": source, "source_frame": frame.name}
         return known | extra
 
     def _annotation(self, cropped: CroppedFrame) -> dict[str, Any]:
@@ -286,16 +287,17 @@ class FrameConverter:
             ]  # fmt: skip
             record |= held | {"other_objects": others}
         if cropped.hand_mesh is not None:
-            keys = ("hand_betas", "global_orient", "hand_pose", "transl")
-            record |= {key: getattr(frame.hand_params, key) for key in keys}
-            record["hand_model"] = self.hand.name
+            record |= vars(frame.hand_params) | {"hand_model": self.hand.name}  # a record's keys are their names
             off = np.linalg.norm(cropped.hand_mesh.keypoints_3d - frame.keypoints_3d, axis=1)
             # Of joints alone: each hand package has its own fingertips.
             record["hand_fit_mm"] = round(float(1000 * np.delete(off, TIP_KEYPOINTS).max()), 4)
             # Where a model is missing the re-render would lack it, and the overlap would say nothing.
             all_drawn = bool(frame.objects) and all(posed.object_mesh for posed in frame.objects)
             if all_drawn and frame.label_map is not None:
-                record["rerender_iou"] = overlap(cropped.gbuffer, cropped.label_map)
+                drawn, given = cropped.gbuffer.label_map, cropped.label_map
+                record["rerender_iou"] = {
+                    name: round(intersection_over_union(drawn == label, given == label), 4) for label, name in LABELS
+                }
         return record
 
 
@@ -308,14 +310,6 @@ def nearest_of(pieces: list[GBuffer]) -> GBuffer:
         depth[wins], label_map[wins] = piece.depth[wins], piece.label_map[wins]
         normals[wins] = piece.surface_normals[wins]
     return GBuffer(depth, label_map, normals, first.object_mask)
-
-
-def overlap(gbuffer: GBuffer, label_map: np.ndarray) -> dict[str, float]:
-    """Intersection over union of rendered and annotated pixels: hand, object."""
-    result = {}
-    for label, name in ((1, "hand"), (2, "object")):
-        result[name] = round(intersection_over_union(gbuffer.label_map == label, label_map == label), 4)
-    return result
 
 
 def summary(records: list[dict[str, Any]]) -> dict[str, Any]:

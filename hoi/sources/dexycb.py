@@ -314,7 +314,7 @@ class DexYCB:
         depth_path = folder / f"aligned_depth_to_color_{frame:06d}.png"
         return SourceFrame(
             name=f"{recording.folder.parent.name}/{recording.folder.name}/{serial}/{frame:06d}",
-            source=self.name, image=image, noun=YCB[grasped - 1][1], label_map=label_map,
+            image=image, noun=YCB[grasped - 1][1], label_map=label_map,
             keypoints_3d=labels["joint_3d"], keypoints_2d=labels["joint_2d"],
             keypoint_convention="openpose21, fingertips of manopth",
             intrinsics=read_intrinsics(self.root / "calibration/intrinsics" / f"{serial}_640x480.yml"),

@@ -46,7 +46,6 @@ class SourceFrame:
     """What the files of one picture say, in the pixels of the whole picture.  None: they do not say it.
 
     name                 unique in the dataset, a relative path without suffix; captions and depth files are found by it
-    source               name of the dataset
     image                (H, W, 3) uint8
     noun                 what captions call the object
     sentence             the caption that the dataset itself gives
@@ -61,11 +60,9 @@ class SourceFrame:
     hand_params          camera frame, our convention
     hand_side            known even where hand_params is not
     objects              the held one first
-    is_scenery           a picture without hand or object, for the background buffer
     """
 
     name: str
-    source: str
     image: np.ndarray
     noun: str | None = None
     sentence: str | None = None
@@ -80,7 +77,6 @@ class SourceFrame:
     hand_params: HandParams | None = None
     hand_side: str | None = None
     objects: tuple[PosedObject, ...] = ()
-    is_scenery: bool = False
 
 
 class Source(Protocol):

@@ -154,7 +154,7 @@ class HO3D:
         object_to_opengl[:3, 3] = values["objTrans"]
         name = str(meta["objName"])
         return SourceFrame(
-            name=f"{self.split}/{line}", source=self.name, image=read_picture(picture, "the picture"),
+            name=f"{self.split}/{line}", image=read_picture(picture, "the picture"),
             noun=YCB_NOUNS.get(name, name), keypoints_3d=keypoints_3d, keypoints_2d=keypoints_2d,
             keypoint_convention="openpose21, fingertips of HO-3D", intrinsics=intrinsics,
             depth=self._depth(folder / "depth" / f"{frame}.png"),

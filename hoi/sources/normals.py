@@ -5,7 +5,6 @@ better: the inverse depth of a plane is linear in the pixel, so fitting it linea
 normal exactly, with holes and borders of the region left out of the fit.
 """
 
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +12,9 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from hoi.common.files import DAMAGE
 from hoi.conditions import normals_from_inverse_depth, scale_inverse_depth
-from hoi.sources.frame import Crop, Rejected, box_around
+from hoi.sources.frame import Crop, Rejected, box_around, read_picture
 
 # Of the Gaussian window, pixels of the depth picture.  On a tilted plane at 0.6 m whose depths have a millimetre of
 # noise normals are 2 degrees off (5.6 with a sigma of 1.5, 0.8 with 4); a wider window would mix a finger, 13 pixels
@@ -87,21 +87,19 @@ def read_depth_file(folder: str | Path, name: str) -> tuple[np.ndarray, bool]:
     returns  (H, W) float64 and whether it is metres (then 0 = unknown)
     Raises Rejected when there is neither file or it is damaged.
     """
-    for path in (Path(folder) / f"{name}.npy", Path(folder) / f"{name}.png"):
-        if not path.is_file():
-            continue
+    npy, png = Path(folder) / f"{name}.npy", Path(folder) / f"{name}.png"
+    if npy.is_file():
         try:
-            if path.suffix == ".npy":
-                values = np.load(path, allow_pickle=False).astype(np.float64)
-            else:
-                with Image.open(path) as picture:
-                    values = np.array(picture).astype(np.float64) / 1000
-        except (ValueError, OSError, EOFError, SyntaxError, zipfile.BadZipFile) as error:
-            raise Rejected("the depth file is damaged", f"{path}: {error}") from error
-        if values.ndim != 2 or not np.isfinite(values).all():
-            raise Rejected("the depth file is damaged", f"{path} is {values.shape}, expected finite (H, W)")
-        return values, path.suffix == ".png"
-    raise Rejected("the depth file is missing", f"{Path(folder) / name}.npy or .png")
+            values = np.load(npy, allow_pickle=False).astype(np.float64)
+        except DAMAGE as error:
+            raise Rejected("the depth file is damaged", f"{npy}: {error}") from error
+    elif png.is_file():
+        values = read_picture(png, "the depth file", None).astype(np.float64) / 1000
+    else:
+        raise Rejected("the depth file is missing", f"{npy} or .png")
+    if values.ndim != 2 or not np.isfinite(values).all():
+        raise Rejected("the depth file is damaged", f"{folder}/{name} is {values.shape}, expected finite (H, W)")
+    return values, not npy.is_file()
 
 
 def normals_of_crop(

@@ -86,14 +86,14 @@ class OfficialCSV:
         if self.is_scenery:
             if image.shape[0] != image.shape[1]:
                 raise Rejected("a scenery picture is not square", f"line {line}: {image.shape[1]}x{image.shape[0]}")
-            return SourceFrame(self.names[number], self.name, image, sentence=row["sentence"], is_scenery=True)
+            return SourceFrame(self.names[number], image, sentence=row["sentence"])
         mask, seg, skeleton = (self._picture(row, name) for name in ("mask", "seg", "skeleton"))
         sizes = {picture.shape[:2] for picture in (image, mask, seg, skeleton)}
         if len(sizes) > 1:
             raise Rejected("its pictures differ in size", f"line {line}: {sorted(sizes)} (height, width)")
         noun = TEMPLATE.match(row["sentence"])
         return SourceFrame(
-            name=self.names[number], source=self.name, image=image, sentence=row["sentence"],
+            name=self.names[number], image=image, sentence=row["sentence"],
             noun=noun.group(1) if noun else None, label_map=label_map_of(mask, seg[..., 0]), skeleton=skeleton,
             box=self._box(row, line, *image.shape[:2]),
             depth=read_millimetres(self._find(row["depth"])) if row.get("depth") else None,  # in test CSVs alone
