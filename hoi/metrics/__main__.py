@@ -1,4 +1,16 @@
-"""python -m hoi.metrics: folders, weight files, predictions -> a table of numbers with intervals.  Paper: Sec. 4."""
+"""Measure pictures, as the paper does in Sec. 4.  The table is printed and written to metrics.md and metrics.json.
+
+    python -m hoi.metrics --real DIR --fake DIR --inception FILE          FID, sFID, IS, KID, precision, recall
+    python -m hoi.metrics --real DIR --save-statistics real.npz --inception FILE    the reference once, for later
+    python -m hoi.metrics --real real.npz --fake DIR --inception FILE
+    python -m hoi.metrics --fake DIR --clip ViT-B-32-quickgelu FILE       CLIPScore; with --real a Frechet distance, too
+    python -m hoi.metrics --real DIR --fake DIR --verifier                a Frechet distance for the toy world
+    python -m hoi.metrics --fake DIR --keypoints FILE --contact FILE      PCK, MPJPE, contact recall
+    python -m hoi.metrics --fake DIR --poses FILE                         3D IoU and degree-centimetre mAP
+    python -m hoi.metrics --videos DIR DIR ...                            flicker
+
+DIR is a dataset folder or any folder of pictures.  The formats of predictions are at the end.
+"""
 
 from __future__ import annotations
 
@@ -27,19 +39,6 @@ from hoi.metrics.poses import BOXES, POSE_FORMATS, add_pose_numbers, read_poses
 from hoi.verify.predictions import FORMATS, check_covers, read_contact_predictions, read_keypoint_predictions
 from hoi.verify.verifier import BUILT_IN_VERIFIER, load_verifier
 
-DESCRIPTION = """Measure pictures.  The table is printed and written to metrics.md and metrics.json.
-
-    python -m hoi.metrics --real DIR --fake DIR --inception FILE          FID, sFID, IS, KID, precision, recall
-    python -m hoi.metrics --real DIR --save-statistics real.npz --inception FILE    the reference once, for later
-    python -m hoi.metrics --real real.npz --fake DIR --inception FILE
-    python -m hoi.metrics --fake DIR --clip ViT-B-32-quickgelu FILE       CLIPScore; with --real a Frechet distance, too
-    python -m hoi.metrics --real DIR --fake DIR --verifier                a Frechet distance for the toy world
-    python -m hoi.metrics --fake DIR --keypoints FILE --contact FILE      PCK, MPJPE, contact recall
-    python -m hoi.metrics --fake DIR --poses FILE                         3D IoU and degree-centimetre mAP
-    python -m hoi.metrics --videos DIR DIR ...                            flicker
-
-DIR is a dataset folder or any folder of pictures.  The formats of predictions are at the end.
-"""
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "open_clip_torch", "timm")  # that decide numbers
 WEIGHTS = ("inception", "clip", "timm", "verifier")  # flags
 PREDICTIONS = ("keypoints", "contact", "poses")
@@ -165,7 +164,7 @@ def usable_cpus() -> int:
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     """Arguments from the command line or a list; ends with argparse's message for flags that would go unread."""
     parser = argparse.ArgumentParser(
-        prog="python -m hoi.metrics", description=DESCRIPTION, epilog=f"{FORMATS}\n{POSE_FORMATS}",
+        prog="python -m hoi.metrics", description=__doc__, epilog=f"{FORMATS}\n{POSE_FORMATS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument

@@ -1,4 +1,14 @@
-"""python -m hoi.verify: score the pictures of a folder, choose what passes, train a verifier, measure a model."""
+"""Hold every picture of a dataset folder against its own annotation: scores, a report, a selection.
+
+    python -m hoi.verify DIR                                   # adds `verification` to every record; DIR/verification/
+    python -m hoi.verify DIR --keep "iou_hand>0.8,pck>0.9" --list keep.txt        # or --out DIR2; prints the yield
+    python -m hoi.verify DIR --keypoints hamer.json --contacts 100doh.json        # formats: see score --help
+    python -m hoi.verify train --data runs/toy/any runs/toy/lab --out verifier.safetensors --minutes 20
+    python -m hoi.verify measure --shaded runs/eval/shaded --generated runs/eval/generated
+
+The built-in verifier knows the toy world; for other pictures train one on real pictures, or bring the keypoints of a
+hand estimator.  Nothing is deleted.
+"""
 
 import argparse
 import sys
@@ -14,17 +24,6 @@ from hoi.verify.training import minutes_passed, train_verifier
 from hoi.verify.verifier import BUILT_IN_VERIFIER, DEFAULT_SIDE, save_verifier
 
 COMMANDS = ("score", "train", "measure")
-DESCRIPTION = """Hold every picture of a dataset folder against its own annotation: scores, a report, a selection.
-
-    python -m hoi.verify DIR                                   # adds `verification` to every record; DIR/verification/
-    python -m hoi.verify DIR --keep "iou_hand>0.8,pck>0.9" --list keep.txt        # or --out DIR2; prints the yield
-    python -m hoi.verify DIR --keypoints hamer.json --contacts 100doh.json        # formats: see score --help
-    python -m hoi.verify train --data runs/toy/any runs/toy/lab --out verifier.safetensors --minutes 20
-    python -m hoi.verify measure --shaded runs/eval/shaded --generated runs/eval/generated
-
-The built-in verifier knows the toy world; for other pictures train one on real pictures, or bring the keypoints of a
-hand estimator.  Nothing is deleted.
-"""
 MEANINGS = "Scores, null where there is nothing to hold a picture against:\n\n" + "\n".join(
     f"    {name:33}{meaning}" for name, meaning in SCORES.items()
 )
@@ -70,7 +69,7 @@ def add_measure_flags(parser: argparse.ArgumentParser) -> None:
 def parse_args(words: list[str]) -> argparse.Namespace:
     """Arguments of one of COMMANDS; `score` may be left out.  Ends with argparse's message for what makes no sense."""
     raw = {"formatter_class": argparse.RawDescriptionHelpFormatter}
-    parser = argparse.ArgumentParser(prog="python -m hoi.verify", description=DESCRIPTION, epilog=MEANINGS, **raw)
+    parser = argparse.ArgumentParser(prog="python -m hoi.verify", description=__doc__, epilog=MEANINGS, **raw)
     commands = parser.add_subparsers(dest="command", required=True)
     score = "score the pictures of DIR (the word `score` may be left out); its help has the formats of --keypoints, ..."
     add_score_flags(commands.add_parser("score", help=score, epilog=f"{FORMATS}\n{MEANINGS}", **raw))
