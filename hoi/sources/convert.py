@@ -196,6 +196,7 @@ class FrameConverter:
     def _cropped(self, frame: SourceFrame) -> CroppedFrame:
         """Find hand and object in the picture and cut them out; raises Rejected where too little of them is seen."""
         shape, size = frame.image.shape[:2], self.settings.size
+        # Not aligned to the picture then: its depths would belong to other pixels.
         if frame.depth is not None and frame.depth.shape != shape:
             raise Rejected("the depth file has another size", f"{frame.depth.shape}, picture {shape}")
         hand_mesh = self.hand(frame.hand_params) if self.hand and frame.hand_params else None
@@ -248,8 +249,10 @@ class FrameConverter:
         """Normals (size, size, 3) and where they are known (size, size), by the chosen way."""
         frame, kind, seen = cropped.frame, self.settings.normals, cropped.label_map > 0
         if kind == "rendered":
+            # Labels of the source and meshes of the annotation need not agree to the pixel.
             return cropped.gbuffer.surface_normals, seen & (cropped.gbuffer.label_map > 0)
         if kind == "estimated":
+            # The network sees the crop, as in the paper: it knows objects by their context.
             return resize_normals(normals_from_inverse_depth(self.estimator(cropped.image)), self.settings.size), seen
         depth, in_metres = frame.depth, True
         if kind == "depth-files":
@@ -277,7 +280,7 @@ class FrameConverter:
         }  # fmt: skip
         if frame.intrinsics is not None:
             record["intrinsics"] = crop.intrinsics(frame.intrinsics)
-        if frame.keypoints_2d is not None:
+        if frame.keypoints_2d is not None:  # of a hand that leaves the picture some lie beside the crop
             record["keypoints_2d"] = crop.points(frame.keypoints_2d)
             record["hand_in_picture"] = bool(inside_picture(record["keypoints_2d"], size, size))
         if frame.objects:

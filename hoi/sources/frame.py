@@ -17,7 +17,7 @@ from hoi.geometry.hand import HandParams
 from hoi.geometry.objects import ObjectMesh
 
 
-class Rejected(Exception):
+class Rejected(Exception):  # not a ValueError: damaged calibration stops a conversion, a damaged frame does not
     """A frame that gives no record.
 
     reason  a sentence without numbers, so that equal reasons can be counted
