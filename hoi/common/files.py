@@ -13,7 +13,6 @@ import os
 import pickle
 import shutil
 import struct
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -103,21 +102,16 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     if path.exists():
         raise FileExistsError(f"{path} exists already; choose another folder, or remove it first")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".unfinished", dir=path.parent))
-    unfinished.chmod(0o777 & ~_umask())  # mkdtemp's folders are for their owner alone
+    # Made here and not by tempfile, whose folders are for their owner alone.
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed and had the same number
+    unfinished.mkdir(parents=True)
     try:
         with full_disk_told(path, "the unfinished export was removed"):
             yield unfinished
             os.rename(unfinished, path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)  # there is no way to ask without setting it
-    os.umask(mask)
-    return mask
 
 
 def encode_png(pixels: np.ndarray, png_text: dict[str, str] | None = None) -> bytes:
