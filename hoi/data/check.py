@@ -14,18 +14,7 @@ import numpy as np
 
 from hoi.common.files import read_json
 from hoi.conditions import SEGMENTATION_COLORS, draw_conditions, draw_skeleton
-from hoi.data.folder import (
-    NUMBER_SHAPES,
-    PICTURE_FOLDERS,
-    RECORD_KEYS,
-    FolderFiles,
-    array_of,
-    camera_of,
-    hand_of,
-    load_mesh,
-    load_picture,
-    read_records,
-)
+from hoi.data import folder as dataset
 from hoi.geometry.camera import project, transform_points
 from hoi.geometry.hand import TIP_KEYPOINTS, HandModel, load_hand
 from hoi.geometry.render import GBuffer, Renderer
@@ -87,13 +76,13 @@ def check_folder(folder: str | Path, hand: HandModel | None = None, renderer: Re
     folder = Path(folder)
     report = Report(folder)
     try:
-        records = read_records(folder)
+        records = dataset.read_records(folder)
     except (ValueError, OSError) as error:
         report.problems.append(str(error))
         return report
     report.records, report.pictures = len(records), sum(record["file_name"] is not None for record in records)
     _check_description(report)
-    checker, on_disk = _Checker(folder, hand, renderer), FolderFiles(folder)
+    checker, on_disk = _Checker(folder, hand, renderer), dataset.FolderFiles(folder)
     first_of: dict[str, dict[str, Any]] = {}
     unknown: Counter[str] = Counter()
     for record in records:
@@ -110,7 +99,7 @@ def check_folder(folder: str | Path, hand: HandModel | None = None, renderer: Re
                 report.rendered += 1
         elif shared is not record:
             problems += [f"{key} differs from record {shared['index']}, which has the same condition images"
-                         for key in NUMBER_SHAPES if record.get(key) != shared.get(key)]  # fmt: skip
+                         for key in dataset.NUMBER_SHAPES if record.get(key) != shared.get(key)]  # fmt: skip
         report.problems += [f"record {record['index']}: {problem}" for problem in problems]
     unknown.pop(NOTHING, None)
     report.notes += [f"{count} geometries were not rendered again: {reason}" for reason, count in unknown.items()]
@@ -133,22 +122,22 @@ def _check_description(report: Report) -> None:
         report.problems.append(f"dataset.json counts {counted} records, the metadata holds {report.records}")
 
 
-def _file_problems(folder: Path, on_disk: FolderFiles, record: dict[str, Any]) -> list[str]:
+def _file_problems(folder: Path, on_disk: dataset.FolderFiles, record: dict[str, Any]) -> list[str]:
     """Keys, lengths, and every file: present, readable, of the right size and kind."""
-    absent = [key for key in RECORD_KEYS if key not in record]
+    absent = [key for key in dataset.RECORD_KEYS if key not in record]
     problems = [f"keys are missing: {', '.join(absent)}"] if absent else []
-    for key, shape in NUMBER_SHAPES.items():
+    for key, shape in dataset.NUMBER_SHAPES.items():
         numbers, count = record.get(key), math.prod(shape)
         if numbers is not None and (len(numbers) != count or not np.isfinite(np.array(numbers, dtype=float)).all()):
             problems.append(f"{key} has {len(numbers)} numbers, expected {count}, all finite")
     missing = on_disk.missing(record)
     problems += [f"{path} is missing" for path in missing]
     size = (record.get("height"), record.get("width"))
-    for key, name in PICTURE_FOLDERS.items():
+    for key, name in dataset.PICTURE_FOLDERS.items():
         if record.get(key) is None or record[key] in missing:
             continue
         try:
-            pixels = load_picture(folder, record, key)
+            pixels = dataset.load_picture(folder, record, key)
         except ValueError as error:
             problems.append(str(error))
             continue
@@ -189,7 +178,7 @@ class _Checker:
                 )
         if record["keypoints_2d"] is None:
             return problems
-        keypoints_2d = array_of(record, "keypoints_2d")
+        keypoints_2d = dataset.array_of(record, "keypoints_2d")
         skeleton = self._picture(record, "skeleton_file_name")
         # Strokes drawn in a source's pixels were enlarged with its picture and cannot be drawn again.
         if skeleton is not None and record.get("skeleton_strokes") != "source":
@@ -198,15 +187,15 @@ class _Checker:
                 problems.append(f"skeleton differs in {wrong} pixels from the one drawn at keypoints_2d")
         if record["keypoints_3d"] is None or record["intrinsics"] is None:
             return problems
-        keypoints_3d = array_of(record, "keypoints_3d")
-        off = np.abs(project(keypoints_3d, array_of(record, "intrinsics")) - keypoints_2d).max(axis=1)
+        keypoints_3d = dataset.array_of(record, "keypoints_3d")
+        off = np.abs(project(keypoints_3d, dataset.array_of(record, "intrinsics")) - keypoints_2d).max(axis=1)
         ours = record["keypoint_convention"] in (OUR_KEYPOINTS, None)
         if not off.max() <= (KEYPOINT_TOLERANCE_PX if ours else SOURCE_TOLERANCE_PX):
             worst = int(np.nan_to_num(off, nan=np.inf).argmax())
             problems.append(f"keypoints_2d is not the projection of keypoints_3d: {worst} is {off[worst]:.2f} px off")
         hand = self.hand(record["hand_model"]) if record["hand_model"] else None
         if hand is not None and record["transl"] is not None:
-            off = np.linalg.norm(hand(hand_of(record)).keypoints_3d - keypoints_3d, axis=1)
+            off = np.linalg.norm(hand(dataset.hand_of(record)).keypoints_3d - keypoints_3d, axis=1)
             if not ours:
                 fit_mm = 1000 * np.delete(off, TIP_KEYPOINTS).max()
                 if abs(fit_mm - record.get("hand_fit_mm", 0.0)) > FIT_TOLERANCE_MM:
@@ -219,7 +208,7 @@ class _Checker:
 
     def cannot_render(self, record: dict[str, Any]) -> str:
         """Why a record is not rendered again, or an empty string; NOTHING for scenery, which has no geometry."""
-        if all(record[key] is None for key in list(PICTURE_FOLDERS)[1:]):
+        if all(record[key] is None for key in list(dataset.PICTURE_FOLDERS)[1:]):
             return NOTHING
         if record["normal_source"] != "geometry":
             return "their condition images do not come from meshes"
@@ -245,7 +234,7 @@ class _Checker:
             "depth_file_name": lambda pixels: np.abs(pixels - 1000.0 * gbuffer.depth) > DEPTH_TOLERANCE_MM,
             "object_mask_file_name": lambda pixels: (pixels > 0) != gbuffer.object_mask,
         }
-        wrong = {PICTURE_FOLDERS[key]: difference(self._picture(record, key)).sum()
+        wrong = {dataset.PICTURE_FOLDERS[key]: difference(self._picture(record, key)).sum()
                  for key, difference in differences.items() if record[key] is not None}  # fmt: skip
         return [f"{name} differs from a re-render in {count} pixels ({allowed:.0f} allowed)"
                 for name, count in wrong.items() if count > allowed]  # fmt: skip
@@ -254,16 +243,16 @@ class _Checker:
         if self.renderer is None:
             self.renderer = Renderer()
         # The object's frame is the world, so its mesh (and the renderer's cache of it) stays as it is on disk.
-        camera = camera_of(record)
+        camera = dataset.camera_of(record)
         hand = thing = (None, None)  # vertices and faces
         if record["transl"] is not None:
-            hand_mesh = self.hand(record["hand_model"])(hand_of(record))
+            hand_mesh = self.hand(record["hand_model"])(dataset.hand_of(record))
             hand = transform_points(np.linalg.inv(camera.world_to_camera), hand_mesh.vertices), hand_mesh.faces
         if record["object_path"] is not None:
             if record["object_path"] not in self.meshes:
-                self.meshes[record["object_path"]] = load_mesh(self.folder, record)
+                self.meshes[record["object_path"]] = dataset.load_mesh(self.folder, record)
             thing = self.meshes[record["object_path"]]
         return self.renderer.render(*hand, *thing, camera)
 
     def _picture(self, record: dict[str, Any], key: str) -> np.ndarray | None:
-        return None if record[key] is None else load_picture(self.folder, record, key)
+        return None if record[key] is None else dataset.load_picture(self.folder, record, key)

@@ -17,16 +17,7 @@ import numpy as np
 
 from hoi.common.files import write_whole
 from hoi.conditions import Conditions
-from hoi.data.folder import (
-    CONDITION_KEYS,
-    FILE_KEYS,
-    PICTURE_FOLDERS,
-    load_conditions,
-    load_depth,
-    load_object_mask,
-    read_records,
-    require,
-)
+from hoi.data import folder as dataset
 from hoi.data.writer import write_object, write_pictures
 from hoi.geometry.contact import DistanceField
 from hoi.geometry.hand import HandModel
@@ -105,11 +96,12 @@ class FolderViews:
         Raises FileNotFoundError or ValueError naming the first missing file, or a record of another size.
         """
         self.folder = Path(folder)
-        self.records = read_records(self.folder)
+        self.records = dataset.read_records(self.folder)
         # Its own picture is not read: a conditions-only folder has none.
-        require(self.folder, self.records, [key for key in FILE_KEYS if key != "file_name"], (size, size))
+        files = [key for key in dataset.FILE_KEYS if key != "file_name"]
+        dataset.require(self.folder, self.records, files, (size, size))
         # Scenery has no conditions: one view, without any, for all of it.
-        keys = [tuple(record.get(name) for name in CONDITION_KEYS) for record in self.records]
+        keys = [tuple(record.get(name) for name in dataset.CONDITION_KEYS) for record in self.records]
         number_of = {key: number for number, key in enumerate(dict.fromkeys(keys))}
         self.numbers = [number_of[key] for key in keys]
         self._first = [self.records[i] for i in np.unique(self.numbers, return_index=True)[1]]  # record of each view
@@ -119,7 +111,7 @@ class FolderViews:
 
     def has_conditions(self, number: int) -> bool:
         """Whether the view shows anything; scenery does not."""
-        return self._first[number].get(CONDITION_KEYS[0]) is not None
+        return self._first[number].get(dataset.CONDITION_KEYS[0]) is not None
 
     def noun(self, number: int) -> str:
         """What a prompt calls the view's object."""
@@ -132,20 +124,20 @@ class FolderViews:
     def __getitem__(self, number: int) -> View:
         """Raises ValueError naming a damaged file or one of another size."""
         source = self._first[number]
-        record = {key: value for key, value in source.items() if key not in (*PICTURE_KEYS, *PICTURE_FOLDERS)}
-        conditions = load_conditions(self.folder, source)
+        record = {key: value for key, value in source.items() if key not in (*PICTURE_KEYS, *dataset.PICTURE_FOLDERS)}
+        conditions = dataset.load_conditions(self.folder, source)
         if conditions is None:
             return View(record, None)
         expected = (source["height"], source["width"], 3)
-        for key in CONDITION_KEYS:
-            shape = getattr(conditions, PICTURE_FOLDERS[key]).shape
+        for key in dataset.CONDITION_KEYS:
+            shape = getattr(conditions, dataset.PICTURE_FOLDERS[key]).shape
             if shape != expected:
                 raise ValueError(f"{self.folder / source[key]} has shape {shape}, its record says {expected}")
         return View(
             record,
             conditions,
-            load_depth(self.folder, source) if source.get("depth_file_name") else None,
-            load_object_mask(self.folder, source) if source.get("object_mask_file_name") else None,
+            dataset.load_depth(self.folder, source) if source.get("depth_file_name") else None,
+            dataset.load_object_mask(self.folder, source) if source.get("object_mask_file_name") else None,
             self.folder / source["object_path"] if source.get("object_path") else None,
         )
 

@@ -20,24 +20,14 @@ from hoi.common.command import first_few, how_made
 from hoi.common.files import JsonLines, encode_png, read_json, write_json, write_whole
 from hoi.common.sheets import contact_sheet
 from hoi.conditions import Conditions
-from hoi.data.folder import (
-    CONDITION_KEYS,
-    FILE_KEYS,
-    NUMBER_SHAPES,
-    PICTURE_FOLDERS,
-    RECORD_KEYS,
-    FolderFiles,
-    load_picture,
-    read_description,
-    read_records,
-)
+from hoi.data import folder as dataset
 from hoi.geometry.objects import ObjectMesh, object_card, save_object
 
 FORMAT, FORMAT_VERSION = "hand-object dataset folder", 1
 # All that the scripts write to a folder; video.py adds strip.png and the clip.
 WRITTEN = (
     "dataset.json", "grid.png", "rejected.jsonl", "strip.png", "clip.*", "objects/*",
-    *(f"{name}/*" for name in PICTURE_FOLDERS.values()),
+    *(f"{name}/*" for name in dataset.PICTURE_FOLDERS.values()),
 )  # fmt: skip
 SHOWN_LENGTH = 40  # characters of a value in which two jobs differ
 MOST_METRES = 65.535  # what 16 bits of millimetres hold
@@ -79,7 +69,7 @@ def folder_description(
         licences["weights"] = f"those of {checkpoint['name']}"
     objects = None if meshes is None and checkpoint is None else [object_card(mesh) for mesh in meshes or ()]
     if source is not None:
-        described = read_description(source)
+        described = dataset.read_description(source)
         licences["data"], objects = described.get("licences"), described.get("objects") or []
     if meshes is not None:
         licences["objects"] = sorted({mesh.source for mesh in meshes})
@@ -140,13 +130,13 @@ def _verification_summary(folder: Path) -> dict[str, Any] | None:
 
 def read_card(folder: str | Path, records: list[dict[str, Any]]) -> dict[str, Any]:
     """dataset.json with the entries of data_card as they are now: folders grow, and are verified later."""
-    description = read_description(folder)
+    description = dataset.read_description(folder)
     return description | data_card(folder, records, description)
 
 
 def refresh_card(folder: str | Path) -> None:
     """Bring the data card in dataset.json up to date, after a verification for instance."""
-    write_json(Path(folder) / "dataset.json", read_card(folder, read_records(folder)))
+    write_json(Path(folder) / "dataset.json", read_card(folder, dataset.read_records(folder)))
 
 
 def card_text(card: dict[str, Any]) -> str:
@@ -176,9 +166,9 @@ def complete_record(index: int, record: dict[str, Any]) -> dict[str, Any]:
 
     Raises ValueError for another count of numbers and for numbers that are not finite.
     """
-    full = dict.fromkeys(RECORD_KEYS) | record
+    full = dict.fromkeys(dataset.RECORD_KEYS) | record
     full["index"] = int(index)
-    for key, shape in NUMBER_SHAPES.items():
+    for key, shape in dataset.NUMBER_SHAPES.items():
         if full[key] is None:
             continue
         numbers, count = np.asarray(full[key], dtype=np.float64).ravel(), math.prod(shape)
@@ -209,14 +199,14 @@ def write_pictures(
     full = complete_record(index, record)
     pictures = {"file_name": image, "depth_file_name": depth, "object_mask_file_name": object_mask}
     if conditions is not None:
-        pictures |= {key: getattr(conditions, PICTURE_FOLDERS[key]) for key in CONDITION_KEYS}
+        pictures |= {key: getattr(conditions, dataset.PICTURE_FOLDERS[key]) for key in dataset.CONDITION_KEYS}
     pictures = {key: _as_pixels(key, pixels) for key, pixels in pictures.items() if pixels is not None}
     sizes = {(full["height"], full["width"])} - {(None, None)} | {pixels.shape[:2] for pixels in pictures.values()}
     if len(sizes) > 1:
         raise ValueError(f"record {index}: pictures differ in size (height, width): {sorted(sizes)}")
     if sizes:
         full["height"], full["width"] = (int(side) for side in sizes.pop())
-    full |= {key: f"{PICTURE_FOLDERS[key]}/{index:06d}.png" for key in pictures}
+    full |= {key: f"{dataset.PICTURE_FOLDERS[key]}/{index:06d}.png" for key in pictures}
     for key, pixels in pictures.items():
         is_generated = key == "file_name" and full["checkpoint"] is not None
         write_whole(folder / full[key], encode_png(pixels, png_text(full) if is_generated else None))
@@ -235,7 +225,7 @@ def _as_pixels(name: str, pixels: np.ndarray) -> np.ndarray:
             raise ValueError(f"object_mask is {pixels.shape} {pixels.dtype}, expected (H, W) bool")
         return pixels.astype(np.uint8) * 255
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
-        raise ValueError(f"{PICTURE_FOLDERS[name]} is {pixels.shape} {pixels.dtype}, expected (H, W, 3) uint8")
+        raise ValueError(f"{dataset.PICTURE_FOLDERS[name]} is {pixels.shape} {pixels.dtype}, expected (H, W, 3) uint8")
     return pixels
 
 
@@ -302,7 +292,8 @@ def overview(folder: str | Path, records: list[dict[str, Any]], count: int = 24,
     def in_cell(record: dict[str, Any], key: str) -> np.ndarray:
         if record.get(key) is None:
             return np.full((cell, cell, 3), 255, dtype=np.uint8)
-        return np.asarray(Image.fromarray(load_picture(folder, record, key)).convert("RGB").resize((cell, cell)))
+        picture = Image.fromarray(dataset.load_picture(folder, record, key))
+        return np.asarray(picture.convert("RGB").resize((cell, cell)))
 
     strips = [np.concatenate([in_cell(record, key) for key in keys], axis=1) for record in chosen]
     # Pillow's built-in font knows ASCII alone.
@@ -338,7 +329,7 @@ def refuse_other_job(folder: str | Path, description: dict[str, Any], ignoring: 
     ignoring  entries of "job" that are not compared: not known yet
     """
     folder = Path(folder)
-    there = read_description(folder)
+    there = dataset.read_description(folder)
     if there.get("format") != FORMAT and not any(folder.glob("metadata*.jsonl")):
         found = next((path for pattern in WRITTEN for path in sorted(folder.glob(pattern))), None)
         if found is not None:
@@ -382,9 +373,9 @@ class DatasetWriter:
             refuse_other_job(self.folder, description)
             name = "metadata.jsonl" if world_size == 1 else f"metadata-{rank:05d}.jsonl"
             self._lines = JsonLines(self.folder / name)
-            known = self._records(("index", *FILE_KEYS))  # whole records would take gigabytes
+            known = self._records(("index", *dataset.FILE_KEYS))  # whole records would take gigabytes
             # A record that lost a file is made again; its new line replaces the old one.
-            files = FolderFiles(self.folder)
+            files = dataset.FolderFiles(self.folder)
             self._done = {record["index"] for record in known if not files.missing(record)}
             if rank == 0:
                 self._write_description()
@@ -393,7 +384,7 @@ class DatasetWriter:
 
     def _records(self, keys: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """As read_records, and none before the first line is written."""
-        return read_records(self.folder, keys) if any(self.folder.glob("metadata*.jsonl")) else []
+        return dataset.read_records(self.folder, keys) if any(self.folder.glob("metadata*.jsonl")) else []
 
     def _write_description(self, **more: Any) -> None:
         content = {"format": FORMAT, "format_version": FORMAT_VERSION, **self.description, **more}

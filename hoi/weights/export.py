@@ -21,21 +21,9 @@ from hoi.common.tensors import save_model
 from hoi.network.config import ModelConfig, tiny_config
 from hoi.network.model import HOIDiffusion
 from hoi.network.text import BOS_ID, CONTEXT_LENGTH, EOS_ID
+from hoi.weights import names as layouts
 from hoi.weights.diffusers_config import adapter_config, folder_config
 from hoi.weights.load import ADAPTER_FOLDERS, FORMAT_VERSION, KEPT_PREFIX
-from hoi.weights.names import (
-    SCHEDULE_BUFFERS,
-    SHORT_TEXT_PREFIX,
-    TEXT_PREFIX,
-    NameMap,
-    diffusers_adapter_names,
-    diffusers_unet_names,
-    diffusers_vae_names,
-    official_adapter_names,
-    padding,
-    single_file_names,
-    text_names,
-)
 
 MOST_MEGABYTES = 50  # of the built-in model: everybody who clones the repository gets it
 # What diffusers' pipeline looks for first: the class of each part.  There is no safety checker to load.
@@ -86,7 +74,7 @@ def _trained_state(model: HOIDiffusion, half: bool) -> dict[str, Tensor]:
     return {name: tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()}
 
 
-def _renamed(state: Mapping[str, Tensor], names: NameMap) -> dict[str, Tensor]:
+def _renamed(state: Mapping[str, Tensor], names: layouts.NameMap) -> dict[str, Tensor]:
     """Our tensors under the names of a layout; the text encoder's stacked ones are cut apart."""
     cut = ((theirs, state[ours].chunk(len(theirs))) for ours, theirs in names.items())
     # Copies: safetensors refuses tensors that share memory, and files hold plain rows, not channels-last.
@@ -161,12 +149,12 @@ def schedule_buffers(config: ModelConfig) -> dict[str, Tensor]:
         (1 / abar - 1).sqrt(), variance, variance.clamp(min=1e-20).log(), noise_betas * before.sqrt() / (1 - abar),
         (1 - before) * alphas.sqrt() / (1 - abar),
     )  # fmt: skip
-    return {name: value.float() for name, value in zip(SCHEDULE_BUFFERS, values, strict=True)}
+    return {name: value.float() for name, value in zip(layouts.SCHEDULE_BUFFERS, values, strict=True)}
 
 
 def _single_file_state(model: HOIDiffusion, text_prefix: str, half: bool) -> dict[str, Tensor]:
     state = _trained_state(model, half)
-    names = single_file_names(state, model.config.text, text_prefix)
+    names = layouts.single_file_names(state, model.config.text, text_prefix)
     return schedule_buffers(model.config) | _renamed(state, names)
 
 
@@ -177,7 +165,7 @@ def export_single(model: HOIDiffusion, path: str | Path, half: bool = False) -> 
     """
     metadata = _metadata_to_keep(model) | {f"{KEPT_PREFIX}config": model.config.to_json()}
     metadata |= {"prediction_type": _prediction_type(model.config)}
-    save_model(path, _single_file_state(model, TEXT_PREFIX, half), metadata)
+    save_model(path, _single_file_state(model, layouts.TEXT_PREFIX, half), metadata)
     return [Path(path)]
 
 
@@ -192,8 +180,8 @@ def export_official(model: HOIDiffusion, folder: str | Path, half: bool = False)
         raise ValueError("the official layout needs condition encoders, and this is a base model: export to single")
     step, state = model.metadata.get("step", "0"), _trained_state(model, half)
     files = {
-        Path(folder) / f"model_ad_{step}.pth": _renamed(state, official_adapter_names(state)),
-        Path(folder) / f"model_sd_{step}.ckpt": _single_file_state(model, SHORT_TEXT_PREFIX, half),
+        Path(folder) / f"model_ad_{step}.pth": _renamed(state, layouts.official_adapter_names(state)),
+        Path(folder) / f"model_sd_{step}.ckpt": _single_file_state(model, layouts.SHORT_TEXT_PREFIX, half),
     }
     for path, tensors in files.items():
         write_whole(path, lambda stream, tensors=tensors: torch.save(tensors, stream.name))
@@ -214,13 +202,13 @@ def export_diffusers(model: HOIDiffusion, folder: str | Path, half: bool = False
     texts |= _tokenizer_files()
     state, metadata = _trained_state(model, half), _metadata_to_keep(model)
     names = {
-        "unet": diffusers_unet_names(state, config.unet),
-        "vae": diffusers_vae_names(state, config.vae),
-        "text_encoder": text_names(config.text, "text_model."),
+        "unet": layouts.diffusers_unet_names(state, config.unet),
+        "vae": layouts.diffusers_vae_names(state, config.vae),
+        "text_encoder": layouts.text_names(config.text, "text_model."),
     }
     if model.condition_encoders is not None:
         for name, place in ADAPTER_FOLDERS.items():
-            names[place] = diffusers_adapter_names(state, name)
+            names[place] = layouts.diffusers_adapter_names(state, name)
             texts[f"{place}/config.json"] = _json_text(adapter_config(config))
     with new_folder(folder) as unfinished:
         for path, text in texts.items():
@@ -229,7 +217,7 @@ def export_diffusers(model: HOIDiffusion, folder: str | Path, half: bool = False
         for part, part_names in names.items():  # renamed one after the other: each is a copy in memory
             tensors = _renamed(state, part_names)
             if part == "unet":
-                tensors |= padding(config.unet, torch.float16 if half else torch.float32)
+                tensors |= layouts.padding(config.unet, torch.float16 if half else torch.float32)
             if part == "vae":
                 tensors = _attention_as_matrices(tensors)
             stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"

@@ -29,33 +29,9 @@ from hoi.network.kernels import pack
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion
 from hoi.network.pipeline import Pipeline, SamplingSettings
 from hoi.network.text import causal_mask
+from hoi.weights import kinds
+from hoi.weights import names as layouts
 from hoi.weights.diffusers_config import FOLDER_PARTS, SCHEDULER_FILE, read_folder_config
-from hoi.weights.kinds import (
-    DIFFUSERS_T2I_ADAPTER,
-    EMA_ONLY,
-    OFFICIAL_ADAPTER,
-    OWN,
-    SINGLE_FILE,
-    T2I_ADAPTER,
-    kind_of,
-)
-from hoi.weights.names import (
-    LAST_LAYER,
-    POSITION_IDS,
-    SHORT_TEXT_PREFIX,
-    SINGLE_FILE_EXTRAS,
-    TEXT_PREFIX,
-    NameMap,
-    diffusers_adapter_names,
-    diffusers_unet_names,
-    diffusers_vae_names,
-    ema_name,
-    official_adapter_names,
-    padding,
-    single_file_names,
-    t2i_adapter_names,
-    text_names,
-)
 
 Dtypes = torch.dtype | Mapping[str, torch.dtype]
 
@@ -87,7 +63,7 @@ class FilePart:
     """
 
     file: WeightFile
-    names: NameMap
+    names: layouts.NameMap
     extras: frozenset[str] = frozenset()
     zeros: frozenset[str] = frozenset()
 
@@ -101,11 +77,11 @@ def expected_shapes(config: ModelConfig, with_conditions: bool) -> Shapes:
 def single_file(file: WeightFile, config: ModelConfig, ema_only: bool) -> FilePart:
     """A Stable Diffusion file; ema_only: its U-Net are the averages, under their own names."""
     ours = expected_shapes(config, with_conditions=False)
-    short = any(name.startswith(SHORT_TEXT_PREFIX + "embeddings.") for name in file)
-    names = single_file_names(ours, config.text, SHORT_TEXT_PREFIX if short else TEXT_PREFIX)
+    short = any(name.startswith(layouts.SHORT_TEXT_PREFIX + "embeddings.") for name in file)
+    names = layouts.single_file_names(ours, config.text, layouts.SHORT_TEXT_PREFIX if short else layouts.TEXT_PREFIX)
     # Full files (v1-5-pruned) hold the U-Net's averages beside its weights: left alone, unless there is nothing else.
-    averages = {name: (ema_name(theirs),) for name, (theirs, *_) in names.items() if name.startswith("unet.")}
-    extras = SINGLE_FILE_EXTRAS | {theirs for (theirs,) in averages.values()}
+    averages = {name: (layouts.ema_name(theirs),) for name, (theirs, *_) in names.items() if name.startswith("unet.")}
+    extras = layouts.SINGLE_FILE_EXTRAS | {theirs for (theirs,) in averages.values()}
     return FilePart(file, names | averages if ema_only else names, frozenset(extras))
 
 
@@ -115,12 +91,12 @@ def diffusers_folder(folder: Path, config: ModelConfig) -> list[FilePart]:
     unet, vae, text = (WeightFile(weights_in(folder / part)) for part in FOLDER_PARTS)
     old_attention = any(name.endswith("attentions.0.query.weight") for name in vae)
     prefix = "text_model." if any(name.startswith("text_model.") for name in text) else ""
-    added = frozenset(padding(config.unet))
-    zeros = frozenset(name for name in added & unet.keys() if name.endswith(LAST_LAYER))
+    added = frozenset(layouts.padding(config.unet))
+    zeros = frozenset(name for name in added & unet.keys() if name.endswith(layouts.LAST_LAYER))
     return [
-        FilePart(unet, diffusers_unet_names(ours, config.unet), added, zeros),
-        FilePart(vae, diffusers_vae_names(ours, config.vae, old_attention)),
-        FilePart(text, text_names(config.text, prefix), frozenset({prefix + POSITION_IDS})),
+        FilePart(unet, layouts.diffusers_unet_names(ours, config.unet), added, zeros),
+        FilePart(vae, layouts.diffusers_vae_names(ours, config.vae, old_attention)),
+        FilePart(text, layouts.text_names(config.text, prefix), frozenset({prefix + layouts.POSITION_IDS})),
         *adapter_folders(folder, ours),
     ]
 
@@ -135,14 +111,14 @@ def adapter_folders(folder: Path, ours: Iterable[str]) -> list[FilePart]:
 
 def official_adapter(file: WeightFile, ours: Iterable[str]) -> FilePart:
     """All three condition encoders, from the official model_ad_N.pth."""
-    return _with_prefix(FilePart(file, official_adapter_names(ours)))
+    return _with_prefix(FilePart(file, layouts.official_adapter_names(ours)))
 
 
 def t2i_adapter(file: WeightFile, ours: Iterable[str], branch: str, saved_by_diffusers: bool) -> FilePart:
     """One condition encoder; branch: skeleton, normal or segmentation."""
     if saved_by_diffusers:
-        return FilePart(file, diffusers_adapter_names(ours, branch))
-    return _with_prefix(FilePart(file, t2i_adapter_names(ours, branch)))
+        return FilePart(file, layouts.diffusers_adapter_names(ours, branch))
+    return _with_prefix(FilePart(file, layouts.t2i_adapter_names(ours, branch)))
 
 
 def _with_prefix(part: FilePart) -> FilePart:
@@ -213,16 +189,16 @@ def whole_model(path: Path, config: ModelConfig | None = None) -> tuple[ModelCon
         stage = "base" if len(parts) == len(FOLDER_PARTS) else "hoi"
         return config, parts, _foreign_metadata(path, config, parts[0].file, stage)
     file = WeightFile(path)
-    if (kind := kind_of(file)) == OWN:
+    if (kind := kinds.kind_of(file)) == kinds.OWN:
         config = own_config(file)
-        names: NameMap = {name: (name,) for name in expected_shapes(config, file.metadata["stage"] != "base")}
+        names: layouts.NameMap = {name: (name,) for name in expected_shapes(config, file.metadata["stage"] != "base")}
         return config, [FilePart(file, names)], file.metadata
-    if kind not in (SINGLE_FILE, EMA_ONLY):
+    if kind not in (kinds.SINGLE_FILE, kinds.EMA_ONLY):
         raise ValueError(f"{path} is {kind}, expected a whole model: a Stable Diffusion 1.x file or folder")
     if config is None:  # an export of ours says its sizes
         kept = _kept_metadata(file)
         config = ModelConfig.from_json(kept["config"]) if "config" in kept else sd1_config()
-    return config, [single_file(file, config, kind == EMA_ONLY)], _foreign_metadata(path, config, file, "base")
+    return config, [single_file(file, config, kind == kinds.EMA_ONLY)], _foreign_metadata(path, config, file, "base")
 
 
 # --- comparing and reading ---
@@ -345,9 +321,9 @@ def load_adapter(model: HOIDiffusion, path: str | Path) -> None:
             raise FileNotFoundError(f"{path} has no {', '.join(ADAPTER_FOLDERS.values())}")
     else:
         file = WeightFile(path)
-        if (kind := kind_of(file)) != OFFICIAL_ADAPTER:
-            hint = "; --init-branch takes it" if kind in (T2I_ADAPTER, DIFFUSERS_T2I_ADAPTER) else ""
-            raise ValueError(f"{path} is {kind}, expected {OFFICIAL_ADAPTER}{hint}")
+        if (kind := kinds.kind_of(file)) != kinds.OFFICIAL_ADAPTER:
+            hint = "; --init-branch takes it" if kind in (kinds.T2I_ADAPTER, kinds.DIFFUSERS_T2I_ADAPTER) else ""
+            raise ValueError(f"{path} is {kind}, expected {kinds.OFFICIAL_ADAPTER}{hint}")
         parts = [official_adapter(file, ours)]
         metadata["normal_source"] = OFFICIAL_NORMAL_SOURCE
     state = _read_like_unet(parts, model)  # raises before anything is changed
@@ -369,9 +345,9 @@ def init_branch(model: HOIDiffusion, branch: str, path: str | Path) -> None:
     if model.condition_encoders is None:
         raise ValueError("a branch needs condition encoders; call add_condition_encoders first")
     file, ours = WeightFile(path), expected_shapes(model.config, with_conditions=True)
-    if (kind := kind_of(file)) not in (T2I_ADAPTER, DIFFUSERS_T2I_ADAPTER):
-        raise ValueError(f"{path} is {kind}, expected {T2I_ADAPTER}")
-    state = _read_like_unet([t2i_adapter(file, ours, branch, kind == DIFFUSERS_T2I_ADAPTER)], model)
+    if (kind := kinds.kind_of(file)) not in (kinds.T2I_ADAPTER, kinds.DIFFUSERS_T2I_ADAPTER):
+        raise ValueError(f"{path} is {kind}, expected {kinds.T2I_ADAPTER}")
+    state = _read_like_unet([t2i_adapter(file, ours, branch, kind == kinds.DIFFUSERS_T2I_ADAPTER)], model)
     prefix = f"condition_encoders.{branch}."
     encoder = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     model.condition_encoders[branch].load_state_dict(encoder, strict=True)
