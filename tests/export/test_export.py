@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hoi.common.files import ASSETS
 from hoi.data.folder import load_picture, read_records
 from hoi.data.writer import write_records
 from hoi.export import folder, formats
@@ -84,6 +85,14 @@ def test_what_is_left_out_is_counted_by_reason_and_the_card_goes_with_the_export
     assert "4 records -> " in said and "1 left out: they have no object_mask_file_name, object_path" in said
     card = (tmp_path / "out" / "dataset_info.md").read_text()
     assert "4 records" in card and "left out" in card and "MIT" in card and "millimetres" in card
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_export_begins_with_its_formats_page_which_names_no_file_of_this_project(export_source, tmp_path, name):
+    export_folder(export_source, name, tmp_path / "out")
+    page = (ASSETS / "exports" / f"{name}.md").read_text()
+    assert (tmp_path / "out" / FORMATS[name].card).read_text().startswith(page)
+    assert "hoi/" not in page and "hoi." not in page
 
 
 def test_the_dataset_folder_itself_opens_in_datasets(export_source, tmp_path, monkeypatch):

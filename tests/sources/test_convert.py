@@ -54,12 +54,12 @@ def test_ho3d_comes_back_in_opencv_axes_with_a_rendered_segmentation(ho3d, tmp_p
         np.testing.assert_allclose(np.reshape(record["keypoints_3d"], (21, 3)), true["keypoints_3d"], atol=1e-8)
         again = project(true["keypoints_3d"], np.reshape(record["intrinsics"], (3, 3)))
         np.testing.assert_allclose(np.reshape(record["keypoints_2d"], (21, 2)), again, atol=1e-6)
-        window = Crop(*record["crop_box"], 160)
-        expected, labels = window.cut_map(true["labels"]), labels_of(tmp_path, record)
+        crop = Crop(*record["crop_box"], 160)
+        expected, labels = crop.cut_map(true["labels"]), labels_of(tmp_path, record)
         for label in (1, 2):
             overlap = ((labels == label) & (expected == label)).sum() / ((labels == label) | (expected == label)).sum()
             assert overlap > 0.95
-        difference = np.abs(load_depth(tmp_path, record) - window.cut_map(true["depth"]))[expected > 0]
+        difference = np.abs(load_depth(tmp_path, record) - crop.cut_map(true["depth"]))[expected > 0]
         assert difference.max() < 0.0007  # the file's steps are 0.125 mm, ours a millimetre
     assert check_folder(tmp_path, load_hand(mano)).ok
 
@@ -224,10 +224,10 @@ def test_crops_move_pictures_labels_points_and_cameras_alike():
     vertices = np.array([[0.0, 0.0, 0.5], [0.002, 0, 0.5], [0, 0.002, 0.5]]) + [0.02, 0.03, 0]
     labels, _, _ = draw(vertices, np.array([[0, 1, 2], [0, 2, 1]]), [])
     picture[labels == -1] = 255
-    window = Crop(250, 180, 430, 300, 540)
-    cut = window.cut_picture(picture)[..., 0] > 127
-    assert (cut == (window.cut_map((labels == -1).astype(int)) > 0)).mean() > 0.999
+    crop = Crop(250, 180, 430, 300, 540)
+    cut = crop.cut_picture(picture)[..., 0] > 127
+    assert (cut == (crop.cut_map((labels == -1).astype(int)) > 0)).mean() > 0.999
     middle = np.argwhere(cut).mean(axis=0)[::-1]
     corners = project(vertices)
-    np.testing.assert_allclose(window.points(corners), project(vertices, window.intrinsics(INTRINSICS)), atol=1e-9)
-    np.testing.assert_allclose(middle, window.points(corners).mean(axis=0), atol=1.5)
+    np.testing.assert_allclose(crop.points(corners), project(vertices, crop.intrinsics(INTRINSICS)), atol=1e-9)
+    np.testing.assert_allclose(middle, crop.points(corners).mean(axis=0), atol=1.5)
