@@ -2,8 +2,8 @@
 
 The object is turned at random and described by its distances to 4096 fixed points.  CoarseNet makes a hand of these and
 16 random numbers, RefineNet corrects it three times by the distances of its skin to the object (Taheri et al. 2020).
-The hands then pass through the same measures and the same acceptance as those of the built-in search
-(hoi/geometry/grasp.py).
+The hands then pass through the same measures and the same acceptance as those of the built-in search (grasp.py,
+grasp_search.py).
 """
 
 from __future__ import annotations
@@ -39,16 +39,20 @@ WHERE = (
     "default, grasps come from the built-in search, which needs no file."
 )
 TRAINING_EXTRAS = "rhm_train."  # a MANO model that the official trainer may leave in refinenet.pt
+# Of the official code, on which the weights depend: sizes of the networks, slope of their leaky ReLUs, passes of
+# RefineNet, vertices picked of the object, and that a large object is shrunk to a fixed size first.
 BASIS_SIZE, LATENT_SIZE, POSE_SIZE, WIDTH, HIDDEN = 4096, 16, 96, 512, 256
-LARGEST_NORM, RESCALED_NORM = 0.3, 0.08  # metres, of the object's farthest vertex
-POINT_COUNT = 10_000
-MAX_DRAWS = 1024
+SLOPE = 0.2
 REFINEMENTS = 3
+POINT_COUNT = 10_000
+LARGEST_NORM, RESCALED_NORM = 0.3, 0.08  # metres, of the object's farthest vertex
+# Ours, by trial.  Several turns of the object share the draws, since one of them may be bad for all hands.
+MAX_DRAWS = 1024
 HANDS_PER_VIEW = 16  # random numbers tried on each random turn of the object
 
 
 class ResidualBlock(nn.Module):
-    """(B, size_in) -> (B, size_out); the published files have fc3 in every block, so sizes always change."""
+    """Two layers and a shortcut.  The published files have fc3, the shortcut's layer, in every block."""
 
     def __init__(self, size_in: int, size_out: int = WIDTH) -> None:
         super().__init__()
@@ -57,8 +61,9 @@ class ResidualBlock(nn.Module):
         self.fc3 = nn.Linear(size_in, size_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        main = self.bn2(self.fc2(leaky_relu(self.bn1(self.fc1(x)), 0.2)))
-        return leaky_relu(leaky_relu(self.fc3(x), 0.2) + main, 0.2)
+        """(B, size_in) -> (B, size_out).  The shortcut passes a leaky ReLU of its own, as in the official code."""
+        main = self.bn2(self.fc2(leaky_relu(self.bn1(self.fc1(x)), SLOPE)))
+        return leaky_relu(leaky_relu(self.fc3(x), SLOPE) + main, SLOPE)
 
 
 class CoarseNet(nn.Module):
@@ -67,7 +72,7 @@ class CoarseNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         # The encoder serves training only (enc_bn0 not even that); it is here so that the file loads whole.
-        encoded = BASIS_SIZE + 9 + 3
+        encoded = BASIS_SIZE + 9 + 3  # distances, the wrist's rotation matrix and place
         self.enc_bn0, self.enc_bn1 = nn.BatchNorm1d(BASIS_SIZE), nn.BatchNorm1d(encoded)
         self.enc_rb1, self.enc_rb2 = ResidualBlock(encoded), ResidualBlock(encoded + WIDTH)
         self.enc_mu, self.enc_var = nn.Linear(WIDTH, LATENT_SIZE), nn.Linear(WIDTH, LATENT_SIZE)
@@ -134,16 +139,13 @@ class PreparedObject:
     offset: np.ndarray
     rotation: np.ndarray
 
-    def from_canonical(self, points: np.ndarray) -> np.ndarray:
-        """(..., 3) of the object's canonical frame -> of the prepared object."""
-        return (self.scale * points - self.offset) @ self.rotation.T
-
     def to_canonical(self, points: np.ndarray) -> np.ndarray:
         """(..., 3) of the prepared object -> of the object's canonical frame."""
         return (points @ self.rotation + self.offset) / self.scale
 
     @cached_property
     def tree(self) -> cKDTree:
+        """For the nearest of the points, built when first asked for."""
         return cKDTree(self.points)
 
 
@@ -164,6 +166,7 @@ def load_grabnet(folder: str | Path) -> GrabNet:
 
 
 def _load_network(network: type[nn.Module], path: Path) -> nn.Module:
+    """One network with the weights of its file, ready for inference on the CPU."""
     with torch.device("meta"):  # no random start that the file replaces anyway
         module = network()
     state = {name: tensor for name, tensor in load_model_file(path)[0].items() if not name.startswith(TRAINING_EXTRAS)}
@@ -176,6 +179,7 @@ def _load_network(network: type[nn.Module], path: Path) -> nn.Module:
 
 
 def _load_basis(path: Path) -> np.ndarray:
+    """The fixed points (4096, 3), metres, rounded to float32 as the official code has them."""
     arrays = read_npz(path, "set of basis points")
     basis = arrays.get("basis")
     if basis is None or basis.shape != (BASIS_SIZE, 3) or not np.isfinite(basis).all():
@@ -213,6 +217,7 @@ def prepare_object(vertices: np.ndarray, faces: np.ndarray, generator: np.random
     offset = scale * box_centre(vertices)
     rotation = Rotation.from_euler("xyz", generator.uniform(0, 2 * np.pi, 3)).as_matrix()  # about x first: Rz Ry Rx
     points = (scale * vertices - offset) @ rotation.T
+    # Coarse meshes would be described by their corners alone.
     while len(points) < POINT_COUNT:
         points, faces = subdivide(points, faces)
     return PreparedObject(points[generator.choice(len(points), POINT_COUNT, replace=False)], scale, offset, rotation)
@@ -240,6 +245,7 @@ def draw_hands(grabnet: GrabNet, hand: HandModel, prepared: PreparedObject, late
 
     bps = torch.tensor(prepared.tree.query(grabnet.basis)[0], dtype=torch.float32)
     pose, transl = grabnet.coarse(torch.tensor(latents, dtype=torch.float32), bps.expand(count, -1))
+    # CoarseNet's six numbers a joint are no rotation yet; RefineNet starts from one.
     start = torch.tensor(pose_of(rotations_of(pose.numpy())), dtype=torch.float32)
     pose, transl = grabnet.refine(start, transl, distances_of)
     rotations, turns, vertices, joints = build(pose, transl)
@@ -280,6 +286,7 @@ def find_grabnet_grasps(
             faults = grasp.faults + reach_faults(hand_params, hand, field, table)
             reasons.update(faults)
             found += [] if faults else [grasp]
+        # As in find_grasps: after a quarter of the draws what was asked for is enough, without a choice.
         if len(found) >= (POOL * count if drawn < max_draws / 4 else count):
             break
     note = f"{object_mesh.object_id}: GrabNet drew {drawn} hands, {len(found)} were accepted"

@@ -1,11 +1,9 @@
-"""Turned and swept solids.  Profile or path -> closed triangle mesh, faces outward, metres.
-
-A profile is (N, 2) points (radius, height) that run from the axis at the bottom along the outside and back to the axis.
-
-Procedural mugs, bowls, bottles and cans.  Generator -> closed triangle mesh, metres, z up, base at z = 0.
+"""Built-in mugs, bowls, bottles and cans.  Generator -> closed triangle mesh, metres, z up, base at z = 0.
 
 Every shape is a turned profile (as on a potter's wheel or a lathe) with rounded rims and foot rings, plus closed bodies
-set into it: a handle, a cap, a ring pull.  Our stand-in for the object scans of the paper's data (Sec. 4).
+set into it: a handle, a cap, a ring pull.  A profile is (N, 2) points (radius, height) that run from the axis at the
+bottom along the outside and back to the axis.  First the tools that make profiles and solids, then the four families.
+Our stand-in for the object scans of the paper's data (Sec. 4); sizes are those of things in a cupboard.
 """
 
 from __future__ import annotations
@@ -14,7 +12,8 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator
 
 Mesh = tuple[np.ndarray, np.ndarray]  # vertices (V, 3) metres, faces (F, 3)
-SECTIONS = 48  # steps around the axis
+MM = 1e-3
+SECTIONS = 48  # steps around the axis: the outline of a mug's polygon is 0.1 mm off its circle
 TUBE_SECTIONS = 14  # steps around a handle
 
 
@@ -31,8 +30,9 @@ def fillet(points: list[tuple[float, float]], radii: list[float], steps: int = 4
         back_length, ahead_length = np.linalg.norm(back), np.linalg.norm(ahead)
         back, ahead = back / back_length, ahead / ahead_length
         half = np.arccos(np.clip(back @ ahead, -1.0, 1.0)) / 2.0
+        # Less than half of each side, so that the arcs of neighbouring corners never meet.
         cut = min(radius / np.tan(half), 0.45 * back_length, 0.45 * ahead_length)
-        if radius <= 0.0 or half > 1.56:
+        if radius <= 0.0 or half > 1.56:  # straight on but for a degree: there is no corner
             result.append(corner[None])
             continue
         centre = corner + (back + ahead) / np.linalg.norm(back + ahead) * cut / np.cos(half)
@@ -53,14 +53,14 @@ def resample(profile: np.ndarray, longest: float) -> np.ndarray:
 
 
 def smooth_side(knots: list[tuple[float, float]], count: int) -> np.ndarray:
-    """Smooth radius over height through knots (height fraction order), (count, 2)."""
+    """Radius over height through knots (radius, height) of rising height, smooth without overshooting: (count, 2)."""
     radius, height = np.asarray(knots).T
     z = np.linspace(height[0], height[-1], count)
     return np.stack([PchipInterpolator(height, radius)(z), z], axis=1)
 
 
 def bezier(control: list[tuple[float, float]], count: int) -> np.ndarray:
-    """Cubic Bezier curve, (count, 2)."""
+    """`count` points on the cubic Bezier curve of four control points: (count, 2)."""
     a, b, c, d = np.asarray(control, dtype=np.float64)
     t = np.linspace(0.0, 1.0, count)[:, None]
     return (1 - t) ** 3 * a + 3 * t * (1 - t) ** 2 * b + 3 * t**2 * (1 - t) * c + t**3 * d
@@ -82,7 +82,7 @@ def rim(outer: np.ndarray, inner: np.ndarray, steps: int = 5) -> np.ndarray:
 
 
 def revolve(profile: np.ndarray, sections: int = SECTIONS) -> Mesh:
-    """Turn a profile that begins and ends on the axis into a closed mesh, faces outward."""
+    """Turn a profile (N, 2) that begins and ends on the axis into a closed mesh, faces outward."""
     rings = profile[1:-1]
     angle = 2.0 * np.pi * np.arange(sections) / sections
     circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
@@ -93,7 +93,7 @@ def revolve(profile: np.ndarray, sections: int = SECTIONS) -> Mesh:
 
 
 def tube_faces(rings: int, sections: int) -> np.ndarray:
-    """Faces of `rings` closed rings in a row, then one pole vertex for the first ring and one for the last."""
+    """Faces (F, 3) of `rings` closed rings in a row, then one pole vertex for the first ring and one for the last."""
     ring, step = np.meshgrid(np.arange(rings - 1), np.arange(sections), indexing="ij")
     a, b = ring * sections + step, ring * sections + (step + 1) % sections
     quads = np.concatenate([np.stack([a, b, b + sections], -1), np.stack([a, b + sections, a + sections], -1)])
@@ -120,19 +120,16 @@ def sweep(path: np.ndarray, half_widths: np.ndarray, sections: int = TUBE_SECTIO
 
 
 def join(*meshes: Mesh) -> Mesh:
-    """Several closed bodies as one mesh."""
+    """Several closed bodies as one mesh, which may overlap."""
     offsets = np.cumsum([0] + [len(vertices) for vertices, _ in meshes])
     faces = [faces + offset for (_, faces), offset in zip(meshes, offsets, strict=False)]
     return np.concatenate([vertices for vertices, _ in meshes]), np.concatenate(faces)
 
 
-MM = 1e-3
-
-
 def foot_profile(
     foot_radius: float, ring_height: float, ring_width: float, body_radius: float, body_height: float
 ) -> np.ndarray:
-    """Underside: recessed base, ring to stand on, step up to where the body begins."""
+    """Underside of pottery: recessed base, ring to stand on, step up to where the body begins; all in metres."""
     inside = foot_radius - ring_width
     return fillet(
         [(0.0, ring_height * 0.8), (inside * 0.93, ring_height * 0.8), (inside, 0.0), (foot_radius, 0.0),
@@ -145,6 +142,7 @@ def mug(generator: np.random.Generator) -> Mesh:
     uniform = generator.uniform
     height, radius, wall = uniform(82, 109) * MM, uniform(37, 45) * MM, uniform(2.8, 4.0) * MM
     kind = generator.choice(["straight", "tapered", "barrel", "waisted", "tulip"])
+    # Radius at the foot, half way up and at the rim, of `radius`.
     low, middle, high = {
         "straight": (1.0, 1.0, 1.0), "tapered": (uniform(0.74, 0.86), uniform(0.88, 0.93), 1.0),
         "barrel": (uniform(0.84, 0.92), uniform(1.03, 1.08), uniform(0.9, 0.97)),
@@ -159,7 +157,7 @@ def mug(generator: np.random.Generator) -> Mesh:
     foot = foot_profile(outer[0, 0] - uniform(2.0, 5.0) * MM, uniform(1.5, 3.0) * MM, 3.5 * MM, outer[0, 0], start)
     floor = start + uniform(1.0, 3.0) * MM
     inner = inner_side(outer, wall)
-    inner = inner[inner[:, 1] > floor + 9.0 * MM]
+    inner = inner[inner[:, 1] > floor + 9.0 * MM]  # below that the inside rounds into the floor
     bottom_radius = np.interp(floor, outer[:, 1], outer[:, 0]) - wall
     inside = fillet([tuple(inner[0]), (bottom_radius, floor), (0.0, floor)], [0.0, uniform(5, 9) * MM, 0.0])[1:]
     profile = np.concatenate([foot[:-1], outer, rim(outer[-1], inner[-1]), inner[::-1], inside])
@@ -171,6 +169,7 @@ def mug_handle(generator: np.random.Generator, outer: np.ndarray, wall: float, h
     uniform = generator.uniform
     top, bottom = uniform(0.82, 0.90) * height, uniform(0.14, 0.26) * height
     reach, power, lean = uniform(27, 36) * MM, uniform(2.0, 3.6), uniform(-0.05, 0.28)
+    # Half a superellipse: power 2 is an ear, more is squarer; lean shifts its belly up.
     angle = np.linspace(0.5 * np.pi, -0.5 * np.pi, 240)
     loop = np.abs(np.cos(angle)) ** (2 / power) * (1.0 + lean * np.sin(angle)) * reach
     z = (top + bottom) / 2 + (top - bottom) / 2 * np.sign(np.sin(angle)) * np.abs(np.sin(angle)) ** (2 / power)
@@ -178,10 +177,12 @@ def mug_handle(generator: np.random.Generator, outer: np.ndarray, wall: float, h
     ends = wall_x[[0, -1]]  # follow a straight chord, not the belly, so that the ends stay in the wall
     x = np.interp(z, z[[-1, 0]], ends[::-1]) + loop
     path = np.stack([x, np.zeros_like(x), z], axis=1)
+    # The curve's own parameter crowds points where it bends; 44 rings at equal steps along it do not.
     run = np.append(0.0, np.cumsum(np.linalg.norm(np.diff(path, axis=0), axis=1)))
     even = np.linspace(0.0, run[-1], 44)
     path = np.stack([np.interp(even, run, path[:, axis]) for axis in range(3)], axis=1)
     width, depth = uniform(5.0, 7.0) * MM, uniform(3.4, 4.6) * MM
+    # Thicker by a third where it joins the wall, fading within 6 mm.
     swell = 1.0 + 0.35 * (np.exp(-even / (6 * MM)) + np.exp(-(run[-1] - even) / (6 * MM)))
     vertices, faces = sweep(path, swell[:, None] * np.array([width, depth]))
     # Bend both end faces to the middle of the wall, which curves and slopes: none may show inside the mug.
@@ -199,6 +200,7 @@ def bowl(generator: np.random.Generator) -> Mesh:
     height = uniform(0.72, 0.98) * radius
     foot_radius = uniform(0.42, 0.56) * radius
     kind = generator.choice(["round", "deep", "conical", "flared"])
+    # Bezier handles of the outside, in widths and heights of the bowl: how soon and how steeply it rises.
     first, second = {
         "round": ((0.62, 0.04), (1.0, 0.40)), "deep": ((0.85, 0.02), (1.03, 0.42)),
         "conical": ((0.42, 0.10), (0.72, 0.50)), "flared": ((0.80, 0.05), (0.72, 0.66)),
@@ -209,10 +211,10 @@ def bowl(generator: np.random.Generator) -> Mesh:
     foot = foot_profile(foot_radius, ring, 4.5 * MM, begin, ring)
     inner = inner_side(outer, wall)
     floor = ring + wall * 0.9
-    inner = inner[inner[:, 1] > floor + 0.8 * MM]
+    inner = inner[inner[:, 1] > floor + 0.8 * MM]  # the rest is the rounded floor that follows
     middle = bezier([tuple(inner[0]), (0.75 * inner[0, 0], floor), (0.4 * inner[0, 0], floor), (0.0, floor)], 8)[1:]
     profile = np.concatenate([foot[:-1], outer, rim(outer[-1], inner[-1]), inner[::-1], middle])
-    return revolve(resample(profile, 11.0 * MM), 56)
+    return revolve(resample(profile, 11.0 * MM), 56)  # wider than a mug, so more sections for as smooth a rim
 
 
 def bottle(generator: np.random.Generator) -> Mesh:
@@ -226,6 +228,7 @@ def bottle(generator: np.random.Generator) -> Mesh:
                 "long": uniform(0.30, 0.38) * total, "soft": uniform(0.9, 1.4) * radius}[kind]
     neck_start = total - cap_height - uniform(4, 9) * MM
     side_top = neck_start - shoulder
+    # Two of five have a waist to hold.
     waist = uniform(0.86, 0.94) if generator.random() < 0.4 else 1.0
     side = smooth_side([(radius, 7 * MM), (radius * (1 + waist) / 2, 0.3 * side_top), (radius * waist, 0.55 * side_top),
                         (radius, side_top)], 12)
@@ -235,7 +238,7 @@ def bottle(generator: np.random.Generator) -> Mesh:
                     (neck, neck_start)], 12)
     under = fillet([(0.0, 3 * MM), (0.55 * radius, 2 * MM), (0.75 * radius, 0.0), (0.93 * radius, 0.0),
                     (radius, 7 * MM)], [0.0, 6 * MM, 2 * MM, 5 * MM, 0.0])
-    bead = neck + 1.8 * MM
+    bead = neck + 1.8 * MM  # the ring below the cap by which bottles are carried when they are filled
     collar = fillet([(neck, neck_start), (neck, neck_start + 1.5 * MM), (bead, neck_start + 2.2 * MM),
                      (bead, neck_start + 3.4 * MM), (neck * 0.97, neck_start + 4.2 * MM), (neck * 0.97, neck_top),
                      (0.0, neck_top)], [0.0, 0.5 * MM, 0.5 * MM, 0.5 * MM, 0.5 * MM, 1 * MM, 0.0], steps=2)
@@ -254,7 +257,7 @@ def cap(top: float, height: float, radius: float) -> Mesh:
                       (radius * 0.96, top), (0.0, top)], [0.0, 0.4 * MM, 0.4 * MM, 0.0, 2.0 * MM, 0.0], steps=3)
     vertices, faces = revolve(resample(profile, 8.0 * MM))
     ribbed = (vertices[:, 2] > base + 3.5 * MM) & (vertices[:, 2] < top - 2.5 * MM)
-    rib = 1.0 - 0.012 * (np.arange(len(vertices)) % 2)
+    rib = 1.0 - 0.012 * (np.arange(len(vertices)) % 2)  # every other section a tenth of a millimetre or two deeper
     vertices[ribbed, :2] *= rib[ribbed, None]
     return vertices, faces
 
@@ -278,7 +281,7 @@ def drink_can(generator: np.random.Generator) -> Mesh:
          (0.0, top + 0.4 * MM)],
         [0.0, 20 * MM, 2 * MM, 1 * MM, 2 * MM, 7 * MM, 8 * MM, 1.5 * MM, 0.3 * MM, 0.6 * MM, 0.6 * MM, 0.6 * MM,
          0.8 * MM, 0.6 * MM, 0.5 * MM, 0.0], steps=3)
-    pull = ring_pull(0.36 * lid, top + 1.1 * MM)
+    pull = ring_pull(0.36 * lid, top + 1.1 * MM)  # set 0.2 mm into the lid, below the seam
     return join(revolve(resample(outside, 9.0 * MM)), pull)
 
 
@@ -287,7 +290,7 @@ def ring_pull(length: float, height: float) -> Mesh:
     half = fillet([(0.0, -0.9 * MM), (length, -0.9 * MM), (length, 0.9 * MM), (0.0, 0.9 * MM)],
                   [0.0, 0.7 * MM, 0.7 * MM, 0.0], steps=2)
     plate, faces = revolve(half, 28)
-    plate[:, 0] *= 0.62
+    plate[:, 0] *= 0.62  # a disk becomes an oval
     return plate + np.array([0.0, 0.35 * length, height]), faces
 
 
@@ -295,11 +298,11 @@ def food_can(generator: np.random.Generator) -> Mesh:
     """Straight wall with rolled beads, a double seam at both ends, sunken lids."""
     uniform = generator.uniform
     height, radius = uniform(82, 125) * MM, uniform(30, 39) * MM
-    z = np.linspace(6 * MM, height - 6 * MM, 40)
+    z = np.linspace(6 * MM, height - 6 * MM, 40)  # of the wall between both seams
     beads, depth = generator.integers(0, 6), uniform(0.5, 0.9) * MM
-    middle = np.abs(z - height / 2) < 0.3 * height
+    middle = np.abs(z - height / 2) < 0.3 * height  # beads run over three fifths of the wall
     wave = depth * np.sin(np.pi * beads * (z - 0.2 * height) / (0.6 * height)) ** 2 * middle if beads else 0.0 * z
-    if not beads:
+    if not beads:  # a plain wall needs fewer rings
         z, wave = z[::3], wave[::3]
     seam, deep = radius + 1.3 * MM, uniform(2.5, 4.0) * MM
     bottom = fillet([(0.0, deep), (radius - 4 * MM, deep), (radius - 2.0 * MM, deep * 0.9), (radius - 1.2 * MM, 0.0),

@@ -257,9 +257,14 @@ def test_both_networks_and_three_refinements_equal_a_plain_formulation(folder, n
     with np.load(folder / "bps.npz") as stored:
         stages = plain_grabnet(folder, mano_file, prepared.points, stored["basis"].astype(np.float32), latents)
     for pose, expected in zip(draw_hands(networks, hand, prepared, latents), stages[3], strict=True):
-        np.testing.assert_allclose(prepared.from_canonical(hand(pose).vertices), expected, atol=2e-5)
+        np.testing.assert_allclose(from_canonical(prepared, hand(pose).vertices), expected, atol=2e-5)
         assert not pose.hand_betas.any() and pose.hand_side == "right"
     assert all(np.abs(stages[k] - stages[3]).max() > 1e-2 for k in range(3))  # every pass counts
+
+
+def from_canonical(prepared, points):
+    """(..., 3) of the object's canonical frame -> of the prepared object, as PreparedObject promises."""
+    return (prepared.scale * points - prepared.offset) @ prepared.rotation.T
 
 
 def box(size, centre=(0, 0, 0)):
@@ -281,9 +286,9 @@ def test_a_prepared_object_is_centred_turned_and_goes_back_exactly(size, centre,
     x, y, z = (Rotation.from_rotvec(angle * axis).as_matrix() for angle, axis in zip(angles, np.eye(3), strict=True))
     np.testing.assert_allclose(prepared.rotation, z @ y @ x, atol=1e-12)
     points = np.random.default_rng(8).uniform(-1, 1, (50, 3))
-    np.testing.assert_allclose(prepared.to_canonical(prepared.from_canonical(points)), points, atol=1e-9)
+    np.testing.assert_allclose(prepared.to_canonical(from_canonical(prepared, points)), points, atol=1e-9)
     expected = (z @ y @ x @ (scale * (points - centre)).T).T
-    np.testing.assert_allclose(prepared.from_canonical(points), expected, atol=1e-12)
+    np.testing.assert_allclose(from_canonical(prepared, points), expected, atol=1e-12)
     # Every point is a vertex of the subdivided box: each face was halved six times, 8 vertices become 24,578.
     assert prepared.points.shape == (10_000, 3) and len(np.unique(prepared.points, axis=0)) == 10_000
     steps = ((prepared.to_canonical(prepared.points) - centre) / size + 0.5) * 64
@@ -356,7 +361,7 @@ def write_one_grasp(folder, grasp, hand, mesh, seed):
     turns = turns.as_matrix()
     turns[0] = prepared.rotation @ turns[0]
     wrist = hand(grasp.hand_params).joints[0]
-    transl = prepared.from_canonical(wrist) - (wrist - grasp.hand_params.transl)
+    transl = from_canonical(prepared, wrist) - (wrist - grasp.hand_params.transl)
     numbers = turns[:, :, :2].reshape(96) * 1.7  # lengths do not matter
     coarse = {"dec_pose.weight": torch.zeros(96, 512), "dec_pose.bias": torch.tensor(numbers, dtype=torch.float32),
               "dec_trans.weight": torch.zeros(3, 512), "dec_trans.bias": torch.tensor(transl, dtype=torch.float32)}
