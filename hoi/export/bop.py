@@ -107,7 +107,7 @@ def whole_silhouette(
     pixels = project(transform_points(object_to_camera, vertices), intrinsics)
     if ((pixels >= -0.5) & (pixels <= np.array([width, height]) - 0.5)).all():  # false for NaN, behind the camera
         return mask, 0, 0
-    shifted = intrinsics.copy()
+    shifted = intrinsics.copy()  # the same view, the picture in the middle of three by three
     shifted[:2, 2] += (width, height)
     camera = Camera(shifted, object_to_camera, 3 * height, 3 * width)
     return renderer.render(None, None, vertices, faces, camera).object_mask, -width, -height
@@ -136,7 +136,7 @@ def write_models(folder: Path, meshes: dict[str, Mesh]) -> None:
 
 def write_ascii_ply(path: Path, vertices: np.ndarray, faces: np.ndarray) -> None:
     """vertices (V, 3) in the file's units, faces (F, 3); normals of the vertices go with them."""
-    normals = trimesh.Trimesh(vertices, faces, process=False).vertex_normals
+    normals = trimesh.Trimesh(vertices, faces, process=False).vertex_normals  # BOP's renderer shades by them
     names = "".join(f"property float {name}\n" for name in ("x", "y", "z", "nx", "ny", "nz"))
     with open(path, "w") as stream:
         stream.write(f"ply\nformat ascii 1.0\nelement vertex {len(vertices)}\n{names}element face {len(faces)}\n")

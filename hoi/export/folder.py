@@ -38,7 +38,7 @@ def copy_picture(folder: Path, record: dict[str, Any], key: str, target: Path) -
         expected = (record["height"], record["width"])
         raise ValueError(f"{folder / record[key]} is {pixels.shape[:2]}, its record says {expected} (height, width)")
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(folder / record[key], target)
+    shutil.copyfile(folder / record[key], target)  # not encoded anew: bytes and text chunks stay
     return pixels
 
 

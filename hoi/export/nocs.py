@@ -160,6 +160,7 @@ def _write_frame(stem: Path, record: dict[str, Any], frame: Frame, normalization
     stem.parent.mkdir(parents=True, exist_ok=True)
     class_id, synset = NOCS_CLASSES[record["category"]]
     model = Path(record["object_path"]).stem
+    # One object a frame, number 1: the others of a scene are not annotated.
     instance = np.where(frame.visible, 1, 255).astype(np.uint8)  # readers take red, and demand 255 as background
     pictures = {
         "color": frame.color,

@@ -22,6 +22,7 @@ from hoi.sources.official_csv import SCENERY_COLUMNS, TRAIN_COLUMNS
 COLUMNS = {
     "train": TRAIN_COLUMNS, "test": (*TRAIN_COLUMNS, "depth", "label", "objpath"), "reg": SCENERY_COLUMNS,
 }  # fmt: skip
+# All that a label file is made of: an array of None could only be read back by running a pickle.
 FOR_LABELS = (
     "hand_side", "hand_model", "global_orient", "hand_pose", "transl", "keypoints_3d", "object_to_camera",
     "object_path", "depth_file_name", "intrinsics",
@@ -59,6 +60,7 @@ def _write_pictures(folder: Path, record: dict[str, Any], out: Path) -> dict[str
     copy_picture(folder, record, "skeleton_file_name", out / "skeleton" / name)
     copy_picture(folder, record, "segmentation_file_name", out / "mask" / name)
     (out / "seg").mkdir(exist_ok=True)
+    # Their reader cuts normals with it; ours are cut already.
     seg = (load_label_map(folder, record) > 0).astype(np.uint8) * 255
     Image.fromarray(seg).save(out / "seg" / name, compress_level=1)
     row |= {key: f"{key}/{name}" for key in ("skeleton", "seg", "mask")}

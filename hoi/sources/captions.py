@@ -113,7 +113,7 @@ def apply_captions(folder: str | Path, captions: dict[str, str]) -> tuple[int, i
     for key, text in captions.items():  # of a long path its end, where that names a picture of the folder
         ending = "/".join(Path(key).parts[-2:])
         short[ending if ending in wanted else key] = text
-    found = 0
+    found = 0  # records without a caption keep their text: a model may have seen a part of the folder
     for record in records:
         text = caption_of(short, record)
         if text is not None:
@@ -174,5 +174,6 @@ def caption_folder(folder: str | Path, captioner: Captioner, seed: int) -> None:
 
 def instruction_for(record: dict[str, Any], seed: int) -> str:
     """One of CAPTION_FORMS for a record; the choice depends on (seed, index) alone."""
+    # By index and not by a generator that runs along, so that a continued run asks the same.
     form = np.random.default_rng([seed, record["index"]]).integers(len(CAPTION_FORMS))
     return CAPTION_FORMS[form].replace("{object}", record.get("category") or "object")

@@ -132,6 +132,7 @@ def read_recording(folder: Path) -> Recording:
     """meta.yml of a sequence; raises ValueError naming the file when a field is missing or impossible."""
     path = folder / "meta.yml"
     content = read_yaml(path)
+    # One hand a sequence, and lists of one all the same.
     fields = f"num_frames, ycb_ids from 1 to {len(YCB)}, ycb_grasp_ind into them, mano_sides, mano_calib"
     with _expected(path, fields):
         ids, grasped = tuple(int(i) for i in content["ycb_ids"]), int(content["ycb_grasp_ind"])
@@ -141,7 +142,7 @@ def read_recording(folder: Path) -> Recording:
         return Recording(folder, int(content["num_frames"]), ids, grasped, side, str(content["mano_calib"][0]))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=64)  # more than there are cameras: one file serves half a million frames
 def read_intrinsics(path: Path) -> np.ndarray:
     """(3, 3) of the colour camera, pixels; depth pictures are aligned to it.  Raises as read_yaml, or ValueError."""
     content = read_yaml(path)

@@ -137,7 +137,8 @@ class Crop:
     """A box of the picture, made square with black and resized to size x size pixels.
 
     The authors' reader pads (side - h) // 2 on both sides, so its square can be one pixel short and is then stretched;
-    here the odd pixel goes to the right or the bottom and both axes have one scale.
+    here the odd pixel goes to the right or the bottom and both axes have one scale.  The square lies on whole pixels:
+    pictures, labels, depth and camera are cut alike, and resized once.
     """
 
     left: int
@@ -176,6 +177,7 @@ class Crop:
 
     def cut_picture(self, picture: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8 -> (size, size, 3), bilinear as in the authors' reader."""
+        # Where it shrinks, Pillow averages over all pixels that fall into one.
         square = Image.fromarray(self.square(picture))
         return np.asarray(square.resize((self.size, self.size), Image.Resampling.BILINEAR))
 

@@ -91,6 +91,7 @@ class OfficialCSV:
         sizes = {picture.shape[:2] for picture in (image, mask, seg, skeleton)}
         if len(sizes) > 1:
             raise Rejected("its pictures differ in size", f"line {line}: {sorted(sizes)} (height, width)")
+        # Their reader draws nothing itself: the skeleton is a picture, and where its joints lie is not known.
         noun = TEMPLATE.match(row["sentence"])
         return SourceFrame(
             name=self.names[number], image=image, sentence=row["sentence"],
@@ -140,4 +141,5 @@ def label_map_of(mask: np.ndarray, seg: np.ndarray) -> np.ndarray:
 
     mask (H, W, 3) uint8, seg (H, W) uint8, 255 inside -> (H, W) uint8, 0 background, 1 hand, 2 object
     """
+    # Pictures of the release are JPEG: the two values of seg and the three colours of mask come back blurred.
     return np.where(seg > 127, read_segmentation(mask), 0).astype(np.uint8)
