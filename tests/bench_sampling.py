@@ -36,6 +36,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 from bench_unet import peak_gigabytes, random_weights  # noqa: E402
 
 from hoi.common.machine import has_fast_bf16, keep_freed_memory  # noqa: E402
+from hoi.network import unet as unet_module  # noqa: E402
 from hoi.network.config import PRESETS, ModelConfig  # noqa: E402
 from hoi.network.kernels import PackedConv2d, PackedLinear, pack  # noqa: E402
 from hoi.network.model import HOIDiffusion  # noqa: E402
@@ -104,7 +105,7 @@ def attention_name(query: Tensor, key: Tensor, value: Tensor) -> str:
 
 def profiled(unet: UNet, attend: Callable, *inputs: Any) -> dict[str, float]:
     """Seconds by kind of layer; layers inside one another are none of these kinds."""
-    unet.attend = named(attend, attention_name)
+    unet_module.attend = named(attend, attention_name)  # where the U-Net's layers look it up
     for module in unet.modules():
         if (label := LABELS.get(type(module))) is not None:
             module.forward = named(module.forward, lambda *_, label=label: label)
@@ -131,7 +132,7 @@ def profile_unet(config: ModelConfig) -> dict[str, dict[str, float]]:
     widths = config.unet.level_widths
     features = [torch.randn(1, width, side >> k, side >> k, dtype=dtype) for k, width in enumerate(widths)]
     both = latents.repeat(2, 1, 1, 1), timesteps.repeat(2), context, features
-    ours = unet.attend
+    ours = unet_module.attend
     plain = profiled(unet, F.scaled_dot_product_attention, *both)
     for module in unet.modules():
         module.__dict__.pop("forward", None)  # the names

@@ -620,9 +620,9 @@ def test_the_checker_knows_parts_of_models_of_either_size(tmp_path, official, ca
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
-def test_the_checker_runs_under_the_name_of_the_checkpoint_module(monkeypatch, capsys):
+def test_the_checker_runs_as_a_module(monkeypatch, capsys):
     built_in = ROOT / "hoi" / "assets" / "tiny.safetensors"
-    monkeypatch.setattr(sys, "argv", ["checkpoint", str(built_in)])
+    monkeypatch.setattr(sys, "argv", ["weights", str(built_in)])
     with pytest.raises(SystemExit) as exit_:
         runpy.run_module("hoi.weights", run_name="__main__")  # python -m hoi.weights FILE
     with safe_open(built_in, framework="pt") as file:
