@@ -59,9 +59,8 @@ def export_folder(
             # Here, inside the block: an export without records must not stay.
             raise ValueError(f"{folder} has no record for {file_format}{left_out_lines(left_out)}")
         card = card_text(read_card(folder, records))
-        layout = (ASSETS / "exports" / f"{file_format}.md").read_text()
-        notes = f"{layout}\n\n{written} records{left_out_lines(left_out)}\n\n{card}"
-        (unfinished / target.card).write_text(notes)
+        page = (ASSETS / "exports" / f"{file_format}.md").read_text()
+        (unfinished / target.card).write_text(f"{page}\n\n{written} records{left_out_lines(left_out)}\n\n{card}")
     return written, left_out
 
 

@@ -95,17 +95,11 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Any, Any]]:
                 yield reader.line_num, _first_of(columns, KEY_COLUMNS), _first_of(columns, CAPTION_COLUMNS)
 
 
-def caption_of(captions: dict[str, str], record: dict[str, Any]) -> str | None:
-    """A record's caption, found by its picture's path in the folder, the path's end, or the frame of the source."""
-    file_name = record.get("file_name") or ""
-    names = [file_name, Path(file_name).name, Path(file_name).stem, record.get("source_frame") or ""]
-    return next((captions[name] for name in names if name in captions), None)
-
-
 def apply_captions(folder: str | Path, captions: dict[str, str]) -> tuple[int, int]:
     """Put captions in place of the texts of a folder's records; how many got one, how many did not.
 
-    Pictures may be named by any path that ends in images/000000.png, as a model run over the folder names them.
+    Pictures may be named by any path that ends in images/000000.png, as a model run over the folder names them, by the
+    picture's name with or without .png, or by the frame of the source.
     """
     records = read_records(folder)
     wanted = {record["file_name"] for record in records}
@@ -115,9 +109,10 @@ def apply_captions(folder: str | Path, captions: dict[str, str]) -> tuple[int, i
         short[ending if ending in wanted else key] = text
     found = 0  # records without a caption keep their text: a model may have seen a part of the folder
     for record in records:
-        text = caption_of(short, record)
-        if text is not None:
-            record["text"], found = text, found + 1
+        path = record["file_name"] or ""
+        names = (path, Path(path).name, Path(path).stem, record.get("source_frame") or "")
+        if name := next((name for name in names if name in short), None):
+            record["text"], found = short[name], found + 1
     write_records(folder, records)
     return found, len(records) - found
 

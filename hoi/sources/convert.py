@@ -182,16 +182,14 @@ class FrameConverter:
         """Picture, conditions and annotation of the crop around hand and object."""
         cropped = self._cropped(frame)
         normals, known = self._surface_normals(cropped)  # before _annotation, which writes meshes: it may reject
-        conditions = Conditions(
-            self._skeleton(cropped), draw_normal(normals, known), draw_segmentation(cropped.label_map)
-        )
+        pictures = self._skeleton(cropped), draw_normal(normals, known), draw_segmentation(cropped.label_map)
         text = self.settings.text or PLAIN_TEXTS["hand_object"]
         record = self._record(frame, frame.sentence or text.replace("{object}", frame.noun or "object"))
         record |= self._annotation(cropped)
         depth = None if frame.depth is None else cropped.crop.cut_map(np.where(frame.depth < FAR, frame.depth, 0))
         held_is_drawn = bool(frame.objects) and frame.objects[0].object_mesh is not None
         object_mask = cropped.gbuffer.object_mask if held_is_drawn else None
-        return write_pictures(self.folder, index, record, cropped.image, conditions, depth, object_mask)
+        return write_pictures(self.folder, index, record, cropped.image, Conditions(*pictures), depth, object_mask)
 
     def _cropped(self, frame: SourceFrame) -> CroppedFrame:
         """Find hand and object in the picture and cut them out; raises Rejected where too little of them is seen."""
@@ -206,13 +204,11 @@ class FrameConverter:
         for label, what in LABELS:
             area = int((whole_labels == label).sum())
             if area < self.settings.min_area:
-                raise Rejected(
-                    f"too little of the {what} is seen", f"{area} pixels, {self.settings.min_area} asked for"
-                )
+                detail = f"{area} pixels, {self.settings.min_area} asked for"
+                raise Rejected(f"too little of the {what} is seen", detail)
         crop = Crop(*(frame.box or box_around(whole_labels > 0, self.settings.margin)), size)
-        gbuffer = None
-        if frame.intrinsics is not None:
-            gbuffer = self._render(frame, hand_mesh, crop.intrinsics(frame.intrinsics), size, size)
+        intrinsics = None if frame.intrinsics is None else crop.intrinsics(frame.intrinsics)
+        gbuffer = None if intrinsics is None else self._render(frame, hand_mesh, intrinsics, size, size)
         # Without labels of its own the crop is rendered at its own resolution instead of resized.
         label_map = gbuffer.label_map if frame.label_map is None else crop.cut_map(whole_labels)
         return CroppedFrame(frame, crop, hand_mesh, whole_labels, crop.cut_picture(frame.image), label_map, gbuffer)
