@@ -147,7 +147,7 @@ def explained(table: Table, reports: Mapping[str, Report]) -> list[str]:
         f"- {ceiling['date']}; fine-tunes of {' and '.join(map(str, steps))} steps; in brackets 95 % bootstrap "
         f"intervals of {ceiling['interval']['resamples']} draws"
     )
-    lines.append("- judges: " + ", ".join(f"{name} {digest[:12]}" for name, digest in ceiling["sha256"].items()))
+    lines.append("- files: " + ", ".join(f"{name} {digest[:12]}" for name, digest in ceiling["sha256"].items()))
     if len(steps) > 1:
         lines.append("- **the fine-tunes are not equally long: do not compare them**")
     for column in table.columns:

@@ -14,7 +14,7 @@ case $recipe in
     hour) pictures=4800 lab=1600 instances=6 vae=900 text=300 base=1200 buffer=200 hoi=800 verifier=5 out=runs/toy-hour ;;
     *) echo "unknown recipe '$recipe'; expected full or hour" >&2; exit 1 ;;
 esac
-# Shapes from 100 on: sample.py shows shape 0, evaluate_tiny.sh judges by shapes from 800 on.
+# Shapes from 100 on: sample.py shows shape 0, evaluate_tiny.sh measures by shapes from 800 on.
 toy="--shade --size 128 --framing tight --object-seed 100 --object-instances $instances --grasps-per-object 4 --workers 2"
 
 python make_dataset.py $toy --content hand_object=0.6 object=0.15 scenery=0.25 --style any --looks 3 \
@@ -30,7 +30,7 @@ python sample.py --no-conditions --checkpoint $out/base/model.safetensors --coun
 python train.py --stage hoi --data $out/lab --reg-data $out/buffer --base $out/base/model.safetensors --out $out/hoi \
     --steps $hoi --batch-size 24 --reg-batch-size 8 --learning-rate 1e-3 --clip-gradient 0.3 --warmup-steps 100 \
     --caption-dropout 0.1 --ema-decay 0.998
-# The network that judges the pictures; it sees drawn ones only.  Minutes, not steps.
+# The verifier, which says what pictures show; it sees drawn ones only.  Minutes, not steps.
 [ -f $out/verifier.safetensors ] || python -m hoi.verify train --data $out/any $out/lab --out $out/verifier.safetensors --minutes $verifier
 [ "$recipe" = hour ] || python tools/export_weights.py $out/hoi/model.safetensors --format built-in --out hoi/assets/tiny.safetensors
-echo "done: look at $out/hoi/preview_*.png, then python sample.py --checkpoint $out/hoi/model.safetensors; to judge by its verifier: --verifier $out/verifier.safetensors"
+echo "done: look at $out/hoi/preview_*.png, then python sample.py --checkpoint $out/hoi/model.safetensors; to measure by its verifier: python -m hoi.verify DIR --verifier $out/verifier.safetensors"

@@ -210,7 +210,7 @@ def prepare_object(vertices: np.ndarray, faces: np.ndarray, generator: np.random
     """Scale (large objects only), centre, turn at random, subdivide and pick points.
 
     vertices (V, 3) metres, faces (F, 3)
-    The size is judged by the vertex farthest from the origin, before centring; angles about x, y and z are uniform.
+    What counts as size is the vertex farthest from the origin, before centring; angles about x, y and z are uniform.
     """
     largest = float(np.linalg.norm(vertices, axis=1).max())
     scale = RESCALED_NORM / largest if largest > LARGEST_NORM else 1.0
