@@ -62,7 +62,6 @@ def _write_image(
     mask = load_object_mask(folder, record)
     visible = mask & (load_label_map(folder, record) == OBJECT)
     for kind, pixels in (("mask", mask), ("mask_visib", visible)):
-        (scene / kind).mkdir(exist_ok=True)
         save_mask(scene / kind / f"{name}_000000.png", pixels)
     silhouette, left, top = whole_silhouette(record, mask, *mesh, renderer)
     count, seen = int(silhouette.sum()), int(visible.sum())

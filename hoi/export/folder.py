@@ -43,7 +43,8 @@ def copy_picture(folder: Path, record: dict[str, Any], key: str, target: Path) -
 
 
 def save_mask(path: Path, mask: np.ndarray) -> None:
-    """Write a mask (H, W) bool as an 8-bit PNG, 0 or 255."""
+    """Write a mask (H, W) bool as an 8-bit PNG, 0 or 255; its folder is made."""
+    path.parent.mkdir(exist_ok=True)
     Image.fromarray(mask.astype(np.uint8) * 255).save(path, compress_level=1)
 
 

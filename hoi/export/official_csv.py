@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from hoi.data.folder import CONDITION_KEYS, array_of, load_label_map
-from hoi.export.folder import copy_picture, lacking
+from hoi.export.folder import copy_picture, lacking, save_mask
 from hoi.geometry.camera import OPENGL_TO_OPENCV
 from hoi.geometry.hand import MANO_TO_OPENPOSE
 from hoi.sources.official_csv import SCENERY_COLUMNS, TRAIN_COLUMNS
@@ -59,10 +58,8 @@ def _write_pictures(folder: Path, record: dict[str, Any], out: Path) -> dict[str
         return row
     copy_picture(folder, record, "skeleton_file_name", out / "skeleton" / name)
     copy_picture(folder, record, "segmentation_file_name", out / "mask" / name)
-    (out / "seg").mkdir(exist_ok=True)
     # Their reader cuts normals with it; ours are cut already.
-    seg = (load_label_map(folder, record) > 0).astype(np.uint8) * 255
-    Image.fromarray(seg).save(out / "seg" / name, compress_level=1)
+    save_mask(out / "seg" / name, load_label_map(folder, record) > 0)
     row |= {key: f"{key}/{name}" for key in ("skeleton", "seg", "mask")}
     return row | {"top": 0, "bottom": record["height"], "left": 0, "right": record["width"]}
 
