@@ -34,10 +34,11 @@ class PictureText(nn.Module):
         self.text_projection = nn.Linear(text_encoder.config.width, embed_dim, bias=False)
         layers: list[nn.Module] = []
         widths = [3, channels, 2 * channels, 4 * channels, 4 * channels, 4 * channels]
-        for before, after in zip(widths[:-1], widths[1:], strict=True):  # each halves the picture: 128 -> 4 pixels
+        for before, after in zip(widths[:-1], widths[1:], strict=True):  # each halves the picture: 64 -> 2 pixels
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
         self.picture_encoder = nn.Sequential(*layers)
-        # Averaging over the whole picture would forget where a colour is; a 4x4 grid keeps object and background apart.
+        # Averaging over the whole picture would forget where a colour is: a grid of at most 4x4 keeps object and
+        # background apart.  (Of the miniature's 64 pixels 2x2 are left, each there four times.)
         self.picture_projection = nn.Linear(widths[-1] * 16, embed_dim, bias=False)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # CLIP's start
 
