@@ -195,6 +195,7 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, width: int, num_heads: int, context_dim: int) -> None:
         super().__init__()
+        # In the order of the original trainer's file; forward has another.
         self.attn1 = Attention(width, num_heads)
         self.ff = FeedForward(width)
         self.attn2 = Attention(width, num_heads, context_dim)
@@ -213,6 +214,7 @@ class SpatialTransformer(nn.Module):
 
     def __init__(self, width: int, config: UNetConfig) -> None:
         super().__init__()
+        # As published: 1e-6 here, torch's 1e-5 in the norms of ResBlock and before the output.
         self.norm = nn.GroupNorm(config.norm_groups, width, eps=1e-6)
         self.proj_in = nn.Conv2d(width, width, 1)
         self.transformer_blocks = nn.ModuleList([TransformerBlock(width, config.num_heads, config.context_dim)])
