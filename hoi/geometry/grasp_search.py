@@ -199,7 +199,8 @@ def _pinch_aim(joints: np.ndarray, normal: np.ndarray, generator: np.random.Gene
     downwards; the normal points across the gap.
 
     joints (B, 16, 3) in the hand's frame, normal (B, 3) of the surface.
-    returns  anchor, direction of motion and a direction across it in the hand's frame, the latter two in the object's
+    returns  five arrays (B, 3): anchor, direction of motion and a direction across it in the hand's frame; then the
+             same two directions in the object's frame
     """
     count = len(normal)
     fingers = joints[:, [3, 6]].mean(axis=1)  # last joints of index and middle; 15 is the thumb's
