@@ -18,7 +18,7 @@ import smplx
 import torch
 from scipy.spatial.transform import Rotation
 
-from hoi.common.files import ASSETS
+from hoi.common.files import ASSETS, read_npz
 from hoi.geometry.camera import transform_points
 from hoi.geometry.mano import MIRROR, check_hand_side, mirror_rotations, read_mano
 
@@ -249,8 +249,7 @@ def load_hand(mano_path: str | Path | None = None) -> HandModel:
     if mano_path is not None:
         arrays, notes = read_mano(mano_path)
         return HandModel(arrays, "mano", MANO_TIP_VERTICES, notes=notes)
-    with np.load(BUILTIN_HAND, allow_pickle=False) as stored:
-        arrays = {key: stored[key] for key in stored.files}
+    arrays = read_npz(BUILTIN_HAND, "built-in hand")
     arrays["posedirs"] = np.zeros((len(arrays["v_template"]), 3, 135))
     unused = np.zeros((len(arrays["v_template"]), 3, 10 - arrays["shapedirs"].shape[2]))
     arrays["shapedirs"] = np.concatenate([arrays["shapedirs"], unused], axis=2)
