@@ -20,6 +20,7 @@ FONT_SIZE, LABEL_HEIGHT, LETTER_WIDTH = 11, 14, 6  # pixels, of pillow's built-i
 COLORS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189), (255, 127, 14), (23, 190, 207))
 GRID_COLOR = (225, 225, 225)
 BINS = 25
+CURVE_SIZE, HISTOGRAM_SIZE = (640, 360), (320, 180)  # width and height, pixels
 MP4_HINT = "no clip.mp4: it needs PyAV (pip install av)"
 WEBP_HINT = "no clip.webp: this Pillow is built without WebP, so clip.gif is written (pip install -U pillow)"
 
@@ -49,17 +50,15 @@ def contact_sheet(rows: Sequence[Sequence[np.ndarray]], labels: Sequence[Sequenc
     return sheet
 
 
-def curve(
-    series: dict[str, Sequence[tuple[float, float]]], title: str, height: int = 360, width: int = 640
-) -> Image.Image:
+def curve(series: dict[str, Sequence[tuple[float, float]]], title: str) -> Image.Image:
     """Draw named curves on one pair of axes.
 
     series  name -> (x, y) points; y is drawn on a logarithmic axis when every value is positive, and left out where it
             is not finite
     """
-    picture = Image.new("RGB", (width, height), "white")
+    picture = Image.new("RGB", CURVE_SIZE, "white")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=FONT_SIZE)
-    left, right, top, bottom = 60, width - 12, 24, height - 24
+    left, right, top, bottom = 60, picture.width - 12, 24, picture.height - 24
     points = [p for values in series.values() for p in values if np.isfinite(p[1])]
     draw.text((left, 6), title, fill="black", font=font)
     if not points:
@@ -99,14 +98,12 @@ def smooth(values: Sequence[tuple[float, float]], window: int = 50) -> list[tupl
     return [(chunk[-1][0], float(np.mean([y for _, y in chunk]))) for chunk in chunks]
 
 
-def histogram(
-    values: list[float], title: str, ends: tuple[float, float], width: int = 320, height: int = 180
-) -> Image.Image:
+def histogram(values: list[float], title: str, ends: tuple[float, float]) -> Image.Image:
     """Counts of the values in BINS bins between two ends; values beyond an end are counted in the bin next to it."""
-    picture = Image.new("RGB", (width, height), "white")
+    picture = Image.new("RGB", HISTOGRAM_SIZE, "white")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=FONT_SIZE)
     counts, edges = np.histogram(np.clip(values, *ends), bins=BINS, range=ends)
-    left, right, top, bottom = 36, width - 10, 22, height - 20
+    left, right, top, bottom = 36, picture.width - 10, 22, picture.height - 20
     at = np.linspace(left, right, BINS + 1)
     for k, count in enumerate(counts):
         if count:

@@ -40,6 +40,9 @@ HAND_TERMS = {
 }
 REPORT = Path("verification") / "report.json"  # what python -m hoi.verify DIR leaves
 
+# What sheets show: records of a long folder, frames of a long video, and the side of each picture in pixels.
+MOST_RECORDS, MOST_FRAMES, CELL = 24, 16, 128
+
 # Our sampler names -> those that web UIs list.
 SAMPLER_NAMES = {"dpm++": "DPM++ 2M", "ddim": "DDIM", "ddpm": "DDPM"}
 
@@ -280,20 +283,20 @@ def write_records(folder: str | Path, records: list[dict[str, Any]]) -> None:
 # --- pictures to look at ---
 
 
-def overview(folder: str | Path, records: list[dict[str, Any]], count: int = 24, cell: int = 128) -> Image.Image:
-    """Up to `count` records, evenly taken, each a strip of picture, skeleton, normal, segmentation below its text.
+def overview(folder: str | Path, records: list[dict[str, Any]]) -> Image.Image:
+    """Up to MOST_RECORDS, evenly taken, each a strip of picture, skeleton, normal, segmentation below its text.
 
-    cell  height and width in pixels that each picture is shown in; white where a record has none
+    Where a record lacks one of them its cell is white.
     """
-    chosen = [records[i] for i in _evenly(len(records), count)]
+    chosen = [records[i] for i in _evenly(len(records), MOST_RECORDS)]
     has_image = any(record["file_name"] for record in chosen)
     keys = [*(["file_name"] if has_image else []), "skeleton_file_name", "normal_file_name", "segmentation_file_name"]
 
     def in_cell(record: dict[str, Any], key: str) -> np.ndarray:
         if record.get(key) is None:
-            return np.full((cell, cell, 3), 255, dtype=np.uint8)
+            return np.full((CELL, CELL, 3), 255, dtype=np.uint8)
         picture = Image.fromarray(dataset.load_picture(folder, record, key))
-        return np.asarray(picture.convert("RGB").resize((cell, cell)))
+        return np.asarray(picture.convert("RGB").resize((CELL, CELL)))
 
     strips = [np.concatenate([in_cell(record, key) for key in keys], axis=1) for record in chosen]
     # Pillow's built-in font knows ASCII alone.
@@ -302,17 +305,15 @@ def overview(folder: str | Path, records: list[dict[str, Any]], count: int = 24,
     return contact_sheet([strips[pair] for pair in pairs], [texts[pair] for pair in pairs])
 
 
-def strip(
-    conditions: Sequence[Conditions], pictures: Sequence[np.ndarray], most: int = 16, cell: int = 128
-) -> Image.Image:
-    """Skeleton, normal and segmentation above the picture, a column a frame; of long videos `most` frames, evenly.
+def strip(conditions: Sequence[Conditions], pictures: Sequence[np.ndarray]) -> Image.Image:
+    """Skeleton, normal and segmentation above the picture, a column a frame; of long videos MOST_FRAMES, evenly.
 
     pictures  (H, W, 3) uint8, as many as conditions
     """
-    chosen = _evenly(len(pictures), most)
+    chosen = _evenly(len(pictures), MOST_FRAMES)
     rows = [[getattr(conditions[i], name) for i in chosen] for name in ("skeleton", "normal", "segmentation")]
     rows.append([pictures[i] for i in chosen])
-    return contact_sheet([[np.asarray(Image.fromarray(image).resize((cell, cell))) for image in row] for row in rows])
+    return contact_sheet([[np.asarray(Image.fromarray(image).resize((CELL, CELL))) for image in row] for row in rows])
 
 
 def _evenly(count: int, most: int) -> np.ndarray:

@@ -82,15 +82,12 @@ class DistanceField:
     """Signed distance to a mesh: a fast grid for the search, exact point-triangle distances for the final measures.
 
     vertices  (V, 3) metres    faces (F, 3), outward winding where the mesh is closed
-    cell      metres, grid step; raised so that the grid stays below max_cells
-    margin    metres, free space around the mesh inside the grid
     Raises ValueError when no face has an area.
     Inside is what cannot be reached from outside through gaps wider than about two cells, so small holes of scans do
     no harm; within a cell of the surface the winding of the nearest face decides, which keeps thin walls solid.
     """
 
-    def __init__(self, vertices: np.ndarray, faces: np.ndarray, cell: float = CELL, margin: float = MARGIN,
-                 max_cells: int = MAX_CELLS):
+    def __init__(self, vertices: np.ndarray, faces: np.ndarray):
         self.triangles = np.asarray(vertices, dtype=np.float64)[np.asarray(faces)]
         normals = np.cross(self.triangles[:, 1] - self.triangles[:, 0], self.triangles[:, 2] - self.triangles[:, 0])
         length = np.linalg.norm(normals, axis=1)
@@ -99,12 +96,11 @@ class DistanceField:
             raise ValueError(f"mesh with {len(faces)} faces has no face with an area; expected a surface")
         self.triangles, self.normals = self.triangles[keep], normals[keep] / length[keep, None]
         area = length[keep].sum() / 2
-        spacing = max(SAMPLE_SPACING, np.sqrt(area / MAX_SAMPLES))
-        self.samples, self.sample_face = sample_faces(self.triangles, spacing)
-        self.spacing = spacing
+        self.spacing = max(SAMPLE_SPACING, np.sqrt(area / MAX_SAMPLES))
+        self.samples, self.sample_face = sample_faces(self.triangles, self.spacing)
         self.tree = cKDTree(self.samples, balanced_tree=False)
-        low, high = self.triangles.min(axis=(0, 1)) - margin, self.triangles.max(axis=(0, 1)) + margin
-        self.cell = max(cell, float(np.prod(high - low) / max_cells) ** (1 / 3))
+        low, high = self.triangles.min(axis=(0, 1)) - MARGIN, self.triangles.max(axis=(0, 1)) + MARGIN
+        self.cell = max(CELL, float(np.prod(high - low) / MAX_CELLS) ** (1 / 3))
         self.origin = low
         self.shape = np.ceil((high - low) / self.cell).astype(int) + 1
         self.grid = self._build_grid()
@@ -248,9 +244,7 @@ def segments_hit_triangles(start: np.ndarray, end: np.ndarray, triangles: np.nda
     return np.isfinite(safe) & (u >= 0) & (v >= 0) & (u + v <= 1) & (t >= 0) & (t <= 1)
 
 
-def closure_effort(
-    points: np.ndarray, normals: np.ndarray, friction: float = FRICTION, cone_sides: int = CONE_SIDES
-) -> float:
+def closure_effort(points: np.ndarray, normals: np.ndarray, friction: float = FRICTION) -> float:
     """How hard the contacts must press to resist any push or twist: infinite without force closure.
 
     points   (C, 3) metres; normals (C, 3) unit, out of the object
@@ -266,12 +260,12 @@ def closure_effort(
     tangent = np.cross(normals, helper)
     tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
     bitangent = np.cross(normals, tangent)
-    angle = np.arange(cone_sides) * 2 * np.pi / cone_sides
+    angle = np.arange(CONE_SIDES) * 2 * np.pi / CONE_SIDES
     ring = np.cos(angle)[:, None, None] * tangent + np.sin(angle)[:, None, None] * bitangent
     force = (-normals + friction * ring).reshape(-1, 3)
     arm = points - points.mean(axis=0)
     arm = arm / max(np.sqrt((arm ** 2).sum(axis=1).mean()), 1e-6)
-    wrenches = np.concatenate([force, np.cross(np.tile(arm, (cone_sides, 1)), force)], axis=1).T  # (6, C*sides)
+    wrenches = np.concatenate([force, np.cross(np.tile(arm, (CONE_SIDES, 1)), force)], axis=1).T  # (6, C*sides)
     effort = 0.0
     for target in np.concatenate([np.eye(6), -np.ones((1, 6)) / np.sqrt(6)]):
         forces, residual = nnls(wrenches, target, maxiter=50 * wrenches.shape[1])

@@ -95,19 +95,16 @@ def deepest(hand_params: Sequence[HandParams], hand: HandModel, field: DistanceF
     return max(0.0, -float(field.signed_distance(vertices).min()))
 
 
-def bend_approach(
-    hand_params: Sequence[HandParams], hand: HandModel, field: DistanceField, limit: float = MAX_PENETRATION_MM / 1000
-) -> list[HandParams]:
+def bend_approach(hand_params: Sequence[HandParams], hand: HandModel, field: DistanceField) -> list[HandParams]:
     """Where the straight approach cuts into the object, come from the side and close the fingers later.
 
     hand_params  an approach in equal steps, at least one pose; first and last stay as they are
     field        distance to the object, in the poses' frame
-    limit        metres, how deep the skin may be
-    returns      the poses as they are if they keep the limit; else those of the smallest bend that does, or, if none
-                 does, of the shallowest cut
+    returns      the poses as they are if the skin stays as shallow as a grasp's must; else those of the smallest bend
+                 in which it does, or, if there is none, of the shallowest cut
     A bend is a parabola: half way the hand is aside by the amount, in one direction, level or upward.
     """
-    straight = list(hand_params)
+    straight, limit = list(hand_params), MAX_PENETRATION_MM / 1000  # metres
     best, depth = straight, deepest(straight, hand, field)
     if depth <= limit:
         return straight

@@ -39,13 +39,11 @@ class NoiseSchedule:
             raise ValueError(f"a network predicts {' or '.join(PREDICTIONS)}, got {self.predicts!r}")
 
     @classmethod
-    def stable_diffusion(
-        cls, num_timesteps: int = 1000, predicts: str = "eps", terminal_signal: float | None = None
-    ) -> NoiseSchedule:
+    def stable_diffusion(cls, predicts: str = "eps", terminal_signal: float | None = None) -> NoiseSchedule:
         """Variances linear in their square root from 0.00085 to 0.012, computed in float64 as in the published code.
 
         terminal_signal   what sqrt(alphas_cumprod) falls to, in (0, 0.068); None leaves Stable Diffusion's 0.068
-        At 1000 steps alphas_cumprod runs from 0.99915 to 0.0046601.
+        In 1000 steps alphas_cumprod runs from 0.99915 to 0.0046601.
 
         At 0.068 the noisiest training picture still shows its mean colours (averaged over many latent pixels, signal
         outweighs noise), but sampling starts from pure noise: the network reads a colour that nobody meant.  A lower
@@ -53,7 +51,7 @@ class NoiseSchedule:
         1, there with 0, where eps would be undefined.
         """
         # In float32 the product of 1000 factors would be off by 1e-6 of itself, and not equal to the published numbers.
-        noise_betas = torch.linspace(0.00085**0.5, 0.012**0.5, num_timesteps, dtype=torch.float64) ** 2
+        noise_betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
         signal = (1 - noise_betas).cumprod(dim=0).sqrt()
         if terminal_signal is not None:
             first, last = signal[0].item(), signal[-1].item()
