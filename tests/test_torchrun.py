@@ -24,7 +24,7 @@ def documented_lines() -> list[list[str]]:
     """The words after `torchrun`, up to the end of the command, of every line that pages and docstrings show."""
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.py"), *(ROOT / "hoi").rglob("*.py")]
     text = "\n".join(page.read_text() for page in pages)
-    return [shlex.split(line, comments=True) for line in re.findall(r"torchrun (--[^`\n]+)", text)]
+    return [shlex.split(line, comments=True) for line in re.findall(r"torchrun (--[a-z][^`\n]+)", text)]
 
 
 def test_torchrun_and_the_script_accept_every_documented_line():
