@@ -38,7 +38,7 @@ from tqdm import tqdm
 from hoi.common.command import positive, problems_as_messages
 from hoi.common.machine import mapper
 from hoi.data.check import check_folder
-from hoi.data.folder import read_records
+from hoi.data.folder import read_description, read_records
 from hoi.data.scene_maker import SceneMaker, SceneSettings
 from hoi.data.writer import HAND_TERMS, DatasetWriter, folder_description, refuse_other_job
 from hoi.geometry.camera import CAMERA_FOV_DEG, FRAMINGS
@@ -357,9 +357,9 @@ def make_scenes(args: argparse.Namespace) -> None:
         # The first task, so that a renderer that cannot start is told before the search.
         print(f"renderer: {next(iter(run(SceneMaker.renderer_used, [0])))}")
         writer = DatasetWriter(args.out, describe_scenes(args, settings, find_all_grasps(settings, meshes, run)))
+        before, left_out = len(writer), sum((read_description(args.out).get("rejected") or {}).values())
         todo = [k for k in range(scenes) if not all(writer.done(i) for i in range(k * per_scene, (k + 1) * per_scene))]
         print(f"{scenes} scenes x {per_scene} records -> {args.out}, {len(writer)} records are there already")
-        before = len(writer)
         with continued_after(writer), tqdm(total=len(todo) * per_scene, unit="record") as bar:
             # In order of number, whatever worker was first: every run writes the same lines.
             for records in run(SceneMaker.make_scene, todo):
@@ -367,7 +367,8 @@ def make_scenes(args: argparse.Namespace) -> None:
                     if not writer.done(record["index"]):
                         writer.append(record)
                 bar.update(per_scene)
-    tried = max(scenes, -(-writer.end // per_scene)) * per_scene  # an earlier run may have asked for more
+    # An earlier run may have asked for more.
+    tried = max(scenes * per_scene, -(-writer.end // per_scene) * per_scene, before + left_out)
     left_out = tried - len(writer)
     writer.description["rejected"] = {LEFT_OUT: left_out} if left_out > 0 else {}
     writer.finish()

@@ -184,6 +184,7 @@ def main(args: argparse.Namespace) -> None:
     barrier()  # every rank has seen the same finished records
     todo = [request for request in requests if not writer.done(request.index)]
     if not todo:
+        writer.finish()  # the run that made the last of them may have been ended before it could
         say(rank, f"all {len(requests)} pictures are in {args.out} already: nothing to do")
         return
     for mesh in getattr(views, "meshes", []):

@@ -44,11 +44,14 @@ def write_whole(path: str | Path, content: bytes | Callable[[BinaryIO], Any]) ->
     content  bytes of a small file, which several processes may write at once: each has a temporary name of its own;
              or a function that writes to the stream it is given (or to the file of its name), for a big file with one
              writer: it is also made to last through a power cut, and what a killed writer left is replaced by the next
-    Folders above are made.  Raises OSError saying so when the disk is full.
+    Folders above are made; a file that holds these bytes already is left alone.  Raises OSError saying so when the disk
+    is full.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     small = isinstance(content, bytes)
+    if small and path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content:
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp" if small else f".{path.name}.tmp")
     try:
         with full_disk_told(path):

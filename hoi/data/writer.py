@@ -378,7 +378,8 @@ class DatasetWriter:
             # A record that lost a file is made again; its new line replaces the old one.
             files = dataset.FolderFiles(self.folder)
             self._done = {record["index"] for record in known if not files.missing(record)}
-            if rank == 0:
+            self._card_stands = (self.folder / "dataset.json").is_file()
+            if rank == 0 and not self._card_stands:
                 self._write_description()
         except OSError as error:
             raise OSError(f"cannot write to {folder} ({error}); choose another folder with --out") from error
@@ -388,8 +389,12 @@ class DatasetWriter:
         return dataset.read_records(self.folder, keys) if any(self.folder.glob("metadata*.jsonl")) else []
 
     def _write_description(self, **more: Any) -> None:
+        """Write dataset.json, unless it says so already: when and by which command it was said does not matter."""
         content = {"format": FORMAT, "format_version": FORMAT_VERSION, **self.description, **more}
-        write_json(self.folder / "dataset.json", content)
+        there = dataset.read_description(self.folder)
+        told = json.loads(json.dumps(content)) | {key: there[key] for key in ("command", "versions") if key in there}
+        if told != there:
+            write_json(self.folder / "dataset.json", content)
 
     def __len__(self) -> int:
         """Finished records in the folder, all ranks together as far as known."""
@@ -406,11 +411,17 @@ class DatasetWriter:
 
     def append(self, record: dict[str, Any]) -> None:
         """Append the line of a record whose pictures are in place (the result of `write_pictures`)."""
+        if self._card_stands and self.rank == 0:  # its counts are no longer true
+            self._write_description()
+            self._card_stands = False
         self._lines.append(record, allow_nan=False)  # other readers of JSON know no NaN
         self._done.add(record["index"])
 
     def finish(self, grid: bool = True) -> None:
-        """Merge the ranks' lines in order of index, count, and draw grid.png.  Does nothing on ranks other than 0."""
+        """Merge the ranks' lines in order of index, count, and draw grid.png.  Does nothing on ranks other than 0.
+
+        May be repeated: what an interruption left undone is done, and a finished folder keeps every byte.
+        """
         if self.rank != 0:
             return
         records = self._records()
