@@ -36,6 +36,7 @@ import torch
 from tqdm import tqdm
 
 from hoi.common.command import positive, problems_as_messages
+from hoi.common.files import sha256_of, short_hash
 from hoi.common.machine import mapper
 from hoi.data.check import check_folder
 from hoi.data.folder import read_description, read_records
@@ -288,7 +289,8 @@ def describe_scenes(args: argparse.Namespace, settings: SceneSettings, objects: 
     job = {key: value for key, value in asdict(settings).items() if (key, value) != ("camera", "official")}
     job |= {"hand": Path(args.mano).name if args.mano else "builtin"}
     job |= {"objects": [f"{mesh.object_id} {of}" for mesh, of in zip(meshes, digest, strict=True)]}
-    job |= {"grasp": args.grasp} if args.grasp != "builtin" else {}
+    job |= {"hand_content": sha256_of(args.mano)} if args.mano else {}
+    job |= {"grasp": args.grasp, "grabnet": load_grabnet(args.grabnet).digest} if args.grasp != "builtin" else {}
     licences = {"hand": HAND_TERMS["mano" if args.mano else "builtin"]}
     description = folder_description("make_dataset.py", job, args.seed, licences=licences, meshes=meshes)
     if args.grasp == "grabnet":
@@ -309,6 +311,10 @@ def describe_pictures(args: argparse.Namespace, source: Source) -> dict[str, Any
     }  # fmt: skip
     job |= {"seed": args.seed} if args.shuffle else {}
     job |= {"depth_model": args.depth_model} if args.normals == "estimated" else {}
+    names = [source.frame_name(k) for k in (0, len(source) - 1)]
+    job |= {"frames": f"{names[0]} to {names[1]} {short_hash(source.listing())}"}
+    job |= {"depth_files": str(args.depth_files.resolve())} if args.depth_files else {}
+    job |= {"hand_content": sha256_of(args.mano)} if args.mano else {}
     licences = {"pictures": f"terms of {source.name}, which stay with every picture"}
     licences |= {"hand": HAND_TERMS["mano"]} if args.mano else {}
     return folder_description("make_dataset.py", job, licences=licences)

@@ -26,9 +26,9 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from hoi.common.command import not_negative, positive, problems_as_messages
-from hoi.common.files import short_hash
+from hoi.common.files import sha256_of, short_hash
 from hoi.common.machine import keep_freed_memory
-from hoi.data.views import GRASPS, FolderViews, Request, SceneViews, plan
+from hoi.data.views import GRASPS, FolderViews, Request, SceneViews, content_of, plan
 from hoi.data.writer import DatasetWriter, folder_description, write_pictures
 from hoi.geometry.camera import FRAMINGS
 from hoi.geometry.grasp import default_cache
@@ -130,12 +130,13 @@ def describe(
     if isinstance(views, FolderViews):
         # Folders grow, and cards and scores are added: what was asked for are these three of each record.
         rows = [[record["index"], record["text"], record["keypoints_2d"]] for record in views.records]
-        job["data"] = short_hash(json.dumps(rows))
+        job |= {"data": short_hash(json.dumps(rows)), "data_content": content_of(views.records)}
     elif views is not None:
         meshes = views.meshes
         job["objects"] = [f"{m.object_id} {hashlib.sha256(m.vertices.tobytes()).hexdigest()[:8]}" for m in meshes]
         job |= {"hand_side": args.hand_side, "framing": views.settings.framing, "hand": views.hand.name,
                 "grasps_per_object": args.grasps_per_object}  # fmt: skip
+        job |= {"hand_content": sha256_of(args.mano)} if args.mano else {}
     return folder_description("sample.py", job, args.seed, pipeline.checkpoint, meshes=meshes, source=args.data)
 
 

@@ -26,7 +26,7 @@ from hoi.common.files import encode_png, short_hash, write_whole
 from hoi.common.machine import keep_freed_memory
 from hoi.common.sheets import write_video
 from hoi.data.folder import load_conditions, load_image, read_records
-from hoi.data.views import ApproachFrames, TrajectoryFrames, approach_scene
+from hoi.data.views import ApproachFrames, TrajectoryFrames, approach_scene, content_of
 from hoi.data.writer import DatasetWriter, folder_description, strip, write_pictures
 from hoi.geometry.camera import FRAMINGS
 from hoi.geometry.grasp import MAX_PENETRATION_MM, default_cache
@@ -157,11 +157,12 @@ def describe(
     meshes = None
     if isinstance(frames, TrajectoryFrames):
         motion = [record["keypoints_2d"] for record in frames.records]
+        job["data_content"] = content_of(frames.records)
     else:
         # In micrometres: the last bits of another processor's floats make no other job.
         motion = [hand.transl.round(6).tolist() for hand in frames.scene.hand_params]
         meshes = [frames.scene.object_mesh]
-        job["object"] = meshes[0].object_id
+        job |= {"object": meshes[0].object_id, "object_content": short_hash(meshes[0].vertices.tobytes().hex())}
         job["intrinsics"] = frames.scene.camera.intrinsics.round(6).tolist()
     job["motion"] = short_hash(repr(motion))  # repr: as in the folders that are there already
     return folder_description("video.py", job, args.seed, pipeline.checkpoint, meshes=meshes, source=args.trajectory)

@@ -7,6 +7,7 @@ drawn or read when it is asked for and independent of the others: FolderViews an
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from hoi.common.files import write_whole
+from hoi.common.files import short_hash, write_whole
 from hoi.conditions import Conditions
 from hoi.data import folder as dataset
 from hoi.data.writer import write_object, write_pictures
@@ -78,6 +79,13 @@ class View:
             folder, index, record, conditions=self.conditions, depth=self.depth, object_mask=self.object_mask
         )
         return {key: value for key, value in full.items() if key not in PICTURE_KEYS}
+
+
+def content_of(records: Sequence[dict[str, Any]]) -> str:
+    """A hash of all that records say of their views, so that another folder with the same texts is told apart."""
+    told = [{key: value for key, value in record.items() if key == "text" or key not in PICTURE_KEYS}
+            for record in records]  # fmt: skip
+    return short_hash(json.dumps(told, sort_keys=True))
 
 
 # --- single pictures ---

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,9 @@ WRITTEN = (
     "dataset.json", "grid.png", "rejected.jsonl", "strip.png", "clip.*", "objects/*",
     *(f"{name}/*" for name in dataset.PICTURE_FOLDERS.values()),
 )  # fmt: skip
+# Entries of a job that folders written before them do not have: such a folder goes on.
+LATER_ENTRIES = {"frames", "depth_files", "hand_content", "data_content", "object_content", "grabnet"}
+HASH = re.compile(r" ?\b(?=[0-9]*[a-f])[0-9a-f]{8,64}\b")
 SHOWN_LENGTH = 40  # characters of a value in which two jobs differ
 MOST_METRES = 65.535  # what 16 bits of millimetres hold
 
@@ -339,20 +343,24 @@ def refuse_other_job(folder: str | Path, description: dict[str, Any], ignoring: 
     before, job = there.get("job"), json.loads(json.dumps(description.get("job")))  # tuples become lists, as on disk
     if before is None or job is None:  # nothing was promised
         return
+    ignoring = {*ignoring, *(LATER_ENTRIES - before.keys())}
     keys = sorted(key for key in before | job if key not in ignoring and before.get(key) != job.get(key))
     if not keys:
         return
     if there.get("made_by") != description.get("made_by"):  # whose entries say nothing to each other
         difference = f"{there.get('made_by')} made it, this is {description.get('made_by')}"
     else:
-        told = [f"{key}: {_shortly(before.get(key))} there, {_shortly(job.get(key))} now" for key in keys]
+        told = [(key.removesuffix("_content"), _shortly(before.get(key)), _shortly(job.get(key))) for key in keys]
+        told = [f"{key}: {was} there, {now} now" if was != now else f"{key}: other content" for key, was, now in told]
         difference = first_few(told, most=4, joint="; ")
-    again = f", or continue it with its own command: {there['command']}" if there.get("command") else ""
+    more = "" if there.get("made_by") == "video.py" else " (a larger --count adds more)"
+    again = f", or continue it with its own command{more}: {there['command']}" if there.get("command") else ""
     raise ValueError(f"{folder} holds records of another job ({difference}); choose another folder with --out{again}")
 
 
 def _shortly(value: Any) -> str:
-    text = repr(value)
+    """A value in a line, without the hashes in it, which tell people nothing."""
+    text = HASH.sub("", repr(value))
     return text if len(text) <= SHOWN_LENGTH else f"{text[: SHOWN_LENGTH - 3]}..."
 
 

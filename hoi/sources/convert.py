@@ -5,6 +5,7 @@ What happens to a frame is the same for all sources; a frame that gives no recor
 the records are held against their own annotation: how well a re-render and the posed hands fit.
 """
 
+import json
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
@@ -15,9 +16,10 @@ import numpy as np
 from tqdm import tqdm
 
 from hoi.common.arrays import intersection_over_union
-from hoi.common.files import JsonLines
+from hoi.common.files import JsonLines, write_whole
 from hoi.common.machine import mapper
 from hoi.conditions import Conditions, draw_normal, draw_segmentation, draw_skeleton, normals_from_inverse_depth
+from hoi.data.folder import read_records
 from hoi.data.writer import DatasetWriter, write_object, write_pictures
 from hoi.geometry.camera import Camera, inside_picture, transform_points
 from hoi.geometry.hand import TIP_KEYPOINTS, HandMesh, load_hand
@@ -33,7 +35,8 @@ LABELS = ((HAND, "hand"), (OBJECT, "object"))
 FAR = 65.0  # metres; sensors write the largest number for no answer, and the folder's depth ends at 65.5
 FIT_LIMIT_MM = 2.0  # with the right MANO file posed joints miss the source's by rounding alone, a thousandth of it
 MANO_FILE = WHERE.split(" Without")[0]  # the built-in hand is no way out here: real hands are MANO's
-REJECTED_FILE = "rejected.jsonl"  # in the dataset folder; a run that continues leaves these frames alone
+REJECTED_FILE = "rejected.jsonl"  # in the dataset folder; a run that continues leaves these frames alone,
+OUTSIDE = (" is missing", " is damaged", " has another size")  # unless the reason ends so: the file may be another now
 
 
 @dataclass(frozen=True)
@@ -100,29 +103,50 @@ def convert_source(
 ) -> dict[str, int]:
     """Make records of a source's frames, in order, so that every run writes the same lines.
 
-    order    numbers of the source's frames; record i is frame order[i].  Those that an earlier run saw are left alone
+    order    numbers of the source's frames; record i is frame order[i].  Those that an earlier run saw are left
+             alone, but for those whose reason was a file: it may have been put there or mended since
     writer   of the folder, for a job that check_needs accepts
     workers  processes; the result is the same for any number
     returns  how often each reason for a rejection occurred in all runs, the most frequent first
     Raises ValueError when the folder has no record at the end.
     """
+    _check_frames(source, order, writer.folder)
     rejected = JsonLines(writer.folder / REJECTED_FILE)
-    reasons = {entry["index"]: entry["rejected"] for entry in rejected}
-    todo = [k for k in range(len(order)) if not writer.done(k) and k not in reasons]
+    known = {line["index"]: line for line in rejected if not writer.done(line["index"])}  # the later one holds
+    left_alone = {index for index, line in known.items() if not line["rejected"].endswith(OUTSIDE)}
+    todo = [k for k in range(len(order)) if not writer.done(k) and k not in left_alone]
     build = partial(FrameConverter, source, order, settings, writer.folder)
     bar = tqdm(total=len(order), initial=len(order) - len(todo), unit="frame")
     with bar, mapper(workers, build) as run:
         for result in run(FrameConverter.convert, todo):
-            if "rejected" in result:
-                rejected.append(result)
-                reasons[result["index"]] = result["rejected"]
-            else:
+            index = result["index"]
+            if "rejected" not in result:
                 writer.append(result)
+                known.pop(index, None)
+            elif known.get(index) != result:
+                rejected.append(result)
+                known[index] = result
             bar.update()
-    counts = dict(Counter(reasons.values()).most_common())
+    known = dict(sorted(known.items()))
+    if known:  # without what holds no longer; the same file whatever was interrupted
+        write_whole(rejected.path, "".join(json.dumps(line) + "\n" for line in known.values()).encode())
+    else:
+        rejected.path.unlink(missing_ok=True)
+    counts = dict(Counter(line["rejected"] for line in known.values()).most_common())
     if not len(writer):
         raise ValueError("\n".join(["no frame gave a record:", *(f"  {n} {reason}" for reason, n in counts.items())]))
     return counts
+
+
+def _check_frames(source: Source, order: np.ndarray, folder: Path) -> None:
+    """Raise ValueError when the folder's records are of other frames: folders from before told only their number."""
+    keys = ("index", "source_frame")
+    for record in read_records(folder, keys) if any(folder.glob("metadata*.jsonl")) else ():
+        index, name = record["index"], record["source_frame"]
+        # Names of a CSV's pictures were absolute paths, where the CSV has those.
+        if index < len(order) and name and not name.endswith(source.frame_name(order[index])):
+            raise ValueError(f"{folder} holds records of another source: record {index} is {name} there, "
+                             f"{source.frame_name(order[index])} now; choose another folder with --out")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ take model points to the OpenCV camera, hands are 45 PCA coefficients about a me
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -286,6 +286,17 @@ class DexYCB:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def frame_name(self, number: int) -> str:
+        """Subject, sequence, camera and frame."""
+        place, camera, frame = (int(value) for value in self.rows[number])
+        folder = self.recordings[place].folder
+        return f"{folder.parent.name}/{folder.name}/{CAMERAS[camera]}/{frame:06d}"
+
+    def listing(self) -> str:
+        """What the recordings say of themselves, and the chosen frames of each."""
+        told = [(each.folder.parent.name, each.folder.name, *astuple(each)[1:]) for each in self.recordings]
+        return f"{told}{self.rows.tolist()}"
+
     def missing_models(self) -> list[str]:
         """Files of the objects that frames show and that are not there."""
         grasped = [recording.ycb_ids[recording.ycb_grasp_ind] for recording in self.recordings]
@@ -314,7 +325,7 @@ class DexYCB:
         label_map[seg == HAND_LABEL] = 1
         depth_path = folder / f"aligned_depth_to_color_{frame:06d}.png"
         return SourceFrame(
-            name=f"{recording.folder.parent.name}/{recording.folder.name}/{serial}/{frame:06d}",
+            name=self.frame_name(number),
             image=image, noun=YCB[grasped - 1][1], label_map=label_map,
             keypoints_3d=labels["joint_3d"], keypoints_2d=labels["joint_2d"],
             keypoint_convention="openpose21, fingertips of manopth",

@@ -95,6 +95,12 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
+    def frame_name(self, number: int) -> str:
+        """Name of frame `number`, known without reading it."""
+
+    def listing(self) -> str:
+        """What was selected and is read once: equal for equal selections of equal sources, wherever they lie."""
+
     def read(self, number: int) -> SourceFrame:
         """Frame `number`, from 0.  Raises Rejected for one that gives no record."""
 

@@ -112,6 +112,14 @@ class HO3D:
     def __len__(self) -> int:
         return len(self.frames)
 
+    def frame_name(self, number: int) -> str:
+        """Split, sequence and frame."""
+        return f"{self.split}/{self.frames[number]}"
+
+    def listing(self) -> str:
+        """The chosen frames."""
+        return "\n".join(map(self.frame_name, range(len(self))))
+
     def missing_models(self) -> list[str]:
         """Object files that are not there, of the first frame of each sequence: a sequence holds one object."""
         first = {line.split("/")[0]: line for line in reversed(self.frames)}
@@ -154,7 +162,7 @@ class HO3D:
         object_to_opengl[:3, 3] = values["objTrans"]
         name = str(meta["objName"])
         return SourceFrame(
-            name=f"{self.split}/{line}", image=read_picture(picture, "the picture"),
+            name=self.frame_name(number), image=read_picture(picture, "the picture"),
             noun=YCB_NOUNS.get(name, name), keypoints_3d=keypoints_3d, keypoints_2d=keypoints_2d,
             keypoint_convention="openpose21, fingertips of HO-3D", intrinsics=intrinsics,
             depth=self._depth(folder / "depth" / f"{frame}.png"),

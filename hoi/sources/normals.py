@@ -87,7 +87,9 @@ def read_depth_file(folder: str | Path, name: str) -> tuple[np.ndarray, bool]:
     returns  (H, W) float64 and whether it is metres (then 0 = unknown)
     Raises Rejected when there is neither file or it is damaged.
     """
-    npy, png = Path(folder) / f"{name}.npy", Path(folder) / f"{name}.png"
+    # Below the folder that was given, also where a CSV names its pictures by absolute paths or from above itself.
+    stem = Path(folder).joinpath(*(part for part in Path(name).parts if part not in (Path(name).anchor, "..")))
+    npy, png = Path(f"{stem}.npy"), Path(f"{stem}.png")
     if npy.is_file():
         try:
             values = np.load(npy, allow_pickle=False).astype(np.float64)

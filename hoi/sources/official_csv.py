@@ -7,6 +7,7 @@ our segmentation, its `seg` the binary mask.  It has no 3D annotation.
 """
 
 import csv
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -41,10 +42,15 @@ class OfficialCSV:
         if not self.path.is_file():
             raise FileNotFoundError(f"no CSV at {self.path}")
         self.rows = list(self._read())
-        names = [str(Path(row["image"]).with_suffix("")) for _, row in self.rows]
+        names = [self._name(row["image"]) for _, row in self.rows]
         times = Counter(names)  # a picture may have several rows; names must be unique
         self.names = [f"{name}#{line}" if times[name] > 1 else name
                       for name, (line, _) in zip(names, self.rows, strict=True)]  # fmt: skip
+
+    def _name(self, image: str) -> str:
+        """A picture's path without suffix; an absolute one in the CSV's folder as seen from there."""
+        path, folder = Path(image).with_suffix(""), self.path.parent.absolute()
+        return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
     def _read(self) -> Iterator[tuple[int, dict[str, str]]]:
         """Line number and columns of every row."""
@@ -72,6 +78,14 @@ class OfficialCSV:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def frame_name(self, number: int) -> str:
+        """Path of the picture without suffix, with its line where it has several rows."""
+        return self.names[number]
+
+    def listing(self) -> str:
+        """All rows."""
+        return json.dumps([row for _, row in self.rows])
 
     def missing_models(self) -> list[str]:
         """None: there is no 3D annotation that would need them."""

@@ -204,13 +204,25 @@ def test_the_refusal_is_short_and_says_how_to_go_on(tmp_path):
     said = str(refusal.value)
     assert "a: 'xxx" in said and "d: 'xxx" in said and "e: " not in said and "and 2 more" in said and len(said) < 600
     assert said.endswith(
-        "choose another folder with --out, or continue it with its own command: python sample.py --count 8"
+        "choose another folder with --out, or continue it with its own command (a larger --count adds more): python "
+        "sample.py --count 8"
     )
     with pytest.raises(
         ValueError, match="sample.py made it, this is make_dataset.py.*python sample.py --count 8"
     ) as refusal:
         DatasetWriter(tmp_path, {"made_by": "make_dataset.py", "job": {"seed": 0}})
     assert "xxx" not in str(refusal.value)
+
+
+def test_the_refusal_tells_words_where_hashes_differ(tmp_path):
+    there = {"prompts": "0123456789abcdef", "objects": ["mug 0a1b2c3d", "can 00aa11bb"], "seed": 12345678}
+    now = {"prompts": "f123456789abcdef", "objects": ["mug 0a1b2c3d", "bowl 00aa11bb"], "seed": 87654321}
+    DatasetWriter(tmp_path, {"job": there})
+    with pytest.raises(ValueError) as refusal:
+        DatasetWriter(tmp_path, {"job": now})
+    said = str(refusal.value)
+    assert "objects: ['mug', 'can'] there, ['mug', 'bowl'] now; prompts: other content" in said
+    assert "seed: 12345678 there, 87654321 now" in said and "0a1b2c3d" not in said and "abcdef" not in said
 
 
 @pytest.mark.parametrize("name", ["images/000000.png", "objects/can_0000.ply", "grid.png", "clip.mp4", "dataset.json"])

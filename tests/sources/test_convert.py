@@ -17,8 +17,8 @@ from hoi.data.folder import load_conditions, load_depth, load_image, read_record
 from hoi.geometry.hand import HandParams, load_hand
 from hoi.sources.frame import Crop, Rejected
 from hoi.sources.ho3d import HO3D
-from hoi.sources.normals import DepthEstimator, normals_from_depth, read_depth_file
-from hoi.sources.official_csv import label_map_of
+from hoi.sources.normals import DepthEstimator, normals_from_depth, read_depth_file, resize_normals
+from hoi.sources.official_csv import OfficialCSV, label_map_of
 from make_dataset import main, parse_args
 
 HAND, OBJECT = [128, 128, 128], [153, 51, 51]
@@ -163,6 +163,98 @@ def test_the_regularisation_csv_gives_scenery(tmp_path):
     assert description["rejected"] == {"a scenery picture is not square": 1}
     assert all(r["skeleton_file_name"] is None and r["category"] is None for r in records)
     assert (load_image(tmp_path / "out", records[1]) == [1, 2, 3]).all()
+
+
+def scenery_csv(folder, *names):
+    """A CSV of scenery whose pictures are there."""
+    folder.mkdir()
+    for name in names:
+        Image.new("RGB", (64, 64), (1, 2, 3)).save(folder / f"{name}.png")
+    (folder / "reg.csv").write_text("image,sentence\n" + "".join(f"{name}.png,A beach.\n" for name in names))
+    return folder / "reg.csv"
+
+
+def test_another_csv_with_as_many_rows_is_another_job_and_the_same_one_elsewhere_is_not(tmp_path):
+    first, other = (scenery_csv(tmp_path / name, *names) for name, *names in (("one", "a", "b"), ("two", "a", "c")))
+    convert(["--csv", first], tmp_path / "out")
+    with pytest.raises(ValueError, match="another job .frames: 'a to b' there, 'a to c' now"):
+        convert(["--csv", other], tmp_path / "out")
+    first.parent.rename(tmp_path / "moved")
+    assert len(convert(["--csv", tmp_path / "moved" / "reg.csv"], tmp_path / "out")[0]) == 2
+
+
+def test_a_folder_from_before_goes_on_with_its_own_source_and_is_kept_from_others(tmp_path):
+    first, other = (scenery_csv(tmp_path / name, *names) for name, *names in (("one", "a", "b"), ("two", "a", "c")))
+    _, description = convert(["--csv", first, "--count", "1"], tmp_path / "out")
+    _, description = convert(["--csv", first], tmp_path / "out")
+    del description["job"]["frames"]
+    (tmp_path / "out" / "dataset.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match="another source: record 1 is b there, c now; choose another folder"):
+        convert(["--csv", other], tmp_path / "out")
+    assert len(convert(["--csv", first], tmp_path / "out")[0]) == 2
+
+
+def test_another_mano_file_of_the_same_name_and_other_depth_files_are_other_jobs(ho3d, tmp_path):
+    root, mano, _ = ho3d
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other" / mano.name
+    other.write_bytes(mano.read_bytes() + b"behind the pickle's end")
+    words = ["--ho3d", root, "--normals", "sensor-depth", "--count", "1", "--mano"]
+    convert([*words, mano], tmp_path / "out")
+    with pytest.raises(ValueError, match="another job .hand: other content"):
+        convert([*words, other], tmp_path / "out")
+    jobs = []
+    for name in ("one", "two"):
+        (tmp_path / name / "depth").mkdir(parents=True)
+        args = parse_args(["--ho3d", str(root), "--mano", str(mano), "--normals", "depth-files", "--depth-files",
+                           str(tmp_path / name / "depth")])  # fmt: skip
+        jobs.append(make_dataset.describe_pictures(args, make_dataset.open_source(args))["job"])
+    assert [name for name in jobs[0] if jobs[0][name] != jobs[1][name]] == ["depth_files"]
+
+
+def test_a_frame_whose_file_was_missing_or_damaged_is_tried_again_and_no_other(tmp_path, monkeypatch):
+    path = scenery_csv(tmp_path / "source", "a", "b", "c", "d")
+    Image.new("RGB", (64, 32)).save(tmp_path / "source" / "c.png")
+    good = (tmp_path / "source" / "b.png").read_bytes()
+    convert(["--csv", path], tmp_path / "whole")
+    (tmp_path / "source" / "b.png").unlink()
+    (tmp_path / "source" / "d.png").write_bytes(good[:40])
+    reasons = convert(["--csv", path], tmp_path / "out")[1]["rejected"]
+    assert reasons == {"the picture is missing": 1, "a scenery picture is not square": 1, "the picture is damaged": 1}
+    before = (tmp_path / "out" / "rejected.jsonl").read_bytes()
+    convert(["--csv", path], tmp_path / "out")
+    assert (tmp_path / "out" / "rejected.jsonl").read_bytes() == before  # the same as before is not said again
+    for name in "bd":
+        (tmp_path / "source" / f"{name}.png").write_bytes(good)
+    read = []
+    with monkeypatch.context() as patch:
+        patch.setattr(OfficialCSV, "read", lambda self, k, call=OfficialCSV.read: read.append(k) or call(self, k))
+        records, description = convert(["--csv", path], tmp_path / "out")
+    assert read == [1, 3] and [record["index"] for record in records] == [0, 1, 3]
+    assert description["rejected"] == {"a scenery picture is not square": 1}
+    for name in ("rejected.jsonl", "metadata.jsonl", "grid.png"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize("absolute", ["in the CSV's folder", "elsewhere"])
+def test_the_given_folder_of_depth_files_is_read_for_absolute_paths_too(tmp_path, absolute):
+    folder = tmp_path / "csv"
+    write_official_csv(folder)
+    rows = (folder / "train.csv").read_text().replace("mask/", f"{folder}/mask/")
+    path = (folder if absolute == "in the CSV's folder" else tmp_path / "far") / "absolute.csv"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join(rows.splitlines()[:2]) + "\n")
+    relative = "mask/image" if path.parent == folder else f"{folder}/mask/image".lstrip("/")
+    given, beside = tmp_path / "depth" / f"{relative}.npy", folder / "mask" / "image.npy"
+    given.parent.mkdir(parents=True)
+    slope = np.linspace(100, 900, 420)
+    np.save(given, np.tile(slope, (420, 1)))
+    np.save(beside, np.tile(slope[:, None], (1, 420)))
+    words = ["--csv", path, "--normals", "depth-files", "--depth-files", tmp_path / "depth"]
+    (record,), _ = convert(words, tmp_path / "out")
+    seen = load_conditions(tmp_path / "out", record)
+    expected = draw_normal(resize_normals(normals_from_inverse_depth(np.load(given)), 160), seen.segmentation.any(-1))
+    np.testing.assert_array_equal(seen.normal, expected)
 
 
 @pytest.mark.parametrize(("text", "message"), [
