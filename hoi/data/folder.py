@@ -12,6 +12,8 @@ Hand parameters and keypoints_3d are in the camera frame: the hand model called 
 A record is complete or absent: its pictures are renamed into place first, its line is appended last.
 """
 
+import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
@@ -48,6 +50,18 @@ RECORD_KEYS = (
 )  # fmt: skip
 
 
+# What other keys hold where they are not null.
+KINDS = {
+    **dict.fromkeys(("text", "category", "hand_side", "hand_model", "normal_source", "keypoint_convention", "source",
+                     "sampler", "negative_prompt", *FILE_KEYS), (str, "text")),
+    **dict.fromkeys(("index", "height", "width", "trajectory", "frame", "seed", "num_inference_steps"),
+                    (int, "a whole number")),
+    **dict.fromkeys(("penetration_mm", "guidance_scale"), ((int, float), "a finite number")),
+    **dict.fromkeys(("hand_in_picture", "contact"), (bool, "true or false")),
+    **dict.fromkeys(("grasp", "look", "checkpoint", "verification"), (dict, "an object")),
+}  # fmt: skip
+
+
 # --- records ---
 
 
@@ -55,8 +69,9 @@ def read_records(folder: str | Path, keys: Sequence[str] | None = None) -> list[
     """All complete records of a folder in order of `index`; lines of ranks that were not merged yet are included.
 
     keys  keep these alone, `index` among them; None: all.  Half a million whole records take gigabytes
-    Raises FileNotFoundError without any metadata file, ValueError naming file and line for a broken line.  A last line
-    cut short by an interruption counts as absent.  When an index appears twice the later line holds.
+    Raises FileNotFoundError without any metadata file, ValueError naming file, line and key for what is no record:
+    every value has its kind, numbers are finite, paths lead nowhere but into the folder.  A last line cut short by an
+    interruption counts as absent.  When an index appears twice the later line holds.
     """
     folder = Path(folder)
     paths = sorted(folder.glob("metadata*.jsonl"), key=lambda path: (path.name != "metadata.jsonl", path.name))
@@ -70,9 +85,71 @@ def read_records(folder: str | Path, keys: Sequence[str] | None = None) -> list[
 def _records_of(path: Path, keys: Sequence[str] | None) -> Iterator[dict[str, Any]]:
     """Records of one metadata file; keys as of read_records."""
     for number, record in read_json_lines(path):
-        if not isinstance(record, dict) or not isinstance(record.get("index"), int) or "file_name" not in record:
+        if not isinstance(record, dict) or record.get("index") is None or "file_name" not in record:
             raise ValueError(f"{path} line {number}: expected an object with file_name and an integer index")
-        yield record if keys is None else {key: record.get(key) for key in keys}
+        record = record if keys is None else {key: record.get(key) for key in keys}
+        for key, value in record.items():
+            if value is not None and (fault := _fault(key, value)):
+                raise ValueError(f"{path} line {number}: {key} {fault}")
+        yield record
+
+
+def _fault(key: str, value: Any) -> str:
+    """What is wrong with a value of a record that is not null; empty when nothing is."""
+    if key in NUMBER_SHAPES:
+        count = math.prod(NUMBER_SHAPES[key])
+        try:
+            if len(value) == count and all(map(math.isfinite, value)):
+                return ""
+            found = f"has {len(value)} numbers"
+        except (TypeError, OverflowError):  # no list, no numbers, or one of hundreds of digits
+            found = f"is {_shown(value)}"
+        return f"{found}, expected {count}, all finite, in one list"
+    kind, words = KINDS.get(key, (object, "finite numbers"))
+    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool) and key in KINDS):
+        return f"is {_shown(value)}, expected {words}"
+    if key in FILE_KEYS and not _stays_inside(value):
+        return f"is {value!r}, expected a path inside the folder, such as images/000000.png"
+    if isinstance(value, (float, dict, list)):  # what would be invalid JSON as soon as it is written again
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError:
+            return f"is {_shown(value)}, expected finite numbers"
+    return ""
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _stays_inside(path: str) -> bool:
+    """Whether a record's path, as it is written, is a file's below the folder."""
+    return path not in ("", ".") and not Path(path).is_absolute() and ".." not in Path(path).parts and "\0" not in path
+
+
+def path_of(folder: str | Path, record: dict[str, Any], key: str) -> Path:
+    """Where record[key] is: the only way from a record to a file that is read, for records may be of others' making.
+
+    Raises ValueError when the record has none or it lies outside of the folder, also by a link.
+    """
+    if record.get(key) is None:
+        raise ValueError(f"record {record.get('index')} of {folder} has no {key}")
+    path, home = Path(folder) / record[key], Path(folder).resolve()
+    if not _stays_inside(record[key]) or not path.resolve().is_relative_to(home):
+        raise ValueError(
+            f"record {record.get('index')} of {folder}: {key} {record[key]!r} leads out of the folder to "
+            f"{path.resolve()}; only files of the folder are read: copy it there if it is yours"
+        )
+    return path
+
+
+def file_of(folder: str | Path, record: dict[str, Any], key: str) -> Path:
+    """The file at path_of, which is there.  Raises as that does, and FileNotFoundError."""
+    path = path_of(folder, record, key)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing ({key} of record {record.get('index')})")
+    return path
 
 
 def read_description(folder: str | Path) -> dict[str, Any]:
@@ -159,13 +236,9 @@ def pictured(folder: str | Path, records: Sequence[dict[str, Any]]) -> list[dict
 def load_picture(folder: str | Path, record: dict[str, Any], key: str) -> np.ndarray:
     """The picture that record[key] names, as its PNG holds it: uint8 (H, W, 3) or (H, W), or uint16 (H, W).
 
-    Raises ValueError when the record has none, FileNotFoundError or ValueError naming a missing or damaged file.
+    Raises as file_of, and ValueError naming a damaged file.
     """
-    if record.get(key) is None:
-        raise ValueError(f"record {record.get('index')} of {folder} has no {key}")
-    path = Path(folder) / record[key]
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing ({key} of record {record.get('index')})")
+    path = file_of(folder, record, key)
     try:
         with Image.open(path) as picture:
             return np.array(picture)
@@ -204,11 +277,9 @@ def load_object_mask(folder: str | Path, record: dict[str, Any]) -> np.ndarray:
 def load_mesh(folder: str | Path, record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Vertices (V, 3) float64 metres and faces (F, 3) of a record's object, in its canonical frame, exactly as stored.
 
-    Raises FileNotFoundError or ValueError naming a missing or damaged file.
+    Raises as file_of, and ValueError naming a damaged file.
     """
-    path = Path(folder) / record["object_path"]
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing (object_path of record {record.get('index')})")
+    path = file_of(folder, record, "object_path")
     try:
         # process would merge vertices, and a re-render would no longer be the same pixels.
         mesh = trimesh.load(path, process=False, force="mesh")

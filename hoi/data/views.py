@@ -72,7 +72,7 @@ class View:
         if isinstance(self.mesh, ObjectMesh):
             record["object_path"] = write_object(folder, self.mesh)
         elif self.mesh is not None:
-            record["object_path"] = f"objects/{self.mesh.name}"
+            record["object_path"] = f"objects/{record['object_path'].removeprefix('objects/')}"
             if not (folder / record["object_path"]).exists():  # as bytes: the mesh stays exactly the same
                 write_whole(folder / record["object_path"], self.mesh.read_bytes())
         full = write_pictures(
@@ -146,7 +146,7 @@ class FolderViews:
             conditions,
             dataset.load_depth(self.folder, source) if source.get("depth_file_name") else None,
             dataset.load_object_mask(self.folder, source) if source.get("object_mask_file_name") else None,
-            self.folder / source["object_path"] if source.get("object_path") else None,
+            dataset.file_of(self.folder, source, "object_path") if source.get("object_path") else None,
         )
 
 

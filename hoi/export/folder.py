@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hoi.data.folder import load_picture
+from hoi.data.folder import file_of, load_picture
 
 # Annotation that formats without hands have no place for, in the units and frames of hoi/data/folder.py.
 HAND_KEYS = (
@@ -38,7 +38,7 @@ def copy_picture(folder: Path, record: dict[str, Any], key: str, target: Path) -
         expected = (record["height"], record["width"])
         raise ValueError(f"{folder / record[key]} is {pixels.shape[:2]}, its record says {expected} (height, width)")
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(folder / record[key], target)  # not encoded anew: bytes and text chunks stay
+    shutil.copyfile(file_of(folder, record, key), target)  # not encoded anew: bytes and text chunks stay
     return pixels
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
-from hoi.data.folder import CONDITION_KEYS, array_of, load_label_map
+from hoi.data.folder import CONDITION_KEYS, array_of, file_of, load_label_map
 from hoi.export.folder import copy_picture, lacking, save_mask
 from hoi.geometry.camera import OPENGL_TO_OPENCV
 from hoi.geometry.hand import MANO_TO_OPENPOSE
@@ -72,7 +72,7 @@ def _write_label(folder: Path, record: dict[str, Any], out: Path) -> dict[str, A
     np.savez(out / "label" / f"{stem}.npz", **label_arrays(record))
     if not (out / mesh).exists():  # many pictures show one object
         (out / mesh).parent.mkdir(exist_ok=True)
-        shutil.copyfile(folder / record["object_path"], out / mesh)
+        shutil.copyfile(file_of(folder, record, "object_path"), out / mesh)
     return {"depth": f"depth/{stem}.png", "label": f"label/{stem}.npz", "objpath": mesh.as_posix()}
 
 

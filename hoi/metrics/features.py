@@ -28,7 +28,7 @@ from hoi.common.arrays import pictures_to_tensor
 from hoi.common.command import first_few
 from hoi.common.files import read_npz, sha256_of, write_whole
 from hoi.common.tensors import load_model_file, strict_load
-from hoi.data.folder import pictured, read_records
+from hoi.data.folder import path_of, pictured, read_records
 from hoi.metrics.clip import Clip
 from hoi.metrics.inception import RESIZE_MODES, Inception, prepare
 from hoi.verify.verifier import Verifier, resized
@@ -83,7 +83,7 @@ def _listed(folder: Path) -> tuple[list[Path], list[dict[str, Any]] | None]:
         raise FileNotFoundError(f"there is no folder {folder}")
     if any(folder.glob("metadata*.jsonl")):  # by its records, for it holds condition images, too
         records = pictured(folder, read_records(folder))
-        return [folder / record["file_name"] for record in records], records
+        return [path_of(folder, record, "file_name") for record in records], records
     inner = next(folder.rglob("metadata*.jsonl"), None)
     if inner is not None:  # its condition images would count as pictures
         raise ValueError(f"{folder} holds dataset folders; name one of them, such as {inner.parent}")

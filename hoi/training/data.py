@@ -26,7 +26,7 @@ from tqdm import tqdm
 from hoi.common.arrays import pictures_to_tensor
 from hoi.common.files import write_whole
 from hoi.common.tensors import weights_hash
-from hoi.data.folder import CONDITION_KEYS, load_conditions, load_image, read_records, require
+from hoi.data.folder import CONDITION_KEYS, load_conditions, load_image, path_of, read_records, require
 from hoi.network.model import HOIDiffusion, stack_conditions
 from hoi.network.text import tokenize
 
@@ -148,7 +148,7 @@ class TrainingSet:
         """Changes when a picture is added, removed or rewritten: names, sizes and times of all picture files."""
         digest = hashlib.sha256()
         for folder, record in self.entries:
-            stat = (folder / record["file_name"]).stat()  # not the bytes: half a million pictures are long to read
+            stat = path_of(folder, record, "file_name").stat()  # not the bytes: half a million take long to read
             digest.update(f"{folder.resolve()}/{record['file_name']} {stat.st_size} {stat.st_mtime_ns}\n".encode())
         return digest.hexdigest()[:16]
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from hoi.common.files import encode_png, write_json, write_whole
 from hoi.common.sheets import contact_sheet, histogram
 from hoi.conditions import draw_skeleton
-from hoi.data.folder import FILE_KEYS, load_image, read_description, read_records
+from hoi.data.folder import FILE_KEYS, file_of, load_image, read_description, read_records
 from hoi.data.writer import REPORT, DatasetWriter, refresh_card, write_records
 from hoi.geometry.render import HAND, OBJECT
 from hoi.verify.scores import (
@@ -269,11 +269,9 @@ def copy_records(folder: Path, out: Path, records: list[Record], conditions: lis
     for record in tqdm(chosen, desc="copying", unit="record"):
         if writer.done(record["index"]):
             continue
-        for path in filter(None, (record.get(key) for key in FILE_KEYS)):
-            if not (out / path).resolve().is_relative_to(out.resolve()):  # records may be of others' making
-                raise ValueError(f"record {record['index']} names {path}, which is outside of {folder}")
-            if not (out / path).exists():  # several looks share one view
-                write_whole(out / path, (folder / path).read_bytes())
+        for key in FILE_KEYS:
+            if record.get(key) is not None and not (out / record[key]).exists():  # several looks share one view
+                write_whole(out / record[key], file_of(folder, record, key).read_bytes())
         writer.append(record)
     writer.finish()
 

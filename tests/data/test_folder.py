@@ -18,6 +18,7 @@ from hoi.data.check import check_folder
 from hoi.data.folder import (
     PICTURE_FOLDERS,
     RECORD_KEYS,
+    file_of,
     load_conditions,
     load_depth,
     load_image,
@@ -25,11 +26,16 @@ from hoi.data.folder import (
     load_object_mask,
     read_records,
 )
+from hoi.data.views import FolderViews, View
 from hoi.data.writer import DatasetWriter, refuse_other_job, write_object, write_pictures, write_records
+from hoi.export.folder import copy_picture
+from hoi.export.official_csv import write_tables
 from hoi.geometry.grasp import Grasp
 from hoi.geometry.hand import HandParams
 from hoi.geometry.objects import make_object
 from hoi.geometry.scene import GraspedObject, ViewSettings, annotate, compose_scene, pictures_of
+from hoi.verify.report import copy_records, parse_keep
+from hoi.verify.scores import SCORES
 
 SIZE = 96
 
@@ -158,6 +164,78 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path):
         stream.write("{broken\n")
     with pytest.raises(ValueError, match=r"metadata.jsonl line 2 is not JSON"):
         read_records(tmp_path)
+
+
+WRONG = {
+    "nan": ("penetration_mm", float("nan"), "penetration_mm is nan, expected finite numbers"),
+    "infinite": ("keypoints_2d", [float("inf")] * 42, "keypoints_2d has 42 numbers, expected 42, all finite"),
+    "too few": ("hand_pose", [0.0] * 44, "hand_pose has 44 numbers, expected 45"),
+    "words among numbers": ("transl", ["a", 0, 0], r"transl is \['a', 0, 0\], expected 3, all finite"),
+    "no list": ("intrinsics", 3, "intrinsics is 3, expected 9"),
+    "hundreds of digits": ("transl", [10**400, 0, 0], "transl is .*, expected 3"),
+    "number for text": ("text", 5, "text is 5, expected text"),
+    "text for number": ("height", "8", "height is '8', expected a whole number"),
+    "true for number": ("index", True, "index is True, expected a whole number"),
+    "number for true": ("contact", 1, "contact is 1, expected true or false"),
+    "list for object": ("checkpoint", [1], r"checkpoint is \[1\], expected an object"),
+    "nan deep inside": ("anything", {"a": [1, {"b": float("nan")}]}, "anything is .*, expected finite numbers"),
+    "absolute": ("object_path", "/etc/hostname", "object_path is '/etc/hostname', expected a path inside the folder"),
+    "upwards": ("file_name", "images/../../secret.png", "file_name is .*, expected a path inside the folder"),
+    "list for path": ("normal_file_name", ["a"], r"normal_file_name is \['a'\], expected text"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_no_record_is_told_by_folder_line_and_key_wherever_it_is_read(tmp_path, name):
+    key, value, message = WRONG[name]
+    writer = DatasetWriter(tmp_path, {"job": {}})
+    for index in range(2):
+        write(writer, index, {"text": "x"}, **pictures())
+    writer.finish()
+    lines = (tmp_path / "metadata.jsonl").read_text().splitlines()
+    (tmp_path / "metadata.jsonl").write_text(f"{lines[0]}\n{json.dumps(json.loads(lines[1]) | {key: value})}\n")
+    with pytest.raises(ValueError, match=f"{tmp_path}/metadata.jsonl line 2: {message}"):
+        read_records(tmp_path)
+    assert re.search(f"line 2: {message}", check_folder(tmp_path).problems[0])
+
+
+@pytest.mark.parametrize("key", ["object_path", "normal_file_name"])
+def test_a_link_out_of_the_folder_is_refused_by_every_reader_and_one_inside_is_not(rendered, tmp_path, key):
+    folder = shutil.copytree(rendered, tmp_path / "in")
+    record = read_records(folder)[0]
+    path, private = folder / record[key], tmp_path / "private"
+    path.rename(folder / "moved")
+    path.symlink_to(folder / "moved")
+    assert file_of(folder, record, key).read_bytes() == (rendered / record[key]).read_bytes()
+    (folder / "moved").rename(private)
+    path.unlink()
+    path.symlink_to(private)
+    (tmp_path / "out").mkdir()
+    scored = [record | {"verification": dict.fromkeys(SCORES) | {"pck": 1.0}}]
+    pictured = record | {"file_name": record["depth_file_name"]}
+    readers = [lambda: FolderViews(folder, SIZE)[0], lambda: copy_records(folder, tmp_path / "kept", scored, keep)]
+    keep = parse_keep("pck>0.5")
+    if key == "object_path":
+        readers += [lambda: load_mesh(folder, record), lambda: write_tables(folder, [pictured], tmp_path / "out")]
+    else:
+        readers += [lambda: load_conditions(folder, record), lambda: copy_picture(folder, record, key, tmp_path / "a")]
+    for read in readers:
+        with pytest.raises(ValueError, match=f"record 0 of {folder}: {key} .* leads out of the folder to {private}"):
+            read()
+    written = [path for name in ("out", "kept", "a") for path in (tmp_path / name).rglob("*") if path.is_file()]
+    assert private.read_bytes() not in [path.read_bytes() for path in written]
+
+
+def test_meshes_of_one_name_in_two_sub_folders_stay_two(rendered, tmp_path):
+    folder = shutil.copytree(rendered, tmp_path / "in")
+    record = read_records(folder)[1]
+    paths = [f"objects/{name}/mug.ply" for name in "ab"]
+    for path in paths:
+        (folder / path).parent.mkdir()
+        (folder / path).write_bytes(path.encode())
+    views = [View(dict(record, object_path=path), None, mesh=folder / path) for path in paths]
+    written = [view.write(tmp_path / "out", k)["object_path"] for k, view in enumerate(views)]
+    assert written == paths and all((tmp_path / "out" / path).read_bytes() == path.encode() for path in paths)
 
 
 def test_a_record_that_lost_a_file_is_made_again(tmp_path):
