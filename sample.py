@@ -15,7 +15,6 @@ it stopped; record i depends on --seed and i alone.  Every PNG carries its promp
 import argparse
 import hashlib
 import json
-import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from tqdm import tqdm
 
 from hoi.common.command import not_negative, positive, problems_as_messages
 from hoi.common.files import sha256_of, short_hash
-from hoi.common.machine import keep_freed_memory
+from hoi.common.machine import barrier, join_processes, keep_freed_memory, rank_and_world_size
 from hoi.data.views import GRASPS, FolderViews, Request, SceneViews, content_of, plan
 from hoi.data.writer import DatasetWriter, folder_description, write_pictures
 from hoi.geometry.camera import FRAMINGS
@@ -146,12 +145,6 @@ def say(rank: int, *lines: str) -> None:
         print(*lines, sep="\n", flush=True)
 
 
-def barrier() -> None:
-    """Wait for the other processes, where there are any."""
-    if dist.is_initialized():
-        dist.barrier()
-
-
 def prepare_grasps(views: SceneViews, requests: list[Request], rank: int) -> None:
     """Search grasps before the first picture.  Rank 0 first: the others read what it found."""
     if rank > 0:
@@ -165,8 +158,7 @@ def prepare_grasps(views: SceneViews, requests: list[Request], rank: int) -> Non
 
 def main(args: argparse.Namespace) -> None:
     """Make the pictures of the job that are missing, this process's share of them batch by batch."""
-    # Of torchrun; without it there is one process.
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world_size = rank_and_world_size()
     if args.threads:
         torch.set_num_threads(args.threads)
     keep_freed_memory()
@@ -180,7 +172,7 @@ def main(args: argparse.Namespace) -> None:
     requests = plan(views, prompts, args.count)
     if world_size > 1:
         # A process that is done waits at the end for the slowest one: hours, where each picture takes minutes.
-        dist.init_process_group("gloo", timeout=timedelta(days=7))
+        join_processes("gloo", rank, world_size, timedelta(days=7))
     writer = DatasetWriter(args.out, describe(args, pipeline, views, prompts), rank, world_size)
     barrier()  # every rank has seen the same finished records
     todo = [request for request in requests if not writer.done(request.index)]

@@ -35,7 +35,14 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from hoi.common.command import problems_as_messages
-from hoi.common.machine import check_device, has_fast_bf16, join_processes, keep_freed_memory
+from hoi.common.files import held_alone
+from hoi.common.machine import (
+    check_device,
+    has_fast_bf16,
+    join_processes,
+    keep_freed_memory,
+    rank_and_world_size,
+)
 from hoi.network.config import PRESETS
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion
 from hoi.toyworld.words import words_in
@@ -173,7 +180,7 @@ def contradiction(args: argparse.Namespace) -> str | None:
 
 def set_up(args: argparse.Namespace) -> tuple[int, int, bool]:
     """Threads, device and, under torchrun, the process group.  returns rank, world size, whether to compute in bf16."""
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world_size = rank_and_world_size()
     keep_freed_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -405,7 +412,11 @@ def main() -> None:
     """Train; expected problems end in a line on stderr, not in a traceback."""
     try:
         with problems_as_messages("train.py", "\ninterrupted before the first step; the same command starts again"):
-            train(parse_args())
+            args = parse_args()
+            # Before anything is loaded: two trainings would throw away each other's states.
+            alone = held_alone(args.out, "a training") if rank_and_world_size()[0] == 0 else contextlib.nullcontext()
+            with alone:
+                train(args)
     except FloatingPointError as error:
         raise SystemExit(f"train.py: {error}") from error
     finally:

@@ -14,6 +14,7 @@ from training_world import SIDE, assert_same, hoi_args, make_world, small_model
 
 import train
 from hoi.common import tensors
+from hoi.common.files import held_alone
 from hoi.data.folder import load_conditions, load_image, read_records
 from hoi.network.model import stack_conditions
 from hoi.network.pipeline import Pipeline, SamplingSettings
@@ -256,3 +257,14 @@ def test_fine_tuning_without_a_base_says_what_is_missing(world, tmp_path):
     args = train.parse_args(["--data", str(world / "data"), "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match="--stage hoi needs --base FILE"):
         train.train(args)
+
+
+def test_a_second_training_in_one_folder_is_told_before_anything_is_loaded(tmp_path, monkeypatch):
+    words = f"--stage hoi --data nowhere --base nowhere --device cpu --out {tmp_path}/run"
+    monkeypatch.setattr("sys.argv", ["train.py", *words.split()])
+    already = f"train.py: a training is running in {tmp_path}/run already; .*--out"
+    with held_alone(tmp_path / "run", "a training"), pytest.raises(SystemExit, match=already):
+        train.main()
+    with pytest.raises(SystemExit, match="train.py: .*nowhere"):
+        train.main()
+    assert not (tmp_path / "run").exists()

@@ -16,13 +16,18 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, PngImagePlugin
+
+try:
+    import fcntl
+except ImportError:  # Windows, which has no such locks
+    fcntl = None
 
 ASSETS = Path(__file__).parents[1] / "assets"  # what is delivered with the package: hand, prompts, trained weights
 ZIP_MAGIC, GIT_LFS_MAGIC = b"PK\x03\x04", b"version https://git-lfs"
@@ -115,6 +120,34 @@ def new_folder(path: str | Path) -> Iterator[Path]:
             os.rename(unfinished, path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
+def held_alone(folder: str | Path, what: str) -> Iterator[None]:
+    """Within this block no other process of this machine holds the folder, which is made, and left if it is not empty.
+
+    what  does the holding, for the message, such as "a training"
+    Raises ValueError at once when another one holds it.  Nothing is left behind: the lock ends with the process.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY) if fcntl else None
+    try:
+        if descriptor is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise ValueError(f"{what} is running in {folder} already; wait for its end, stop it, or choose another "
+                         "--out") from error  # fmt: skip
+    except OSError:  # some network disks know no locks: there nobody can tell
+        pass
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+        with suppress(OSError):
+            folder.rmdir()  # only where nothing was made
 
 
 def encode_png(pixels: np.ndarray, png_text: dict[str, str] | None = None) -> bytes:

@@ -6,8 +6,10 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing import get_context
@@ -20,6 +22,7 @@ import torch.distributed as dist
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 CALLS_AT_ONCE = 1024  # handed to the worker processes: half a million waiting ones would cost a gigabyte
 PATIENCE = timedelta(hours=12)  # for the slowest process, which may encode most of what an interrupted run left
+SECONDS_OF_SILENCE = 5  # until a process says that it waits for others
 
 Run = Callable[[Callable[[Any, int], Any], Sequence[int]], Iterator[Any]]
 
@@ -93,6 +96,7 @@ def mapper(workers: int, build: Callable[[], Any]) -> Iterator[Run]:
     build    makes the object whose method is called, such as a SceneMaker; with several workers it is pickled and
              called once in each
     method   of that object's class, such as SceneMaker.make_scene; it takes one number
+    Raises ChildProcessError when a worker process ends.
     """
     if workers == 1:
         maker = build()
@@ -111,8 +115,14 @@ def mapper(workers: int, build: Callable[[], Any]) -> Iterator[Run]:
             signal.signal(signal.SIGINT, before)
 
     def run(method: Callable[[Any, int], Any], numbers: Sequence[int]) -> Iterator[Any]:
-        for start in range(0, len(numbers), CALLS_AT_ONCE):
-            yield from submit(method, numbers[start : start + CALLS_AT_ONCE])
+        try:
+            for start in range(0, len(numbers), CALLS_AT_ONCE):
+                yield from submit(method, numbers[start : start + CALLS_AT_ONCE])
+        except BrokenProcessPool as error:
+            raise ChildProcessError(
+                "a worker process ended before its work was done: killed, or out of memory, which fewer --workers need "
+                "less of. What was finished is safe; the same command goes on"
+            ) from error
 
     try:
         yield run
@@ -120,24 +130,98 @@ def mapper(workers: int, build: Callable[[], Any]) -> Iterator[Run]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-# --- processes of torchrun ---
+# --- the processes of a launcher ---
 
 
-def join_processes(backend: str, rank: int, world_size: int) -> None:
+def rank_and_world_size() -> tuple[int, int]:
+    """This process's number and how many there are, as torchrun's environment says; 0 and 1 without it.
+
+    Raises ValueError for what no launcher sets: clusters set WORLD_SIZE for jobs of one process, too.
+    """
+    env = os.environ
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        if not env.get(name, "0").isdigit():
+            raise ValueError(f"the environment variable {name} is {env[name]!r}, expected a whole number; torchrun "
+                             f"sets it, and for one process it is best unset: unset {name}")  # fmt: skip
+    rank, world_size = int(env.get("RANK", 0)), int(env.get("WORLD_SIZE", 1))
+    needed = ("WORLD_SIZE",) if "RANK" in env else ()
+    needed = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if world_size > 1 else needed
+    absent = [name for name in needed if name not in env]
+    if absent or not 0 <= rank < world_size:
+        said = ", ".join(f"{name}={env[name]}" for name in ("RANK", "WORLD_SIZE") if name in env)
+        why = f"{', '.join(absent)} is not set" if absent else "there is no such process"
+        raise ValueError(f"the environment says {said}, but {why}: start several processes with torchrun, which sets "
+                         "all of it, or one after: unset RANK WORLD_SIZE")  # fmt: skip
+    return rank, world_size
+
+
+def join_processes(backend: str, rank: int, world_size: int, patience: timedelta = PATIENCE) -> None:
     """Connect the processes that torchrun started, as torch.distributed's process group.
 
-    backend  "nccl" on GPUs, "gloo" on CPUs
-    torchrun keeps its store of addresses when it restarts a run, so the addresses of processes that ended may still be
-    in it, and calling those would wait for ever.  On one machine each restart therefore writes its keys with a prefix
-    of its own.  (Machines count restarts separately: for several, torchrun itself must open new stores, with
+    backend   "nccl" on GPUs, "gloo" on CPUs
+    patience  for the slowest process, wherever the others wait for it
+    Says after seconds whom it waits for.  Raises TimeoutError when they do not come, OSError for a port that is taken.
+    """
+    store = _meeting_point(rank, world_size)
+    started, told = time.monotonic(), False
+    store.add("arrived", 1)
+    # Asked again and again: torch's own waiting hears no signal, and says nothing for as long as it lasts.
+    while (arrived := store.add("arrived", 0)) < world_size:
+        told = told or _tell_waiting(started, f"{world_size - arrived} of {world_size} processes have not come")
+        if time.monotonic() - started > patience.total_seconds():
+            raise TimeoutError(f"{world_size - arrived} of {world_size} processes did not come; start all of them")
+        time.sleep(0.1)
+    store.set_timeout(patience)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=patience)
+
+
+def _tell_waiting(started: float, why: str) -> bool:
+    """Say once that this process waits; returns whether it was time to."""
+    due = time.monotonic() - started > SECONDS_OF_SILENCE
+    if due:
+        env = os.environ
+        print(f"waiting: {why} (WORLD_SIZE={env['WORLD_SIZE']}, RANK={env['RANK']}, meeting at {env['MASTER_ADDR']}:"
+              f"{env['MASTER_PORT']}). For a single process: unset RANK WORLD_SIZE", flush=True)  # fmt: skip
+    return due
+
+
+def _meeting_point(rank: int, world_size: int) -> dist.Store:
+    """The store of addresses, which torchrun or process 0 keeps.
+
+    torchrun keeps its store when it restarts a run, so the addresses of processes that ended may still be in it, and
+    calling those would wait for ever.  On one machine each restart therefore writes its keys with a prefix of its own.
+    (Machines count restarts separately: for several, torchrun itself must open new stores, with
     TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment.)
     """
-    store, env = None, os.environ
+    env, started, told = os.environ, time.monotonic(), False
+    host, port = env["MASTER_ADDR"], int(env["MASTER_PORT"])
     restarts = int(env.get("TORCHELASTIC_RESTART_COUNT", 0))
     alone, shared = int(env.get("LOCAL_WORLD_SIZE", 0)) == world_size, env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    if restarts and alone and shared:
-        server = dist.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), world_size, is_master=False)
-        store = dist.PrefixStore(f"restart_{restarts}", server)
-    elif restarts == 0 and shared and not alone and rank == 0 and int(env.get("TORCHELASTIC_MAX_RESTARTS", 0)):
+    if restarts == 0 and shared and not alone and rank == 0 and int(env.get("TORCHELASTIC_MAX_RESTARTS", 0)):
         print("restarts over several machines need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's environment")
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=PATIENCE)
+    keeps = rank == 0 and not shared
+    while True:
+        try:
+            store = dist.TCPStore(host, port, world_size, keeps, timedelta(seconds=2), wait_for_workers=False)
+            return dist.PrefixStore(f"restart_{restarts}", store) if alone and shared else store
+        except dist.DistError as error:
+            if keeps:
+                why = str(error).splitlines()[0]
+                raise OSError(f"process 0 cannot listen at port {port} ({why}); choose another MASTER_PORT") from error
+            told = told or _tell_waiting(started, "process 0 has not come")
+
+
+def barrier() -> None:
+    """Wait for the other processes, where there are any; signals end the waiting.
+
+    Raises ConnectionError when another process ended meanwhile.
+    """
+    if not dist.is_initialized():
+        return
+    try:
+        work = dist.barrier(async_op=True)
+        while not work.is_completed():
+            time.sleep(0.02)
+        work.wait()
+    except RuntimeError as error:
+        raise ConnectionError("another process ended; its own message says why") from error

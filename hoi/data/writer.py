@@ -334,12 +334,12 @@ def refuse_other_job(folder: str | Path, description: dict[str, Any], ignoring: 
     ignoring  entries of "job" that are not compared: not known yet
     """
     folder = Path(folder)
+    # In this order: another process of this job may be writing dataset.json, which comes before all others.
+    found = next((path for pattern in WRITTEN for path in sorted(folder.glob(pattern))), None)
     there = dataset.read_description(folder)
-    if there.get("format") != FORMAT and not any(folder.glob("metadata*.jsonl")):
-        found = next((path for pattern in WRITTEN for path in sorted(folder.glob(pattern))), None)
-        if found is not None:
-            raise ValueError(f"{folder} is no dataset folder but has {found.relative_to(folder)}, which might be "
-                             "overwritten; nothing was changed: choose another folder with --out")  # fmt: skip
+    if found is not None and there.get("format") != FORMAT and not any(folder.glob("metadata*.jsonl")):
+        raise ValueError(f"{folder} is no dataset folder but has {found.relative_to(folder)}, which might be "
+                         "overwritten; nothing was changed: choose another folder with --out")  # fmt: skip
     before, job = there.get("job"), json.loads(json.dumps(description.get("job")))  # tuples become lists, as on disk
     if before is None or job is None:  # nothing was promised
         return

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from hoi.common.arrays import pictures_to_tensor
 from hoi.common.files import write_whole
+from hoi.common.machine import barrier
 from hoi.common.tensors import weights_hash
 from hoi.data.folder import CONDITION_KEYS, load_conditions, load_image, path_of, read_records, require
 from hoi.network.model import HOIDiffusion, stack_conditions
@@ -214,8 +215,7 @@ def write_rows(folder: Path, count: int, rows: Callable[[int, int], Tensor], bat
                 progress.update(len(made[-1]))
             values = torch.cat(made).numpy()
             write_whole(file_of(folder, part.start // ROWS), partial(np.save, arr=values))
-    if processes > 1:
-        dist.barrier()
+    barrier()
     return RowsOnDisk(folder, count)
 
 

@@ -176,7 +176,7 @@ class TrainingLog:
 
     def __init__(self, folder: Path, start: int) -> None:
         self.lines = JsonLines(folder / "log.jsonl")
-        self._logged, self._time = start, time.time()
+        self._logged, self._time = start, time.monotonic()
         kept = [json.dumps(line) + "\n" for line in self.lines if line["step"] <= start]
         if self.lines.path.exists():
             write_whole(self.lines.path, "".join(kept).encode())
@@ -188,8 +188,9 @@ class TrainingLog:
 
         pictures  of one step, all processes together, for the pictures a second since the last line
         """
-        rate = (step - self._logged) * pictures / (time.time() - self._time)
-        self._logged, self._time = step, time.time()
+        now = time.monotonic()  # a clock that is set back must not stop a training, nor one that stands still
+        rate = (step - self._logged) * pictures / (now - self._time) if now > self._time else 0.0
+        self._logged, self._time = step, now
         line = {"step": step, **{name: torch.stack(list(each)).mean().item() for name, each in losses.items()}}
         line |= {**others, "pictures_per_second": round(rate, 1)}
         self.lines.append(line)

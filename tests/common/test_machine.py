@@ -1,6 +1,13 @@
 """hoi/common/machine.py: results come in order for any number of processes, and no crowd of calls waits."""
 
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +21,10 @@ class Squares:
         if number == 99:
             raise ValueError("99 cannot be squared")
         return number * number
+
+    def end(self, number: int) -> int:
+        """As a process that runs out of memory ends."""
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.fixture
@@ -53,3 +64,97 @@ def test_each_process_under_torchrun_takes_a_gpu_of_its_own_as_far_as_there_are_
     assert machine.choose_device(None) == "cpu"
     with pytest.raises(ValueError, match="device 'cuda' is not there"):
         machine.choose_device("cuda")
+
+
+def test_a_worker_that_is_killed_is_told_in_a_sentence():
+    with machine.mapper(2, Squares) as run, pytest.raises(OSError, match="a worker process ended .*fewer --workers"):
+        list(run(Squares.end, range(4)))
+
+
+# --- torchrun's environment ---
+
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        ("", (0, 1)),
+        ("WORLD_SIZE=1", (0, 1)),  # as clusters set it for jobs of one process
+        ("RANK=1 WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=1", (1, 2)),
+        ("WORLD_SIZE=", "the environment variable WORLD_SIZE is '', expected a whole number.*unset WORLD_SIZE"),
+        ("RANK=one WORLD_SIZE=2", "RANK is 'one', expected a whole number"),
+        ("RANK=0", "says RANK=0, but WORLD_SIZE is not set: .*torchrun.*unset RANK WORLD_SIZE"),
+        ("WORLD_SIZE=2", "says WORLD_SIZE=2, but RANK, MASTER_ADDR, MASTER_PORT is not set"),
+        ("RANK=2 WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=1", "RANK=2, WORLD_SIZE=2, but there is no such process"),
+    ],
+)
+def test_rank_and_world_size_are_torchruns_or_a_sentence(words, expected, monkeypatch):
+    for name in LAUNCHER:
+        monkeypatch.delenv(name, raising=False)
+    for word in words.split():
+        monkeypatch.setenv(*word.split("="))
+    if isinstance(expected, tuple):
+        assert machine.rank_and_world_size() == expected
+    else:
+        with pytest.raises(ValueError, match=expected):
+            machine.rank_and_world_size()
+
+
+JOIN = """
+import signal, sys, time, torch
+from hoi.common import machine
+from hoi.common.command import problems_as_messages
+machine.SECONDS_OF_SILENCE = float(sys.argv[1])
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which processes in the background do not get
+with problems_as_messages("script", "stopped"):
+    rank, world_size = machine.rank_and_world_size()
+    machine.join_processes("gloo", rank, world_size)
+    print("joined", flush=True)
+    try:
+        if rank == 0:
+            machine.barrier()
+        time.sleep(60)
+    finally:
+        torch.distributed.destroy_process_group()
+"""
+
+
+def joining(rank: int, port: int, silence: float) -> subprocess.Popen:
+    shared = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
+    shared |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared["OMP_NUM_THREADS"] = "1"
+    words, pipe = [sys.executable, "-c", JOIN, str(silence)], subprocess.PIPE
+    return subprocess.Popen(words, env=shared, text=True, stdout=pipe, stderr=pipe, cwd=Path(__file__).parents[2])
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize("rank, number", [(0, signal.SIGTERM), (1, signal.SIGINT)])
+def test_one_process_of_two_says_whom_it_waits_for_and_stops_on_a_signal(rank, number):
+    process = joining(rank, free_port(), 0.2)
+    said = process.stdout.readline()
+    who = "1 of 2 processes have not come" if rank == 0 else "process 0 has not come"
+    assert said.startswith(f"waiting: {who} (WORLD_SIZE=2, RANK={rank}, meeting at 127.0.0.1:"), process.communicate()
+    process.send_signal(number)
+    began = time.monotonic()
+    _, error = process.communicate(timeout=30)
+    assert time.monotonic() - began < 10 and process.returncode == 1
+    assert "stopped" in error and "Traceback" not in error
+
+
+def test_a_process_that_waits_for_a_slower_one_stops_on_a_signal_and_tells_when_that_one_ended():
+    for number in (signal.SIGTERM, None):
+        port = free_port()
+        ranks = [joining(rank, port, 60) for rank in (0, 1)]
+        assert [process.stdout.readline() for process in ranks] == ["joined\n"] * 2
+        (ranks[0] if number else ranks[1]).send_signal(number or signal.SIGKILL)
+        _, error = ranks[0].communicate(timeout=30)
+        ranks[1].kill()
+        ranks[1].communicate()
+        assert ("stopped" if number else "script: another process ended; its own message says why") in error
+        assert "Traceback" not in error and ranks[0].returncode == 1

@@ -13,6 +13,7 @@ from PIL import Image
 
 from hoi.common import files
 from hoi.conditions import SEGMENTATION_COLORS, Conditions
+from hoi.data import folder as dataset
 from hoi.data import writer as writer_module
 from hoi.data.check import check_folder
 from hoi.data.folder import (
@@ -264,6 +265,27 @@ def test_ranks_merge_to_what_one_process_writes(tmp_path):
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
     for name in files_of(tmp_path / "one"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_ranks_that_open_one_fresh_folder_at_once_are_both_taken(tmp_path, monkeypatch, when):
+    """Rank 0 writes dataset.json just while rank 1 looks whether the folder is one of ours."""
+    description, read, opened = {"job": {"a": 1}}, dataset.read_description, []
+
+    def read_while_rank_0_opens(path):
+        def rank_0_opens():
+            if not opened:
+                opened.append(True)
+                DatasetWriter(tmp_path, description, 0, 2)
+
+        before = rank_0_opens() if when == "before" else None
+        there = read(path)
+        return there if before or when == "before" else (rank_0_opens(), there)[1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset, "read_description", read_while_rank_0_opens)
+        DatasetWriter(tmp_path, description, 1, 2)
+    assert opened
 
 
 def test_another_job_in_the_same_folder_is_refused(tmp_path):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from training_world import assert_same, hoi_args, make_world
 
@@ -54,3 +55,11 @@ def test_the_log_is_one_json_object_a_line_with_the_terms_of_the_loss(runs):
     entry = json.loads(line)
     assert entry["step"] == 4 and entry["loss"] == pytest.approx(entry["hoi"] + entry["reg"], rel=1e-5)
     assert entry["gradient_norm"] > 0 and entry["learning_rate"] == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize("clock", [lambda: 5.0, iter([5.0, 3.0]).__next__], ids=["stands still", "jumps back"])
+def test_a_clock_that_is_of_no_use_stops_no_training(tmp_path, monkeypatch, clock):
+    for name in ("time", "monotonic"):
+        monkeypatch.setattr(training_run.time, name, clock)
+    log = training_run.TrainingLog(tmp_path, 0)
+    assert log.append(10, {"loss": [torch.tensor(1.0)]}, 8)["pictures_per_second"] == 0.0
