@@ -118,9 +118,15 @@ class SceneMaker:
         self.hand = load_hand(mano_path)
         self.grabnet = load_grabnet(grabnet_folder) if grabnet_folder else None
         self.fields: dict[str, DistanceField] = {}
+        self.found: dict[int, tuple[GraspedObject, list[str]]] = {}  # a cache that cannot be written brings none back
 
     def grasps_of(self, k: int) -> tuple[GraspedObject, list[str]]:
         """Search object k's grasps or read them from the cache (same result); and what to tell about the search."""
+        if k not in self.found:
+            self.found[k] = self._grasps_of(k)
+        return self.found[k]
+
+    def _grasps_of(self, k: int) -> tuple[GraspedObject, list[str]]:
         job, mesh = self.settings, self.meshes[k]
         if self.grabnet is None:
             return grasp_object(mesh, self.hand, job.grasps_per_object, job.seed, self.cache, job.sides), []

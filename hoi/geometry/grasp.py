@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,7 +180,11 @@ def cached_search(
     found = _read_cache(path)
     if found is None:
         found = search(np.random.default_rng(seed))
-        _write_cache(path, *found)
+        try:
+            _write_cache(path, *found)
+        except OSError as error:  # a cache only saves time
+            why = f"{path.parent} cannot be written to ({error.strerror or error}); choose another folder with --cache"
+            warnings.warn(f"found grasps are not kept for the next time: {why}", RuntimeWarning, stacklevel=2)
     return found
 
 

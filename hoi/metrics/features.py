@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -213,13 +216,14 @@ class FeatureCache:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self._temporary = folder, None
         self.places: dict[str, tuple[Path, int]] = {}
         for part in sorted(folder.glob("*.npz")):
             try:
                 hashes = read_npz(part, "part of a cache", ["hashes"])["hashes"]
             except (ValueError, KeyError):
-                part.unlink()  # of a full disk, or of a copy that was broken off
+                with suppress(OSError):  # which the next writer replaces
+                    part.unlink()  # of a full disk, or of a copy that was broken off
                 continue
             self.places |= {str(digest): (part, row) for row, digest in enumerate(hashes)}
 
@@ -228,8 +232,18 @@ class FeatureCache:
 
     def add(self, hashes: list[str], features: dict[str, np.ndarray]) -> None:
         """Write a part: features {name: (N, D)} of N pictures by their hashes."""
-        part = self.folder / f"{hashlib.sha256(''.join(hashes).encode()).hexdigest()[:16]}.npz"
-        write_whole(part, lambda stream: np.savez(stream, hashes=np.array(hashes), **features))
+        name = f"{hashlib.sha256(''.join(hashes).encode()).hexdigest()[:16]}.npz"
+        try:
+            write_whole(self.folder / name, partial(np.savez, hashes=np.array(hashes), **features))
+        except OSError as error:
+            if self._temporary is not None:
+                raise
+            why = f"{self.folder} cannot be written to ({error.strerror or error}); choose another with --features"
+            warnings.warn(f"features are not kept for the next time: {why}", RuntimeWarning, stacklevel=2)
+            self._temporary = tempfile.TemporaryDirectory()  # removed with this object
+            self.folder = Path(self._temporary.name)
+            return self.add(hashes, features)
+        part = self.folder / name
         self.places |= {digest: (part, row) for row, digest in enumerate(hashes)}
 
     def read(self, hashes: list[str], name: str) -> np.ndarray:

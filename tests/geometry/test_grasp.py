@@ -382,6 +382,13 @@ def test_a_broken_cache_file_is_replaced(found, hand, tmp_path, monkeypatch):
     assert same(_read_cache(path)[0], grasps)
 
 
+def test_a_cache_that_cannot_be_written_is_told_once_with_its_flag_and_the_grasps_come(hand, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setattr(grasp_search, "find_grasps", lambda *_: [])
+    with pytest.warns(RuntimeWarning, match="file cannot be written to .*choose another folder with --cache"):
+        assert cached_grasps(make_object("can", 2), hand, 2, 0, tmp_path / "file") == []
+
+
 def test_no_grasps_are_remembered_too(hand, tmp_path, monkeypatch):
     mesh = make_object("can", 2)
     monkeypatch.setattr(grasp_search, "find_grasps", lambda *_: [])

@@ -223,6 +223,15 @@ def colours(found: PictureSet, network, cache, workers: int = 0) -> np.ndarray:
     return extract(found, extractor, cache, 4, workers, "cpu").read(found.hashes, "pool")
 
 
+def test_a_cache_that_cannot_be_written_is_told_with_its_flag_and_the_features_come(tmp_path, monkeypatch):
+    monkeypatch.setattr("hoi.metrics.features.ROWS_PER_FILE", 4)
+    found = find_pictures(picture_folder(tmp_path / "a", 10), 2)
+    (tmp_path / "file").write_text("no folder")
+    with pytest.warns(RuntimeWarning, match="file/colour cannot be written to .*choose another with --features"):
+        seen = colours(found, Counting(), tmp_path / "file")
+    np.testing.assert_array_equal(seen, colours(found, Counting(), tmp_path / "cache"))
+
+
 def test_a_picture_is_seen_once_by_its_content_and_a_damaged_part_of_the_cache_is_made_again(tmp_path, monkeypatch):
     monkeypatch.setattr("hoi.metrics.features.ROWS_PER_FILE", 4)
     folder, network = picture_folder(tmp_path / "a", 10), Counting()
