@@ -12,7 +12,7 @@ import hashlib
 import struct
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -279,7 +279,7 @@ def extract(
     pending: list[dict[str, np.ndarray]] = []
     done = stored = 0
     with tqdm(total=len(new), desc=f"{extractor.name}, {pictures.folder.name}", disable=not new, leave=False) as bar:
-        for images in loader if new else []:
+        for images in _batches(loader) if new else []:
             features = extractor.network(images.to(device))
             batch = {name: values.float().cpu().numpy() for name, values in features.items()}
             _refuse_not_finite(batch, dataset.paths[done : done + len(images)], extractor.name)
@@ -291,6 +291,17 @@ def extract(
                 store.add(hashes[stored:done], joined)
                 pending, stored = [], done
     return store
+
+
+def _batches(loader: DataLoader) -> Iterator[Tensor]:
+    """The loader's batches.  Raises ChildProcessError when one of its processes ended."""
+    try:
+        yield from loader
+    except RuntimeError as error:  # torch has no kind of its own for it
+        if "DataLoader worker" not in str(error):
+            raise
+        why = "killed, out of memory, or with too little shared memory (/dev/shm, 64 MB in containers)"
+        raise ChildProcessError(f"a process that reads pictures ended: {why}; --workers 0 needs none") from error
 
 
 def _refuse_not_finite(batch: dict[str, np.ndarray], paths: Sequence[Path], name: str) -> None:

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import signal
 from functools import partial
 
 import numpy as np
@@ -230,6 +232,18 @@ def test_a_cache_that_cannot_be_written_is_told_with_its_flag_and_the_features_c
     with pytest.warns(RuntimeWarning, match="file/colour cannot be written to .*choose another with --features"):
         seen = colours(found, Counting(), tmp_path / "file")
     np.testing.assert_array_equal(seen, colours(found, Counting(), tmp_path / "cache"))
+
+
+def killed(picture: Image.Image) -> torch.Tensor:
+    """As a process that runs out of memory ends."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_reader_is_told_in_a_sentence(tmp_path):
+    found = find_pictures(picture_folder(tmp_path / "a", 10), 2)
+    extractor = Extractor("mean colour", "colour", "none", killed, Counting())
+    with pytest.raises(OSError, match="a process that reads pictures ended: .*--workers 0 needs none"):
+        extract(found, extractor, tmp_path / "cache", 4, 1, "cpu")
 
 
 def test_a_picture_is_seen_once_by_its_content_and_a_damaged_part_of_the_cache_is_made_again(tmp_path, monkeypatch):
