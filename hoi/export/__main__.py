@@ -12,29 +12,34 @@ reason.  The output appears whole at the end or not at all.
 import argparse
 from pathlib import Path
 
-from hoi.common.command import problems_as_messages
+from hoi.common.command import positive, problems_as_messages
 from hoi.export.formats import FORMATS, export_folder, left_out_lines
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line; --labels with a format that holds exact poses anyway is refused."""
+    """The command line; options of NOCS with another format are refused."""
     parser = argparse.ArgumentParser(
         prog="python -m hoi.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--format", choices=tuple(FORMATS), required=True, help="as listed above")
     parser.add_argument("--labels", action="store_true", help="NOCS: also write exact poses as pickles of SPD's form, "
                         "which its readers otherwise recover from coordinates and depth")  # fmt: skip
+    parser.add_argument("--first-scene", type=positive, default=0, metavar="N", help="NOCS: number of the first scene, "
+                        "to add to N scenes of another CAMERA/train (default 0: readers count from 00000)")  # fmt: skip
     parser.add_argument("folder", type=Path, metavar="DIR", help="a dataset folder with pictures")
     parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
     args = parser.parse_args(arguments)
     if args.labels and args.format != "nocs":
         parser.error("--labels is for --format nocs; the other formats hold exact poses anyway")
+    if args.first_scene and args.format != "nocs":
+        parser.error("--first-scene is for --format nocs; the other formats have no scenes to add to")
     return args
 
 
 def main(args: argparse.Namespace) -> None:
     """Export, and say how much was written and left out."""
-    written, left_out = export_folder(args.folder, args.format, args.out, args.labels)
+    options = {"labels": args.labels, "first_scene": args.first_scene} if args.format == "nocs" else {}
+    written, left_out = export_folder(args.folder, args.format, args.out, options)
     print(f"{written} records -> {args.out}{left_out_lines(left_out)}")
 
 

@@ -1,7 +1,7 @@
 """Dataset folder + name of a format -> the export, whole or absent."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,8 @@ class Format:
     """The layout of another tool.
 
     unfit   record -> why it cannot be exported, empty when it can
-    write   (dataset folder, fit records, empty folder) -> how many were left out after all, by reason, if any were
+    write   (dataset folder, fit records, empty folder, its own options) -> how many were left out after all, by reason,
+            if any were
     card    name of the page that goes with it: assets/exports/<format>.md, counts, the dataset's own card
     """
 
@@ -37,11 +38,11 @@ FORMATS = {
 
 
 def export_folder(
-    folder: str | Path, file_format: str, out: str | Path, labels: bool = False
+    folder: str | Path, file_format: str, out: str | Path, options: Mapping[str, Any] | None = None
 ) -> tuple[int, Counter[str]]:
     """Write a dataset folder to `out`, which must not exist, in one of FORMATS.
 
-    labels   NOCS alone: exact poses as pickles of SPD's form
+    options  keywords of the format's writer; NOCS has some (nocs.write_frames)
     returns  how many records were written, and how many were left out by reason
     Raises FileNotFoundError without records, FileExistsError for an existing `out`, ValueError when no record can be
     exported or a file is damaged, which it names; then nothing is left behind.
@@ -53,7 +54,7 @@ def export_folder(
     left_out = Counter(reason for reason in reasons if reason)
     with new_folder(out) as unfinished:
         if fit:
-            left_out += target.write(folder, fit, unfinished, **({"labels": True} if labels else {})) or {}
+            left_out += target.write(folder, fit, unfinished, **(options or {})) or {}
         written = len(records) - left_out.total()
         if not written:
             # Here, inside the block: an export without records must not stay.

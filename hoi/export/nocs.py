@@ -4,12 +4,15 @@ What the files are, and how their axes are turned, is said by assets/exports/noc
 """
 
 import pickle
+import shutil
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import trimesh
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
@@ -23,14 +26,16 @@ from hoi.geometry.shapes import Mesh
 HEIGHT, WIDTH, LEFT = 480, 640, 80  # of a frame; first column of the middle square
 # Readers have these numbers in their code, so every frame has this camera, whatever its picture was made with.
 INTRINSICS = np.array([[577.5, 0.0, 319.5], [0.0, 577.5, 239.5], [0.0, 0.0, 1.0]])
-FRAMES_PER_FOLDER = 10
+FRAMES_PER_SCENE = 10
 MIN_PIXELS, MAX_WIDTH, MAX_HEIGHT = 64, 600, 440  # of the visible object: readers drop what is smaller or larger
 # Number of the class, and the synset of ShapeNet that its models are filed under.  Camera and laptop are not held here.
 NOCS_CLASSES = {"bottle": (1, "02876657"), "bowl": (2, "02880940"), "can": (4, "02946921"), "mug": (6, "03797390")}
+OTHER_SYNSETS = ("02942699", "03642806")  # cameras and laptops: SPD lists their folders too
 NOCS_KEYS = ("depth_file_name", *OBJECT_KEYS)
 Z_UP_TO_Y_UP = np.array([[1.0, 0, 0], [0, 0, 1.0], [0, -1.0, 0]])
 READERS_SIGNS = np.array([1.0, 1.0, -1.0])  # they turn z of models and coordinates around, see nocs.md
 BLUR = 12  # pixels; chosen by eye: the sides keep the picture's colours and show no second object
+SHAPE_POINTS, DRAWN_POINTS = 1024, 3072  # of a model in camera_train.pkl; what SPD draws to choose them from
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,41 @@ class Normalization:
         return rotation @ Z_UP_TO_Y_UP.T, rotation @ self.centre + object_to_camera[:3, 3]
 
 
+@dataclass(frozen=True)
+class SPDModel:
+    """A model as SPD prepares it: a mug is moved until its body, not body and handle, is centred, then scaled again.
+
+    points  (1024, 3) scale * (q + shift)
+    shift   (3,) T0, in units of q; zero but for mugs
+    scale   s0, which makes the box around the origin as long as 1 again; 1 but for mugs
+    """
+
+    points: np.ndarray
+    shift: np.ndarray
+    scale: float
+
+    @classmethod
+    def of(cls, vertices: np.ndarray, faces: np.ndarray, category: str) -> "SPDModel":
+        """Of a model with vertices (V, 3) q.  Source: SPD, preprocess/shape_data.py."""
+        drawn, _ = trimesh.sample.sample_surface(trimesh.Trimesh(vertices, faces, process=False), DRAWN_POINTS, seed=0)
+        points = drawn[farthest_points(drawn, SHAPE_POINTS)]
+        if category != "mug":
+            return cls(points, np.zeros(3), 1.0)
+        x, z = points[:, 0], points[:, 2]
+        shift = np.array([-np.ptp(z) / 2 - x.min(), 0.0, 0.0])  # the body is as deep as wide and begins at x.min()
+        scale = 1 / float(np.linalg.norm(2 * np.abs(points + shift).max(axis=0)))
+        return cls(scale * (points + shift), shift, scale)
+
+
+def farthest_points(points: np.ndarray, count: int) -> list[int]:
+    """Indices of the first of the points (N, 3), then `count` - 1 times of that farthest from all chosen."""
+    chosen, distances = [0], np.full(len(points), np.inf)
+    while len(chosen) < count:
+        distances = np.minimum(distances, np.square(points - points[chosen[-1]]).sum(axis=1))
+        chosen.append(int(distances.argmax()))
+    return chosen
+
+
 def unfit_for_nocs(record: dict[str, Any]) -> str:
     """Why a record cannot be a frame of NOCS; empty when it can."""
     if absent := lacking(record, NOCS_KEYS):
@@ -76,17 +116,29 @@ def unfit_for_nocs(record: dict[str, Any]) -> str:
     return ""
 
 
-def write_frames(folder: Path, records: list[dict[str, Any]], out: Path, labels: bool = False) -> Counter[str]:
+def write_frames(
+    folder: Path, records: list[dict[str, Any]], out: Path, labels: bool = False, first_scene: int = 0
+) -> Counter[str]:
     """Write records that are fit for NOCS into an empty folder.
 
-    labels   also write each frame's exact pose as a pickle in SPD's form
-    returns  how many were left out after all, by reason: what is seen of the object is known only when it is drawn
+    labels       also write what SPD's training reads: each frame's exact pose, points of the models, moves of the mugs
+    first_scene  number of the first folder of ten frames
+    returns      how many were left out after all, by reason: what is seen of the object is known only when it is drawn
     """
-    paths = sorted({(record["object_path"], record["category"]) for record in records})
-    meshes = {path: load_mesh(folder, {"object_path": path}) for path, _ in paths}
+    make_folders(out)
+    categories = {record["object_path"]: record["category"] for record in records}
+    meshes = {path: load_mesh(folder, {"object_path": path}) for path in sorted(categories)}
     normalizations = {path: Normalization.of(vertices) for path, (vertices, _) in meshes.items()}
-    for path, category in paths:
-        write_model(out / "obj_models" / "train" / NOCS_CLASSES[category][1] / Path(path).stem, *meshes[path])
+    for path, mesh in meshes.items():
+        write_model(out / "obj_models" / "train" / NOCS_CLASSES[categories[path]][1] / Path(path).stem, *mesh)
+    moved = {}
+    if labels:
+        for path, (vertices, faces) in meshes.items():
+            moved[path] = SPDModel.of(normalizations[path].model(vertices), faces, categories[path])
+        points = {Path(path).stem: model.points for path, model in moved.items()}
+        mugs = {Path(path).stem: [moved[path].shift, moved[path].scale] for path in moved if categories[path] == "mug"}
+        write_pickle(out / "obj_models" / "camera_train.pkl", points)
+        write_pickle(out / "obj_models" / "mug_meta.pkl", mugs)
     renderer, left_out, hands = Renderer(), Counter(), []
     for record in tqdm(records, unit="picture"):
         path = record["object_path"]
@@ -95,13 +147,32 @@ def write_frames(folder: Path, records: list[dict[str, Any]], out: Path, labels:
             left_out[frame] += 1
             continue
         # Readers count to the number of folders times ten: there may be no gaps.
-        name = f"train/{len(hands) // FRAMES_PER_FOLDER:05d}/{len(hands) % FRAMES_PER_FOLDER:04d}"
-        _write_frame(out / "CAMERA" / name, record, frame, normalizations[path] if labels else None)
+        scene, number = divmod(len(hands), FRAMES_PER_SCENE)
+        name = f"train/{first_scene + scene:05d}/{number:04d}"
+        _write_frame(out / "CAMERA" / name, record, frame)
+        if labels:
+            _write_label(out / "CAMERA" / name, record, frame, normalizations[path], moved[path])
         hands.append((name, {"record": record["index"], "text": record.get("text"), "hand": hand_annotation(record)}))
-    (out / "hands.json").write_text(lines_of_json(hands))
+    if rest := len(hands) % FRAMES_PER_SCENE:  # in a scene that is not whole
+        left_out[f"they do not fill a scene of {FRAMES_PER_SCENE}, and DualPoseNet takes whole scenes alone"] += rest
+        shutil.rmtree((out / "CAMERA" / hands[-1][0]).parent)
+        del hands[-rest:]
+    (out / "hands.json").write_text(lines_of_json(hands), encoding="utf-8")
     if labels:
         (out / "CAMERA" / "train_list.txt").write_text("".join(f"{name}\n" for name, _ in hands))
     return left_out
+
+
+def make_folders(out: Path) -> None:
+    """The folders that the preparations of SPD and DualPoseNet list, whether anything is in them or not."""
+    synsets = [*(synset for _, synset in NOCS_CLASSES.values()), *OTHER_SYNSETS]
+    places = ["CAMERA/train", "CAMERA/val", "Real/train", "Real/test"]
+    for place in places + [f"obj_models/{part}/{synset}" for part in ("train", "val") for synset in synsets]:
+        (out / place).mkdir(parents=True)
+    for name in ("CAMERA", "Real"):
+        # Where names are the same in lower case, nothing is missing; where a disk has no links, nocs.md says what to do.
+        with suppress(OSError):
+            (out / name.lower()).symlink_to(name, target_is_directory=True)
 
 
 @dataclass(frozen=True)
@@ -155,11 +226,10 @@ def color_frame(image: np.ndarray) -> np.ndarray:
     return np.asarray(frame)
 
 
-def _write_frame(stem: Path, record: dict[str, Any], frame: Frame, normalization: Normalization | None) -> None:
-    """Write the five files of a frame, and with `normalization` its label."""
+def _write_frame(stem: Path, record: dict[str, Any], frame: Frame) -> None:
+    """Write the five files of a frame."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     class_id, synset = NOCS_CLASSES[record["category"]]
-    model = Path(record["object_path"]).stem
     # One object a frame, number 1: the others of a scene are not annotated.
     instance = np.where(frame.visible, 1, 255).astype(np.uint8)  # readers take red, and demand 255 as background
     pictures = {
@@ -170,22 +240,31 @@ def _write_frame(stem: Path, record: dict[str, Any], frame: Frame, normalization
     }
     for kind, pixels in pictures.items():
         Image.fromarray(pixels).save(f"{stem}_{kind}.png", compress_level=1)
-    Path(f"{stem}_meta.txt").write_text(f"1 {class_id} {synset} {model}\n")
-    if normalization is not None:
-        rotation, translation = normalization.pose(np.reshape(record["object_to_camera"], (4, 4)))
-        left, top, right, bottom = box_of(frame.visible)
-        label = {
-            "class_ids": [class_id],
-            "bboxes": np.array([[top, left, bottom, right]], dtype=np.int32),
-            "scales": np.array([normalization.diagonal]),
-            "rotations": rotation[None],
-            "translations": translation[None],
-            "instance_ids": [1],
-            "model_list": [model],
-        }
-        # numpy 2 moved its modules, the readers' numpy is older: protocol 2 names them in plain text.
-        content = pickle.dumps(label, protocol=2).replace(b"numpy._core", b"numpy.core")
-        Path(f"{stem}_label.pkl").write_bytes(content)
+    Path(f"{stem}_meta.txt").write_text(f"1 {class_id} {synset} {Path(record['object_path']).stem}\n")
+
+
+def _write_label(
+    stem: Path, record: dict[str, Any], frame: Frame, normalization: Normalization, model: SPDModel
+) -> None:
+    """Write a frame's exact pose in SPD's form, of the model as SPD moved it."""
+    rotation, translation = normalization.pose(array_of(record, "object_to_camera"))
+    left, top, right, bottom = box_of(frame.visible)
+    label = {
+        "class_ids": [NOCS_CLASSES[record["category"]][0]],
+        "bboxes": np.array([[top, left, bottom, right]], dtype=np.int32),
+        "scales": np.array([normalization.diagonal / model.scale]),
+        "rotations": rotation[None],
+        "translations": (translation - normalization.diagonal * rotation @ model.shift)[None],
+        "instance_ids": [1],
+        "model_list": [Path(record["object_path"]).stem],
+    }
+    write_pickle(Path(f"{stem}_label.pkl"), label)
+
+
+def write_pickle(path: Path, content: dict[str, Any]) -> None:
+    """Pickle arrays so that the readers' older numpy finds its modules, which numpy 2 moved."""
+    # Protocol 2 names modules in plain text, a line each.
+    path.write_bytes(pickle.dumps(content, protocol=2).replace(b"numpy._core", b"numpy.core"))
 
 
 def write_model(folder: Path, vertices: np.ndarray, faces: np.ndarray) -> None:
