@@ -50,8 +50,12 @@ def main(args: argparse.Namespace) -> None:
         print("note: this model predicts v; tools that read this format assume eps unless told otherwise")
     for path in WEIGHT_FORMATS[args.format](model, args.out, args.half):
         print(f"wrote {path}")
+    if args.format == "official":
+        print("note: ComfyUI and web UIs do not recognise model_ad_N.pth; --format diffusers writes adapter_* folders "
+              "whose files they take as T2I-Adapters")  # fmt: skip
     if args.format == "single" and model.condition_encoders is not None:
-        print("without the condition encoders, which this format has no place for (see --format official)")
+        print("without the condition encoders, which this format has no place for "
+              "(--format diffusers writes them as T2I-Adapters)")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -59,6 +59,21 @@ _PLAIN, _ATTENDING = ("DownBlock2D", "UpBlock2D"), ("CrossAttnDownBlock2D", "Cro
 _PADDED = ("CrossAttnDownBlock2D", "UpBlock2D")
 _ACTIVATIONS = {"quick_gelu": True, "gelu": False}
 _PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}
+# Our samplers in diffusers' words; its defaults space the timesteps of the first otherwise.
+_SAMPLERS = {
+    "dpm++": {
+        "_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver++", "solver_order": 2,
+        "solver_type": "midpoint", "final_sigmas_type": "zero", "timestep_spacing": "linspace",
+    },
+    "ddim": {
+        "_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1,
+        "timestep_spacing": "leading",
+    },
+    "ddpm": {
+        "_class_name": "DDPMScheduler", "clip_sample": False, "variance_type": "fixed_small",
+        "timestep_spacing": "leading",
+    },
+}  # fmt: skip
 
 
 # --- in ---
@@ -256,18 +271,14 @@ def _text_settings(text: TextConfig) -> Json:
 
 
 def _scheduler_settings(config: ModelConfig) -> Json:
-    """DDIM as in Stable Diffusion; a schedule of ours with a lower end is spelt out, number by number."""
+    """The model's own sampler; a schedule of ours with a lower end is spelt out, number by number."""
     settings: Json = {
-        "_class_name": "DDIMScheduler",
+        **_SAMPLERS[config.sampler],
         "beta_end": 0.012,
         "beta_schedule": "scaled_linear",
         "beta_start": 0.00085,
-        "clip_sample": False,
         "num_train_timesteps": 1000,
         "prediction_type": {ours: theirs for theirs, ours in _PREDICTIONS.items()}[config.predicts],
-        "set_alpha_to_one": False,
-        "steps_offset": 1,
-        "timestep_spacing": "leading",
         "trained_betas": None,
     }
     if config.terminal_signal is not None:

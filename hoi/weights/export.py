@@ -22,7 +22,7 @@ from hoi.network.config import ModelConfig, tiny_config
 from hoi.network.model import HOIDiffusion
 from hoi.network.text import BOS_ID, CONTEXT_LENGTH, EOS_ID
 from hoi.weights import names as layouts
-from hoi.weights.diffusers_config import adapter_config, folder_config
+from hoi.weights.diffusers_config import SCHEDULER_FILE, adapter_config, folder_config
 from hoi.weights.load import ADAPTER_FOLDERS, FORMAT_VERSION, KEPT_PREFIX
 
 MOST_MEGABYTES = 50  # of the built-in model: everybody who clones the repository gets it
@@ -32,7 +32,6 @@ MODEL_INDEX = {
     "feature_extractor": [None, None],
     "requires_safety_checker": False,
     "safety_checker": [None, None],
-    "scheduler": ["diffusers", "DDIMScheduler"],
     "text_encoder": ["transformers", "CLIPTextModel"],
     "tokenizer": ["transformers", "CLIPTokenizer"],
     "unet": ["diffusers", "UNet2DConditionModel"],
@@ -54,17 +53,31 @@ pictures = [Image.open(f"{{name}}.png").convert("RGB") for name in ("skeleton", 
 image = pipeline(
     "A hand is grasping a mug on the beach",
     image=pictures,
+    negative_prompt={negative!r},
     height={size},
     width={size},
-    num_inference_steps=50,
+    num_inference_steps={steps},
     guidance_scale={guidance:g},
     adapter_conditioning_scale=[1.0, 1.0, 1.0],
     generator=torch.Generator().manual_seed(0),
 ).images[0]
 ```
 
-`adapter_conditioning_scale=[1.0, 1.0, 1.0]` matters: the three features are summed, each with weight 1, as in training.
-MultiAdapter called without weights takes 1/3 each, which gives other pictures without any warning.
+`adapter_conditioning_scale=[1.0, 1.0, 1.0]` is needed: the three features are summed, each with weight 1, as in
+training.  Without the list, or with one number, diffusers 0.42 ends in a TypeError; MultiAdapter called by itself
+without weights takes 1/3 each.
+
+The scheduler is the one that this model is sampled with by default ({sampler}), with its spacing of timesteps.  Another
+made of its config keeps that spacing; Stable Diffusion's DDIM of 50 steps is
+
+```python
+DDIMScheduler.from_config(
+    pipeline.scheduler.config, timestep_spacing="leading", steps_offset=1, clip_sample=False, set_alpha_to_one=False
+)
+```
+
+At Stable Diffusion's sizes, ComfyUI and web UIs take `adapter_*/diffusion_pytorch_model.safetensors` as T2I-Adapters,
+each with weight 1 and all three at once; the base for them is what `--format single` writes.
 """
 
 
@@ -197,8 +210,10 @@ def export_diffusers(model: HOIDiffusion, folder: str | Path, half: bool = False
     Raises FileExistsError when the folder is there, ValueError when diffusers' classes cannot hold these sizes.
     """
     folder, config = Path(folder), model.config
-    texts = {path: _json_text(settings) for path, settings in folder_config(config).items()}
-    texts |= {"model_index.json": _json_text(MODEL_INDEX), "README.md": _readme(model, folder.name)}
+    settings = folder_config(config)
+    index = MODEL_INDEX | {"scheduler": ["diffusers", settings[str(SCHEDULER_FILE)]["_class_name"]]}
+    texts = {path: _json_text(content) for path, content in (settings | {"model_index.json": index}).items()}
+    texts["README.md"] = _readme(model, folder.name)
     texts |= _tokenizer_files()
     state, metadata = _trained_state(model, half), _metadata_to_keep(model)
     names = {
@@ -241,6 +256,9 @@ def _readme(model: HOIDiffusion, name: str) -> str:
         prediction=_prediction_type(config),
         size=config.image_size,
         guidance=config.guidance_scale,
+        negative=config.negative_prompt,
+        steps=config.num_inference_steps,
+        sampler=config.sampler,
     )
 
 

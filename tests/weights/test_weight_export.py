@@ -6,17 +6,20 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     DDPMScheduler,
+    DPMSolverMultistepScheduler,
     MultiAdapter,
     StableDiffusionAdapterPipeline,
     T2IAdapter,
     UNet2DConditionModel,
 )
+from PIL import Image
 from public_files import CONFIG, randomized, write_folder
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -24,9 +27,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from hoi.network.config import sd1_config, tiny_config
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion
-from hoi.network.samplers import sample_latents
+from hoi.network.samplers import leading_timesteps, linspace_timesteps, sample_latents
 from hoi.network.text import tokenize
-from hoi.weights.diffusers_config import read_folder_config
+from hoi.weights.diffusers_config import SCHEDULER_FILE, folder_config, read_folder_config
 from hoi.weights.export import export_diffusers, export_official, export_own, export_single, schedule_buffers
 from hoi.weights.load import load_model
 
@@ -66,47 +69,95 @@ def exported(tmp_path_factory) -> dict[str, Path]:
     return {name: place / name for name in CONFIGS}
 
 
+def our_latents(model: HOIDiffusion, prompts, negative, conditions, noise, **settings) -> torch.Tensor:
+    return sample_latents(
+        model.unet,
+        model.config.noise_schedule(),
+        context=model.text_encoder(tokenize(prompts)),
+        uncond_context=model.text_encoder(tokenize([negative])),
+        cond_features=model.condition_encoders(dict(zip(CONDITION_NAMES, conditions, strict=True))),
+        noise=noise,
+        **settings,
+    )
+
+
+@pytest.mark.parametrize("sampler", ["as exported", "ddim"])
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.no_grad()
-def test_the_exported_folder_makes_our_latents_in_diffusers(exported, name):
+def test_the_exported_folder_makes_our_latents_in_diffusers(exported, name, sampler):
     folder, config = exported[name], CONFIGS[name]
     model = trained_model(config)
     adapters = [T2IAdapter.from_pretrained(folder / f"adapter_{name}") for name in NAMES]
-    # As in the written snippet.
     pipeline = StableDiffusionAdapterPipeline.from_pretrained(folder, adapter=MultiAdapter(adapters))
     pipeline.set_progress_bar_config(disable=True)
+    if sampler == "ddim":  # as the README says
+        pipeline.scheduler = eval((folder / "README.md").read_text().split("```python\n")[2].split("```")[0])
     generator = torch.Generator().manual_seed(3)
     side = 64 // config.vae.factor
     noise = torch.randn(2, 4, side, side, generator=generator)
     conditions = [torch.rand(1, 3, 64, 64, generator=generator) for _ in NAMES]
     prompts, negative = ["a hand grasping a mug", "a red bottle on the beach"], "blurry"
-    settings = {"num_inference_steps": 10, "guidance_scale": 4.0, "output_type": "latent", "latents": noise}
-    settings |= {"height": 64, "width": 64, "negative_prompt": [negative] * 2}
+    settings = {"num_inference_steps": 10, "guidance_scale": 4.0}
+    own = {"output_type": "latent", "latents": noise, "height": 64, "width": 64, "negative_prompt": [negative] * 2}
 
     def diffusers_latents(**weights) -> torch.Tensor:
         images = [image.repeat(2, 1, 1, 1) for image in conditions]
-        return pipeline(prompts, image=images, **weights, **settings).images
+        return pipeline(prompts, image=images, **weights, **settings, **own).images
 
-    schedule = config.noise_schedule()
-    ours = sample_latents(
-        model.unet,
-        schedule,
-        context=model.text_encoder(tokenize(prompts)),
-        uncond_context=model.text_encoder(tokenize([negative])),
-        cond_features=model.condition_encoders(dict(zip(CONDITION_NAMES, conditions, strict=True))),
-        noise=noise,
-        sampler="ddim",
-        num_inference_steps=10,
-        guidance_scale=4.0,
-    )
+    ours = our_latents(model, prompts, negative, conditions, noise, **settings,
+                       sampler=config.sampler if sampler == "as exported" else sampler)  # fmt: skip
     theirs = diffusers_latents(adapter_conditioning_scale=[1.0, 1.0, 1.0])
     assert ours.std() > 0.5
     assert (ours - theirs).abs().max() < 1e-3
-    thirds = diffusers_latents(adapter_conditioning_scale=[1 / 3] * 3)  # MultiAdapter's default is another picture
-    assert (thirds - theirs).abs().max() > 0.05
+    for weights in ({}, {"adapter_conditioning_scale": 1.0}):
+        with pytest.raises(TypeError):
+            diffusers_latents(**weights)
+    alone = pipeline.adapter(conditions)
+    for ours_third, whole in zip(alone, pipeline.adapter(conditions, [1.0, 1.0, 1.0]), strict=True):
+        torch.testing.assert_close(3 * ours_third, whole)
     torch.testing.assert_close(
         pipeline.vae.decode(theirs / config.vae.scaling_factor).sample, model.vae.decode(theirs), atol=1e-3, rtol=1e-4
     )
+
+
+@pytest.mark.parametrize("sampler", ["dpm++", "ddim"])
+@torch.no_grad()
+def test_the_snippet_in_the_readme_makes_our_default_picture(tmp_path, monkeypatch, sampler):
+    config = replace(CONFIG, sampler=sampler, num_inference_steps=7, guidance_scale=3.5)
+    model = trained_model(config)
+    export_diffusers(model, tmp_path / "folder")
+    monkeypatch.chdir(tmp_path / "folder")
+    generator, size = np.random.default_rng(0), config.image_size
+    pictures = [generator.integers(0, 256, (size, size, 3), dtype=np.uint8) for _ in NAMES]
+    for name, picture in zip(NAMES, pictures, strict=True):
+        Image.fromarray(picture).save(f"{name}.png")
+    text, scope = Path("README.md").read_text(), {}
+    exec(text.split("```python\n")[1].split("```")[0], scope)
+    side = size // config.vae.factor
+    latents = our_latents(
+        model, ["A hand is grasping a mug on the beach"], config.negative_prompt,
+        [torch.tensor(picture).permute(2, 0, 1)[None] / 255 for picture in pictures],
+        torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(0)),
+        sampler=sampler, num_inference_steps=7, guidance_scale=3.5,
+    )  # fmt: skip
+    ours = (127.5 * (model.vae.decode(latents).clamp(-1, 1) + 1))[0].permute(1, 2, 0)
+    off = np.abs(np.asarray(scope["image"], float) - ours.numpy())
+    assert ours.std() > 20 and off.max() < 1
+    assert "ends in a TypeError" in text and "ComfyUI and web UIs take `adapter_*/" in text
+    for part in ("skeleton", "normal", "segmentation"):  # as the README says; full T2I-Adapters in diffusers' names
+        names = load_file(f"adapter_{part}/diffusion_pytorch_model.safetensors").keys()
+        assert "adapter.body.0.resnets.0.block1.weight" in names and "adapter.conv_in.weight" in names
+
+
+@pytest.mark.parametrize("sampler", ["dpm++", "ddim", "ddpm"])
+def test_the_written_scheduler_takes_our_timesteps(tmp_path, sampler):
+    config = replace(CONFIG, sampler=sampler)
+    kinds = {"dpm++": DPMSolverMultistepScheduler, "ddim": DDIMScheduler, "ddpm": DDPMScheduler}
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(folder_config(config)[str(SCHEDULER_FILE)]))
+    scheduler = kinds[sampler].from_pretrained(tmp_path)
+    scheduler.set_timesteps(20)
+    expected = {"dpm++": linspace_timesteps(20), "ddim": leading_timesteps(20, offset=1), "ddpm": leading_timesteps(20)}
+    assert scheduler.timesteps.tolist() == expected[sampler]
 
 
 def test_the_exported_tokenizer_gives_our_ids(exported):
@@ -124,13 +175,6 @@ def test_the_written_scheduler_has_our_schedule_and_prediction(exported, predict
     torch.testing.assert_close(scheduler.alphas_cumprod.double(), expected, rtol=1e-4, atol=1e-8)
     again = read_folder_config(exported[predicts])
     assert (again.predicts, again.terminal_signal) == (config.predicts, config.terminal_signal)
-
-
-def test_the_written_snippet_names_the_weights_that_matter(exported):
-    text = (exported["eps"] / "README.md").read_text()
-    snippet = text.split("```python\n")[1].split("```")[0]
-    compile(snippet, "README.md", "exec")
-    assert "adapter_conditioning_scale=[1.0, 1.0, 1.0]" in snippet and "takes 1/3 each" in text
 
 
 @pytest.mark.parametrize("name", ["eps", "tiny"])
@@ -274,6 +318,12 @@ def test_the_command_exports_what_it_reads(tmp_path, capsys):
     unet = UNet2DConditionModel.from_pretrained(folder / "unet").state_dict()
     single = load_file(target)
     assert torch.equal(single["model.diffusion_model.input_blocks.0.0.bias"], unet["conv_in.bias"])
+    export_own(trained_model(), tmp_path / "own.safetensors")
+    words = [str(tmp_path / "own.safetensors"), "--format"]
+    export_weights.main(export_weights.parse_args([*words, "official", "--out", str(tmp_path / "official")]))
+    assert "ComfyUI and web UIs do not recognise model_ad_N.pth; --format diffusers" in capsys.readouterr().out
+    export_weights.main(export_weights.parse_args([*words, "single", "--out", str(tmp_path / "single.safetensors")]))
+    assert "--format diffusers writes them as T2I-Adapters" in capsys.readouterr().out
     with pytest.raises(ValueError, match="the official layout needs condition encoders"):
         export_weights.main(export_weights.parse_args([str(folder), "--format", "official", "--out", f"{target}s"]))
     assert not Path(f"{target}s").exists()
