@@ -147,9 +147,12 @@ def write_video(
 def encode_animation(pictures: Sequence[np.ndarray], fps: int, kind: str) -> bytes:
     """(H, W, 3) uint8 pictures -> an endless animation; kind "WEBP" or "GIF" (256 colours, hundredths of a second)."""
     first, *rest = [Image.fromarray(picture) for picture in pictures]
+    tick = 1 if kind == "WEBP" else 10  # milliseconds that the format counts in: at 12 fps 83.3 become 80
+    ends = [tick * round(1000 * count / (fps * tick)) for count in range(len(pictures) + 1)]
+    durations = np.diff(ends).tolist()  # of each picture; rounded together, they add up to the clip's
     stream = io.BytesIO()
     quality = {"quality": 90, "method": 4} if kind == "WEBP" else {}
-    first.save(stream, kind, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, **quality)
+    first.save(stream, kind, save_all=True, append_images=rest, duration=durations, loop=0, **quality)
     return stream.getvalue()
 
 

@@ -1,10 +1,13 @@
 """hoi/common/sheets.py: pictures land where they should."""
 
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from hoi.common.arrays import to_uint8
-from hoi.common.sheets import MARGIN, contact_sheet, curve, smooth
+from hoi.common.sheets import MARGIN, contact_sheet, curve, encode_animation, smooth
 
 
 def test_every_picture_stands_unchanged_at_its_place():
@@ -30,6 +33,25 @@ def test_each_picture_has_its_own_line_of_text_above_it():
 def test_pictures_of_different_sizes_are_refused():
     with pytest.raises(ValueError, match="one size"):
         contact_sheet([[np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5, 3), np.uint8)]])
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP"])
+@pytest.mark.parametrize("fps", [7, 8, 12, 24, 30])
+def test_the_pictures_of_an_animation_take_as_long_as_the_clip(kind, fps):
+    frames = [np.full((8, 8, 3), 5 * number, dtype=np.uint8) for number in range(37)]
+    shown = []
+    with Image.open(io.BytesIO(encode_animation(frames, fps, kind))) as animation:
+        for number in range(animation.n_frames):
+            animation.seek(number)
+            animation.load()
+            shown.append(animation.info["duration"])
+    assert len(shown) == 37 and abs(sum(shown) - 1000 * 37 / fps) <= 5
+    assert max(shown) - min(shown) <= 10 and max(abs(np.cumsum(shown) - 1000 * np.arange(1, 38) / fps)) <= 5
+
+
+def test_one_picture_is_an_animation_too():
+    with Image.open(io.BytesIO(encode_animation([np.zeros((8, 8, 3), np.uint8)], 8, "GIF"))) as animation:
+        assert animation.n_frames == 1
 
 
 def test_network_pictures_become_the_nearest_grey_level():
