@@ -19,6 +19,7 @@ from hoi.geometry.hand import FINGER_NAMES
 from hoi.geometry.render import HAND, OBJECT, joints_shown
 
 KEYPOINT_NAMES = ("wrist", *(f"{name}_{part}" for name in FINGER_NAMES for part in ("mcp", "pip", "dip", "tip")))
+KEYPOINT_SIGMA = 0.05  # of each, as in DexYCB's evaluation: COCO itself measured those of the body alone
 HAND_CATEGORY = 1
 MISSING, HIDDEN, VISIBLE = 0, 1, 2  # COCO's v
 
@@ -47,11 +48,11 @@ def write_annotations(folder: Path, records: list[dict[str, Any]], out: Path) ->
 
 
 def categories(category_ids: dict[str, int]) -> list[dict[str, Any]]:
-    """The hand with its keypoints and bones (pairs that count from 1), then the objects' nouns."""
+    """The hand with keypoints, bones (pairs that count from 1) and sigmas for scores, then the objects' nouns."""
     skeleton = [[start + 1, end + 1] for start, end in BONES]
     hand = {"id": HAND_CATEGORY, "name": "hand", "supercategory": "person", "keypoints": list(KEYPOINT_NAMES)}
     objects = [{"id": number, "name": noun, "supercategory": "object"} for noun, number in category_ids.items()]
-    return [hand | {"skeleton": skeleton}, *objects]
+    return [hand | {"skeleton": skeleton, "sigmas": [KEYPOINT_SIGMA] * len(KEYPOINT_NAMES)}, *objects]
 
 
 def annotations_of(folder: Path, record: dict[str, Any], category_ids: dict[str, int]) -> Iterator[dict[str, Any]]:

@@ -170,7 +170,7 @@ def make_folders(out: Path) -> None:
     for place in places + [f"obj_models/{part}/{synset}" for part in ("train", "val") for synset in synsets]:
         (out / place).mkdir(parents=True)
     for name in ("CAMERA", "Real"):
-        # Where names are the same in lower case, nothing is missing; where a disk has no links, nocs.md says what to do.
+        # On a disk that takes both for one name nothing is missing; without links, nocs.md says what to do.
         with suppress(OSError):
             (out / name.lower()).symlink_to(name, target_is_directory=True)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 
 import numpy as np
 import pytest
@@ -84,6 +85,7 @@ def test_pycocotools_scores_the_annotation_against_itself_as_perfect(exported):
     _, coco = exported
     category = coco.loadCats(1)[0]
     assert len(category["keypoints"]) == 21 and len(category["skeleton"]) == 20
+    assert category["sigmas"] == [0.05] * 21
     assert category["keypoints"][:5] == ["wrist", "thumb_mcp", "thumb_pip", "thumb_dip", "thumb_tip"]
     assert category["skeleton"][:5] == [[1, 2], [2, 3], [3, 4], [4, 5], [1, 6]]
     hands = coco.loadAnns(coco.getAnnIds(catIds=1))
@@ -91,11 +93,26 @@ def test_pycocotools_scores_the_annotation_against_itself_as_perfect(exported):
         found = coco.loadRes([hand | {"score": 1.0} for hand in hands])
         for kind in ("keypoints", "segm", "bbox"):
             scores = COCOeval(coco, found, kind)
-            scores.params.catIds, scores.params.kpt_oks_sigmas = [1], np.full(21, 0.05)
+            scores.params.catIds, scores.params.kpt_oks_sigmas = [1], np.array(category["sigmas"])
             scores.evaluate()
             scores.accumulate()
             scores.summarize()
             assert scores.stats[0] == pytest.approx(1.0), kind
+
+
+def test_the_snippet_of_the_readme_scores_results(exported, monkeypatch):
+    out, coco = exported
+    truth = next(annotation for annotation in coco.imgToAnns[0] if annotation["category_id"] == 1)
+    moved = (np.array(truth["keypoints"]) + 3).tolist()  # right and down by three pixels
+    results = [{"image_id": 0, "category_id": 1, "keypoints": moved, "score": 1.0}]
+    monkeypatch.chdir(out)
+    (out / "results.json").write_text(json.dumps(results))
+    scope, text = {}, (out / "README.md").read_text()
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(text.split("```python\n")[1].split("```")[0], scope)
+    (out / "results.json").unlink()
+    (oks,) = scope["scores"].computeOks(0, 1).ravel()
+    assert oks == pytest.approx(np.exp(-(3**2 + 3**2) / (2 * (2 * 0.05) ** 2 * truth["area"])), rel=1e-3)
 
 
 @pytest.mark.parametrize("fill", [0.0, 0.02, 0.5, 1.0])

@@ -14,6 +14,7 @@ import trimesh
 from PIL import Image
 from silhouettes import depth_of, iou
 
+from hoi.common.files import ASSETS
 from hoi.data.folder import load_object_mask, read_records
 from hoi.data.writer import DatasetWriter, write_object, write_pictures
 from hoi.export import nocs
@@ -197,6 +198,7 @@ def test_dualposenet_prepares_the_export_as_it_is_and_gets_every_frame(exported,
 
 
 def test_spd_lists_all_that_it_wants_and_its_shapes_agree_with_the_written_ones(exported):
+    assert (exported / "README.md").read_text().startswith((ASSETS / "exports" / "nocs.md").read_text())
     assert listed(exported, "CAMERA", "val") == []
     assert all(not os.listdir(exported / "Real" / subset) for subset in ("train", "test"))
     models, meta = spd_shapes(exported)
