@@ -16,7 +16,7 @@ import torch
 from open_clip import SimpleTokenizer
 from torch import Tensor
 
-from hoi.common.files import new_folder, write_whole
+from hoi.common.files import ASSETS, new_folder, write_whole
 from hoi.common.tensors import save_model
 from hoi.network.config import ModelConfig, tiny_config
 from hoi.network.model import HOIDiffusion
@@ -37,48 +37,6 @@ MODEL_INDEX = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
-SNIPPET = """# {name}
-
-Stable Diffusion weights fine-tuned for pictures of hands and objects, and three T2I-Adapters that they were trained
-with: skeleton, normal map, segmentation.  Trained for {step} steps; prediction type {prediction}.
-
-```python
-import torch
-from diffusers import MultiAdapter, StableDiffusionAdapterPipeline, T2IAdapter
-from PIL import Image
-
-adapters = [T2IAdapter.from_pretrained(f"adapter_{{name}}") for name in ("skeleton", "normal", "segmentation")]
-pipeline = StableDiffusionAdapterPipeline.from_pretrained(".", adapter=MultiAdapter(adapters))
-pictures = [Image.open(f"{{name}}.png").convert("RGB") for name in ("skeleton", "normal", "segmentation")]  # {size} px
-image = pipeline(
-    "A hand is grasping a mug on the beach",
-    image=pictures,
-    negative_prompt={negative!r},
-    height={size},
-    width={size},
-    num_inference_steps={steps},
-    guidance_scale={guidance:g},
-    adapter_conditioning_scale=[1.0, 1.0, 1.0],
-    generator=torch.Generator().manual_seed(0),
-).images[0]
-```
-
-`adapter_conditioning_scale=[1.0, 1.0, 1.0]` is needed: the three features are summed, each with weight 1, as in
-training.  Without the list, or with one number, diffusers 0.42 ends in a TypeError; MultiAdapter called by itself
-without weights takes 1/3 each.
-
-The scheduler is the one that this model is sampled with by default ({sampler}), with its spacing of timesteps.  Another
-made of its config keeps that spacing; Stable Diffusion's DDIM of 50 steps is
-
-```python
-DDIMScheduler.from_config(
-    pipeline.scheduler.config, timestep_spacing="leading", steps_offset=1, clip_sample=False, set_alpha_to_one=False
-)
-```
-
-At Stable Diffusion's sizes, ComfyUI and web UIs take `adapter_*/diffusion_pytorch_model.safetensors` as T2I-Adapters,
-each with weight 1 and all three at once; the base for them is what `--format single` writes.
-"""
 
 
 def _trained_state(model: HOIDiffusion, half: bool) -> dict[str, Tensor]:
@@ -250,7 +208,7 @@ def _attention_as_matrices(vae: dict[str, Tensor]) -> dict[str, Tensor]:
 def _readme(model: HOIDiffusion, name: str) -> str:
     """What the folder is and how to use it; name: the folder's."""
     config = model.config
-    return SNIPPET.format(
+    return (ASSETS / "exports" / "diffusers.md").read_text().format(
         name=name,
         step=model.metadata.get("step", "an unknown number of"),
         prediction=_prediction_type(config),
