@@ -30,6 +30,15 @@ def test_a_fault_on_the_way_leaves_nothing_behind_and_names_the_file(copy, tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy"]
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_number_that_is_none_is_refused_before_anything_is_written(copy, tmp_path, name):
+    text = (copy / "metadata.jsonl").read_text()
+    (copy / "metadata.jsonl").write_text(re.sub(r'"transl": \[[^,]+', '"transl": [NaN', text, count=1))
+    with pytest.raises(ValueError, match=r"copy/metadata\.jsonl line 1: transl .*expected 3"):
+        export_folder(copy, name, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy"]
+
+
 def test_a_full_disk_says_so_and_leaves_nothing_behind(export_source, tmp_path, monkeypatch):
     def full(source, target):
         Path(target).write_bytes(b"half")
