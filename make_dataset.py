@@ -46,7 +46,7 @@ from hoi.geometry.camera import CAMERA_FOV_DEG, FRAMINGS
 from hoi.geometry.grabnet import load_grabnet
 from hoi.geometry.grasp import default_cache
 from hoi.geometry.hand import load_hand
-from hoi.geometry.objects import CATEGORIES, ObjectMesh, collect_objects
+from hoi.geometry.objects import CATEGORIES, ObjectMesh, add_mesh_flags, collect_objects
 from hoi.geometry.scene import CONTENTS, GraspedObject, graspable
 from hoi.sources.captions import CAPTION_FILE, Captioner, apply_captions, caption_folder, read_captions
 from hoi.sources.convert import NORMALS, STROKES, ConversionSettings, check_needs, convert_source, fit_warning, summary
@@ -94,10 +94,7 @@ def add_object_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("objects and hands").add_argument
     add("--object", nargs="+", default=list(CATEGORIES), metavar="PATH|NAME",
         help="mesh files, folders of meshes, or built-in families (default: %(default)s)")
-    add("--category", help="what mesh files show, used in texts (default: guessed from the file's name)")
-    add("--units", help="unit of mesh files: m, dm, cm, mm, in, or metres per unit as a number (default: guessed from "
-        "their size, and said)")
-    add("--up", choices=("y", "z"), help="vertical axis of mesh files (default: y for glTF, else z)")
+    add_mesh_flags(add)
     # The defaults are 16 objects with 8 grasps each: a minute of search on one core, once, for a first try.
     add("--object-instances", type=positive, default=4, metavar="K", help="random shapes of each built-in family")
     add("--object-seed", type=int, default=0, metavar="N",

@@ -32,7 +32,7 @@ from hoi.data.writer import DatasetWriter, folder_description, write_pictures
 from hoi.geometry.camera import FRAMINGS
 from hoi.geometry.grasp import default_cache
 from hoi.geometry.hand import load_hand
-from hoi.geometry.objects import CATEGORIES, collect_objects
+from hoi.geometry.objects import CATEGORIES, add_mesh_flags, collect_objects
 from hoi.geometry.scene import ViewSettings
 from hoi.network.config import ModelConfig
 from hoi.network.model import stack_conditions
@@ -53,8 +53,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     what.add_argument("--data", type=Path, metavar="DIR", help="take conditions and annotation from a dataset folder")
     what.add_argument("--conditions", action=argparse.BooleanOptionalAction, default=True,
                       help="--no-conditions samples from text alone: scenery, the background buffer (Sec. 3.3)")
-    what.add_argument("--category", help="what mesh files show (default: guessed from the file's name)")
-    what.add_argument("--units", help="unit of mesh files: m, dm, cm, mm, in (default: guessed, and said)")
+    add_mesh_flags(what.add_argument)
     what.add_argument("--hand-side", choices=("right", "left", "random"), default="right", help="for --object")
     what.add_argument("--framing", choices=FRAMINGS,
                       help="for --object; official: 60 degrees field of view, tight: zoomed in (default: as the "
@@ -92,7 +91,7 @@ def choose_views(args: argparse.Namespace, config: ModelConfig) -> Views:
         return None
     if args.data is not None:
         return FolderViews(args.data, config.image_size)
-    meshes = collect_objects(args.object or CATEGORIES, category=args.category, units=args.units)
+    meshes = collect_objects(args.object or CATEGORIES, category=args.category, units=args.units, up=args.up)
     # As the model was trained: pictures in another framing look wrong.
     framing = args.framing or ("tight" if config.name == "tiny" else "official")
     seen = ViewSettings(config.image_size, config.image_size, args.hand_side, framing)

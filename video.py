@@ -31,7 +31,7 @@ from hoi.data.writer import DatasetWriter, folder_description, strip, write_pict
 from hoi.geometry.camera import FRAMINGS
 from hoi.geometry.grasp import MAX_PENETRATION_MM, default_cache
 from hoi.geometry.hand import load_hand
-from hoi.geometry.objects import collect_objects
+from hoi.geometry.objects import add_mesh_flags, collect_objects
 from hoi.geometry.render import Renderer
 from hoi.geometry.scene import ViewSettings
 from hoi.network.config import ModelConfig
@@ -51,8 +51,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     what = parser.add_argument_group("geometry: an object, or a trajectory of a folder")
     what.add_argument("--object", metavar="PATH|NAME", help="a mesh file or a built-in object (default: mug)")
-    what.add_argument("--category", help="what a mesh file shows (default: guessed from the file's name)")
-    what.add_argument("--units", help="unit of a mesh file: m, dm, cm, mm, in (default: guessed, and said)")
+    add_mesh_flags(what.add_argument)
     what.add_argument("--hand-side", choices=("right", "left"), default="right", help="for --object")
     what.add_argument("--framing", choices=FRAMINGS, help="default: tight for tiny, official for sd1")
     what.add_argument("--mano", metavar="FILE", help="official MANO_RIGHT.pkl (default: the built-in hand)")
@@ -108,7 +107,7 @@ def choose_frames(args: argparse.Namespace, config: ModelConfig) -> Frames:
     size = config.image_size
     if args.trajectory is not None:
         return TrajectoryFrames(args.trajectory, size, args.trajectory_number)
-    meshes = collect_objects([args.object or "mug"], category=args.category, units=args.units)
+    meshes = collect_objects([args.object or "mug"], category=args.category, units=args.units, up=args.up)
     if len(meshes) > 1:
         raise ValueError(f"{args.object} holds {len(meshes)} meshes; a video shows one, so name the file")
     for note in meshes[0].notes:

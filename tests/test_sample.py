@@ -234,7 +234,7 @@ def test_the_folder_says_how_the_users_mesh_became_the_stored_one(tmp_path, chec
     jar = trimesh.creation.cylinder(30, 90)  # millimetres, off centre
     jar.apply_translation([200, 0, 45])
     jar.export(tmp_path / "jar.stl")
-    words = ["--object", str(tmp_path / "jar.stl"), "--count", "1", "--grasps-per-object", "1"]
+    words = ["--object", str(tmp_path / "jar.stl"), "--up", "y", "--count", "1", "--grasps-per-object", "1"]
     (record,) = generated(checkpoint, tmp_path / "first", *words, "--cache", str(tmp_path / "cache"))
     generated(checkpoint, tmp_path / "second", "--data", str(tmp_path / "first"))
     for folder in (tmp_path / "first", tmp_path / "second"):
@@ -244,6 +244,7 @@ def test_the_folder_says_how_the_users_mesh_became_the_stored_one(tmp_path, chec
         found, stored = (points[np.lexsort(points.round(6).T)] for points in (found, stored))
         np.testing.assert_allclose(found, stored, atol=1e-6)
         assert card["object_id"] == "jar" and any("taken as millimetres" in note for note in card["notes"])
+        assert any("--up z" in note for note in card["notes"])
 
 
 def test_the_annotation_of_generated_folders_agrees_with_a_re_render(tmp_path, checkpoint, scenes):

@@ -184,7 +184,7 @@ def test_the_folder_says_how_the_users_mesh_became_the_stored_one(tmp_path, chec
     jar = trimesh.creation.cylinder(30, 90)  # millimetres, off centre
     jar.apply_translation([200, 0, 45])
     jar.export(tmp_path / "jar.stl")
-    words = ["--object", str(tmp_path / "jar.stl"), "--framing", "tight", "--frames", "2", "--steps", "1"]
+    words = ["--object", str(tmp_path / "jar.stl"), "--up", "y", "--framing", "tight", "--frames", "2", "--steps", "1"]
     video.run(command(checkpoint, tmp_path / "first", *words, "--cache", str(tmp_path / "cache")))
     again(tmp_path / "first", checkpoint, tmp_path / "second", "--steps", "1")
     for folder in (tmp_path / "first", tmp_path / "second"):
@@ -195,6 +195,7 @@ def test_the_folder_says_how_the_users_mesh_became_the_stored_one(tmp_path, chec
         found, stored = (points[np.lexsort(points.round(6).T)] for points in (found, stored))
         np.testing.assert_allclose(found, stored, atol=1e-6)
         assert card["object_id"] == "jar" and any("taken as millimetres" in note for note in card["notes"])
+        assert any("--up z" in note for note in card["notes"])
     assert str(tmp_path / "jar.stl") in description["licences"]["data"]["objects"]
 
 

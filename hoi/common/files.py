@@ -11,6 +11,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import struct
 import zipfile
@@ -159,6 +160,35 @@ def encode_png(pixels: np.ndarray, png_text: dict[str, str] | None = None) -> by
     # Level 1 is five times faster than the default and 10 to 20 % larger on these pictures.
     Image.fromarray(pixels).save(stream, format="PNG", compress_level=1, pnginfo=info)
     return stream.getvalue()
+
+
+# --- names ---
+
+# Words from which Hugging Face's `datasets` concludes that a folder has splits, and between which signs it looks.
+SPLIT_WORDS = "training|train|validation|valid|val|dev|testing|test|evaluation|eval"
+NO_WORD = "-._ 0-9/"
+
+
+def unlike_a_split(name: str) -> str:
+    """A file's name or path in which nothing looks like a split: test.ply -> objtest.ply.
+
+    One file called test.ply hides all others from load_dataset("imagefolder").
+    """
+    return re.sub(rf"(?<![^{NO_WORD}])(?=({SPLIT_WORDS})(?![^{NO_WORD}]))", "obj", name, flags=re.IGNORECASE)
+
+
+def files_under(folder: str | Path) -> list[Path]:
+    """Files under a folder in order of path, linked folders included, each once: a link may lead back up.
+
+    Hidden ones are left out: macOS puts a ._mug.stl beside mug.stl.
+    """
+    found, seen = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        found += [] if real in seen else [Path(place, name) for name in names if not name.startswith(".")]
+        seen.add(real)
+    return sorted(path for path in found if path.is_file())
 
 
 # --- hashes ---

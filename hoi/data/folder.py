@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import trimesh
 from PIL import Image
 
-from hoi.common.files import read_json, read_json_lines
+from hoi.common.files import read_json, read_json_lines, short_hash, unlike_a_split
 from hoi.conditions import KEYPOINTS, Conditions, read_segmentation
 from hoi.geometry.camera import Camera
 from hoi.geometry.hand import HandParams
+from hoi.geometry.mesh_files import MESH_SUFFIXES, read_mesh
 
 # Numbers in a record and the shapes of their arrays; a record holds them flat, row after row.
 NUMBER_SHAPES = {
@@ -280,15 +280,25 @@ def load_mesh(folder: str | Path, record: dict[str, Any]) -> tuple[np.ndarray, n
     Raises as file_of, and ValueError naming a damaged file.
     """
     path = file_of(folder, record, "object_path")
+    if path.suffix.lower() not in MESH_SUFFIXES:  # trimesh would unpack archives and run through any XML
+        raise ValueError(f"{path} (object_path of record {record.get('index')}) is no mesh file: expected one of "
+                         f"{', '.join(MESH_SUFFIXES)}")  # fmt: skip
     try:
-        # process would merge vertices, and a re-render would no longer be the same pixels.
-        mesh = trimesh.load(path, process=False, force="mesh")
-        vertices, faces = np.array(mesh.vertices, dtype=np.float64), np.array(mesh.faces, dtype=np.int64)
-    except (ValueError, IndexError, KeyError, AttributeError, TypeError) as error:
+        file = read_mesh(path)  # merges no vertices: a re-render is the same pixels
+    except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}; delete it and run the command that made it again") from error
-    if not len(faces) or not np.isfinite(vertices).all():
-        raise ValueError(f"{path} is damaged: {len(faces)} faces, or vertices that are not finite")
-    return vertices, faces
+    return file.vertices, file.faces
+
+
+def mesh_file_name(object_path: str) -> str:
+    """Where the mesh that a record names is copied to in another folder: objects/NAME.
+
+    Meshes of one name in several sub-folders get names of their own, and none that looks like a split.
+    """
+    name = Path(object_path).name
+    if object_path == f"objects/{name}" == unlike_a_split(object_path):
+        return object_path
+    return f"objects/{unlike_a_split(Path(name).stem)}_{short_hash(object_path)[:8]}{Path(name).suffix}"
 
 
 # --- numbers ---

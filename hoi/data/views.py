@@ -54,7 +54,7 @@ class View:
     conditions    None: none (scenery); the network then sees black
     depth         (H, W) metres or None
     object_mask   (H, W) bool or None
-    mesh          the object: a mesh, or the path of one already in a dataset folder
+    mesh          the object: a mesh, or the path of one in the dataset folder that the record is of
     """
 
     record: dict[str, Any]
@@ -72,7 +72,7 @@ class View:
         if isinstance(self.mesh, ObjectMesh):
             record["object_path"] = write_object(folder, self.mesh)
         elif self.mesh is not None:
-            record["object_path"] = f"objects/{record['object_path'].removeprefix('objects/')}"
+            record["object_path"] = dataset.mesh_file_name(record["object_path"])
             if not (folder / record["object_path"]).exists():  # as bytes: the mesh stays exactly the same
                 write_whole(folder / record["object_path"], self.mesh.read_bytes())
         full = write_pictures(

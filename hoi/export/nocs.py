@@ -17,7 +17,7 @@ from PIL import Image, ImageFilter
 from tqdm import tqdm
 
 from hoi.common.arrays import box_centre, box_of
-from hoi.data.folder import array_of, load_depth, load_image, load_label_map, load_mesh
+from hoi.data.folder import array_of, load_depth, load_image, load_label_map, load_mesh, mesh_file_name
 from hoi.export.folder import OBJECT_KEYS, hand_annotation, lacking, lines_of_json
 from hoi.geometry.camera import CAMERA_FOV_DEG, Camera, make_intrinsics
 from hoi.geometry.render import OBJECT, Renderer
@@ -116,6 +116,11 @@ def unfit_for_nocs(record: dict[str, Any]) -> str:
     return ""
 
 
+def model_name(object_path: str) -> str:
+    """What a model's folder and every mention of it are called: one name a mesh, whatever sub-folder it is from."""
+    return Path(mesh_file_name(object_path)).stem
+
+
 def write_frames(
     folder: Path, records: list[dict[str, Any]], out: Path, labels: bool = False, first_scene: int = 0
 ) -> Counter[str]:
@@ -129,14 +134,15 @@ def write_frames(
     categories = {record["object_path"]: record["category"] for record in records}
     meshes = {path: load_mesh(folder, {"object_path": path}) for path in sorted(categories)}
     normalizations = {path: Normalization.of(vertices) for path, (vertices, _) in meshes.items()}
+    names = {path: model_name(path) for path in meshes}
     for path, mesh in meshes.items():
-        write_model(out / "obj_models" / "train" / NOCS_CLASSES[categories[path]][1] / Path(path).stem, *mesh)
+        write_model(out / "obj_models" / "train" / NOCS_CLASSES[categories[path]][1] / names[path], *mesh)
     moved = {}
     if labels:
         for path, (vertices, faces) in meshes.items():
             moved[path] = SPDModel.of(normalizations[path].model(vertices), faces, categories[path])
-        points = {Path(path).stem: model.points for path, model in moved.items()}
-        mugs = {Path(path).stem: [moved[path].shift, moved[path].scale] for path in moved if categories[path] == "mug"}
+        points = {names[path]: model.points for path, model in moved.items()}
+        mugs = {names[path]: [moved[path].shift, moved[path].scale] for path in moved if categories[path] == "mug"}
         write_pickle(out / "obj_models" / "camera_train.pkl", points)
         write_pickle(out / "obj_models" / "mug_meta.pkl", mugs)
     renderer, left_out, hands = Renderer(), Counter(), []
@@ -240,7 +246,7 @@ def _write_frame(stem: Path, record: dict[str, Any], frame: Frame) -> None:
     }
     for kind, pixels in pictures.items():
         Image.fromarray(pixels).save(f"{stem}_{kind}.png", compress_level=1)
-    Path(f"{stem}_meta.txt").write_text(f"1 {class_id} {synset} {Path(record['object_path']).stem}\n")
+    Path(f"{stem}_meta.txt").write_text(f"1 {class_id} {synset} {model_name(record['object_path'])}\n")
 
 
 def _write_label(
@@ -256,7 +262,7 @@ def _write_label(
         "rotations": rotation[None],
         "translations": (translation - normalization.diagonal * rotation @ model.shift)[None],
         "instance_ids": [1],
-        "model_list": [Path(record["object_path"]).stem],
+        "model_list": [model_name(record["object_path"])],
     }
     write_pickle(Path(f"{stem}_label.pkl"), label)
 

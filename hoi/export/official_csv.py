@@ -12,7 +12,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
-from hoi.data.folder import CONDITION_KEYS, array_of, file_of, load_label_map
+from hoi.data.folder import CONDITION_KEYS, array_of, file_of, load_label_map, mesh_file_name
 from hoi.export.folder import copy_picture, lacking, save_mask
 from hoi.geometry.camera import OPENGL_TO_OPENCV
 from hoi.geometry.hand import MANO_TO_OPENPOSE
@@ -66,7 +66,7 @@ def _write_pictures(folder: Path, record: dict[str, Any], out: Path) -> dict[str
 
 def _write_label(folder: Path, record: dict[str, Any], out: Path) -> dict[str, Any]:
     """Write depth, label and mesh of a record; returns the columns that test.csv has beside those of train.csv."""
-    stem, mesh = f"{record['index']:06d}", Path("objects") / Path(record["object_path"]).name
+    stem, mesh = f"{record['index']:06d}", Path(mesh_file_name(record["object_path"]))
     copy_picture(folder, record, "depth_file_name", out / "depth" / f"{stem}.png")
     (out / "label").mkdir(exist_ok=True)
     np.savez(out / "label" / f"{stem}.npz", **label_arrays(record))

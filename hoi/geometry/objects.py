@@ -9,22 +9,31 @@ towards +x.  A file is read, its units and its vertical axis are settled, its su
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import trimesh
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from hoi.common.arrays import box_centre
-from hoi.common.files import write_whole
+from hoi.common.command import first_few
+from hoi.common.files import files_under, unlike_a_split, write_whole
+from hoi.geometry.mesh_files import (
+    CONVERT,
+    GLTF_SUFFIXES,
+    MESH_SUFFIXES,
+    OTHER_SUFFIXES,
+    MeshFile,
+    drop_unused,
+    read_mesh,
+)
 from hoi.geometry.shapes import FAMILIES
 
 CATEGORIES = tuple(FAMILIES)
-MESH_SUFFIXES = (".obj", ".ply", ".stl", ".glb", ".gltf", ".off")
 METRES_PER_UNIT = {"m": 1.0, "dm": 0.1, "cm": 0.01, "mm": 0.001, "in": 0.0254}
 UNIT_WORDS = {"m": "metres", "dm": "decimetres", "cm": "centimetres", "mm": "millimetres", "in": "inches"}
 SMALLEST, LARGEST = 0.01, 0.60  # metres: what one hand can be asked to grasp
@@ -34,18 +43,21 @@ SMALLEST, LARGEST = 0.01, 0.60  # metres: what one hand can be asked to grasp
 LONGEST_IN_METRES, LONGEST_IN_CM = 3.0, 20.0
 ALREADY_CENTRED = 1e-6  # metres; keeps a saved mesh bit-identical when it is read again
 GRID_BITS = 21  # positions are compared on a grid of 2**21 cells a side: three of them fit one 64-bit key
-FLAT = 1e-6  # thickness over length below which a mesh is a sheet
 SLIVER = 1e-9  # of the squared length of a face's side: less doubled area is rounding
 STRAY_SHARE = 0.01  # of the faces lie back to back on a scan with a few fins; on a two-sided sheet all do
 CATALOGUE_NUMBER = 8  # characters: so long a token of letters and digits is a catalogue number, not a word
 Y_UP_TO_Z_UP = np.array([[1.0, 0, 0, 0], [0, 0, -1.0, 0], [0, 1.0, 0, 0], [0, 0, 0, 1.0]])
-# File and folder names that say how a mesh was made, not what it shows.
+# Names that say how a mesh was made, measured or kept, not what it shows.
 EMPTY_WORDS = frozenset(
     "mesh meshes model models object objects obj ply stl glb gltf off textured nontextured untextured texture scan "
     "scanned scans raw clean cleaned final visual collision simplified decimated reduced lowpoly highpoly low high "
     "poly poisson tsdf google export exported untitled scene canonical normalized normalised watertight repaired "
-    "copy new file data assets shape shapes mm cm tmp".split()
+    "copy new file data assets shape shapes mm cm dm in inch inches metre metres meter meters millimeters tmp temp "
+    "version ver rev draft test tests fixed edited edit print old backup part parts dataset datasets "
+    "download downloads desktop documents téléchargements descargas загрузки 下载 ダウンロード".split()
 )
+HOMES = ("home", "homes", "users", "media")  # the folders in these are called after people
+CJK = 0x2E80  # from here on a single character is a word
 
 
 @dataclass(frozen=True)
@@ -72,56 +84,9 @@ class ObjectMesh:
     notes: tuple[str, ...] = field(default=())
 
 
-def read_mesh(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """All triangles of a file, parts of a scene in their places, in the file's units: (V, 3), (F, 3), notes.
-
-    Raises ValueError for a file that trimesh cannot read, without triangles, with NaN or flat.
-    """
-    try:
-        scene = trimesh.load(path, force="scene", process=False, skip_materials=True)
-    except Exception as error:  # the readers behind trimesh raise whatever their format's parser meets
-        known = "" if path.suffix.lower() in MESH_SUFFIXES else f"; convert it to one of {', '.join(MESH_SUFFIXES)}"
-        raise ValueError(f"{path} cannot be read as a {path.suffix or 'mesh'} file: {error}{known}") from error
-    parts, skipped, count = [], 0, 0
-    for node in scene.graph.nodes_geometry:
-        transform, name = scene.graph[node]
-        part = scene.geometry[name]
-        if not isinstance(part, trimesh.Trimesh) or len(part.faces) == 0:
-            skipped += 1
-            continue
-        vertices = trimesh.transform_points(part.vertices, transform)
-        # A mirrored part is wound the other way.
-        faces = part.faces if np.linalg.det(transform[:3, :3]) > 0 else part.faces[:, ::-1]
-        parts.append((vertices, faces + count))
-        count += len(vertices)
-    if not parts:
-        raise ValueError(f"{path} has no triangles ({skipped} parts of other kinds); expected a surface mesh")
-    notes = [f"Joined {len(parts)} parts of the scene."] if len(parts) > 1 else []
-    if skipped:
-        notes.append(f"Left out {skipped} parts without triangles (points, lines or empty).")
-    vertices, faces = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    if faces.min() < 0 or faces.max() >= len(vertices):
-        raise ValueError(f"{path}: a face names vertex {faces.max()}, but there are {len(vertices)} vertices")
-    vertices, faces = drop_unused(vertices.astype(np.float64), faces.astype(np.int64))
-    _check_numbers(vertices, path)
-    return vertices, faces, notes
-
-
-def _check_numbers(vertices: np.ndarray, path: Path) -> None:
-    """Raises ValueError for coordinates that are not finite, and for a mesh without thickness."""
-    bad = ~np.isfinite(vertices).all(axis=1)
-    if bad.any():
-        raise ValueError(f"{path}: {bad.sum()} of {len(vertices)} vertices have NaN or infinite coordinates "
-                         f"(first: vertex {bad.argmax()}); expected finite numbers. Export the mesh again")
-    extent = np.ptp(vertices, axis=0)
-    if extent.min() <= FLAT * extent.max() or extent.max() == 0.0:
-        raise ValueError(f"{path} is flat: its box is {' x '.join(f'{e:g}' for e in extent)} units; "
-                         "a grasp needs an object with a volume")
-
-
-def _unit_of(vertices: np.ndarray, units: str | float | None, path: Path) -> tuple[float, str]:
-    """Metres per unit of the file, and a sentence about it."""
-    extent = np.ptp(vertices, axis=0).max()
+def _unit_of(file: MeshFile, units: str | float | None, path: Path) -> tuple[float, list[str], str]:
+    """Metres per unit of the file, a sentence about it unless its format defines it, and in a few words how we know."""
+    extent = np.ptp(file.vertices, axis=0).max()
     if units is not None:
         try:
             metres = METRES_PER_UNIT.get(units) or float(units)
@@ -130,33 +95,38 @@ def _unit_of(vertices: np.ndarray, units: str | float | None, path: Path) -> tup
         if not 0.0 < metres < np.inf:
             raise ValueError(f"{path}: units is {units!r}, expected one of {', '.join(METRES_PER_UNIT)} "
                              "or metres per unit as a number")
-        return metres, f"Units as given: {UNIT_WORDS.get(units, f'{metres:g} m each')} ({extent:.4g} units long)."
+        name = UNIT_WORDS.get(units, f"{metres:g} m each")
+        return metres, [f"Units as given: {name} ({extent:.4g} units long)."], f"--units {units}"
+    if file.metres is not None:
+        stated = [] if path.suffix.lower() in GLTF_SUFFIXES else [f"The file states its unit: {file.metres:.4g} m."]
+        return file.metres, stated, f"the file's unit is {file.metres:.4g} m"
+    guessed = "units were guessed from the size"
     if extent <= LONGEST_IN_METRES:
-        return 1.0, f"Taken as metres: {extent:.4g} units long."
+        return 1.0, [f"Taken as metres: {extent:.4g} units long."], guessed
     name = "cm" if extent < LONGEST_IN_CM else "mm"
     metres = METRES_PER_UNIT[name]
-    return metres, (f"The file does not state its units: {extent:.4g} units long cannot be metres, so it was taken as "
-                    f"{UNIT_WORDS[name]} ({1e3 * extent * metres:.0f} mm); pass units= if that is wrong.")
+    return metres, [f"The file does not state its units: {extent:.4g} units long cannot be metres, so it was taken as "
+                    f"{UNIT_WORDS[name]} ({1e3 * extent * metres:.0f} mm); pass --units if that is wrong."], guessed
 
 
-def _size_message(path: Path, size: float, metres: float, units: str | float | None) -> str:
-    """Why a size (metres) is refused, how it came about, and which units would fit."""
+def _size_message(path: Path, size: float, metres: float, how: str) -> str:
     extent = size / metres
-    how = f"units={units!r}" if units is not None else "units were guessed from the size"
     fits = [name for name, factor in METRES_PER_UNIT.items() if SMALLEST <= extent * factor <= LARGEST]
-    advice = f"Pass units={' or '.join(map(repr, fits))}, or" if fits else "Pass"
+    advice = f"Pass --units {' or '.join(fits)}, or" if fits else "Pass"
     return (f"{path} would be {size:.4g} m long ({extent:.4g} units, {how}); a hand grasps {SMALLEST} to {LARGEST} m. "
-            f"{advice} the metres per unit as a number, such as units={0.12 / extent:.3g} for a length of 0.12 m")
+            f"{advice} the metres per unit as a number, such as --units {0.12 / extent:.3g} for a length of 0.12 m")
 
 
-def _upright(up: str | None, path: Path) -> tuple[np.ndarray, list[str]]:
-    """Rotation (4, 4) that turns the file's vertical axis to z, and a sentence when it is not the identity."""
-    up = up or ("y" if path.suffix.lower() in (".glb", ".gltf") else "z")
-    if up not in ("y", "z"):
-        raise ValueError(f"{path}: up is {up!r}, expected 'z' or 'y'")
-    if up == "z":
-        return np.eye(4), []
-    return Y_UP_TO_Z_UP, ["The file's y axis is up; turned to z up (pass up='z' if it already was)."]
+def _upright(file: MeshFile, up: str | None, path: Path) -> tuple[np.ndarray, list[str]]:
+    """Rotation (4, 4) that turns the file's vertical axis to z, and a sentence where which one it is is not plain."""
+    axis = up or file.up or "z"
+    if axis not in ("y", "z"):
+        raise ValueError(f"{path}: up is {axis!r}, expected 'z' or 'y'" + ("" if up else "; pass --up"))
+    if axis == "y":
+        return Y_UP_TO_Z_UP, ["The file's y axis is up; turned to z up (pass --up z if it already was)."]
+    unsaid = up is None and path.suffix.lower() == ".obj"
+    return np.eye(4), ["The z axis is taken as up; an OBJ does not say, and Blender writes it with y up: pass --up y "
+                       "if the object lies on its side."] * unsaid
 
 
 def merge_vertices(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -173,16 +143,6 @@ def merge_vertices(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray,
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
     return vertices[first[order]], rank[inverse.reshape(-1)][faces]
-
-
-def drop_unused(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Leave out vertices that no face names: they would only disturb boxes and nearest-point searches.
-
-    vertices (V, 3), faces (F, 3) -> the same with fewer vertices, faces numbered anew
-    """
-    used = np.zeros(len(vertices), dtype=bool)
-    used[faces] = True
-    return vertices[used], (np.cumsum(used) - 1)[faces]
 
 
 def _edge_keys(faces: np.ndarray) -> np.ndarray:
@@ -323,17 +283,30 @@ def describe_size(vertices: np.ndarray) -> str:
 
 
 def _meaningful_words(path: Path) -> tuple[list[str], str]:
-    """Words of the first name, from the file upwards, that says something, and that name."""
-    names = [path.stem, *(folder.name for folder in path.absolute().parents)][:3]  # .../025_mug/google_16k/textured.obj
-    for name in names:
-        spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
-        tokens = [token for token in re.split(r"[^A-Za-z0-9]+", spaced) if token]
+    """Words of the first name, from the file upwards, that says something, and that name.
+
+    A home folder ends the search: captions and file names of a dataset must not tell who made it.
+    """
+    names = [path.stem]
+    for folder in path.absolute().parents:
+        if folder == Path.home() or folder.parent.name.lower() in HOMES:
+            break
+        names.append(folder.name)
+    for name in names[:3]:  # .../025_mug/google_16k/textured.obj
+        tokens = _kept(re.sub(r"(?<=[^\W\d_A-Z])(?=[A-Z])", " ", name)).split()
         tokens = [token for token in tokens if len(token) < CATALOGUE_NUMBER or not re.search(r"\d", token)]
         words = [re.sub(r"\d+", "", token).lower() for token in tokens]
-        words = [word for word in words if len(word) > 1 and word not in EMPTY_WORDS]
+        words = [word for word in words if word and word not in EMPTY_WORDS and (len(word) > 1 or word >= chr(CJK))]
         if words:
             return words, name
     return [], path.stem
+
+
+def _kept(name: str, others: str = "") -> str:
+    """Letters of any script, digits and `others` of a name, composed (macOS splits accents off); the rest blank."""
+    # Marks (vowels of Thai or Hindi) belong to their letters; no class of `re` says so.
+    return "".join(sign if sign.isalnum() or unicodedata.category(sign)[0] == "M" or sign in others else " "
+                   for sign in unicodedata.normalize("NFC", name))  # fmt: skip
 
 
 def guess_category(path: str | Path) -> str:
@@ -343,7 +316,7 @@ def guess_category(path: str | Path) -> str:
 
 def _object_id(path: Path) -> str:
     """The name that says what the object is, in characters that every file system takes."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", _meaningful_words(path)[1]).strip("._") or "object"
+    return unlike_a_split("_".join(_kept(_meaningful_words(path)[1], "_.-").split()).strip("._")) or "object"
 
 
 def load_object(
@@ -353,8 +326,10 @@ def load_object(
 
     path      obj, ply, stl, glb, gltf or off; all parts of a scene are taken, in their places
     category  noun for captions; None: from the file's or its folder's name
-    units     "m", "dm", "cm", "mm", "in", or metres per unit as a number; None: guessed from the size
-    up        "z" or "y", the file's vertical axis; None: y for glTF, which defines it so, z for all others
+    units     "m", "dm", "cm", "mm", "in", or metres per unit as a number; None: what the file states (glTF, DAE, 3MF),
+              else guessed from the size
+    up        "z" or "y", the file's vertical axis; None: what the file states (glTF, DAE), else z
+    The notes name the flags of the scripts, which are called as these arguments are.
     Raises FileNotFoundError; ValueError for a file that is unreadable, empty, flat, has NaN or infinity, or is smaller
     than 1 cm or larger than 0.6 m after conversion.  Open, badly wound or non-manifold meshes are noted, not refused.
     """
@@ -362,15 +337,16 @@ def load_object(
     if not path.is_file():
         hint = " It is a folder: name a file in it." if path.is_dir() else ""
         raise FileNotFoundError(f"mesh file {path} does not exist.{hint}")
-    vertices, faces, notes = read_mesh(path)
-    metres, unit_note = _unit_of(vertices, units, path)
-    upright, up_notes = _upright(up, path)
-    notes += [unit_note, *up_notes]
+    file = read_mesh(path)
+    metres, unit_notes, how = _unit_of(file, units, path)
+    upright, up_notes = _upright(file, up, path)
+    notes = [*file.notes, *unit_notes, *up_notes]
     file_to_canonical = upright @ np.diag([metres, metres, metres, 1.0])
-    vertices, faces, repair_notes, watertight = clean_mesh(vertices @ file_to_canonical[:3, :3].T, faces, path)
+    vertices = file.vertices @ file_to_canonical[:3, :3].T
+    vertices, faces, repair_notes, watertight = clean_mesh(vertices, file.faces, path)
     size = np.ptp(vertices, axis=0).max()
     if not 0.999 * SMALLEST <= size <= 1.001 * LARGEST:  # a size of exactly 0.6 must not fail by rounding
-        raise ValueError(_size_message(path, size, metres, units))
+        raise ValueError(_size_message(path, size, metres, how))
     centre = box_centre(vertices)
     if np.abs(centre).max() > ALREADY_CENTRED:
         file_to_canonical[:3, 3] = -centre
@@ -380,7 +356,7 @@ def load_object(
     notes += [f"Size {describe_size(vertices)}; {len(vertices)} vertices, {len(faces)} faces.", *repair_notes]
     if category is None:
         category = guess_category(path)
-        notes.append(f"Called '{category}' after its name; pass category= for another noun.")
+        notes.append(f"Called '{category}' after its name; pass --category for another noun.")
     return ObjectMesh(
         vertices.astype(np.float32).astype(np.float64), faces, _object_id(path), category, str(path),
         file_to_canonical, watertight, tuple(notes),
@@ -409,7 +385,7 @@ def make_object(category: str, seed: int) -> ObjectMesh:
 
 
 def find_objects(path: str | Path) -> list[Path]:
-    """Mesh files under a folder, sorted by path; a file stands for itself.
+    """Mesh files under a folder, linked folders included, sorted by path; a file stands for itself.
 
     Raises FileNotFoundError when the path does not exist, ValueError when no mesh is there.
     """
@@ -418,50 +394,85 @@ def find_objects(path: str | Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise FileNotFoundError(f"object path {path} does not exist")
-    found = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in MESH_SUFFIXES)
+    found = [file for file in files_under(path) if file.suffix.lower() in MESH_SUFFIXES]
     if not found:
-        raise ValueError(f"folder {path} holds no mesh; looked for {', '.join(MESH_SUFFIXES)}")
+        left_out = _left_out(path)
+        others = f"; {left_out} {CONVERT}" if left_out else ""
+        raise ValueError(f"folder {path} holds no mesh; looked for {', '.join(MESH_SUFFIXES)}{others}")
     return found
+
+
+def _left_out(folder: Path) -> str:
+    """A sentence about files under a folder that are meshes of kinds not looked for; empty when there are none."""
+    names = [str(file.relative_to(folder)) for file in files_under(folder) if file.suffix.lower() in OTHER_SUFFIXES]
+    return f"Left out of {folder}, for their kinds are read only when named: {first_few(names)}." if names else ""
+
+
+def add_mesh_flags(add: Callable[..., Any]) -> None:
+    """Flags on what mesh files hold, by an argparse parser's or group's add_argument; see collect_objects."""
+    add("--category", nargs="+", metavar="NOUN",
+        help="what mesh files show, used in texts: one noun for all, or one for each in order (default: from the "
+        "file's or its folder's name)")
+    add("--units", help="unit of mesh files: m, dm, cm, mm, in, or metres per unit as a number (default: what the "
+        "file states, else guessed from its size, and said)")
+    add("--up", choices=("y", "z"), help="vertical axis of mesh files (default: what the file states, else z)")
 
 
 def collect_objects(
     words: Iterable[str],
     shapes: Iterable[int] = (0,),
-    category: str | None = None,
+    category: str | Sequence[str] | None = None,
     units: str | float | None = None,
     up: str | None = None,
 ) -> list[ObjectMesh]:
     """Objects as a command line names them: mesh files, folders of meshes, built-in families.
 
-    shapes               seeds of the shapes made of each built-in family
-    category, units, up  of mesh files, see load_object
+    shapes    seeds of the shapes made of each built-in family
+    category  noun of all mesh files, or one for each in their order, folders sorted; None: from their names
+    units, up of mesh files, see load_object
     Files of one name get different object ids.  Raises ValueError that reports every object that cannot be used.
     """
-    objects, problems, shapes = [], [], list(shapes)
+    found, notes, problems, shapes = [], {}, [], list(shapes)
     for word in words:
         if word in CATEGORIES:
-            objects += [make_object(word, shape) for shape in shapes]
+            found.append(word)
             continue
         try:
             if not Path(word).exists():
                 known = ", ".join(CATEGORIES)
                 raise FileNotFoundError(f"{word}: no such file or folder, and no built-in family ({known})")
             paths = find_objects(word)
+            found += paths
+            if Path(word).is_dir() and (left_out := _left_out(Path(word))):
+                notes[paths[0]] = (left_out,)
         except (ValueError, OSError) as error:
             problems.append(str(error))
+    files = [item for item in found if isinstance(item, Path)]
+    nouns = [category] if isinstance(category, str) or category is None else list(category)
+    if len(nouns) not in (1, len(files)) and not problems:
+        names = ", ".join(map(str, files)) or "none"
+        raise ValueError(f"--category has {len(nouns)} nouns ({', '.join(nouns)}) for {len(files)} mesh files "
+                         f"({names}): pass one, or one for each in this order; quote a noun of two words")
+    nouns, objects = iter(nouns * len(files) if len(nouns) == 1 else nouns), []
+    for item in found:
+        if isinstance(item, str):
+            objects += [make_object(item, shape) for shape in shapes]
             continue
-        for path in paths:
-            try:
-                objects.append(load_object(path, category, units, up))
-            except (ValueError, OSError) as error:
-                problems.append(str(error))
+        try:
+            mesh = load_object(item, next(nouns, None), units, up)
+            objects.append(replace(mesh, notes=mesh.notes + notes.get(item, ())))
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
     if problems:
         raise ValueError("\n  ".join([f"{len(problems)} object(s) cannot be used, nothing was made:", *problems]))
-    seen: dict[str, int] = {}
+    taken: set[str] = set()  # in one case: some file systems take Mug.ply for mug.ply
     for k, mesh in enumerate(objects):
-        seen[mesh.object_id] = seen.get(mesh.object_id, 0) + 1
-        if seen[mesh.object_id] > 1:
-            objects[k] = replace(mesh, object_id=f"{mesh.object_id}_{seen[mesh.object_id]}")
+        name, number = mesh.object_id, 1
+        while name.casefold() in taken:
+            number += 1
+            name = f"{mesh.object_id}_{number}"
+        taken.add(name.casefold())
+        objects[k] = replace(mesh, object_id=name)
     return objects
 
 

@@ -59,8 +59,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     reference = None if args.real is None else Reference.read(args.real, args.workers, args.skip_damaged)
     for pictures in (fake, reference and reference.pictures):
         if pictures is not None and pictures.damaged:
-            results.note(f"{pictures.folder}: {len(pictures.damaged)} damaged pictures were left out, "
-                         f"{first_few(pictures.damaged, joint='; ')}")  # fmt: skip
+            results.note(f"{pictures.folder}: {len(pictures.damaged)} pictures were left out, damaged or of a kind "
+                         f"that is not read: {first_few(pictures.damaged, joint='; ')}")  # fmt: skip
     extractors = _measure_features(args, results, fake, reference)
     by_class = _measure_predictions(args, results, fake)
     if args.videos:

@@ -29,14 +29,15 @@ from tqdm import tqdm
 
 from hoi.common.arrays import pictures_to_tensor
 from hoi.common.command import first_few
-from hoi.common.files import read_npz, sha256_of, write_whole
+from hoi.common.files import files_under, read_npz, sha256_of, write_whole
 from hoi.common.tensors import load_model_file, strict_load
 from hoi.data.folder import path_of, pictured, read_records
 from hoi.metrics.clip import Clip
 from hoi.metrics.inception import RESIZE_MODES, Inception, prepare
 from hoi.verify.verifier import Verifier, resized
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
+OTHER_SUFFIXES = {".gif", ".jp2", ".jxl", ".avif", ".heic", ".heif", ".tga", ".exr", ".hdr", ".dng", ".psd"}
 ROWS_PER_FILE = 512  # pictures in one file of the cache: 8 MB of Inception's, at most so many are looked at again
 # What Pillow raises for files that are cut, of another format, or made to exhaust memory.
 DAMAGE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
@@ -50,7 +51,7 @@ class PictureSet:
     paths    of the files
     records  of a dataset folder, one a picture; None for a plain folder
     hashes   SHA-256 of each file
-    damaged  what was left out, with the reason of each
+    damaged  what was left out, with the reason of each: damage, or a kind that is not read
     """
 
     folder: Path
@@ -80,18 +81,22 @@ def read_rgb(path: Path) -> Image.Image:
         return picture.convert("RGB")
 
 
-def _listed(folder: Path) -> tuple[list[Path], list[dict[str, Any]] | None]:
-    """Files of the pictures in a folder, and their records if it is a dataset folder.  Raises as find_pictures."""
+def _listed(folder: Path) -> tuple[list[Path], list[dict[str, Any]] | None, list[Path]]:
+    """Files of the pictures in a folder, their records if it is a dataset folder, and pictures of kinds not read.
+
+    Raises as find_pictures.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     if any(folder.glob("metadata*.jsonl")):  # by its records, for it holds condition images, too
         records = pictured(folder, read_records(folder))
-        return [path_of(folder, record, "file_name") for record in records], records
-    inner = next(folder.rglob("metadata*.jsonl"), None)
+        return [path_of(folder, record, "file_name") for record in records], records, []
+    files = files_under(folder)
+    inner = next((path for path in files if path.match("metadata*.jsonl")), None)
     if inner is not None:  # its condition images would count as pictures
         raise ValueError(f"{folder} holds dataset folders; name one of them, such as {inner.parent}")
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    return sorted(path for path in found if not any(p.startswith(".") for p in path.relative_to(folder).parts)), None
+    found, others = ([path for path in files if path.suffix.lower() in kinds] for kinds in (SUFFIXES, OTHER_SUFFIXES))
+    return found, None, others
 
 
 def _inspect(path: Path) -> tuple[str, str]:
@@ -104,16 +109,17 @@ def _inspect(path: Path) -> tuple[str, str]:
 
 
 def find_pictures(folder: str | Path, workers: int, skip_damaged: bool = False) -> PictureSet:
-    """The pictures of a dataset folder (its metadata.jsonl names them) or of a plain one, sub-folders included.
+    """The pictures of a dataset folder (its metadata.jsonl names them) or of a plain one, sub-folders and links too.
 
     workers       threads that read and hash the files; every picture is decoded once, so that damage shows first
     skip_damaged  leave damaged pictures out and say so in `damaged`, instead of the ValueError that names them
     Raises FileNotFoundError without a folder, ValueError when it has no picture or none is whole.
     """
     folder = Path(folder)
-    paths, records = _listed(folder)
+    paths, records, others = _listed(folder)
     if not paths:
-        raise ValueError(f"{folder} has no pictures")
+        names = f" of a kind that is read, only {first_few(path.name for path in others)}" if others else ""
+        raise ValueError(f"{folder} has no pictures{names}; expected {', '.join(sorted(SUFFIXES))}")
     # Threads will do here: decoding and hashing leave Python's lock free.
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         inspected = list(tqdm(pool.map(_inspect, paths), total=len(paths), desc=f"hashing {folder.name}", leave=False))
@@ -124,6 +130,7 @@ def find_pictures(folder: str | Path, workers: int, skip_damaged: bool = False) 
         advice = "Make them again, or measure without them: --skip-damaged"
         raise ValueError(f"{folder}: {len(damaged)} of {len(paths)} pictures are damaged or missing: {named}. "
                          + ("Nothing is left to measure" if skip_damaged else advice))  # fmt: skip
+    damaged |= {str(path.relative_to(folder)): "its kind is not read: convert it to .png" for path in others}
     kept = None if records is None else [records[k] for k in good]
     return PictureSet(folder, [paths[k] for k in good], kept, [inspected[k][0] for k in good], damaged)
 

@@ -19,7 +19,8 @@ import numpy as np
 from hoi.common.files import read_npz
 from hoi.geometry.hand import HandParams, pca_to_hand_pose
 from hoi.geometry.mano import read_pca
-from hoi.geometry.objects import ObjectMesh, read_mesh
+from hoi.geometry.mesh_files import read_mesh
+from hoi.geometry.objects import ObjectMesh
 from hoi.sources.frame import PosedObject, Rejected, SourceFrame, read_millimetres, read_picture
 
 # Name of each model, and what captions call it: a plain noun, without the catalogue's number and brands, which text
@@ -67,12 +68,13 @@ def load_ycb(models: str, name: str) -> ObjectMesh | None:
     path = model_path(models, name)
     if not path.is_file():
         return None
-    vertices, faces, notes = read_mesh(path)
-    extent = float(np.ptp(vertices, axis=0).max())
+    file = read_mesh(path)
+    extent = float(np.ptp(file.vertices, axis=0).max())
     if not MODEL_EXTENT[0] <= extent <= MODEL_EXTENT[1]:
         raise ValueError(f"{path} is {extent:g} units long; expected the YCB model in metres")
-    vertices = vertices.astype(np.float32).astype(np.float64)  # what the dataset folder's copy will hold
-    return ObjectMesh(vertices, faces, name, YCB_NOUNS.get(name, name), str(path), np.eye(4), False, tuple(notes))
+    vertices = file.vertices.astype(np.float32).astype(np.float64)  # what the dataset folder's copy will hold
+    noun, notes = YCB_NOUNS.get(name, name), tuple(file.notes)
+    return ObjectMesh(vertices, file.faces, name, noun, str(path), np.eye(4), False, notes)
 
 
 @dataclass(frozen=True)

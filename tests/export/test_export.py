@@ -1,6 +1,8 @@
 """The export command: whole or absent, faults named, nothing left out in silence.  The folder itself in `datasets`."""
 
+import csv
 import errno
+import json
 import os
 import re
 import shutil
@@ -10,8 +12,9 @@ import numpy as np
 import pytest
 
 from hoi.common.files import ASSETS
-from hoi.data.folder import load_picture, read_records
-from hoi.data.writer import write_records
+from hoi.data.folder import load_image, load_mesh, load_picture, read_records
+from hoi.data.views import FolderViews
+from hoi.data.writer import DatasetWriter, write_pictures, write_records
 from hoi.export import folder, formats
 from hoi.export.__main__ import run
 from hoi.export.formats import FORMATS, export_folder
@@ -130,3 +133,69 @@ def test_the_dataset_folder_itself_opens_in_datasets(export_source, tmp_path, mo
         np.testing.assert_array_equal(np.array(row["image"]), load_picture(export_source, record, "file_name"))
         np.testing.assert_array_equal(np.array(row["depth"]), load_picture(export_source, record, "depth_file_name"))
         assert row["text"] == record["text"] and row["intrinsics"] == record["intrinsics"]
+
+
+@pytest.fixture
+def two_jars(export_source, tmp_path):
+    """A folder from elsewhere: its mug and its bowl are two mugs called jar.ply, in sub-folders of their own."""
+    folder = tmp_path / "two_jars"
+    shutil.copytree(export_source, folder)
+    records = read_records(folder)[:2]
+    for record, place in zip(records, ("a", "b"), strict=True):
+        (folder / "objects" / place).mkdir()
+        os.rename(folder / record["object_path"], folder / "objects" / place / "jar.ply")
+        record |= {"object_path": f"objects/{place}/jar.ply", "category": "mug"}
+    write_records(folder, records)
+    return folder
+
+
+def test_two_meshes_of_one_file_name_never_share_a_file(two_jars, tmp_path):
+    records = read_records(two_jars)
+    meshes = [(two_jars / record["object_path"]).read_bytes() for record in records]
+    assert meshes[0] != meshes[1]
+    views = FolderViews(two_jars, records[0]["height"])
+    copies = [views[number].write(tmp_path / "copy", number) for number in range(2)]  # what sample.py --data does
+    assert [(tmp_path / "copy" / copied["object_path"]).read_bytes() for copied in copies] == meshes
+    export_folder(two_jars, "csv", tmp_path / "csv")
+    with open(tmp_path / "csv" / "test.csv", newline="") as stream:
+        assert [(tmp_path / "csv" / row["objpath"]).read_bytes() for row in csv.DictReader(stream)] == meshes
+    export_folder(two_jars, "nocs", tmp_path / "nocs")
+    models = {path.read_bytes() for path in (tmp_path / "nocs").rglob("model.obj")}
+    assert len(models) == 2
+    export_folder(two_jars, "bop", tmp_path / "bop")
+    assert len(set(json.loads(next((tmp_path / "bop").rglob("names.json")).read_text()).values())) == 2
+
+
+def test_a_mesh_called_like_a_split_hides_no_record_from_datasets(export_source, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import datasets
+
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    shutil.copytree(export_source, source)
+    records = [record for record in read_records(source) if record["object_path"]]
+    names = ("test.ply", "toy_train.ply", "val-1.ply")
+    for record, name in zip(records, names, strict=False):
+        shutil.copy(source / record["object_path"], source / "objects" / name)
+        record["object_path"] = f"objects/{name}"
+    write_records(source, records)
+    views, writer = FolderViews(source, records[0]["height"]), DatasetWriter(copy, {})
+    for number, record in enumerate(records[: len(names)]):
+        written = views[number].write(copy, number)
+        assert (copy / written["object_path"]).read_bytes() == (source / record["object_path"]).read_bytes()
+        writer.append(write_pictures(copy, number, written, load_image(source, record)))
+    writer.finish()
+    table = datasets.load_dataset("imagefolder", data_dir=str(copy), cache_dir=str(tmp_path / "cache"))
+    assert list(table) == ["train"] and len(table["train"]) == len(names)
+
+
+def test_an_object_of_a_folder_is_read_by_the_suffixes_of_meshes_alone(export_source, tmp_path):
+    folder = tmp_path / "folder"
+    shutil.copytree(export_source, folder)
+    record = read_records(folder)[0]
+    for name in ("mug.svg", "mug.xaml", "mug.json", "mug.ply.bz2", "mug.zip", "mug"):
+        shutil.copy(folder / record["object_path"], folder / "objects" / name)
+        with pytest.raises(ValueError, match=f"{name} .object_path of record 0. is no mesh file: expected one of .obj"):
+            load_mesh(folder, record | {"object_path": f"objects/{name}"})
+    shutil.copy(folder / record["object_path"], folder / "objects" / "mug.PLY")
+    np.testing.assert_array_equal(load_mesh(folder, record | {"object_path": "objects/mug.PLY"})[0],
+                                  load_mesh(folder, record)[0])  # fmt: skip

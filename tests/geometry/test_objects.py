@@ -237,8 +237,8 @@ OBJ_TETRAHEDRON = "v 0 0 {z}\nv 0 {s} 0\nv {s} 0 0\nv {s} {s} {s}\nf 1 2 3\nf 1 
     ("inf.obj", OBJ_TETRAHEDRON.format(s=0.1, z="inf"), "1 of 4 vertices have NaN or infinite coordinates"),
     ("flat.obj", "v 0 0 0\nv 0 .1 0\nv .1 0 0\nv .1 .1 0\nf 1 2 3\nf 2 4 3\n", "flat: its box is 0.1 x 0.1 x 0 units"),
     ("index.off", "OFF\n3 1 0\n0 0 0\n0 1 0\n1 0 1\n3 0 1 7\n", "index.off"),
-    ("huge.obj", OBJ_TETRAHEDRON.format(s=1.4, z=0), "1.4 m long .* Pass units='dm' or 'cm' or 'in'"),
-    ("tiny.obj", OBJ_TETRAHEDRON.format(s=0.004, z=0), "0.004 m long .* such as units=30"),
+    ("huge.obj", OBJ_TETRAHEDRON.format(s=1.4, z=0), "1.4 m long .* Pass --units dm or cm or in"),
+    ("tiny.obj", OBJ_TETRAHEDRON.format(s=0.004, z=0), "0.004 m long .* such as --units 30"),
     ("vast.obj", OBJ_TETRAHEDRON.format(s=3000, z=0), "3 m long"),
 ])
 def test_a_mesh_that_cannot_be_used_is_refused_with_its_reason(name, content, message, tmp_path):

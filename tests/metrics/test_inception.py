@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 from functools import partial
 
@@ -297,6 +298,20 @@ def test_damaged_pictures_are_named_and_counted_and_left_out_only_on_request(tmp
     assert sorted(found.damaged) == ["001.png", "002.png", "depth.png"]
     whole = hashlib.sha256("\n".join(sorted(found.hashes)).encode()).hexdigest()
     assert found.digest() == whole
+
+
+def test_linked_folders_of_pictures_are_followed_once_and_other_kinds_are_named(tmp_path):
+    folder = picture_folder(tmp_path / "a", 2)
+    (folder / "linked").symlink_to(picture_folder(tmp_path / "b", 3))
+    (tmp_path / "b" / "back").symlink_to(tmp_path / "b")
+    shutil.copy(folder / "000.png", folder / "photo.JFIF")
+    (folder / "phone.HEIC").write_bytes(b"")
+    found = find_pictures(folder, 1)
+    assert len(found) == 6 and found.described()["left_out"].keys() == {"phone.HEIC"}
+    (tmp_path / "c").mkdir()
+    shutil.copy(folder / "phone.HEIC", tmp_path / "c")
+    with pytest.raises(ValueError, match="no pictures of a kind that is read, only phone.HEIC; expected .bmp"):
+        find_pictures(tmp_path / "c", 1)
 
 
 def test_empty_folders_and_features_that_are_not_finite_are_named(tmp_path):

@@ -1,0 +1,477 @@
+"""Mesh files of other programs.  File -> triangles in the file's own units, and what it says of its unit and axis.
+
+trimesh reads all formats but two: its PLY knows no faces of different lengths and no strips, its glTF neither required
+extensions nor normalized or sparse accessors.  It also fills faces with notches (OBJ, OFF) by a fan, so these are cut
+into triangles before it sees them.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import struct
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import trimesh
+from trimesh.units import unit_conversion
+from trimesh.util import decode_text, triangle_strips_to_faces
+
+GLTF_SUFFIXES = (".glb", ".gltf")
+MESH_SUFFIXES = (".obj", ".ply", ".stl", *GLTF_SUFFIXES, ".off")
+# Read when the file is named itself and the package is there; in folders they mostly stand beside an .obj of the same.
+READERS = {".dae": "pycollada", ".3mf": "lxml", ".step": "cascadio", ".stp": "cascadio"}
+MODULES = {"pycollada": "collada"}  # packages whose module is called otherwise
+OTHER_SUFFIXES = (
+    *READERS, ".fbx", ".blend", ".usd", ".usda", ".usdc", ".usdz", ".3ds", ".wrl", ".x3d", ".vtk", ".igs", ".iges",
+    ".drc", ".max", ".skp",
+)  # fmt: skip
+CONVERT = f"convert it to one of {', '.join(MESH_SUFFIXES)}"
+PLY_TYPES = {
+    "char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4",
+    "double": "f8", "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4",
+    "float32": "f4", "float64": "f8",
+}  # fmt: skip
+PLY_ORDERS = {"ascii": "<", "binary_little_endian": "<", "binary_big_endian": ">"}
+GLTF_TYPES = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
+GLTF_WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
+# Parts of the names of extensions that leave shapes alone, or that are read; any other required one is refused.
+GLTF_READ = ("material", "texture", "light", "KHR_mesh_quantization", "KHR_xmp", "animation", "variants", "EXT_image")
+TRIANGLES, STRIP, FAN = 4, 5, 6  # modes of glTF primitives
+MOST_CORNERS = 5000  # of a face with notches: cutting ears takes the square of it
+MOST_FACES = 10_000_000  # of a glTF: a small one can place its mesh ten thousand times
+MOST_UNPACKED = 1 << 28  # bytes that a 3MF, which is a zip, may hold
+FLAT = 1e-6  # thickness over length below which a mesh is a sheet
+FLAT_TURN = 1e-5  # sine of the angle below which a corner that turns back counts as straight: coordinates are rounded
+COARSEST = 1e-3  # of the longest side; float32 steps above it show as stairs
+
+
+Parts = list[tuple[np.ndarray, np.ndarray]]  # vertices (V, 3) and faces (F, 3) of each part
+Stated = tuple[float | None, str | None]  # metres per unit and vertical axis; None where the file does not say
+GLTF_STATES = (1.0, "y")
+
+
+@dataclass(frozen=True)
+class MeshFile:
+    """What a mesh file holds.
+
+    vertices  (V, 3) float64 in the file's units          faces  (F, 3) int64
+    metres    a unit of the file in metres, None where it does not say
+    up        "y" or "z", its vertical axis, None where it does not say
+    notes     sentences: what was joined or left out
+    """
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    metres: float | None = None
+    up: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def read_mesh(path: Path) -> MeshFile:
+    """All triangles of a file, parts of a scene in their places, vertices that no face names left out.
+
+    Raises ValueError for a file that is damaged, of an unknown kind or without triangles, whose reader is not
+    installed, that needs a glTF extension, or whose numbers cannot be a shape: NaN, flat, too coarse for their size.
+    """
+    suffix = path.suffix.lower()
+    package = READERS.get(suffix)
+    if package and find_spec(MODULES.get(package, package)) is None:
+        raise ValueError(f"{path}: reading {suffix} needs another package: pip install {package}; or {CONVERT}")
+    readers = {".ply": _read_ply, ".off": _read_off} | dict.fromkeys(GLTF_SUFFIXES, _read_gltf)
+    try:
+        parts, skipped, stated = readers.get(suffix, _read_by_trimesh)(path)
+    except Exception as error:  # the readers behind trimesh raise whatever their format's parser meets
+        known = "" if suffix in MESH_SUFFIXES else f"; {CONVERT}"
+        raise ValueError(f"{path} cannot be read as a {suffix or 'mesh'} file: {error}{known}") from error
+    if not parts:
+        raise ValueError(f"{path} has no triangles ({skipped} parts of other kinds); expected a surface mesh")
+    notes = [f"Joined {len(parts)} parts of the scene."] if len(parts) > 1 else []
+    if skipped:
+        notes.append(f"Left out {skipped} parts without triangles (points, lines or empty).")
+    starts = np.cumsum([0, *(len(vertices) for vertices, _ in parts)])
+    vertices = np.concatenate([vertices for vertices, _ in parts])
+    faces = np.concatenate([faces + start for (_, faces), start in zip(parts, starts[:-1], strict=True)])
+    if faces.min() < 0 or faces.max() >= len(vertices):
+        raise ValueError(f"{path}: a face names vertex {faces.max()}, but there are {len(vertices)} vertices")
+    vertices, faces = drop_unused(vertices.astype(np.float64), faces.astype(np.int64))
+    _check_numbers(vertices, path)
+    return MeshFile(vertices, faces, *stated, notes)
+
+
+def drop_unused(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices that no face names would only disturb boxes and nearest-point searches."""
+    used = np.zeros(len(vertices), dtype=bool)
+    used[faces] = True
+    return vertices[used], (np.cumsum(used) - 1)[faces]
+
+
+def _check_numbers(vertices: np.ndarray, path: Path) -> None:
+    bad = ~np.isfinite(vertices).all(axis=1)
+    if bad.any():
+        raise ValueError(f"{path}: {bad.sum()} of {len(vertices)} vertices have NaN or infinite coordinates "
+                         f"(first: vertex {bad.argmax()}); expected finite numbers. Export the mesh again")
+    extent, far = np.ptp(vertices, axis=0), np.abs(vertices).max()
+    with np.errstate(over="ignore"):
+        rounded = vertices.astype(np.float32)
+    step = float(np.spacing(np.abs(rounded).max()))
+    # A file with more digits than float32 has (an OBJ, double PLY) shows it: its numbers are no float32 numbers.
+    if step > COARSEST * extent.max() > 0.0 and (vertices == rounded).all():
+        raise ValueError(f"{path}: the object lies {far:.4g} units from the origin, where float32 numbers are {step:g} "
+                         f"apart, and is {extent.max():.4g} units long: its shape is lost. Move it to the origin in "
+                         "the program that made it, and export it again")
+    if extent.min() <= FLAT * extent.max() or extent.max() == 0.0:
+        raise ValueError(f"{path} is flat: its box is {' x '.join(f'{e:g}' for e in extent)} units; "
+                         "a grasp needs an object with a volume")
+
+
+# --- by trimesh ---
+
+
+def _read_by_trimesh(path: Path) -> tuple[Parts, int, Stated]:
+    """Parts, number of parts without triangles, and what the file states, of any format that trimesh knows."""
+    suffix, content = path.suffix.lower(), path.read_bytes()
+    if suffix in (".zip", ".gz", ".bz2", ".tar", ".tgz"):
+        raise ValueError("it is an archive; unpack it and name the mesh in it")
+    if suffix == ".3mf" and sum(of.file_size for of in zipfile.ZipFile(path).infolist()) > MOST_UNPACKED:
+        raise ValueError(f"it unpacks to more than {MOST_UNPACKED >> 20} MB; simplify it")
+    if suffix == ".obj":
+        content = _without_notches(decode_text(content)).encode()
+    resolver = trimesh.resolvers.FilePathResolver(path)
+    scene = trimesh.load(io.BytesIO(content), suffix[1:], resolver, force="scene", process=False, skip_materials=True)
+    parts, skipped, units = [], 0, None
+    for node in scene.graph.nodes_geometry:
+        transform, name = scene.graph[node]
+        part = scene.geometry[name]
+        if isinstance(part, trimesh.Trimesh) and len(part.faces):
+            parts.append(_placed(part.vertices, part.faces, transform))
+            units = part.metadata.get("units")
+        else:
+            skipped += 1
+    # trimesh takes DAE's unit from the file, its axis it does not; without the element the format says y.
+    axis = re.search(rb"<up_axis>\s*([XYZ])_UP", content) if suffix == ".dae" else None
+    up = (axis[1].decode().lower() if axis else "y") if suffix == ".dae" else None
+    return parts, skipped, (unit_conversion(units, "m") if units else None, up)
+
+
+def _placed(vertices: np.ndarray, faces: np.ndarray, transform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A part in its scene; a mirrored one keeps its outside outside."""
+    mirrored = np.linalg.det(transform[:3, :3]) < 0
+    return trimesh.transform_points(vertices, transform), faces[:, ::-1] if mirrored else faces
+
+
+# --- faces with more than three corners ---
+
+
+def _without_notches(text: str) -> str:
+    """The text of an OBJ, the faces cut into triangles that a fan would fill wrongly; all other lines as they were.
+
+    Corners counted back from the last vertex (f -3 -2 -1) are named from the first: trimesh counts from the file's end.
+    """
+    lines = text.replace("\r\n", "\n").replace("\\\n", " ").split("\n")
+    vertices: list[list[str]] = []
+    faces: dict[int, list[tuple[int, list[int]]]] = {}  # line and vertices of each face, by number of corners
+    for number, line in enumerate(lines):
+        if line.startswith(("v ", "v\t")):
+            vertices.append(line.split()[1:4])
+        elif line.startswith("f") and (len(words := line.split("#")[0].split()[1:]) > 3 or "-" in line):
+            corners = [int(word.split("/")[0]) for word in words]
+            corners = [corner - 1 if corner > 0 else len(vertices) + corner for corner in corners]
+            faces.setdefault(len(corners), []).append((number, corners))
+            if "-" in line:
+                lines[number] = "f " + " ".join(str(corner + 1) for corner in corners)
+    points = np.array(vertices, dtype=np.float64)
+    for rows in faces.values():
+        places = points[[corners for _, corners in rows]]
+        for k in np.flatnonzero(_notched(places)):
+            words = lines[rows[k][0]].split()[1:]
+            ears = _cut_ears(places[k])
+            lines[rows[k][0]] = "\n".join("f " + " ".join(words[corner] for corner in ear) for ear in ears)
+    return "\n".join(lines)
+
+
+def _triangles(vertices: np.ndarray, polygons: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+    """Polygons (n,), each the numbers of its corners, or (M, n) of one kind -> triangles (F, 3), by number of corners.
+
+    Convex ones become a fan as trimesh makes it, those with notches are cut.  Raises IndexError for a missing vertex.
+    """
+    if isinstance(polygons, np.ndarray):
+        kinds = [polygons]
+    else:
+        counts = np.array([len(polygon) for polygon in polygons])
+        kinds = [np.stack([polygons[k] for k in np.flatnonzero(counts == n)]) for n in np.unique(counts)]
+    faces = [np.zeros((0, 3), dtype=np.int64)]
+    for corners in (corners for corners in kinds if corners.shape[1] >= 3):
+        corners = corners.astype(np.int64)
+        notched = _notched(vertices[corners]) if corners.shape[1] > 3 else np.zeros(len(corners), dtype=bool)
+        fan = [(0, 1, 2), *((k, k + 1, 0) for k in range(2, corners.shape[1] - 1))]
+        faces += [corners[~notched][:, triangle] for triangle in fan]
+        faces += [polygon[_cut_ears(vertices[polygon])] for polygon in corners[notched]]
+    return np.concatenate(faces)
+
+
+def _notched(corners: np.ndarray) -> np.ndarray:
+    """Whether each of M faces (M, n, 3) turns back somewhere, so that a fan would leave it (M,)."""
+    if corners.shape[1] < 4:
+        return np.zeros(len(corners), dtype=bool)
+    before, after = corners - np.roll(corners, 1, axis=1), np.roll(corners, -1, axis=1) - corners
+    normal = _area_vector(corners)[:, None]
+    lengths = np.linalg.norm(before, axis=2) * np.linalg.norm(after, axis=2) * np.linalg.norm(normal, axis=2)
+    return ((np.cross(before, after) * normal).sum(axis=2) < -FLAT_TURN * lengths).any(axis=1)
+
+
+def _area_vector(corners: np.ndarray) -> np.ndarray:
+    """Normals of faces (..., n, 3), twice their area long (Newell)."""
+    arms = corners - corners[..., :1, :]
+    return np.cross(arms, np.roll(arms, -1, axis=-2)).sum(axis=-2)
+
+
+def _cut_ears(points: np.ndarray) -> np.ndarray:
+    """One face (n, 3) with notches -> n - 2 triangles (n - 2, 3) of its corners' numbers (Meisters 1975).
+
+    An ear is a corner that turns the face's way and whose triangle holds no other corner.  A face that crosses itself
+    has none at last; then any corner is cut.  Raises ValueError for more than MOST_CORNERS corners.
+    """
+    if len(points) > MOST_CORNERS:
+        raise ValueError(f"a face with notches has {len(points)} corners, more than {MOST_CORNERS}: export triangles")
+    normal = _area_vector(points)
+    axis = np.abs(normal).argmax()
+    flat = np.roll(points - points[0], -axis - 1, axis=1)[:, :2] * [np.sign(normal[axis]) or 1.0, 1.0]
+    left, ears = list(range(len(points))), []
+    while len(left) > 3:
+        ear = next((k for k in range(len(left)) if _is_ear(flat, left, k)), 0)
+        ears.append((left[ear - 1], left[ear], left[(ear + 1) % len(left)]))
+        del left[ear]
+    return np.array([*ears, left])
+
+
+def _is_ear(flat: np.ndarray, left: list[int], k: int) -> bool:
+    """Whether corner k of those that are left, counter-clockwise in the plane (n, 2), can be cut off."""
+    a, b, c = triangle = flat[[left[k - 1], left[k], left[(k + 1) % len(left)]]]
+    if _turn(a, b, c) <= 0.0:
+        return False
+    others = flat[left]
+    # A bridge to a hole passes its two ends twice: the same place is not inside.
+    others = others[(others[:, None] != triangle).any(axis=2).all(axis=1)]
+    return not ((_turn(a, b, others) >= 0) & (_turn(b, c, others) >= 0) & (_turn(c, a, others) >= 0)).any()
+
+
+def _turn(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """Positive where c lies to the left of the way from a to b."""
+    return (b[0] - a[0]) * (c[..., 1] - a[1]) - (b[1] - a[1]) * (c[..., 0] - a[0])
+
+
+# --- OFF and PLY ---
+
+
+def _read_off(path: Path) -> tuple[Parts, int, Stated]:
+    """Vertices, a line each, then faces: how many corners, which, perhaps a colour.  The counts may touch the head."""
+    lines = [cut for line in decode_text(path.read_bytes()).splitlines() if (cut := line.split("#")[0].strip())]
+    head = re.match(r"(ST)?C?N?OFF", lines[0] if lines else "")
+    if head is None:
+        raise ValueError("it does not begin with OFF")
+    lines[0] = lines[0][head.end() :]
+    lines = lines if lines[0] else lines[1:]
+    count, face_count = (int(word) for word in lines[0].split()[:2])
+    if not 0 <= count + face_count < len(lines):
+        raise ValueError(f"it promises {count} vertices and {face_count} faces and has {len(lines) - 1} lines")
+    vertices = np.array([line.split()[:3] for line in lines[1 : count + 1]], dtype=np.float64).reshape(-1, 3)
+    rows = [line.split() for line in lines[count + 1 : count + face_count + 1]]
+    polygons = [np.array(row[1 : int(row[0]) + 1], dtype=np.int64) for row in rows]
+    return _one_part(vertices, _triangles(vertices, polygons))
+
+
+def _one_part(vertices: np.ndarray, faces: np.ndarray) -> tuple[Parts, int, Stated]:
+    return ([(vertices, faces)], 0, (None, None)) if len(faces) else ([], 1, (None, None))
+
+
+def _read_ply(path: Path) -> tuple[Parts, int, Stated]:
+    """Vertices, and faces of any numbers of corners, or triangle strips cut by -1 (as VRIP and zipper write them)."""
+    head, _, body = path.read_bytes().partition(b"end_header")
+    body = body[2 if b"\r\n" in head else 1 :]
+    lines = [line.split() for line in decode_text(head).splitlines()]
+    layout = next((line[1] for line in lines if line[:1] == ["format"]), None)
+    if lines[:1] != [["ply"]] or layout not in PLY_ORDERS:
+        raise ValueError("its header is not PLY's")
+    if layout == "ascii":  # tokens become doubles, and every type a double
+        body = np.array(body.split(), dtype="<f8").tobytes()
+    elements: dict[str, tuple[int, dict[str, list[np.dtype]]]] = {}  # count; of a property its types, of a list two
+    for line in lines:
+        if line[:1] == ["element"]:
+            elements[line[1]] = int(line[2]), (properties := {})
+        elif line[:1] == ["property"]:
+            types = [np.dtype("f8" if layout == "ascii" else PLY_TYPES[word]) for word in line[1:-1] if word != "list"]
+            properties[line[-1]] = [of.newbyteorder(PLY_ORDERS[layout]) for of in types]
+    at, columns = 0, {}
+    for name, (count, properties) in elements.items():
+        if not 0 <= count <= len(body):
+            raise ValueError(f"it promises {count} of {name!r} and has {len(body)} bytes")
+        columns[name], at = _ply_rows(body, at, count, properties)
+    vertices = np.stack([columns["vertex"][axis] for axis in "xyz"], axis=1).astype(np.float64)
+    of_faces = columns.get("face", {})
+    faces = [_triangles(vertices, of_faces.get("vertex_indices", of_faces.get("vertex_index", ())))]
+    for strip in columns.get("tristrips", {}).get("vertex_indices", ()):
+        strips = np.split(strip, np.flatnonzero(strip == -1))
+        strips = [part[part != -1].astype(np.int64) for part in strips]
+        faces += [triangle_strips_to_faces([part]) for part in strips if len(part) > 2]
+    return _one_part(vertices, np.concatenate(faces))
+
+
+def _ply_rows(
+    body: bytes, at: int, count: int, properties: dict[str, list[np.dtype]]
+) -> tuple[dict[str, Any], int]:
+    """The columns of one element from byte `at` on, and where the next begins.  A list of several lengths is a list.
+
+    Raises ValueError when the file ends before the element does.
+    """
+    lengths, end = {}, at  # of the first row's lists: mostly those of all rows
+    for name, types in properties.items():
+        if len(types) == 2 and count:
+            lengths[name] = int(np.frombuffer(body, types[0], 1, end)[0])
+            end += types[0].itemsize
+        end += types[-1].itemsize * lengths.get(name, 1)
+    fields = []
+    for name, types in properties.items():
+        fields += [(f"{name} count", types[0]), (name, types[1], (lengths.get(name, 0),))] if len(types) == 2 else [
+            (name, types[0])]  # fmt: skip
+    row = np.dtype(fields)
+    if at + count * row.itemsize <= len(body):
+        table = np.frombuffer(body, row, count, at)
+        if all((table[f"{name} count"] == length).all() for name, length in lengths.items()):
+            return {name: table[name] for name in properties}, at + count * row.itemsize
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in properties}
+    for _ in range(count):
+        for name, types in properties.items():
+            length = 1
+            if len(types) == 2:
+                length = int(np.frombuffer(body, types[0], 1, at)[0])
+                at += types[0].itemsize
+            columns[name].append(np.frombuffer(body, types[-1], length, at))
+            at += length * types[-1].itemsize
+    return {n: of if len(properties[n]) == 2 else np.concatenate(of) for n, of in columns.items()}, at
+
+
+# --- glTF ---
+
+
+def _read_gltf(path: Path) -> tuple[Parts, int, Stated]:
+    """Triangles of a glTF's scene: metres and y up by definition (glTF 2.0, Khronos 2021).
+
+    Raises ValueError naming a required extension that changes shapes, KHR_mesh_quantization excepted.
+    """
+    tree, chunk = _gltf_chunks(path.read_bytes())
+    if not str(tree.get("asset", {}).get("version", "")).startswith("2"):
+        raise ValueError("it is not glTF 2; export it again as glTF 2.0")
+    required = [str(name) for name in tree.get("extensionsRequired", [])]
+    if unknown := [name for name in required if not any(word in name for word in GLTF_READ)]:
+        raise ValueError(f"it needs the glTF extension {', '.join(unknown)}, which is not read here: export it without "
+                         "(in Blender, untick Compression)")  # fmt: skip
+    buffers = [_gltf_buffer(buffer, chunk, path.parent) for buffer in tree.get("buffers", [])]
+    parts, skipped, count, nodes = [], 0, 0, tree.get("nodes", [])
+    for number, transform in _gltf_nodes(tree):
+        if "mesh" not in nodes[number]:
+            continue
+        for primitive in tree["meshes"][nodes[number]["mesh"]]["primitives"]:
+            vertices = _gltf_array(tree, buffers, primitive["attributes"]["POSITION"])
+            named = primitive.get("indices")
+            corners = np.arange(len(vertices)) if named is None else _gltf_array(tree, buffers, named).ravel()
+            corners, mode = corners.astype(np.int64), primitive.get("mode", TRIANGLES)
+            if mode == TRIANGLES:
+                faces = corners[: len(corners) // 3 * 3].reshape(-1, 3)
+            elif mode == STRIP and len(corners) > 2:
+                faces = triangle_strips_to_faces([corners])
+            elif mode == FAN:
+                faces = np.stack([corners[1:-1], corners[2:], np.full(max(len(corners) - 2, 0), corners[0])], axis=1)
+            else:
+                faces = ()
+            count += len(faces)
+            if count > MOST_FACES:
+                raise ValueError(f"its parts have more than {MOST_FACES} faces together: simplify it")
+            if len(faces):
+                parts.append(_placed(vertices, faces, transform))
+            else:
+                skipped += 1
+    return parts, skipped, GLTF_STATES
+
+
+def _gltf_chunks(content: bytes) -> tuple[dict[str, Any], bytes]:
+    """The JSON of a .gltf or .glb, and a .glb's binary chunk."""
+    chunks = {b"JSON": content, b"BIN\0": b""}
+    if content[:4] == b"glTF":
+        chunks, at = {b"BIN\0": b""}, 12
+        while at + 8 <= len(content):
+            length, kind = struct.unpack_from("<I4s", content, at)
+            chunks.setdefault(kind, b"")
+            chunks[kind] = chunks[kind] or content[at + 8 : at + 8 + length]
+            at += 8 + length
+    return json.loads(chunks[b"JSON"]), chunks[b"BIN\0"]
+
+
+def _gltf_buffer(buffer: dict[str, Any], chunk: bytes, folder: Path) -> bytes:
+    """Bytes of a buffer: of the .glb itself, in its address, or in a file beside it."""
+    address = buffer.get("uri")
+    if address is None:
+        return chunk
+    if address.startswith("data:"):
+        return base64.b64decode(address.partition(",")[2])
+    return (folder / unquote(address)).read_bytes()
+
+
+def _gltf_nodes(tree: dict[str, Any]) -> Iterator[tuple[int, np.ndarray]]:
+    """Number and transform (4, 4) of every node of the scene; of all nodes where no scene is said."""
+    nodes = tree.get("nodes", [])
+    if tree.get("scenes"):
+        roots = tree["scenes"][tree.get("scene", 0)].get("nodes", [])
+    else:
+        roots = set(range(len(nodes))) - {child for node in nodes for child in node.get("children", [])}
+    waiting, seen = [(root, np.eye(4)) for root in roots], set()
+    while waiting:
+        number, above = waiting.pop()
+        if number in seen:
+            raise ValueError(f"node {number} stands in its tree twice")
+        seen.add(number)
+        node = nodes[number]
+        if "matrix" in node:
+            own = np.reshape(np.array(node["matrix"], dtype=np.float64), (4, 4)).T  # stored column after column
+        else:
+            x, y, z, w = node.get("rotation", (0, 0, 0, 1))
+            own = trimesh.transformations.quaternion_matrix([w, x, y, z]) @ np.diag([*node.get("scale", (1, 1, 1)), 1])
+            own[:3, 3] = node.get("translation", (0, 0, 0))
+        yield number, above @ own
+        waiting += [(child, above @ own) for child in node.get("children", [])]
+
+
+def _gltf_array(tree: dict[str, Any], buffers: Sequence[bytes], number: int) -> np.ndarray:
+    """An accessor's rows (count, columns): `normalized` integers as the numbers in [-1, 1] that they stand for."""
+    accessor = tree["accessors"][number]
+    count, columns = accessor["count"], GLTF_WIDTHS[accessor["type"]]
+    dtype = np.dtype(GLTF_TYPES[accessor["componentType"]])
+
+    def stored(place: dict[str, Any], dtype: np.dtype, count: int, columns: int) -> np.ndarray:
+        view = tree["bufferViews"][place["bufferView"]]
+        start = view.get("byteOffset", 0) + place.get("byteOffset", 0)
+        stride = view.get("byteStride") or dtype.itemsize * columns
+        return np.ndarray((count, columns), dtype, buffers[view["buffer"]], start, (stride, dtype.itemsize))
+
+    sparse = accessor.get("sparse")
+    if "bufferView" in accessor:
+        rows = stored(accessor, dtype, count, columns)
+    elif sparse and count <= sum(len(buffer) for buffer in buffers):
+        rows = np.zeros((count, columns), dtype)
+    else:
+        raise ValueError(f"accessor {number} has no data")
+    if sparse:
+        places = stored(sparse["indices"], np.dtype(GLTF_TYPES[sparse["indices"]["componentType"]]), sparse["count"], 1)
+        rows = rows.copy()
+        rows[places.ravel()] = stored(sparse["values"], dtype, sparse["count"], columns)
+    if accessor.get("normalized") and dtype.kind in "iu":
+        rows = np.maximum(rows / np.iinfo(dtype).max, -1.0)
+    return rows
