@@ -1,8 +1,9 @@
 """Mesh files of other programs.  File -> triangles in the file's own units, and what it says of its unit and axis.
 
-trimesh reads all formats but two: its PLY knows no faces of different lengths and no strips, its glTF neither required
-extensions nor normalized or sparse accessors.  It also fills faces with notches (OBJ, OFF) by a fan, so these are cut
-into triangles before it sees them.
+trimesh reads all formats but three: its binary PLY knows neither faces of different lengths nor strips, its glTF
+neither required extensions nor normalized or sparse accessors, and it fills faces with notches by a fan.  So PLY, glTF
+and OFF are read here, and the notched faces of an OBJ are cut into triangles before trimesh sees them.  DAE alone keeps
+its fans: they are pycollada's.
 """
 
 from __future__ import annotations
@@ -52,8 +53,6 @@ MOST_UNPACKED = 1 << 28  # bytes that a 3MF, which is a zip, may hold
 FLAT = 1e-6  # thickness over length below which a mesh is a sheet
 FLAT_TURN = 1e-5  # sine of the angle below which a corner that turns back counts as straight: coordinates are rounded
 COARSEST = 1e-3  # of the longest side; float32 steps above it show as stairs
-
-
 Parts = list[tuple[np.ndarray, np.ndarray]]  # vertices (V, 3) and faces (F, 3) of each part
 Stated = tuple[float | None, str | None]  # metres per unit and vertical axis; None where the file does not say
 GLTF_STATES = (1.0, "y")
