@@ -27,7 +27,7 @@ from hoi.data.folder import (
     load_object_mask,
     read_records,
 )
-from hoi.data.views import FolderViews, View
+from hoi.data.views import FolderViews
 from hoi.data.writer import DatasetWriter, refuse_other_job, write_object, write_pictures, write_records
 from hoi.export.folder import copy_picture
 from hoi.export.official_csv import write_tables
@@ -225,18 +225,6 @@ def test_a_link_out_of_the_folder_is_refused_by_every_reader_and_one_inside_is_n
             read()
     written = [path for name in ("out", "kept", "a") for path in (tmp_path / name).rglob("*") if path.is_file()]
     assert private.read_bytes() not in [path.read_bytes() for path in written]
-
-
-def test_meshes_of_one_name_in_two_sub_folders_stay_two(rendered, tmp_path):
-    folder = shutil.copytree(rendered, tmp_path / "in")
-    record = read_records(folder)[1]
-    paths = [f"objects/{name}/mug.ply" for name in "ab"]
-    for path in paths:
-        (folder / path).parent.mkdir()
-        (folder / path).write_bytes(path.encode())
-    views = [View(dict(record, object_path=path), None, mesh=folder / path) for path in paths]
-    written = [view.write(tmp_path / "out", k)["object_path"] for k, view in enumerate(views)]
-    assert written == paths and all((tmp_path / "out" / path).read_bytes() == path.encode() for path in paths)
 
 
 def test_a_record_that_lost_a_file_is_made_again(tmp_path):

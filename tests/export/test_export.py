@@ -159,6 +159,7 @@ def test_two_meshes_of_one_file_name_never_share_a_file(two_jars, tmp_path):
     export_folder(two_jars, "csv", tmp_path / "csv")
     with open(tmp_path / "csv" / "test.csv", newline="") as stream:
         assert [(tmp_path / "csv" / row["objpath"]).read_bytes() for row in csv.DictReader(stream)] == meshes
+    write_records(two_jars, [records[k % 2] | {"index": k} for k in range(10)])  # NOCS takes whole tens
     export_folder(two_jars, "nocs", tmp_path / "nocs")
     models = {path.read_bytes() for path in (tmp_path / "nocs").rglob("model.obj")}
     assert len(models) == 2
