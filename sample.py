@@ -233,11 +233,9 @@ def main(args: argparse.Namespace) -> None:
 @problems_as_messages("sample.py", "\ninterrupted: finished pictures are complete; the same command continues")
 def run(arguments: list[str] | None = None) -> None:
     """The script as a command; None: the command line's arguments."""
-    try:
-        main(parse_args(arguments))
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    main(parse_args(arguments))
+    if dist.is_initialized():  # after a fault it ends with the process: closing would wait for the other processes
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -419,9 +419,8 @@ def main() -> None:
                 train(args)
     except FloatingPointError as error:
         raise SystemExit(f"train.py: {error}") from error
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    if dist.is_initialized():  # after a fault it ends with the process: closing would wait for the other processes
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
