@@ -94,6 +94,7 @@ def rotation_matrices(axis_angle: np.ndarray) -> np.ndarray:
     x, y, z = np.moveaxis(axis_angle, -1, 0)
     zero = np.zeros_like(x)
     skew = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1).reshape(*x.shape, 3, 3)
+    # sin(a) / a and (1 - cos(a)) / a^2, written so that a = 0 needs no special case.
     sine = np.sinc(angle / np.pi)
     cosine = 0.5 * np.sinc(angle / (2 * np.pi)) ** 2
     return np.eye(3) + sine * skew + cosine * (skew @ skew)
@@ -119,6 +120,7 @@ def joint_axes(joints: np.ndarray, tips: np.ndarray) -> tuple[np.ndarray, np.nda
         points = np.vstack([joints[list(chain)], tip])
         for joint, bone in zip(chain, np.diff(points, axis=0), strict=True):
             along = bone / np.linalg.norm(bone)
+            # The part of the back's direction across the bone: a finger bends in the plane of the two.
             upward = back - along * (back @ along)
             upward = upward / np.linalg.norm(upward)
             frame = np.stack([along, upward, np.cross(along, upward)])
@@ -145,11 +147,14 @@ def _smplx_model(arrays: Mapping[str, np.ndarray]) -> smplx.MANO:
 class HandModel:
     """A MANO-form hand: linear blend skinning with shape and pose blend shapes, run by smplx.
 
+    Made of
     arrays        v_template, f, weights, shapedirs, J_regressor, posedirs, kintree_table as in the MANO file
     name          "builtin" or "mano"
     tip_vertices  five skin vertices that stand for the fingertips, by FINGER_NAMES
+    axes          flexion_axes and thumb_abduction_axis where the rig states them; None: from joint_axes
     notes         sentences: what was changed on reading
 
+    Knows
     weights              (V, 16)  skinning weights
     finger_of_vertex     (V,)     int8, -1 palm and wrist, else index into FINGER_NAMES
     parents              (16,)    parent joint, -1 for the wrist
@@ -159,13 +164,8 @@ class HandModel:
     """
 
     def __init__(
-        self,
-        arrays: Mapping[str, np.ndarray],
-        name: str,
-        tip_vertices: tuple[int, ...],
-        flexion_axes: np.ndarray | None = None,
-        thumb_abduction_axis: np.ndarray | None = None,
-        notes: tuple[str, ...] = (),
+        self, arrays: Mapping[str, np.ndarray], name: str, tip_vertices: Sequence[int],
+        axes: tuple[np.ndarray, np.ndarray] | None = None, notes: tuple[str, ...] = (),
     ) -> None:
         self.name = name
         self.notes = notes
@@ -175,10 +175,8 @@ class HandModel:
         self._faces = np.asarray(arrays["f"]).astype(np.int64)
         self.finger_of_vertex = finger_of_vertex(self.weights)
         self._model = _smplx_model(arrays)
-        rest_joints = np.asarray(arrays["J_regressor"]) @ np.asarray(arrays["v_template"])
-        rest_tips = np.asarray(arrays["v_template"])[self.tip_vertices]
-        stated = None if flexion_axes is None else (flexion_axes, thumb_abduction_axis)
-        axes = stated or joint_axes(rest_joints, rest_tips)
+        template = np.asarray(arrays["v_template"])
+        axes = axes or joint_axes(np.asarray(arrays["J_regressor"]) @ template, template[self.tip_vertices])
         self.flexion_axes, self.thumb_abduction_axis = (np.asarray(each, dtype=np.float64) for each in axes)
 
     def faces(self, hand_side: str = "right") -> np.ndarray:
@@ -188,10 +186,9 @@ class HandModel:
 
     def __call__(self, hand_params: HandParams) -> HandMesh:
         """Pose one hand: its skin, joints and keypoints in the frame of its parameters, metres."""
-        vertices, joints, keypoints_3d = self.pose_batch(
-            **stack_params([hand_params]), hand_side=hand_params.hand_side
-        )
-        return HandMesh(vertices[0], self.faces(hand_params.hand_side), joints[0], keypoints_3d[0])
+        side = hand_params.hand_side
+        vertices, joints, keypoints_3d = self.pose_batch(**stack_params([hand_params]), hand_side=side)
+        return HandMesh(vertices[0], self.faces(side), joints[0], keypoints_3d[0])
 
     @torch.no_grad()
     def pose_batch(
@@ -250,12 +247,12 @@ def load_hand(mano_path: str | Path | None = None) -> HandModel:
         arrays, notes = read_mano(mano_path)
         return HandModel(arrays, "mano", MANO_TIP_VERTICES, notes=notes)
     arrays = read_npz(BUILTIN_HAND, "built-in hand")
-    arrays["posedirs"] = np.zeros((len(arrays["v_template"]), 3, 135))
-    unused = np.zeros((len(arrays["v_template"]), 3, 10 - arrays["shapedirs"].shape[2]))
-    arrays["shapedirs"] = np.concatenate([arrays["shapedirs"], unused], axis=2)
-    return HandModel(
-        arrays, "builtin", tuple(arrays["tip_vertices"]), arrays["flexion_axes"], arrays["thumb_abduction_axis"]
-    )
+    # The built-in hand has no pose blend shapes and three shape directions; smplx wants all of MANO's.
+    vertex_count, _, known = arrays["shapedirs"].shape
+    arrays["posedirs"] = np.zeros((vertex_count, 3, 135))
+    arrays["shapedirs"] = np.concatenate([arrays["shapedirs"], np.zeros((vertex_count, 3, 10 - known))], axis=2)
+    axes = arrays["flexion_axes"], arrays["thumb_abduction_axis"]
+    return HandModel(arrays, "builtin", arrays["tip_vertices"], axes)
 
 
 def pca_to_hand_pose(

@@ -135,6 +135,7 @@ def merge_vertices(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray,
     vertices (V, 3), faces (F, 3) -> the same, the order of first appearance kept
     """
     low, extent = vertices.min(axis=0), np.ptp(vertices, axis=0).max()
+    # A cell is half a millionth of the size, a few times float32's rounding: one point written twice falls together.
     cell = np.round((vertices - low) / extent * (2**GRID_BITS - 1)).astype(np.int64)
     key = (cell[:, 0] << 2 * GRID_BITS) | (cell[:, 1] << GRID_BITS) | cell[:, 2]
     # np.unique sorts by position; rank brings the vertices back into the file's order.
@@ -208,6 +209,7 @@ def _disagreeing(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     rows, columns = np.concatenate([face[first], face[first] + count]), np.concatenate([partner, mirror])
     graph = coo_matrix((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(2 * count, 2 * count))
     label = connected_components(graph, directed=False)[1]
+    # A piece is a label and its counterpart; the smaller stands for both.
     as_is, turned = label[:count], label[count:]
     piece = np.minimum(as_is, turned)
     turn = as_is > turned
@@ -256,7 +258,7 @@ def clean_mesh(vertices: np.ndarray, faces: np.ndarray, path: Path) -> tuple[np.
     empty, distinct = given - len(faces), len(faces)
     faces = _drop_duplicates(faces)
     duplicates = distinct - len(faces)
-    faces, slivers = _drop_slivers(vertices, faces)
+    faces, slivers = _drop_slivers(vertices, faces)  # after the merging, which makes some
     if len(faces) == 0:
         raise ValueError(f"{path}: none of its {given} faces has an area; expected a surface mesh")
     if empty + slivers:
@@ -445,7 +447,7 @@ def collect_objects(
             found += paths
             if Path(word).is_dir() and (left_out := _left_out(Path(word))):
                 notes[paths[0]] = (left_out,)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError) as error:  # all problems are told at once, not one a run
             problems.append(str(error))
     files = [item for item in found if isinstance(item, Path)]
     nouns = [category] if isinstance(category, str) or category is None else list(category)
@@ -484,6 +486,7 @@ def save_object(mesh: ObjectMesh, path: str | Path) -> None:
     path = Path(path)
     if path.suffix != ".ply":
         raise ValueError(f"save_object writes .ply, got {path}")
+    # Float32, as the vertices are already; another writer might turn, reorder or print them.
     header = (
         f"ply\nformat binary_little_endian 1.0\ncomment metres, z up, {mesh.object_id}\n"
         f"element vertex {len(mesh.vertices)}\nproperty float x\nproperty float y\nproperty float z\n"

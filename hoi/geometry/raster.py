@@ -9,6 +9,7 @@ import os
 import sys
 import zlib
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -155,9 +156,27 @@ def numpy_face_map(vertices: np.ndarray, faces: np.ndarray, camera: Camera) -> n
     return face_map.reshape(camera.height, camera.width)
 
 
-def content_key(*arrays: np.ndarray) -> tuple:
-    """Equal for equal contents: shapes and checksums."""
-    return tuple((array.shape, zlib.crc32(np.ascontiguousarray(array).data)) for array in arrays)
+class Recent:
+    """A function of arrays that remembers its last few results, by the contents of the arrays.
+
+    make    the function;  size  results kept;  forget  called with a result that is dropped
+    """
+
+    def __init__(
+        self, make: Callable[..., Any], size: int, forget: Callable[[Any], None] = lambda result: None
+    ) -> None:
+        self.make, self.size, self.forget = make, size, forget
+        self.kept: OrderedDict[tuple, Any] = OrderedDict()
+
+    def __call__(self, *arrays: np.ndarray) -> Any:
+        """make(*arrays), now or as made before."""
+        key = tuple((array.shape, zlib.crc32(np.ascontiguousarray(array).data)) for array in arrays)
+        if key not in self.kept:
+            self.kept[key] = self.make(*arrays)
+        self.kept.move_to_end(key)
+        if len(self.kept) > self.size:
+            self.forget(self.kept.popitem(last=False)[1])
+        return self.kept[key]
 
 
 class PyrenderFaceMap:
@@ -227,7 +246,7 @@ void main() {
         self.offscreen._renderer._program_cache = FaceNumberCache()
         self.scene = pyrender.Scene()
         self.camera_node = self.scene.add(PinholeCamera(znear=NEAR, zfar=FAR))
-        self.nodes: OrderedDict[tuple, Any] = OrderedDict()
+        self.node_of = Recent(self._upload, CACHED_MESHES, self.scene.remove_node)
         self._check()
 
     def _check(self) -> None:
@@ -239,18 +258,11 @@ void main() {
         if (drawn != expected).mean() > 0.02:  # 15 of 768 pixels; drivers that work differ in none
             raise RuntimeError("GL drew a wrong test picture")
 
-    def _node(self, vertices: np.ndarray, faces: np.ndarray) -> Any:
-        """The uploaded mesh; the last few stay on the GL side, so an object is sent once."""
-        key = content_key(vertices, faces)
-        if key not in self.nodes:
-            primitive = self.pyrender.Primitive(
-                positions=vertices.astype(np.float32), indices=np.concatenate([faces, faces[:, ::-1]]).astype(np.uint32)
-            )
-            self.nodes[key] = self.scene.add(self.pyrender.Mesh([primitive]))
-        self.nodes.move_to_end(key)
-        while len(self.nodes) > CACHED_MESHES:
-            self.scene.remove_node(self.nodes.popitem(last=False)[1])
-        return self.nodes[key]
+    def _upload(self, vertices: np.ndarray, faces: np.ndarray) -> Any:
+        """A mesh as a node of pyrender's scene, on the GL side, every face in both windings."""
+        both = np.concatenate([faces, faces[:, ::-1]]).astype(np.uint32)
+        primitive = self.pyrender.Primitive(positions=vertices.astype(np.float32), indices=both)
+        return self.scene.add(self.pyrender.Mesh([primitive]))
 
     def __call__(self, vertices: np.ndarray, faces: np.ndarray, camera: Camera) -> np.ndarray:
         """Arguments and result as those of numpy_face_map.  Raises RuntimeError in a process forked after the start."""
@@ -260,7 +272,7 @@ void main() {
         self.camera_node.camera.view = camera
         self.scene.set_pose(self.camera_node, np.linalg.inv(camera.world_to_camera))
         flags = self.pyrender.RenderFlags.SEG
-        color, _ = self.offscreen.render(self.scene, flags, {self._node(vertices, faces): 0})
+        color, _ = self.offscreen.render(self.scene, flags, {self.node_of(vertices, faces): 0})
         number = color.astype(np.int32) @ np.array([1, 256, 65536], dtype=np.int32)
         # Number 0 is the background; the second half of the numbers are the faces in their other winding.
         return np.where(number > 0, (number - 1) % len(faces), NO_FACE).astype(np.int32)

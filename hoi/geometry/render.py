@@ -4,7 +4,6 @@ Each mesh is a layer: which face a pixel sees and where its ray meets it comes f
 there is mixed from the normals of the face's corners, made here.  The layers are then put together, nearest first.
 """
 
-from collections import OrderedDict
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +11,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from hoi.geometry.camera import Camera
-from hoi.geometry.raster import content_key, meet_rays, numpy_face_map, start_pyrender
+from hoi.geometry.raster import Recent, meet_rays, numpy_face_map, start_pyrender
 
 BACKGROUND, HAND, OBJECT = 0, 1, 2
 CREASE_DEG = 50.0  # edges that fold more stay sharp: rims and bases do, a tube of 8 sides does not
@@ -83,6 +82,7 @@ def crease_normals(vertices: np.ndarray, faces: np.ndarray, crease_deg: float = 
     _, same_position = np.unique(vertices, axis=0, return_inverse=True)
     welded = same_position.reshape(-1)[faces]
     unit, parts = _corner_parts(vertices, faces)
+    # Each side of a face with the corners at its two ends, sorted so that equal edges come one after the other.
     corner = np.arange(3 * len(faces)).reshape(-1, 3)
     start, end = welded.ravel(), np.roll(welded, -1, axis=1).ravel()
     start_corner, end_corner = corner.ravel(), np.roll(corner, -1, axis=1).ravel()
@@ -94,6 +94,7 @@ def crease_normals(vertices: np.ndarray, faces: np.ndarray, crease_deg: float = 
     folded_little = np.einsum("ij,ij->i", unit[first // 3], unit[second // 3]) > np.cos(np.radians(crease_deg))
     joined = (edge[first] == edge[second]) & folded_little
     first, second = first[joined], second[joined]
+    # Across an edge folded little, corners at the same end join; what hangs together is one group.
     rows = np.concatenate([low_corner[first], high_corner[first]])
     columns = np.concatenate([low_corner[second], high_corner[second]])
     links = coo_matrix((np.ones(len(rows), dtype=bool), (rows, columns)), shape=(corner.size, corner.size))
@@ -107,13 +108,11 @@ def _checked(what: str, vertices: np.ndarray, faces: np.ndarray) -> tuple[np.nda
     if vertices.ndim != 2 or vertices.shape[1] != 3 or faces.ndim != 2 or faces.shape[1] != 3:
         raise ValueError(f"{what}: vertices are {vertices.shape} and faces {faces.shape}; expected (V, 3) and (F, 3)")
     if not np.isfinite(vertices).all():
-        raise ValueError(
-            f"{what}: {(~np.isfinite(vertices).all(axis=1)).sum()} of {len(vertices)} vertices are not finite"
-        )
+        bad = (~np.isfinite(vertices).all(axis=1)).sum()
+        raise ValueError(f"{what}: {bad} of {len(vertices)} vertices are not finite")
     if faces.min() < 0 or faces.max() >= len(vertices):
-        raise ValueError(
-            f"{what}: face indices run from {faces.min()} to {faces.max()}; there are {len(vertices)} vertices"
-        )
+        said = f"face indices run from {faces.min()} to {faces.max()}"
+        raise ValueError(f"{what}: {said}; there are {len(vertices)} vertices")
     return vertices, faces
 
 
@@ -131,11 +130,9 @@ def _nearest_of(layers: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]], ca
     depth[label_map == BACKGROUND] = 0.0
     shape = camera.height, camera.width
     return GBuffer(
-        depth.astype(np.float32).reshape(shape),
-        label_map.reshape(shape),
-        surface_normals.reshape(*shape, 3),
+        depth.astype(np.float32).reshape(shape), label_map.reshape(shape), surface_normals.reshape(*shape, 3),
         object_mask.reshape(shape),
-    )
+    )  # fmt: skip
 
 
 class Renderer:
@@ -158,18 +155,14 @@ class Renderer:
         self.backend = "numpy" if isinstance(started, str) else "pyrender"
         self.reason = f"pyrender: {started}" if isinstance(started, str) else "pyrender's GL starts"
         self._face_map = numpy_face_map if isinstance(started, str) else started
-        self._object_normals: OrderedDict[tuple, np.ndarray] = OrderedDict()
+        self._object_normals = Recent(lambda *mesh: crease_normals(*mesh).astype(np.float32), CACHED_OBJECTS)
 
     def __str__(self) -> str:
         return f"{self.backend} ({self.reason})"
 
     def render(
-        self,
-        hand_vertices: np.ndarray | None,
-        hand_faces: np.ndarray | None,
-        object_vertices: np.ndarray | None,
-        object_faces: np.ndarray | None,
-        camera: Camera,
+        self, hand_vertices: np.ndarray | None, hand_faces: np.ndarray | None, object_vertices: np.ndarray | None,
+        object_faces: np.ndarray | None, camera: Camera,
     ) -> GBuffer:
         """Draw a hand, an object or both.
 
@@ -181,7 +174,7 @@ class Renderer:
         layers = []
         if object_vertices is not None and len(object_faces):
             vertices, faces = _checked("object", object_vertices, object_faces)
-            layers.append((OBJECT, *self._draw(vertices, faces, self._cached_normals(vertices, faces), camera)))
+            layers.append((OBJECT, *self._draw(vertices, faces, self._object_normals(vertices, faces), camera)))
         if hand_vertices is not None and len(hand_faces):
             # Smooth throughout: a closing fist folds its edges, and creases would come and go between frames.
             vertices, faces = _checked("hand", hand_vertices, hand_faces)
@@ -196,16 +189,6 @@ class Renderer:
         normals = np.einsum("ij,ijk->ik", hits.weights, corner_normals[hits.face]) @ camera.world_to_camera[:3, :3].T
         return hits.pixel, hits.depth, _normalized(np.where(hits.from_behind[:, None], -normals, normals))
 
-    def _cached_normals(self, vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-        """crease_normals of an object, kept for the last CACHED_OBJECTS of them."""
-        key = content_key(vertices, faces)
-        if key not in self._object_normals:
-            self._object_normals[key] = crease_normals(vertices, faces).astype(np.float32)
-        self._object_normals.move_to_end(key)
-        while len(self._object_normals) > CACHED_OBJECTS:
-            self._object_normals.popitem(last=False)
-        return self._object_normals[key]
-
 
 def joints_shown(
     points: np.ndarray, label_map: np.ndarray, depth: np.ndarray | None = None, z: np.ndarray | None = None
@@ -218,6 +201,7 @@ def joints_shown(
     behind another counts as seen.
     """
     height, width = label_map.shape
+    # The joint's pixel and its eight neighbours.
     steps = np.stack(np.meshgrid([-1, 0, 1], [-1, 0, 1]), axis=-1).reshape(-1, 2)
     near = np.rint(points).astype(np.int64)[:, None] + steps  # (21, 9, 2)
     inside = ((near >= 0) & (near < [width, height])).all(axis=2)
