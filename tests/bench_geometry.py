@@ -32,7 +32,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("grasps", "records"))
     parser.add_argument("--object", type=Path, nargs="*", default=[], help="mesh files instead of the families")
-    parser.add_argument("--count", type=int, default=8, help="grasps an object (default 8)")
+    parser.add_argument("--grasps", type=int, default=8, help="grasps an object (default 8)")
     parser.add_argument("--count", type=int, default=300, help="records a measurement (default 300)")
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2], help="processes (default 1 and 2)")
     return parser.parse_args()
@@ -61,7 +61,7 @@ def grasps(args: argparse.Namespace) -> None:
         for number, mesh in enumerate(meshes):
             begin = time.process_time()
             field = DistanceField(mesh.vertices, mesh.faces)
-            chosen = find_grasps(mesh, hand, args.count, np.random.default_rng(number), field=field)
+            chosen = find_grasps(mesh, hand, args.grasps, np.random.default_rng(number), field=field)
             seconds.append((time.process_time() - begin) / max(len(chosen), 1))
             found += len(chosen)
             for grasp in chosen:

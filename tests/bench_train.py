@@ -29,7 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+TESTS = Path(__file__).parent
+sys.path[:0] = [str(TESTS.parent), str(TESTS), str(TESTS / "network")]  # twins in diffusers come from the tests
 
 from bench_unet import peak_gigabytes, random_weights  # noqa: E402
 

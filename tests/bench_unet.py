@@ -26,7 +26,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+TESTS = Path(__file__).parent
+sys.path[:0] = [str(TESTS.parent), str(TESTS), str(TESTS / "network")]  # twins in diffusers come from the tests
 
 from hoi.common.machine import keep_freed_memory  # noqa: E402
 from hoi.network.config import tiny_config  # noqa: E402
