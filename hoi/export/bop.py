@@ -16,8 +16,8 @@ from scipy.spatial.distance import cdist
 from tqdm import tqdm
 
 from hoi.common.arrays import box_centre, box_of
-from hoi.data.folder import array_of, load_label_map, load_mesh, load_object_mask, mesh_file_name
-from hoi.export.folder import OBJECT_KEYS, copy_picture, hand_annotation, lines_of_json, save_mask
+from hoi.data.folder import array_of, load_label_map, load_mesh, load_object_mask
+from hoi.export.folder import OBJECT_KEYS, copy_picture, hand_annotation, lines_of_json, model_name, save_mask
 from hoi.geometry.camera import Camera, project, transform_points
 from hoi.geometry.objects import ALREADY_CENTRED, make_object
 from hoi.geometry.render import OBJECT, Renderer
@@ -129,7 +129,7 @@ def write_models(folder: Path, meshes: dict[str, Mesh]) -> None:
         write_ascii_ply(folder / f"obj_{number:06d}.ply", points, faces)
         infos.append((str(number), model_info(points) | symmetries(Path(path).stem, vertices)))
     (folder / "models_info.json").write_text(lines_of_json(infos))
-    names = {str(number): Path(mesh_file_name(path)).stem for number, path in enumerate(meshes, start=1)}
+    names = {str(number): model_name(path) for number, path in enumerate(meshes, start=1)}
     (folder / "names.json").write_text(json.dumps(names, indent=2) + "\n")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hoi.data.folder import file_of, load_picture
+from hoi.data.folder import file_of, load_picture, mesh_file_name
 
 # Annotation that formats without hands have no place for, in the units and frames of hoi/data/folder.py.
 HAND_KEYS = (
@@ -26,6 +26,11 @@ def lacking(record: dict[str, Any], keys: Iterable[str]) -> str:
         return "they have no picture: make_dataset.py --shade draws them, sample.py generates them"
     absent = [key for key in keys if record.get(key) is None]
     return f"they have no {', '.join(absent)}" if absent else ""
+
+
+def model_name(object_path: str) -> str:
+    """What a model's folder and every mention of it are called: one name a mesh, whatever sub-folder it is from."""
+    return Path(mesh_file_name(object_path)).stem
 
 
 def copy_picture(folder: Path, record: dict[str, Any], key: str, target: Path) -> np.ndarray:

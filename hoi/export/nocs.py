@@ -17,8 +17,8 @@ from PIL import Image, ImageFilter
 from tqdm import tqdm
 
 from hoi.common.arrays import box_centre, box_of
-from hoi.data.folder import array_of, load_depth, load_image, load_label_map, load_mesh, mesh_file_name
-from hoi.export.folder import OBJECT_KEYS, hand_annotation, lacking, lines_of_json
+from hoi.data.folder import array_of, load_depth, load_image, load_label_map, load_mesh
+from hoi.export.folder import OBJECT_KEYS, hand_annotation, lacking, lines_of_json, model_name
 from hoi.geometry.camera import CAMERA_FOV_DEG, Camera, make_intrinsics
 from hoi.geometry.render import OBJECT, Renderer
 from hoi.geometry.shapes import Mesh
@@ -114,11 +114,6 @@ def unfit_for_nocs(record: dict[str, Any]) -> str:
     if record.get("category") not in NOCS_CLASSES:
         return f"their category is none of NOCS's that are known here ({', '.join(NOCS_CLASSES)})"
     return ""
-
-
-def model_name(object_path: str) -> str:
-    """What a model's folder and every mention of it are called: one name a mesh, whatever sub-folder it is from."""
-    return Path(mesh_file_name(object_path)).stem
 
 
 def write_frames(
