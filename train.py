@@ -120,6 +120,8 @@ def command_line() -> argparse.ArgumentParser:
         "Adam)")
     add("--clip-gradient", type=float, default=0.0, help="largest gradient norm, 0 = no limit (default)")
     add("--caption-dropout", type=float, help="share of captions emptied for guidance (default: base 0.1, hoi 0)")
+    add("--condition-dropout", type=float, default=0.0, help="share of pictures that see only one or two conditions, "
+        "the others at weight 0 as with sample.py --cond-scale NAME=0 (stage hoi, default 0 as in the paper)")
     add("--ema-decay", type=float, default=0.0, help="average of the weights, e.g. 0.998, 0 = off (default)")
     add("--crop", type=int, default=64, help="crop of stage vae (pixels, default 64; a multiple of 8)")
     add("--gradient-checkpointing", action=argparse.BooleanOptionalAction, default=False, help="less memory, slower")
@@ -156,6 +158,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def contradiction(args: argparse.Namespace) -> str | None:
     """What is wrong with a combination of flags, if anything is: a flag that would do nothing is refused."""
     none, lists_all = "none" in args.conditions, set(args.conditions) == set(CONDITION_NAMES)
+    if not 0 <= args.condition_dropout <= 1:
+        return f"--condition-dropout is {args.condition_dropout}, expected 0 to 1"
+    if args.condition_dropout and (args.stage != "hoi" or not lists_all):
+        return "--condition-dropout belongs to stage hoi with all three --conditions"
     if args.accumulate < 1 or args.keep_states < 1:
         return "--accumulate and --keep-states must be 1 or more"
     if args.stage != "hoi" and (args.reg_mode == "swap" or not lists_all or args.trainable == "encoders"):
@@ -257,7 +263,7 @@ def build_stage(args: argparse.Namespace, model: HOIDiffusion, share: Share, bf1
         if buffer:
             size = args.reg_batch_size or args.batch_size
             reg = Regularization(buffer[0], size, args.reg_mode, args.reg_weight, args.reg_prob or 0.0)
-        stage = HoiStage(model, data, share, args.seed, args.caption_dropout, reg)
+        stage = HoiStage(model, data, share, args.seed, args.caption_dropout, reg, args.condition_dropout)
     model.unet.gradient_checkpointing = args.gradient_checkpointing
     return stage
 

@@ -84,10 +84,12 @@ class ConditionEncoders(nn.ModuleDict):
     def __init__(self, widths: Sequence[int], unshuffle: int) -> None:
         super().__init__({name: ConditionEncoder(widths, unshuffle) for name in CONDITION_NAMES})
 
-    def forward(self, conditions: Mapping[str, Tensor], weights: Sequence[float] = (1.0, 1.0, 1.0)) -> list[Tensor]:
+    def forward(
+        self, conditions: Mapping[str, Tensor], weights: Sequence[float | Tensor] = (1.0, 1.0, 1.0)
+    ) -> list[Tensor]:
         """Condition images (B, 3, H, W) in [0, 1], by name -> cond_features, one map per U-Net level.
 
-        weights   of skeleton, normal, segmentation
+        weights   of skeleton, normal, segmentation: numbers, or (B, 1, 1, 1) each, one a picture
         Black images, as of the regularisation in eq. 3, do not give zero features: the convolutions have biases.
         """
         features = [self[name](conditions[name]) for name in CONDITION_NAMES]
@@ -121,6 +123,7 @@ class HOIDiffusion(nn.Module):
         timesteps: Tensor,
         context: Tensor | CachedContext,
         conditions: Mapping[str, Tensor] | None = None,
+        condition_weights: Sequence[float | Tensor] = (1.0, 1.0, 1.0),
     ) -> Tensor:
         """Eq. 1, eps = f(x_t, t, text), and with conditions the f(x_t, t, [s, m, n]) of Sec. 3.3 and eq. 3.
 
@@ -128,6 +131,7 @@ class HOIDiffusion(nn.Module):
         timesteps   (B,)          int, 0 cleanest
         context     (B, 77, C)    of the text encoder
         conditions  skeleton, normal, segmentation by name, each (B, 3, H, W) in [0, 1]; None: text alone
+        condition_weights         of the three: see ConditionEncoders
         returns     (B, 4, h, w)  eps (or v: see NoiseSchedule.predicts)
         Raises ValueError when conditions are given to a base model, or a shape does not fit.
 
@@ -137,7 +141,7 @@ class HOIDiffusion(nn.Module):
             return self.unet(latents, timesteps, context)
         if self.condition_encoders is None:
             raise ValueError("this is a base model without condition encoders; see add_condition_encoders")
-        return self.unet(latents, timesteps, context, self.condition_encoders(conditions))
+        return self.unet(latents, timesteps, context, self.condition_encoders(conditions, condition_weights))
 
     def add_condition_encoders(self) -> None:
         """Fresh, untrained condition encoders on top of a base model: the start of fine-tuning (Sec. 3.3).

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +171,9 @@ class HoiStage(BaseStage):
     """The paper's fine-tuning: condition encoders and U-Net decoder learn, the rest is frozen (Sec. 3.3, eq. 3).
 
     A model without condition encoders is fine-tuned on text alone: the paper's latent diffusion baseline.
+
+    condition_dropout  share of the hand-object pictures of which one or two conditions have weight 0, as sample.py's
+                       --cond-scale NAME=0 has it, so that each carries a picture as far as it can (0 in the paper)
     """
 
     def __init__(
@@ -180,9 +184,10 @@ class HoiStage(BaseStage):
         seed: int,
         caption_dropout: float = 0.0,
         regularization: Regularization | None = None,
+        condition_dropout: float = 0.0,
     ) -> None:
         super().__init__(model, data, share, seed, caption_dropout)
-        self.regularization = regularization
+        self.regularization, self.condition_dropout = regularization, condition_dropout
 
     def batch(self, step: int, number: int = 0) -> Batch:
         """A batch a term of eq. 3: "hoi", pictures of hands and objects with their `conditions`, and "reg", background.
@@ -195,11 +200,19 @@ class HoiStage(BaseStage):
             batch["hoi"] = self.draw(self.data, share, step, purpose=0)
             if self.model.condition_encoders is not None:
                 batch["hoi"]["conditions"] = self.pictures.conditions(batch["hoi"]["indices"].tolist())
+                batch["hoi"]["condition_weights"] = share.of(self.condition_weights(step, share.total))
         if reg is not None and (swapped or reg.mode == "sum"):
             # A swapped step stands in for a batch of the other kind, and is as large.
             size = share.batch_size if swapped else reg.batch_size
             batch["reg"] = self.draw(reg.data, Share(size, share.rank, share.world_size), step, purpose=1)
         return batch
+
+    def condition_weights(self, step: int, count: int) -> Tensor:
+        """(count, 3): 1 or, for conditions that a picture of this step does without, 0; at least one is kept."""
+        generator = step_generator(self.seed, step, purpose=3)
+        thinned = torch.rand(count, 1, generator=generator) < self.condition_dropout
+        subset = torch.randint(1, 7, (count, 1), generator=generator)  # bits of the six that lack one or two
+        return torch.where(thinned, subset >> torch.arange(3) & 1, 1).float()
 
     def swapped(self, step: int) -> bool:
         """Whether this process's step is background: one uniform number a step and process, in mode "swap"."""
@@ -213,10 +226,15 @@ class HoiStage(BaseStage):
         """Eq. 3 and its terms, "hoi" and "reg", whichever the batch holds."""
         batches = {term: self.training_batch(each) for term, each in batch.items()}
         weight = 1.0 if self.regularization is None else self.regularization.weight
+        network = self.model
+        if self.condition_dropout and "condition_weights" in batch.get("hoi", {}):
+            background = len(batch["reg"]["noise"]) if "reg" in batch else 0  # its black pictures keep weight 1
+            shown = F.pad(batch["hoi"]["condition_weights"], (0, 0, 0, background), value=1)
+            network = partial(self.model, condition_weights=shown.T[..., None, None, None])
         if len(batches) == 2 and self.model.condition_encoders is not None:
-            return hoi_loss(self.model, self.schedule, batches["hoi"], batches["reg"], weight)
+            return hoi_loss(network, self.schedule, batches["hoi"], batches["reg"], weight)
         # One term alone; or text alone, where both terms are plain losses.
-        terms = {term: eps_loss(self.model, self.schedule, each) for term, each in batches.items()}
+        terms = {term: eps_loss(network, self.schedule, each) for term, each in batches.items()}
         if "reg" in terms:
             terms["reg"] = weight * terms["reg"]
         return sum(terms.values()), {term: value.detach() for term, value in terms.items()}

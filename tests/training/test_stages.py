@@ -253,3 +253,34 @@ def test_flags_that_contradict_each_other_are_refused(flags, message, capsys):
     with pytest.raises(SystemExit):
         train.parse_args(["--data", "d", "--out", "o", *flags])
     assert message in capsys.readouterr().err
+
+
+def test_a_condition_at_weight_0_leaves_the_loss_of_a_model_without_its_encoder(world):
+    stage = make_stage(world, Share(4), {})
+    stage.condition_dropout = 1.0
+    batch = stage.batch(0)
+    weights = batch["hoi"]["condition_weights"]
+    assert set(weights.sum(dim=1).tolist()) <= {1.0, 2.0}
+    batch["hoi"]["condition_weights"] = torch.tensor([1.0, 0, 1]).repeat(4, 1)
+    _, terms = stage(batch)
+    full = stage(batch | {"hoi": batch["hoi"] | {"condition_weights": torch.ones(4, 3)}})[1]
+    with torch.no_grad():
+        for parameter in stage.model.condition_encoders["normal"].parameters():
+            parameter.zero_()
+    stage.condition_dropout = 0.0
+    without = stage(batch)[1]
+    assert torch.allclose(terms["hoi"], without["hoi"], rtol=1e-5)
+    assert not torch.allclose(full["hoi"], without["hoi"], rtol=1e-4)  # the encoder did say something
+    assert torch.equal(terms["reg"], full["reg"])  # background pictures keep all three, black
+
+
+def test_a_step_thins_the_conditions_of_the_stated_share_of_pictures_evenly_over_the_six_subsets(world):
+    stage = make_stage(world, Share(2))
+    stage.condition_dropout = 0.4
+    weights = torch.cat([stage.condition_weights(step, 64) for step in range(100)])
+    codes = (weights @ torch.tensor([1.0, 2, 4])).long()
+    shares = torch.bincount(codes, minlength=8) / len(codes)
+    deviation = (0.6 * 0.4 / len(codes)) ** 0.5
+    assert shares[0] == 0
+    assert abs(shares[7] - 0.6) < 4 * deviation
+    assert (shares[1:7] - 0.4 / 6).abs().max() < 4 * deviation
