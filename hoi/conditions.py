@@ -26,7 +26,9 @@ BONES = tuple((0 if joint % 4 == 1 else joint - 1, joint) for joint in range(1, 
 STROKE_SIDE = 512
 JOINT_HALF_WIDTHS = (0, 2, 2, 3, 2, 2, 0)  # columns beside the centre, row by row: OpenCV's filled circle of radius 3
 BONE_HALF_WIDTH = 3
-BONE_LENGTHS = (5.0, 150.0)  # pixels; the release draws a bone only when its length lies strictly between
+# Pixels at STROKE_SIDE: a bone is drawn only when its length lies strictly between.  The release's upper limit suits
+# small hands; a hand that fills the picture would lose its palm, so there it is more than any bone inside is long.
+BONE_LENGTHS = {"official": (5.0, 150.0), "all": (5.0, 1024.0)}
 SOBEL_GZ = 2.0 * math.pi  # the constant z part of the release's normals
 
 
@@ -67,9 +69,12 @@ def _ellipse_spans(
     The outline is a polygon with a corner a degree, each rounded to a pixel (halves to even) and joined by lines of
     pixels, as OpenCV's ellipse2Poly and fillConvexPoly have it.
     """
-    sine, degree = _sines(), np.arange(361)
+    sine = _sines()
+    finer = max(1, math.ceil(half_length / 75))  # for "all" bones, whose corners would lie too far apart
+    degree = np.arange(360 * finer + 1) / finer
     cosine_turn, sine_turn = sine[90 + angle_deg % 360], sine[angle_deg % 360]
-    along, across = half_length * sine[450 - degree], BONE_HALF_WIDTH * sine[degree]
+    along = half_length * np.interp(450 - degree, np.arange(451), sine)
+    across = BONE_HALF_WIDTH * np.interp(degree, np.arange(451), sine)
     x = np.rint(center[0] + along * cosine_turn - across * sine_turn).astype(np.int64)
     y = np.rint(center[1] + along * sine_turn + across * cosine_turn).astype(np.int64)
     # Corners lie at most two pixels apart. The pixel between them is chosen as OpenCV does: a flat step stays on the
@@ -93,32 +98,37 @@ def _fill_spans(canvas: np.ndarray, rows: np.ndarray, first: np.ndarray, last: n
             canvas[row, max(begin, 0) : end + 1] = color
 
 
-def _draw_strokes(keypoints_2d: np.ndarray, height: int, width: int) -> np.ndarray:
+def _draw_strokes(keypoints_2d: np.ndarray, height: int, width: int, rule: str) -> np.ndarray:
     """Joints, then bones over them, without scaling: (21, 2) pixels -> (H, W, 3) uint8."""
     canvas = np.zeros((height, width, 3), dtype=np.uint8)
     joints = np.rint(keypoints_2d).astype(np.int64)
-    reach = np.array(JOINT_HALF_WIDTHS)
+    reach, (shortest, longest) = np.array(JOINT_HALF_WIDTHS), BONE_LENGTHS[rule]
     for (x, y), color in zip(joints, SKELETON_COLORS, strict=True):
         _fill_spans(canvas, np.arange(y - 3, y + 4), x - reach, x + reach, color)
     for bone, (parent, child) in enumerate(BONES):
         # In this order: the angle is cut to whole degrees towards zero, so the reverse may lie a degree aside.
         dx, dy = (joints[parent] - joints[child]).tolist()
         length = math.hypot(dx, dy)
-        if BONE_LENGTHS[0] < length < BONE_LENGTHS[1]:
+        if shortest < length < longest:
             center = tuple(int(total / 2) for total in (joints[parent] + joints[child]).tolist())
             spans = _ellipse_spans(center, int(length / 2), int(math.degrees(math.atan2(dy, dx))))
             _fill_spans(canvas, *spans, SKELETON_COLORS[bone])
     return canvas
 
 
-def draw_skeleton(keypoints_2d: np.ndarray, height: int, width: int) -> np.ndarray:
+def draw_skeleton(keypoints_2d: np.ndarray, height: int, width: int, rule: str | None = "official") -> np.ndarray:
     """The 21 joints and 20 bones of a hand in the release's strokes.
 
     keypoints_2d  (21, 2)       pixels, OpenPose order; points outside the picture are allowed
+    rule          which bones: "official", those shorter than 150 px at 512, or "all"; None, of a record that does not
+                  say by which rule it was drawn, is "official"
     returns       (H, W, 3) uint8
     A picture whose longer side is below 512 is drawn at 512 and reduced by area averages.
-    Raises ValueError when the keypoints have another shape or are not finite.
+    Raises ValueError when the keypoints have another shape or are not finite, and for another rule.
     """
+    rule = rule or "official"
+    if rule not in BONE_LENGTHS:
+        raise ValueError(f"skeleton_rule is {rule!r}, expected one of {', '.join(BONE_LENGTHS)}")
     keypoints_2d = np.asarray(keypoints_2d, dtype=np.float64)
     if keypoints_2d.shape != (KEYPOINTS, 2):
         raise ValueError(f"keypoints_2d is {keypoints_2d.shape}; expected (21, 2) pixels in OpenPose order")
@@ -127,10 +137,10 @@ def draw_skeleton(keypoints_2d: np.ndarray, height: int, width: int) -> np.ndarr
         raise ValueError(f"keypoints_2d of joint {joint} is {keypoints_2d[joint]}; expected finite pixels")
     side = max(height, width)
     if side >= STROKE_SIDE:
-        return _draw_strokes(keypoints_2d, height, width)
+        return _draw_strokes(keypoints_2d, height, width, rule)
     large_height, large_width = round(height * STROKE_SIDE / side), round(width * STROKE_SIDE / side)
     enlarged = resized_points(keypoints_2d, (height, width), (large_height, large_width))
-    return _area_reduced(_draw_strokes(enlarged, large_height, large_width), height, width)
+    return _area_reduced(_draw_strokes(enlarged, large_height, large_width, rule), height, width)
 
 
 def _area_reduced(picture: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -231,15 +241,18 @@ def normals_from_inverse_depth(inverse_depth: np.ndarray, background_threshold: 
     return -towards_camera / np.linalg.norm(towards_camera, axis=-1, keepdims=True)
 
 
-def draw_conditions(keypoints_2d: np.ndarray | None, label_map: np.ndarray, surface_normals: np.ndarray) -> Conditions:
+def draw_conditions(
+    keypoints_2d: np.ndarray | None, label_map: np.ndarray, surface_normals: np.ndarray, rule: str | None = "official"
+) -> Conditions:
     """The three condition images of one picture.
 
     keypoints_2d     (21, 2) pixels, OpenPose order, or None for an object alone (black skeleton)
     label_map        (H, W)     0 background, 1 hand, 2 object
     surface_normals  (H, W, 3)  unit, outward, camera frame; cut to hand and object here
+    rule             of the skeleton, see draw_skeleton
     Raises ValueError as the three drawings do.
     """
     height, width = label_map.shape
     black = np.zeros((height, width, 3), dtype=np.uint8)
-    skeleton = black if keypoints_2d is None else draw_skeleton(keypoints_2d, height, width)
+    skeleton = black if keypoints_2d is None else draw_skeleton(keypoints_2d, height, width, rule)
     return Conditions(skeleton, draw_normal(surface_normals, label_map > 0), draw_segmentation(label_map))

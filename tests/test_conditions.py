@@ -137,6 +137,21 @@ def test_a_bone_is_drawn_when_its_length_lies_between_5_and_150(length: int, dra
         assert columns.max() == (200 + length) // 2 + length // 2
 
 
+def test_all_bones_are_drawn_where_asked_and_the_short_ones_as_in_the_release() -> None:
+    hand = random_hands(1)[0]  # bones of about 10 pixels
+    np.testing.assert_array_equal(draw_skeleton(hand, 512, 512, "all"), draw_skeleton(hand, 512, 512))
+    np.testing.assert_array_equal(draw_skeleton(hand, 512, 512, None), draw_skeleton(hand, 512, 512))
+    hand = np.full((21, 2), -3000.0)
+    for turn in np.linspace(0, 2 * math.pi, 60):
+        hand[1] = 256 - 220 * np.array([math.cos(turn), math.sin(turn)])
+        hand[2] = 512 - hand[1]
+        drawn = (draw_skeleton(hand, 512, 512, "all") == SKELETON_COLORS[1]).all(axis=2)
+        assert scipy.ndimage.label(drawn, np.ones((3, 3)))[1] == 1, "a long bone has gaps"
+        assert 2200 < drawn.sum() < 2900, "pi 220 3.5 is 2419"
+    with pytest.raises(ValueError, match="skeleton_rule is 'some', expected one of official, all"):
+        draw_skeleton(hand, 512, 512, "some")
+
+
 def test_bones_lie_over_joints_and_later_fingers_over_earlier_ones() -> None:
     hand = np.full((21, 2), -1000.0)
     hand[0], hand[1], hand[17] = (200, 200), (260, 200), (260, 200)

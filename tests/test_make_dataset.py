@@ -11,10 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trimesh
+from PIL import Image
 
 import make_dataset
 from hoi.common import files
+from hoi.conditions import draw_skeleton
 from hoi.data import writer
+from hoi.data.check import check_folder
 from hoi.data.folder import load_conditions, load_image, read_records
 from hoi.data.scene_maker import SceneMaker
 from hoi.export import nocs
@@ -170,6 +173,16 @@ def test_shaded_looks_share_a_view_and_differ_in_picture_and_text(tmp_path, cach
         difference = load_image(tmp_path, first).astype(int) - load_image(tmp_path, second)
         assert np.abs(difference).mean() > 5
         assert first["look"]["object_color"] in first["text"] or first["category"] is None
+    rules = {record["skeleton_rule"] for record in records if record["transl"] is not None}
+    assert rules == {"all"} and check_folder(tmp_path).ok, "a tight framing draws all bones, and says so"
+    # Before there was the key, folders had skeletons by the release's rule; they stay valid, and only they.
+    lines = [json.dumps({k: v for k, v in r.items() if k != "skeleton_rule"}) for r in records]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    assert "skeleton differs" in "".join(check_folder(tmp_path).problems)
+    for record in {r["skeleton_file_name"]: r for r in records if r["transl"] is not None}.values():
+        points = np.reshape(record["keypoints_2d"], (21, 2))
+        Image.fromarray(draw_skeleton(points, 64, 64)).save(tmp_path / record["skeleton_file_name"])
+    assert check_folder(tmp_path).ok
     scenery = [record for record in records if record["transl"] is None and record["object_path"] is None]
     assert scenery and all(record["skeleton_file_name"] is None for record in scenery)
     assert load_conditions(tmp_path, scenery[0]) is None

@@ -177,8 +177,11 @@ class _Checker:
         skeleton = self._picture(record, "skeleton_file_name")
         # Strokes drawn in a source's pixels were enlarged with its picture and cannot be drawn again.
         if skeleton is not None and record.get("skeleton_strokes") != "source":
-            wrong = (draw_skeleton(keypoints_2d, *skeleton.shape[:2]) != skeleton).any(axis=-1).sum()
-            if wrong:
+            try:
+                redrawn = draw_skeleton(keypoints_2d, *skeleton.shape[:2], record.get("skeleton_rule"))
+            except ValueError as error:  # a rule that does not exist
+                return [*problems, str(error)]
+            if wrong := (redrawn != skeleton).any(axis=-1).sum():
                 problems.append(f"skeleton differs in {wrong} pixels from the one drawn at keypoints_2d")
         if record["keypoints_3d"] is None or record["intrinsics"] is None:
             return problems

@@ -53,7 +53,7 @@ RECORD_KEYS = (
 # What other keys hold where they are not null.
 KINDS = {
     **dict.fromkeys(("text", "category", "hand_side", "hand_model", "normal_source", "keypoint_convention", "source",
-                     "sampler", "negative_prompt", *FILE_KEYS), (str, "text")),
+                     "sampler", "negative_prompt", "skeleton_rule", *FILE_KEYS), (str, "text")),
     **dict.fromkeys(("index", "height", "width", "trajectory", "frame", "seed", "num_inference_steps"),
                     (int, "a whole number")),
     **dict.fromkeys(("penetration_mm", "guidance_scale"), ((int, float), "a finite number")),

@@ -32,6 +32,7 @@ from hoi.geometry.objects import ObjectMesh
 from hoi.geometry.render import HAND, OBJECT, GBuffer, Renderer
 from hoi.geometry.trajectory import approach
 
+SKELETON_RULES = {"official": "official", "tight": "all"}  # in tight framings palms are longer than the release draws
 CONTENTS = ("hand_object", "object", "hand", "scenery")
 # Share of the picture's pixels that the hand and the object must each have, or the view is rejected.  Official views
 # have 2.8 % object and 4.5 % hand in the median; 14 % of them fail.
@@ -103,6 +104,7 @@ class Scene:
     object_mesh   None without an object
     grasp         the grasp that hand_params end in; None without a hand
     hand_params   one for each frame, canonical object frame; empty without a hand
+    skeleton_rule which bones are drawn, see hoi/conditions.py: draw_skeleton; the release's by default
     last_gbuffer  render of the last frame, made when the camera was chosen; None: not rendered yet
     """
 
@@ -111,6 +113,7 @@ class Scene:
     object_mesh: ObjectMesh | None = None
     grasp: Grasp | None = None
     hand_params: tuple[HandParams, ...] = ()
+    skeleton_rule: str = "official"
     last_gbuffer: GBuffer | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -183,7 +186,7 @@ def compose_scene(
         )  # fmt: skip
         for camera in cameras:
             # The last frame is the grasp: what is hidden there is hidden in the picture that counts.
-            scene = Scene(content, camera, object_mesh, grasp, poses)
+            scene = Scene(content, camera, object_mesh, grasp, poses, SKELETON_RULES[settings.framing])
             scene = replace(scene, last_gbuffer=render_scene(scene, scene.frames - 1, hand, renderer))
             share = _visible_share(scene)
             if share >= MIN_VISIBLE[settings.framing]:
@@ -234,7 +237,8 @@ def annotate(scene: Scene, frame: int, hand: HandModel, field: DistanceField | N
     Hand parameters and keypoints_3d are in the camera frame.  `contact` means skin within 2.5 mm of the surface.
     """
     camera, mesh = scene.camera, scene.object_mesh
-    record: dict[str, Any] = {"height": camera.height, "width": camera.width, "source": "rendered"}
+    record: dict[str, Any] = {"height": camera.height, "width": camera.width, "source": "rendered",
+                              "skeleton_rule": None}
     if scene.content != "scenery":
         record |= {"intrinsics": camera.intrinsics, "normal_source": "geometry"}
     if mesh is not None:
@@ -250,6 +254,7 @@ def annotate(scene: Scene, frame: int, hand: HandModel, field: DistanceField | N
         "global_orient": pose.global_orient, "hand_pose": pose.hand_pose, "transl": pose.transl,
         "keypoints_3d": keypoints_3d, "keypoints_2d": keypoints_2d, "keypoint_convention": "openpose21",
         "hand_in_picture": bool(inside_picture(keypoints_2d, camera.height, camera.width)),
+        "skeleton_rule": scene.skeleton_rule,
     }  # fmt: skip
     if mesh is not None:
         record |= _contact_of(scene, frame, hand, field)
@@ -284,7 +289,9 @@ def pictures_of(
     if scene.content == "scenery":
         return {}
     gbuffer = render_scene(scene, frame, hand, renderer)
-    conditions = draw_conditions(record.get("keypoints_2d"), gbuffer.label_map, gbuffer.surface_normals)
+    conditions = draw_conditions(
+        record.get("keypoints_2d"), gbuffer.label_map, gbuffer.surface_normals, scene.skeleton_rule
+    )
     pictures = {"conditions": conditions, "depth": gbuffer.depth}
     return pictures if scene.object_mesh is None else pictures | {"object_mask": gbuffer.object_mask}
 

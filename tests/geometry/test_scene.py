@@ -146,7 +146,7 @@ def test_scenes_without_something_do_not_claim_it(objects, hand, renderer):
     object_alone = annotate(compose(objects, hand, renderer, 0, content="object"), 0, hand)
     assert "keypoints_2d" not in object_alone and object_alone["category"] == "can"
     scenery = annotate(compose(objects, hand, renderer, 0, content="scenery"), 0, hand)
-    assert set(scenery) == {"height", "width", "source"}
+    assert set(scenery) == {"height", "width", "source", "skeleton_rule"}
 
 
 def test_text_templates_take_the_noun(objects, hand, renderer):
