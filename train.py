@@ -22,7 +22,6 @@ import argparse
 import contextlib
 import functools
 import math
-import os
 import shlex
 import signal
 import sys
@@ -37,8 +36,8 @@ from tqdm import tqdm
 from hoi.common.command import problems_as_messages
 from hoi.common.files import held_alone
 from hoi.common.machine import (
-    check_device,
-    has_fast_bf16,
+    choose_device,
+    fast_dtype,
     join_processes,
     keep_freed_memory,
     rank_and_world_size,
@@ -133,7 +132,7 @@ def command_line() -> argparse.ArgumentParser:
     add("--preview-every", type=int, default=2000, help="steps between preview sheets, 0 = none (default 2000)")
     add("--dtype", choices=("auto", "bf16", "fp32"), default="auto", help="auto: bf16 autocast where the hardware has "
         "it")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda (default: what is there)")
+    add("--device", help="cpu, cuda, cuda:1, xpu, mps (default: a GPU where there is one, one a process)")
     add("--threads", type=int, default=0, help="CPU threads a process, 0 = torch's choice (default)")
     return parser
 
@@ -190,13 +189,15 @@ def set_up(args: argparse.Namespace) -> tuple[int, int, bool]:
     keep_freed_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
-    check_device(args.device)
+    args.device = choose_device(args.device)
     if args.device.startswith("cuda"):
-        args.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         torch.cuda.set_device(args.device)
     if world_size > 1:
         join_processes("nccl" if args.device.startswith("cuda") else "gloo", rank, world_size)
-    return rank, world_size, args.dtype == "bf16" or (args.dtype == "auto" and has_fast_bf16(args.device))
+    fast = fast_dtype(args.device) == torch.bfloat16
+    if args.dtype == "bf16" and not fast and rank == 0:
+        print(f"note: --dtype bf16 is several times slower than fp32 on this {args.device}", flush=True)
+    return rank, world_size, args.dtype == "bf16" or (args.dtype == "auto" and fast)
 
 
 def starting_model(args: argparse.Namespace) -> HOIDiffusion:

@@ -35,7 +35,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 from bench_unet import peak_gigabytes, random_weights  # noqa: E402
 
-from hoi.common.machine import has_fast_bf16, keep_freed_memory  # noqa: E402
+from hoi.common.machine import fast_dtype, keep_freed_memory  # noqa: E402
 from hoi.network import unet as unet_module  # noqa: E402
 from hoi.network.config import PRESETS, ModelConfig  # noqa: E402
 from hoi.network.kernels import PackedConv2d, PackedLinear, pack  # noqa: E402
@@ -123,7 +123,7 @@ def profiled(unet: UNet, attend: Callable, *inputs: Any) -> dict[str, float]:
 def profile_unet(config: ModelConfig) -> dict[str, dict[str, float]]:
     """One guided evaluation for one picture: PyTorch's layers, then ours."""
     keep_freed_memory()
-    dtype, side = torch.bfloat16 if has_fast_bf16("cpu") else torch.float32, config.image_size // config.vae.factor
+    dtype, side = fast_dtype("cpu"), config.image_size // config.vae.factor
     with torch.device("meta"):
         unet = UNet(config.unet).to(dtype)
     unet = random_weights(unet.to_empty(device="cpu")).to(memory_format=torch.channels_last)

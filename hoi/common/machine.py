@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+ACCELERATORS = ("cuda", "xpu", "mps")  # the kinds that torch knows, in the order in which they are taken
 # Parameters of glibc's mallopt, from malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 CALLS_AT_ONCE = 1024  # handed to the worker processes: half a million waiting ones would cost a gigabyte
@@ -30,30 +31,40 @@ Run = Callable[[Callable[[Any, int], Any], Sequence[int]], Iterator[Any]]
 # --- devices and memory ---
 
 
-def check_device(device: str) -> None:
-    """Raise ValueError unless the machine has the device: cpu, or with a GPU cuda or cuda:N."""
-    if device != "cpu" and not (device.split(":")[0] == "cuda" and torch.cuda.is_available()):
-        raise ValueError(f"device {device!r} is not there; expected cpu or, with a GPU, cuda or cuda:N")
-
-
 def choose_device(device: str | None) -> str:
-    """The device that was asked for; by default "cuda" where there is one.  Raises ValueError when it is not there.
+    """The device that was asked for; by default the first of ACCELERATORS that is there, else "cpu".
 
-    Under torchrun each process that asks for "cuda" gets a GPU of its own, as far as there are enough.
+    Under torchrun each process that names no number gets an accelerator of its own, as far as there are enough.
+    Raises ValueError when the device is not there.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_device(device)
-    if device == "cuda" and "LOCAL_RANK" in os.environ:
-        return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+    device = device or next((kind for kind in ACCELERATORS if _count(kind)), "cpu")
+    kind, _, number = device.partition(":")
+    if device != "cpu" and not (number or "0").isdigit() or int(number or 0) >= (_count(kind) or device == "cpu"):
+        there = [f"{kind}:{k}" for kind in ACCELERATORS for k in range(_count(kind))]
+        raise ValueError(f"device {device!r} is not there; expected cpu{''.join(f' or {name}' for name in there)}")
+    if device in ACCELERATORS and "LOCAL_RANK" in os.environ:
+        return f"{device}:{int(os.environ['LOCAL_RANK']) % _count(device)}"
     return device
 
 
-def has_fast_bf16(device: str) -> bool:
-    """Whether bf16 is worth it on "cpu" or "cuda...": on a CPU without bf16 instructions it is several times slower."""
-    if device.startswith("cuda"):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+def _count(kind: str) -> int:
+    """How many devices of one of ACCELERATORS torch can use here."""
+    return getattr(torch, kind).device_count() if kind in ACCELERATORS and hasattr(torch, kind) else 0
+
+
+def fast_dtype(device: str) -> torch.dtype:
+    """The fewest bits in which a device is fast: bfloat16, or where that is emulated on a GPU float16, else float32.
+
+    Without bf16 instructions a CPU is several times slower in 16 bits than in 32; a T4, V100 or RTX 20 in bf16.
+    """
+    kind = device.partition(":")[0]
+    if kind == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if kind != "cpu":
+        return torch.float16 if kind == "mps" else torch.bfloat16
     # torch has no public question for it.
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if fast else torch.float32
 
 
 def keep_freed_memory() -> None:

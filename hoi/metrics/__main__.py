@@ -26,7 +26,7 @@ from typing import Any
 
 from hoi.common.command import first_few, positive, problems_as_messages
 from hoi.common.files import sha256_of, write_whole
-from hoi.common.machine import check_device
+from hoi.common.machine import choose_device
 from hoi.metrics import features
 from hoi.metrics.clip import SCORE_PREFIX, SCORE_WEIGHT, load_clip
 from hoi.metrics.distances import save_statistics
@@ -53,7 +53,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
     Raises FileNotFoundError or ValueError naming the folder, the file, or the device that is not there.
     """
-    check_device(args.device)  # before any file is hashed
+    args.device = choose_device(args.device)  # before any file is hashed
     results = Results(args.bootstrap, args.seed)
     fake = None if args.fake is None else features.find_pictures(args.fake, args.workers, args.skip_damaged)
     reference = None if args.real is None else Reference.read(args.real, args.workers, args.skip_damaged)
@@ -205,7 +205,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--skip-damaged", action="store_true", help="measure without damaged pictures, counted in the report")
     add("--batch-size", type=positive, default=32, metavar="B", help="pictures seen at once (%(default)s)")
     add("--workers", type=int, default=min(usable_cpus(), 8), help="processes that read pictures (%(default)s)")
-    add("--device", default="cpu", help="cpu or cuda")
+    add("--device", help="cpu, cuda, cuda:1, xpu, mps (default: a GPU where there is one)")
     args = parser.parse_args(arguments)
     _check_flags(parser, args)
     return args

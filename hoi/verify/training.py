@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hoi.common.arrays import pictures_to_tensor, resized_points
-from hoi.common.machine import has_fast_bf16
+from hoi.common.machine import fast_dtype
 from hoi.conditions import KEYPOINTS
 from hoi.data.folder import read_records, require
 from hoi.geometry.render import HAND
@@ -175,7 +175,7 @@ def train_verifier(
         torch.manual_seed(seed)
         verifier = Verifier(training_set.backgrounds, side).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(verifier.parameters(), lr=LEARNING_RATE, weight_decay=1e-3)
-    bf16 = has_fast_bf16("cpu")
+    bf16 = fast_dtype("cpu") == torch.bfloat16
 
     def read(step: int, _: int) -> VerifierBatch:
         picked = torch.randint(len(training_set), (batch_size,), generator=step_generator(seed, step))

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hoi.common.command import positive
 from hoi.common.files import ASSETS, sha256_of
-from hoi.common.machine import choose_device, has_fast_bf16
+from hoi.common.machine import choose_device, fast_dtype
 from hoi.common.tensors import Shapes, WeightFile, check_shapes, is_finite, shapes_of
 from hoi.network.config import ModelConfig, sd1_config
 from hoi.network.kernels import pack
@@ -399,9 +399,10 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add("--base", type=Path, metavar="PATH", help="instead: a Stable Diffusion 1.x file (.safetensors, .ckpt) or a "
         "diffusers folder, or an export of tools/export_weights.py")
     add("--adapter", type=Path, metavar="FILE", help="condition encoders for --base: the official model_ad_N.pth")
-    add("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
+    add("--device", help="cpu, cuda, cuda:1, xpu, mps (default: a GPU where there is one)")
     add("--dtype", choices=("auto", *DTYPES), default="auto",
-        help="of U-Net and condition encoders (default: bfloat16 where the hardware has it, else float32)")
+        help="of U-Net and condition encoders (default: bfloat16 where the hardware has it, float16 on GPUs without, "
+        "float32 on CPUs without)")
     add("--threads", type=positive, metavar="T", help="of torch on the CPU (default: torch's own choice)")
 
 
@@ -426,7 +427,7 @@ def load_pipeline(
     base, adapter    public weights instead: see `load_model`
     with_conditions  refuse a model without condition encoders
     device           see `choose_device`
-    dtype            one of DTYPES, or "auto": bfloat16 where the device is fast in it
+    dtype            one of DTYPES, or "auto": see `fast_dtype`
     cond_weights     of conditions by name; 1 for those that are not named
     The others are those of SamplingSettings.
     Raises like `load_model`, and ValueError for files that exclude each other.
@@ -441,11 +442,13 @@ def load_pipeline(
     if base is None and path.is_dir():
         path = path / "model.safetensors"
     device = choose_device(device)
-    if dtype == "auto":
-        dtype = "bfloat16" if has_fast_bf16(device) else "float32"
+    fast = fast_dtype(device)
+    # Every GPU is fast in float16.
+    if DTYPES.get(dtype, fast) not in (fast, torch.float32) and not (device != "cpu" and dtype == "float16"):
+        print(f"note: --dtype {dtype} is several times slower here than {fast}, which auto takes", flush=True)
     # Nearly all of the work.  The VAE stays in float32: its decoder overflows in float16 and shows bfloat16's rounding
     # as noise in smooth areas; and the text encoder is small.
-    dtypes = dict.fromkeys(("unet", "condition_encoders"), DTYPES[dtype])
+    dtypes = dict.fromkeys(("unet", "condition_encoders"), DTYPES.get(dtype, fast))
     model = load_model(path, adapter, device=device, dtype=dtypes).requires_grad_(False)
     if with_conditions and model.condition_encoders is None:
         advice = "give it --adapter" if base else "fine-tune it"

@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 from hoi.common import machine
 
@@ -52,7 +53,6 @@ def test_results_come_in_order_in_blocks_and_faults_reach_the_caller(processes, 
 
 def test_each_process_under_torchrun_takes_a_gpu_of_its_own_as_far_as_there_are_enough(monkeypatch):
     assert machine.choose_device("cpu") == "cpu"
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert machine.choose_device(None) == "cuda"
     taken = []
@@ -60,10 +60,21 @@ def test_each_process_under_torchrun_takes_a_gpu_of_its_own_as_far_as_there_are_
         monkeypatch.setenv("LOCAL_RANK", str(rank))
         taken.append(machine.choose_device(None))
     assert taken == ["cuda:0", "cuda:1", "cuda:0"] and machine.choose_device("cuda:1") == "cuda:1"
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match="device 'cuda:2' is not there; expected cpu or cuda:0 or cuda:1"):
+        machine.choose_device("cuda:2")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     assert machine.choose_device(None) == "cpu"
+    monkeypatch.setattr("torch.mps.device_count", lambda: 1)
+    assert machine.choose_device(None) == "mps:0" and machine.fast_dtype("mps") == torch.float16
+    monkeypatch.setattr("torch.mps.device_count", lambda: 0)
     with pytest.raises(ValueError, match="device 'cuda' is not there"):
         machine.choose_device("cuda")
+
+
+@pytest.mark.parametrize(("emulated", "expected"), [(True, torch.float16), (False, torch.bfloat16)])
+def test_where_a_gpu_emulates_bf16_float16_is_taken(emulated, expected, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: not emulated)
+    assert machine.fast_dtype("cuda:1") == expected
 
 
 def test_a_worker_that_is_killed_is_told_in_a_sentence():
