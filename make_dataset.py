@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from hoi.common.command import positive, problems_as_messages
+from hoi.common.command import add_size_flags, positive, problems_as_messages
 from hoi.common.files import sha256_of, short_hash
 from hoi.common.machine import mapper
 from hoi.data.check import check_folder
@@ -48,6 +48,7 @@ from hoi.geometry.grasp import default_cache
 from hoi.geometry.hand import load_hand
 from hoi.geometry.objects import CATEGORIES, ObjectMesh, add_mesh_flags, collect_objects
 from hoi.geometry.scene import CONTENTS, GraspedObject, graspable
+from hoi.network.config import tiny_config
 from hoi.sources.captions import CAPTION_FILE, Captioner, apply_captions, caption_folder, read_captions
 from hoi.sources.convert import NORMALS, STROKES, ConversionSettings, check_needs, convert_source, fit_warning, summary
 from hoi.sources.dexycb import DexYCB
@@ -56,6 +57,7 @@ from hoi.sources.ho3d import HO3D
 from hoi.sources.official_csv import OfficialCSV
 from hoi.toyworld.words import check_placeholders
 
+BUILT_IN_SIZE = tiny_config().image_size  # pixels
 LEFT_OUT = "the hand leaves the picture, or hand or object is hidden"  # the only reasons why a scene gives no record
 
 
@@ -117,12 +119,12 @@ def add_object_flags(parser: argparse.ArgumentParser) -> None:
 def add_view_flags(parser: argparse.ArgumentParser) -> None:
     """How a scene is looked at, and which moments of the approach."""
     add = parser.add_argument_group("views and frames").add_argument
-    add("--size", type=positive, default=512, metavar="PX",
-        help="height and width in pixels (default: 512, the paper's)")
+    add_size_flags(add, f"{BUILT_IN_SIZE} and tight, what sample.py takes by default; of real pictures 512")
     add("--official-view", action=argparse.BooleanOptionalAction, default=False,
         help="azimuth 0 to 0.1 degrees as in the official release, instead of 0 to 360")
-    add("--framing", choices=FRAMINGS, default="official",
-        help="official: the whole field of view; tight: zoomed in, the wrist near the border")
+    add("--framing", choices=FRAMINGS,
+        help="official: the whole field of view; tight: zoomed in, the wrist near the border (default: official, or "
+        "tight where neither size nor view is given)")
     add("--camera", choices=tuple(CAMERA_FOV_DEG), default="official",
         help="official: 60 degrees field of view; nocs: 45.1 degrees, the middle of a NOCS-CAMERA frame, for python -m "
         "hoi.export --format nocs (default: official)")
@@ -222,6 +224,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     if args.count is None and not wants_real_pictures(args):
         args.count = 100
     args.normals = args.normals or ("estimated" if args.csv else "rendered")
+    if args.framing is None:  # what is made without further words is for the built-in model, which knows tight framing
+        told = args.size or args.height or args.width or args.official_view or args.camera == "nocs"
+        args.framing = "official" if told else "tight"
+    side = args.size or (512 if wants_real_pictures(args) else BUILT_IN_SIZE)
+    args.height, args.width = args.height or side, args.width or side
     if problem := contradiction(args):
         parser.error(problem)
     return args
@@ -245,6 +252,8 @@ def contradiction(args: argparse.Namespace) -> str | None:
         (args.ho3d and len(args.split or ["train"]) != 1, "--split of --ho3d is one word, train or evaluation"),
         (args.camera == "nocs" and (args.framing == "tight" or real),
          "--camera nocs fixes the intrinsics of all pictures: not with --framing tight or real pictures"),
+        (args.height != args.width and (real or args.camera == "nocs"),
+         "real pictures are cut square, and NOCS takes square ones: pass --size alone"),
         (args.captions and args.captioner, "choose --captions or --captioner, not both"),
         (args.margin < 0, "--margin must not be negative"),
         ("scenery" in args.content and not args.shade,
@@ -270,10 +279,10 @@ def scene_settings(args: argparse.Namespace) -> SceneSettings:
     """What decides the records of rendered scenes."""
     return SceneSettings(
         seed=args.seed, content=args.content, hand_side=args.hand_side, grasps_per_object=args.grasps_per_object,
-        size=args.size, framing=args.framing, official_view=args.official_view, frames=args.frames,
-        start_distance=args.start_distance, trajectory=args.trajectory, keep_outside=args.keep_outside,
-        shade=args.shade, looks=args.looks, style=args.style, paraphrase=args.paraphrase, text=args.text,
-        camera=args.camera,
+        height=args.height, width=args.width, framing=args.framing, official_view=args.official_view,
+        frames=args.frames, start_distance=args.start_distance, trajectory=args.trajectory,
+        keep_outside=args.keep_outside, shade=args.shade, looks=args.looks, style=args.style,
+        paraphrase=args.paraphrase, text=args.text, camera=args.camera,
     )  # fmt: skip
 
 
@@ -282,8 +291,10 @@ def describe_scenes(args: argparse.Namespace, settings: SceneSettings, objects: 
     meshes = [item.object_mesh for item in objects]
     # A mesh file that was edited makes another job; the name alone would not show it.
     digest = [hashlib.sha256(mesh.vertices.tobytes() + mesh.faces.tobytes()).hexdigest()[:8] for mesh in meshes]
-    # Without what older folders do not say: they go on.
+    # Without what older folders do not say, and square sizes in their words: they go on.
     job = {key: value for key, value in asdict(settings).items() if (key, value) != ("camera", "official")}
+    height, width = job.pop("height"), job.pop("width")
+    job["size"] = height if height == width else f"{width} x {height}"
     job |= {"hand": Path(args.mano).name if args.mano else "builtin"}
     job |= {"objects": [f"{mesh.object_id} {of}" for mesh, of in zip(meshes, digest, strict=True)]}
     job |= {"hand_content": sha256_of(args.mano)} if args.mano else {}
@@ -301,7 +312,7 @@ def describe_pictures(args: argparse.Namespace, source: Source) -> dict[str, Any
     """What goes to dataset.json; a folder begun with another job is refused instead of mixed."""
     job = {
         "split": args.split, "subjects": args.subjects, "sequences": args.sequences, "cameras": args.cameras,
-        "frame_range": args.frame_range, "shuffle": args.shuffle, "size": args.size, "margin": args.margin,
+        "frame_range": args.frame_range, "shuffle": args.shuffle, "size": args.height, "margin": args.margin,
         "paint_objects": args.paint_objects, "normals": args.normals, "strokes": args.strokes,
         "min_area": args.min_area, "text": args.text, "source": source.name, "frames_selected": len(source),
         "hand": Path(args.mano).name if args.mano else None,
@@ -398,7 +409,7 @@ def convert_pictures(args: argparse.Namespace) -> None:
     if args.normals != "estimated":
         torch.set_num_threads(1)  # one hand at a time: threads only wait for each other
     source = open_source(args)
-    settings = ConversionSettings(args.size, args.margin, args.normals, args.depth_files, args.depth_model, args.mano,
+    settings = ConversionSettings(args.height, args.margin, args.normals, args.depth_files, args.depth_model, args.mano,
                                   args.strokes, args.text, args.min_area)  # fmt: skip
     # What cannot work is refused before hours of work.
     check_needs(source, settings)

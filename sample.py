@@ -14,7 +14,9 @@ it stopped; record i depends on --seed and i alone.  Every PNG carries its promp
 
 import argparse
 import hashlib
+import itertools
 import json
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from hoi.common.command import not_negative, positive, problems_as_messages
+from hoi.common.command import add_size_flags, not_negative, positive, problems_as_messages
 from hoi.common.files import sha256_of, short_hash
 from hoi.common.machine import barrier, join_processes, keep_freed_memory, rank_and_world_size
 from hoi.data.views import GRASPS, FolderViews, Request, SceneViews, content_of, plan
@@ -58,6 +60,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     what.add_argument("--framing", choices=FRAMINGS,
                       help="for --object; official: 60 degrees field of view, tight: zoomed in (default: as the "
                       "checkpoint was trained: tight for tiny, official for sd1)")
+    add_size_flags(what.add_argument, "those of --data, else what the checkpoint was made for")
     what.add_argument("--grasps-per-object", type=positive, default=GRASPS, metavar="G",
                       help="searched once and cached")
     what.add_argument("--mano", metavar="FILE", help="official MANO_RIGHT.pkl (default: the built-in hand)")
@@ -80,21 +83,28 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--data and --object exclude each other: the folder has its own objects")
     if not args.conditions and (args.data is not None or args.object):
         parser.error("--no-conditions samples from text alone: drop --data or --object")
+    if args.data is not None and (args.size or args.height or args.width):
+        parser.error("--data brings the size of its pictures: drop --size, --height and --width")
     if args.prompt and args.prompts_file:
         parser.error("--prompt and --prompts-file exclude each other")
     return args
 
 
+def picture_size(args: argparse.Namespace, config: ModelConfig) -> tuple[int, int]:
+    """Height and width that were asked for, pixels, where no folder says them."""
+    return args.height or args.size or config.image_size, args.width or args.size or config.image_size
+
+
 def choose_views(args: argparse.Namespace, config: ModelConfig) -> Views:
-    """Where conditions come from, in the size of the model's pictures."""
+    """Where conditions come from."""
     if not args.conditions:
         return None
     if args.data is not None:
-        return FolderViews(args.data, config.image_size)
+        return FolderViews(args.data)
     meshes = collect_objects(args.object or CATEGORIES, category=args.category, units=args.units, up=args.up)
     # As the model was trained: pictures in another framing look wrong.
     framing = args.framing or ("tight" if config.name == "tiny" else "official")
-    seen = ViewSettings(config.image_size, config.image_size, args.hand_side, framing)
+    seen = ViewSettings(*picture_size(args, config), args.hand_side, framing)
     return SceneViews(meshes, load_hand(args.mano), seen, args.seed, args.grasps_per_object, args.cache)
 
 
@@ -135,6 +145,9 @@ def describe(
         job |= {"hand_side": args.hand_side, "framing": views.settings.framing, "hand": views.hand.name,
                 "grasps_per_object": args.grasps_per_object}  # fmt: skip
         job |= {"hand_content": sha256_of(args.mano)} if args.mano else {}
+    size, side = picture_size(args, pipeline.model.config), pipeline.model.config.image_size
+    # Older folders, whose pictures are of the model's own size, do not say it: they go on.
+    job |= {"size": f"{size[1]} x {size[0]}"} if args.data is None and size != (side, side) else {}
     return folder_description("sample.py", job, args.seed, pipeline.checkpoint, meshes=meshes, source=args.data)
 
 
@@ -142,6 +155,17 @@ def say(rank: int, *lines: str) -> None:
     """Print lines in the first process alone."""
     if rank == 0:
         print(*lines, sep="\n", flush=True)
+
+
+def batches(
+    requests: list[Request], size_of: Callable[[Request], tuple[int, int]], most: int | None
+) -> Iterator[tuple[tuple[int, int], list[Request]]]:
+    """Requests in order, together as long as their size is the same: (height, width) and at most so many requests."""
+    for (height, width), alike in itertools.groupby(requests, size_of):
+        alike = list(alike)
+        # At 512 px two at once save 5 % of the time and cost 0.2 GB (docs/speed.md); larger batches were not measured.
+        count = most or (8 if height * width < 512 * 512 else 2)
+        yield from (((height, width), alike[start : start + count]) for start in range(0, len(alike), count))
 
 
 def prepare_grasps(views: SceneViews, requests: list[Request], rank: int) -> None:
@@ -175,6 +199,11 @@ def main(args: argparse.Namespace) -> None:
     writer = DatasetWriter(args.out, describe(args, pipeline, views, prompts), rank, world_size)
     barrier()  # every rank has seen the same finished records
     todo = [request for request in requests if not writer.done(request.index)]
+
+    def size_of(request: Request) -> tuple[int, int]:
+        """Height and width of the picture, pixels."""
+        return picture_size(args, config) if views is None else views.size(request.view)
+
     if not todo:
         writer.finish()  # the run that made the last of them may have been ended before it could
         say(rank, f"all {len(requests)} pictures are in {args.out} already: nothing to do")
@@ -186,8 +215,9 @@ def main(args: argparse.Namespace) -> None:
     say(rank, f"{pipeline.checkpoint['name']} ({config.name}, stage {metadata.get('stage')}, step "
         f"{metadata.get('step')}), {pipeline.dtype} on {pipeline.device}; {settings.sampler}, "
         f"{settings.num_inference_steps} steps, guidance {settings.guidance_scale:g}",
-        f"{len(requests)} pictures of {config.image_size} px -> {args.out}, "
-        f"{len(requests) - len(todo)} are there already")  # fmt: skip
+        f"{len(requests)} pictures -> {args.out}, {len(requests) - len(todo)} are there already")  # fmt: skip
+    if note := config.size_note(map(size_of, todo)):
+        say(rank, note)
     if warning := normals_differ(pipeline.model, normal_sources(views)):
         say(rank, warning)
     if isinstance(views, SceneViews):
@@ -199,17 +229,14 @@ def main(args: argparse.Namespace) -> None:
 
     # Neighbours stay in one process: they share a view, whose features are computed once.
     mine = [todo[i] for i in np.array_split(np.arange(len(todo)), world_size)[rank]]
-    # At 512 px two at once save 5 % of the time and cost 0.2 GB (docs/speed.md); larger batches were not measured.
-    batch_size = args.batch_size or (8 if config.image_size < 512 else 2)
     features, annotation = {}, {}  # by view; only those of the current batch are kept: a view has megabytes of them
     with tqdm(total=len(mine), unit="picture", disable=rank > 0) as bar:
-        for start in range(0, len(mine), batch_size):
-            batch = mine[start : start + batch_size]
+        for (height, width), batch in batches(mine, size_of, args.batch_size):
             numbers = {request.view for request in batch} - {None}  # None: text alone
             features, annotation = ({k: old[k] for k in old.keys() & numbers} for old in (features, annotation))
             for k in sorted(numbers - features.keys()):
                 view = views[k]
-                conditions = stack_conditions([view.conditions], config.image_size, config.image_size)
+                conditions = stack_conditions([view.conditions], height, width)
                 features[k] = pipeline.features(conditions)
                 annotation[k] = view.write(args.out, first_index[k])
             images = pipeline.pictures(
@@ -217,6 +244,8 @@ def main(args: argparse.Namespace) -> None:
                 join_features([features[request.view] for request in batch]) if args.conditions else None,
                 [picture_generator(args.seed, request.index) for request in batch],
                 lambda step, steps: bar.set_postfix_str(f"step {step} of {steps}"),
+                height,
+                width,
             )
             for request, image in zip(batch, images, strict=True):
                 record = annotation.get(request.view, {}) | pipeline.record_entries(args.seed)

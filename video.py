@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from hoi.common.command import finite, not_negative, positive, problems_as_messages
+from hoi.common.command import add_size_flags, finite, not_negative, positive, problems_as_messages
 from hoi.common.files import encode_png, short_hash, write_whole
 from hoi.common.machine import keep_freed_memory
 from hoi.common.sheets import write_video
@@ -53,6 +53,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     what.add_argument("--object", metavar="PATH|NAME", help="a mesh file or a built-in object (default: mug)")
     add_mesh_flags(what.add_argument)
     what.add_argument("--hand-side", choices=("right", "left"), default="right", help="for --object")
+    add_size_flags(what.add_argument, "what the checkpoint was made for")
     what.add_argument("--framing", choices=FRAMINGS, help="default: tight for tiny, official for sd1")
     what.add_argument("--mano", metavar="FILE", help="official MANO_RIGHT.pkl (default: the built-in hand)")
     what.add_argument("--cache", type=Path, default=default_cache(), metavar="DIR",
@@ -85,8 +86,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add_sampling_flags(parser)
     add_model_flags(parser)
     args = parser.parse_args(arguments)
-    if args.trajectory is not None and (args.object or args.hold or args.start_distance is not None):
-        parser.error("--trajectory brings its own frames: drop --object, --hold and --start-distance")
+    alone = (args.object, args.hold, args.size, args.height, args.width)
+    if args.trajectory is not None and (any(alone) or args.start_distance is not None):
+        parser.error("--trajectory brings its own frames: drop --object, --hold, --start-distance and the size")
     if args.trajectory_number is not None and args.trajectory is None:
         parser.error("--trajectory-number needs --trajectory, the folder")
     if args.no_anchor and args.anchor is not None:
@@ -104,9 +106,8 @@ def choose_frames(args: argparse.Namespace, config: ModelConfig) -> Frames:
 
     Raises ValueError for more than one mesh, and as the two kinds of frames do.
     """
-    size = config.image_size
     if args.trajectory is not None:
-        return TrajectoryFrames(args.trajectory, size, args.trajectory_number)
+        return TrajectoryFrames(args.trajectory, args.trajectory_number)
     meshes = collect_objects([args.object or "mug"], category=args.category, units=args.units, up=args.up)
     if len(meshes) > 1:
         raise ValueError(f"{args.object} holds {len(meshes)} meshes; a video shows one, so name the file")
@@ -116,7 +117,8 @@ def choose_frames(args: argparse.Namespace, config: ModelConfig) -> Frames:
     framing = args.framing or ("tight" if config.name == "tiny" else "official")
     start_distance = TIGHT_START if args.start_distance is None and framing == "tight" else args.start_distance
     hand, renderer = load_hand(args.mano), Renderer()
-    seen = ViewSettings(size, size, args.hand_side, framing, frames=args.frames, start_distance=start_distance)
+    height, width = args.height or args.size or config.image_size, args.width or args.size or config.image_size
+    seen = ViewSettings(height, width, args.hand_side, framing, frames=args.frames, start_distance=start_distance)
     scene = approach_scene(meshes[0], hand, renderer, seen, args.seed, args.cache)
     frames = ApproachFrames(scene, hand, renderer, args.hold, args.straight)
     deepest = max(frames.penetration_mm())
@@ -178,7 +180,8 @@ def main(args: argparse.Namespace) -> None:
         cond_weights=dict(args.cond_scale), cond_tau=args.cond_tau,
     )  # fmt: skip
     config, settings = pipeline.model.config, pipeline.settings
-    frames, size = choose_frames(args, config), config.image_size
+    frames = choose_frames(args, config)
+    height, width = frames.size
     anchor = choose_anchor(args, len(frames))
     prompt = choose_prompt(args, frames, anchor)
     writer = DatasetWriter(args.out, describe(args, pipeline, frames, prompt, anchor))
@@ -187,24 +190,26 @@ def main(args: argparse.Namespace) -> None:
           f'{len(frames)} frames of "{prompt}", anchor {"off" if anchor is None else anchor}, '
           f"{'one' if args.same_noise else 'separate'} noise -> {args.out}, {len(writer)} are there already",
           sep="\n")  # fmt: skip
+    if note := config.size_note([frames.size]):
+        print(note)
     if len(frames) == 1:  # of a folder with one picture, or by --frames 1
         print("hint: one frame is a single picture; --frames 16 makes a video")
 
     def frame_features(frame: int) -> list[torch.Tensor]:
         """Condition features of one frame, one map (1, C_k, h / 2^k, w / 2^k) a level of the U-Net."""
-        return pipeline.features(stack_conditions([frames[frame].conditions], size, size))
+        return pipeline.features(stack_conditions([frames[frame].conditions], height, width))
 
     def frame_generator(frame: int) -> torch.Generator:
         """Noise of one frame; the same noise for all makes what is not conditioned change less (Sec. 4.4)."""
         return picture_generator(args.seed, 0 if args.same_noise else frame)
 
     # Both chosen by trial.  At 512 px one frame beside the anchor takes 7.5 GB, four take 7.7 GB (docs/clips.md).
-    chunk = args.chunk or (8 if size < 512 else 1)
+    chunk = args.chunk or (8 if height * width < 512 * 512 else 1)
     todo = [frame for frame in range(len(frames)) if not writer.done(frame)]
     with tqdm(total=len(todo), unit="frame") as bar:
         pictures = anchored_pictures(
             pipeline, prompt, frame_features, frame_generator, todo, anchor, chunk, args.anchor_in,
-            lambda step, steps: bar.set_postfix_str(f"step {step} of {steps}"),
+            lambda step, steps: bar.set_postfix_str(f"step {step} of {steps}"), height, width,
         )  # fmt: skip
         for frame, image in pictures:
             record = frames[frame].write(args.out, frame) | pipeline.record_entries(args.seed)

@@ -127,6 +127,24 @@ def test_check_accepts_what_was_made_and_refuses_a_changed_number(sixty, tmp_pat
     assert exit_status.value.code == 1 and "PROBLEM: record 1: hand parameters" in capsys.readouterr().out
 
 
+def test_wide_pictures_keep_square_pixels_and_tight_framing_shows_every_keypoint(tmp_path, cache):
+    for framing in ("official", "tight"):
+        records = make(f"--count 4 --width 96 --height 40 --framing {framing}", tmp_path / framing, cache)
+        for record in records:
+            fx, _, _, _, fy, *_ = record["intrinsics"]
+            xy = np.reshape(record["keypoints_2d"], (21, 2))
+            assert fx == pytest.approx(fy) and load_conditions(tmp_path / framing, record).normal.shape == (40, 96, 3)
+            assert (xy >= 0).all() and (xy <= [95, 39]).all()
+    assert json.loads((tmp_path / "tight" / "dataset.json").read_text())["job"]["size"] == "96 x 40"
+    assert make_dataset.check_folder(tmp_path / "tight").ok
+
+
+def test_without_a_size_the_default_model_takes_what_is_made(tmp_path):
+    args, real = parse_args(["--out", str(tmp_path)]), parse_args(["--dexycb", str(tmp_path)])
+    assert (args.height, args.width, args.framing) == (128, 128, "tight") and (real.height, real.width) == (512, 512)
+    assert parse_args(["--size", "128"]).framing == parse_args(["--official-view"]).framing == "official"
+
+
 def test_official_view_looks_from_in_front_and_default_views_from_all_around(sixty, tmp_path, cache):
     def azimuths(records):
         poses = [np.linalg.inv(np.reshape(record["object_to_camera"], (4, 4))) for record in records]
@@ -235,6 +253,7 @@ def test_files_of_one_name_are_kept_apart(tmp_path):
         ("--seed -1", "--seed and --object-seed must not be negative"),
         ("--camera nocs --framing tight", "--camera nocs fixes the intrinsics of all pictures"),
         ("--text {objct}", "make_dataset.py: .*{objct}; the only placeholder is {object}"),
+        ("--csv train.csv --width 640", "real pictures are cut square"),
         ("--csv train.csv --text {objct}", "make_dataset.py: .*{objct}; the only placeholder is {object}"),
     ],
 )

@@ -20,13 +20,14 @@ from PIL import Image
 import sample
 from hoi.common.files import sha256_of
 from hoi.common.tensors import load_model_file, save_model
+from hoi.conditions import Conditions
 from hoi.data.check import check_folder
 from hoi.data.folder import load_conditions, load_image, load_mesh, read_records
 from hoi.data.writer import webui_parameters
 from hoi.geometry import grasp_search
 from hoi.network import pipeline
 from hoi.network.config import ModelConfig, sd1_config, tiny_config
-from hoi.network.model import ConditionEncoders, HOIDiffusion
+from hoi.network.model import ConditionEncoders, HOIDiffusion, stack_conditions
 from hoi.network.text import TextConfig, TextEncoder, tokenize
 from hoi.network.unet import UNetConfig
 from hoi.network.vae import VAEConfig
@@ -449,13 +450,32 @@ def test_a_faulty_condition_file_is_named(tmp_path, checkpoint, scenes, capsys, 
         assert [record["index"] for record in read_records(tmp_path / "out")] == [0, 1]
 
 
-def test_a_folder_of_another_size_is_refused_before_anything_is_made(tmp_path, checkpoint, scenes, capsys):
-    shutil.copytree(scenes, tmp_path / "data")
-    lines = (tmp_path / "data" / "metadata.jsonl").read_text()
-    lines = lines.replace('"height": 64, "width": 64', '"height": 512, "width": 512')
-    (tmp_path / "data" / "metadata.jsonl").write_text(lines)
-    message = failure(capsys, command(checkpoint, tmp_path / "out", "--data", str(tmp_path / "data")))
-    assert "is 512 x 512 px, the model takes 64 x 64" in message and not (tmp_path / "out").exists()
+def test_pictures_of_any_size_are_those_of_conditions_made_larger_by_black_and_a_note_says_so(
+    tmp_path, checkpoint, scenes, capsys
+):
+    words = ["--object", "can", "--prompt", "a red {object}", "--count", "2", "--grasps-per-object", "1"]
+    words += ["--framing", "tight", "--cache", str(scenes.parent / "cache"), "--width", "96", "--height", "40"]
+    records = generated(checkpoint, tmp_path / "out", *words)
+    assert "note: 96 x 40 px; the model was made for 64 x 64, other sizes may look worse" in capsys.readouterr().out
+    assert {(record["width"], record["height"]) for record in records} == {(96, 40)}
+    assert check_folder(tmp_path / "out").ok
+    generated(checkpoint, tmp_path / "again", "--data", str(tmp_path / "out"))  # the folder brings the size
+    np.testing.assert_array_equal(images(tmp_path / "again"), images(tmp_path / "out"))
+    # 40 is no multiple of the 32 in which this network takes sides: the same by hand, in 64 rows.
+    maker = sample.load_pipeline(checkpoint, None, None, device="cpu", dtype="float32")
+    drawn = load_conditions(tmp_path / "out", records[0])
+    padded = Conditions(*(np.pad(getattr(drawn, name), ((0, 24), (0, 0), (0, 0)))
+                          for name in ("skeleton", "normal", "segmentation")))  # fmt: skip
+    features = maker.features(stack_conditions([padded], 64, 96))
+    (larger,) = maker.pictures(["a red can"], features, [pipeline.picture_generator(0, 0)], height=64, width=96)
+    assert np.abs(larger[:40].astype(int) - images(tmp_path / "out")[0]).max() <= 1
+    assert not np.array_equal(larger[24:], images(tmp_path / "out")[0])
+
+
+def test_text_alone_makes_pictures_of_the_size_that_is_asked_for(tmp_path, base_checkpoint):
+    words = ["--no-conditions", "--prompt", "the beach", "--size", "32", "--width", "50"]
+    assert generated(base_checkpoint, tmp_path / "out", *words)[0]["width"] == 50
+    assert images(tmp_path / "out").shape == (1, 32, 50, 3)
 
 
 @pytest.mark.parametrize(
@@ -467,6 +487,7 @@ def test_a_folder_of_another_size_is_refused_before_anything_is_made(tmp_path, c
         ("--no-conditions --prompts-file nowhere.txt", "no prompts file at nowhere.txt"),
         ("--no-conditions --prompt {object}", "without conditions there is no object"),
         ("--no-conditions --object can", "drop --data or --object"),
+        ("--data nowhere --width 64", "--data brings the size of its pictures: drop --size, --height and --width"),
         ("--no-conditions --cond-tau 2", "2 does not lie between 0 and 1"),
         ("--cond-scale depth=1", "'depth' is no condition"),
         ("--cond-scale normal=much", "weight of normal: 'much' is not a finite number, e.g. normal=0.5"),

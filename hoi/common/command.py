@@ -7,7 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,16 @@ def finite(word: str) -> float:
     if not math.isfinite(number):
         raise argparse.ArgumentTypeError(f"{word!r} is not a finite number")
     return number
+
+
+def add_size_flags(add: Callable[..., Any], default: str) -> None:
+    """Flags on the size of pictures, by an argparse parser's or group's add_argument.
+
+    default  what it is otherwise, for the help
+    """
+    add("--size", type=positive, metavar="PX", help=f"height and width of the pictures, pixels (default: {default})")
+    add("--height", type=positive, metavar="PX", help="height alone, pixels (default: --size)")
+    add("--width", type=positive, metavar="PX", help="width alone, pixels (default: --size)")
 
 
 def share(word: str) -> float:

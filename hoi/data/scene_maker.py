@@ -45,7 +45,7 @@ class SceneSettings:
     content            share of scenes by kind, keys of hoi.geometry.scene.CONTENTS
     hand_side          right, left or random
     grasps_per_object  searched for each object
-    size               height and width, pixels
+    height, width      pixels
     framing            "official" or "tight", see geometry.camera
     official_view      look from in front, as the release does, instead of from all around
     frames             of the approach, the last is the grasp; 1 is the grasp alone
@@ -62,7 +62,8 @@ class SceneSettings:
     content: dict[str, float]
     hand_side: str
     grasps_per_object: int
-    size: int
+    height: int
+    width: int
     framing: str
     official_view: bool
     frames: int
@@ -90,7 +91,7 @@ class SceneSettings:
     def view(self) -> ViewSettings:
         """The settings among these that say how a scene is seen."""
         return ViewSettings(
-            self.size, self.size, self.hand_side, self.framing, self.official_view, CAMERA_FOV_DEG[self.camera],
+            self.height, self.width, self.hand_side, self.framing, self.official_view, CAMERA_FOV_DEG[self.camera],
             self.frames, self.start_distance, self.trajectory,
         )  # fmt: skip
 

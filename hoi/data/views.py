@@ -98,16 +98,13 @@ class FolderViews:
     numbers      number of each record's view
     """
 
-    def __init__(self, folder: str | Path, size: int) -> None:
-        """size: height and width in pixels that the model takes.
-
-        Raises FileNotFoundError or ValueError naming the first missing file, or a record of another size.
-        """
+    def __init__(self, folder: str | Path) -> None:
+        """Raises FileNotFoundError or ValueError naming the first missing file."""
         self.folder = Path(folder)
         self.records = dataset.read_records(self.folder)
         # Its own picture is not read: a conditions-only folder has none.
         files = [key for key in dataset.FILE_KEYS if key != "file_name"]
-        dataset.require(self.folder, self.records, files, (size, size))
+        dataset.require(self.folder, self.records, files)
         # Scenery has no conditions: one view, without any, for all of it.
         keys = [tuple(record.get(name) for name in dataset.CONDITION_KEYS) for record in self.records]
         number_of = {key: number for number, key in enumerate(dict.fromkeys(keys))}
@@ -116,6 +113,10 @@ class FolderViews:
 
     def __len__(self) -> int:
         return len(self._first)
+
+    def size(self, number: int) -> tuple[int, int]:
+        """Height and width of a view, pixels."""
+        return self._first[number]["height"], self._first[number]["width"]
 
     def has_conditions(self, number: int) -> bool:
         """Whether the view shows anything; scenery does not."""
@@ -179,6 +180,10 @@ class SceneViews:
 
     def __len__(self) -> int:
         return len(self.meshes)
+
+    def size(self, _: int) -> tuple[int, int]:
+        """Height and width of a view, pixels."""
+        return self.settings.height, self.settings.width
 
     def noun(self, number: int) -> str:
         """What a prompt calls the view's object."""
@@ -266,6 +271,7 @@ class ApproachFrames:
     scene   as it is, or with its approach bent
     bent    whether the straight approach cut deeper than a grasp may, so that it was bent
     noun    what a prompt calls the object
+    size    height and width, pixels
     """
 
     def __init__(
@@ -281,6 +287,7 @@ class ApproachFrames:
         self.bent = any(after is not before for after, before in zip(hands, scene.hand_params, strict=True))
         self.scene = replace(scene, hand_params=(*hands, *hands[-1:] * hold))
         self.noun = noun(scene.object_mesh)
+        self.size = (scene.camera.height, scene.camera.width)
 
     def __len__(self) -> int:
         return self.scene.frames
@@ -304,15 +311,16 @@ class TrajectoryFrames:
 
     records  of the frames
     noun     what a prompt calls the object
+    size     height and width, pixels
     """
 
-    def __init__(self, folder: str | Path, size: int, trajectory: int | None = None) -> None:
+    def __init__(self, folder: str | Path, trajectory: int | None = None) -> None:
         """trajectory: number of the trajectory in the folder; None: the first.
 
-        Raises FileNotFoundError or ValueError: no such trajectory, frames without conditions, of another size than
-        the model's or of different objects.
+        Raises FileNotFoundError or ValueError: no such trajectory, frames without conditions, of different sizes or
+        of different objects.
         """
-        self._views = FolderViews(folder, size)
+        self._views = FolderViews(folder)
         wanted = _chosen_trajectory(folder, self._views.records, trajectory)
         frames: dict[int, tuple[dict[str, Any], int]] = {}  # frame -> record, number of its view
         for record, number in zip(self._views.records, self._views.numbers, strict=True):
@@ -325,7 +333,10 @@ class TrajectoryFrames:
         for record in self.records:
             if record.get("skeleton_file_name") is None:
                 raise ValueError(f"{folder} record {record['index']} has no condition images; a clip needs them")
-        self.noun = self._views.noun(self._numbers[0])
+        self.noun, self.size = self._views.noun(self._numbers[0]), self._views.size(self._numbers[0])
+        if others := [n for n in self._numbers if self._views.size(n) != self.size]:
+            shown = sorted({self.size, *map(self._views.size, others)})
+            raise ValueError(f"{folder}: frames of one clip have one size, these have (height, width) {shown}")
 
     def __len__(self) -> int:
         return len(self.records)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from hoi.common.command import first_few, how_made
 from hoi.common.files import JsonLines, encode_png, read_json, write_json, write_whole
@@ -299,8 +299,7 @@ def overview(folder: str | Path, records: list[dict[str, Any]]) -> Image.Image:
     def in_cell(record: dict[str, Any], key: str) -> np.ndarray:
         if record.get(key) is None:
             return np.full((CELL, CELL, 3), 255, dtype=np.uint8)
-        picture = Image.fromarray(dataset.load_picture(folder, record, key))
-        return np.asarray(picture.convert("RGB").resize((CELL, CELL)))
+        return _in_cell(dataset.load_picture(folder, record, key))
 
     strips = [np.concatenate([in_cell(record, key) for key in keys], axis=1) for record in chosen]
     # Pillow's built-in font knows ASCII alone.
@@ -317,7 +316,12 @@ def strip(conditions: Sequence[Conditions], pictures: Sequence[np.ndarray]) -> I
     chosen = _evenly(len(pictures), MOST_FRAMES)
     rows = [[getattr(conditions[i], name) for i in chosen] for name in ("skeleton", "normal", "segmentation")]
     rows.append([pictures[i] for i in chosen])
-    return contact_sheet([[np.asarray(Image.fromarray(image).resize((CELL, CELL))) for image in row] for row in rows])
+    return contact_sheet([[_in_cell(image) for image in row] for row in rows])
+
+
+def _in_cell(pixels: np.ndarray) -> np.ndarray:
+    """A picture (H, W, 3) or (H, W) uint8 in the middle of a cell (CELL, CELL, 3), white beside what is not square."""
+    return np.asarray(ImageOps.pad(Image.fromarray(pixels).convert("RGB"), (CELL, CELL), color="white"))
 
 
 def _evenly(count: int, most: int) -> np.ndarray:

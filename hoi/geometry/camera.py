@@ -185,19 +185,20 @@ def inside_picture(keypoints_2d: np.ndarray, height: int, width: int) -> np.ndar
 
 
 def tighten(camera: Camera, points: np.ndarray, wrist: np.ndarray | None, margin: float) -> tuple[Camera, float]:
-    """Zoom a square camera in on points, the wrist pushed against the border: what lies beyond the wrist is cut off.
+    """Zoom a camera in on points, the wrist pushed against the border: what lies beyond the wrist is cut off.
 
     points   (N, 3) world; all stay in the picture
     wrist    (3,) world, or None
-    margin   side of the picture over side of the points' box
+    margin   side of the picture over side of the points' box, along the axis where the box is wider
     returns  the camera and how far the wrist stays from the border, as a fraction of the picture (0 without a hand)
     """
     pixels = project(transform_points(camera.world_to_camera, points), camera.intrinsics)
     if not np.isfinite(pixels).all():  # something is behind the camera: the worst view there is
         return camera, np.inf
     low, high = pixels.min(axis=0), pixels.max(axis=0)
-    side = max(margin * (high - low).max(), SMALLEST_CROP)
-    corner = (low + high - side) / 2  # top left of the square box
+    shape = np.array([camera.width, camera.height]) / max(camera.width, camera.height)
+    side = max(margin * ((high - low) / shape).max(), SMALLEST_CROP) * shape  # (2,) of a box of the picture's shape
+    corner = (low + high - side) / 2  # its top left
     gap = 0.0
     if wrist is not None:
         position = project(transform_points(camera.world_to_camera, wrist), camera.intrinsics)
@@ -205,15 +206,15 @@ def tighten(camera: Camera, points: np.ndarray, wrist: np.ndarray | None, margin
         slack = 0.01 * side  # skin reaches a little beyond the keypoints among the points
         candidates = []
         for axis in (0, 1):
-            to_low = min(position[axis] - WRIST_MARGIN * side, low[axis] - slack)
-            to_high = max(position[axis] + WRIST_MARGIN * side, high[axis] + slack) - side
-            candidates.append(((position[axis] - to_low) / side, axis, to_low))
-            candidates.append(((to_high + side - position[axis]) / side, axis, to_high))
+            to_low = min(position[axis] - WRIST_MARGIN * side[axis], low[axis] - slack[axis])
+            to_high = max(position[axis] + WRIST_MARGIN * side[axis], high[axis] + slack[axis]) - side[axis]
+            candidates.append(((position[axis] - to_low) / side[axis], axis, to_low))
+            candidates.append(((to_high + side[axis] - position[axis]) / side[axis], axis, to_high))
         gap, axis, start = min(candidates)
         corner[axis] = start
     # Pixel centres are integers, so the box of pixel areas begins half a pixel earlier.
     left, top = corner + 0.5
-    intrinsics = crop_intrinsics(camera.intrinsics, left, top, side, side, camera.height, camera.width)
+    intrinsics = crop_intrinsics(camera.intrinsics, left, top, side[1], side[0], camera.height, camera.width)
     return replace(camera, intrinsics=intrinsics), float(gap)
 
 

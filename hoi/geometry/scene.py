@@ -70,7 +70,7 @@ class ViewSettings:
     fov_deg         vertical field of view before a tight framing zooms in, degrees
     frames          1 is the grasp alone, more are the approach to it
     start_distance, trajectory  of the approach, see hoi/geometry/trajectory.py: approach
-    Raises ValueError for another framing, and for a tight one of a picture that is not square.
+    Raises ValueError for another framing.
     """
 
     height: int
@@ -86,8 +86,6 @@ class ViewSettings:
     def __post_init__(self) -> None:
         if self.framing not in FRAMINGS:
             raise ValueError(f"framing is {self.framing!r}, expected one of {', '.join(FRAMINGS)}")
-        if self.framing == "tight" and self.height != self.width:
-            raise ValueError(f"tight framing cuts square pictures, got {self.height} x {self.width} (height x width)")
 
     @property
     def sides(self) -> tuple[str, ...]:

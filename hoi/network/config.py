@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from hoi.common.command import first_few
 from hoi.network.diffusion import NoiseSchedule
 from hoi.network.text import TextConfig
 from hoi.network.unet import UNetConfig
@@ -48,6 +50,21 @@ class ModelConfig:
     def noise_schedule(self) -> NoiseSchedule:
         """Stable Diffusion's 1000 steps, with this model's target and noisiest end."""
         return NoiseSchedule.stable_diffusion(predicts=self.predicts, terminal_signal=self.terminal_signal)
+
+    @property
+    def cell(self) -> int:
+        """Pixels in whose multiples the sides of pictures go through the network: 64 for sd1, 32 for tiny."""
+        return self.vae.factor * 2 ** (len(self.unet.channel_mult) - 1)
+
+    def size_note(self, sizes: Iterable[tuple[int, int]]) -> str:
+        """A sentence on sizes (height, width), pixels, that the model was not made for; empty when there are none."""
+        others = sorted({size for size in sizes if size != (self.image_size, self.image_size)})
+        if not others:
+            return ""
+        told = first_few([f"{width} x {height}" for height, width in others])
+        cut = any(side % self.cell for size in others for side in size)
+        return (f"note: {told} px; the model was made for {self.image_size} x {self.image_size}, other sizes may look "
+                f"worse{f' (made in multiples of {self.cell} and cut)' if cut else ''}")  # fmt: skip
 
     @property
     def negative_prompt(self) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hoi.common.arrays import to_uint8
@@ -104,10 +105,9 @@ class Pipeline:
 
     def record_entries(self, seed: int) -> dict[str, Any]:
         """What the records of all pictures of a job say of how these were made."""
-        size, settings = self.model.config.image_size, asdict(self.settings)
+        settings = asdict(self.settings)
         told = ("sampler", "num_inference_steps", "guidance_scale", "negative_prompt")
-        entries = {"seed": seed, "checkpoint": self.checkpoint, "height": size, "width": size}
-        return entries | {name: settings[name] for name in told}
+        return {"seed": seed, "checkpoint": self.checkpoint} | {name: settings[name] for name in told}
 
     @torch.no_grad()
     def context(self, prompts: Sequence[str]) -> Tensor:
@@ -123,9 +123,17 @@ class Pipeline:
 
     @torch.no_grad()
     def features(self, conditions: Mapping[str, Tensor]) -> list[Tensor]:
-        """Condition images (B, 3, H, W) in [0, 1], by name -> features, one map (B, C_k, h / 2^k, w / 2^k) a level."""
-        on_device = {name: image.to(self.device) for name, image in conditions.items()}
+        """Condition images (B, 3, H, W) in [0, 1], by name -> features, one map (B, C_k, h / 2^k, w / 2^k) a level.
+
+        Where H or W is no multiple of the model's cell, black is added below and on the right.
+        """
+        on_device = {name: self._padded(image.to(self.device)) for name, image in conditions.items()}
         return self.model.condition_encoders(on_device, self.settings.cond_weights)
+
+    def _padded(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) with zeros below and on the right up to multiples of the cell."""
+        cell = self.model.config.cell
+        return F.pad(image, (0, -image.shape[3] % cell, 0, -image.shape[2] % cell))
 
     @torch.no_grad()
     def pictures(
@@ -134,15 +142,19 @@ class Pipeline:
         features: list[Tensor] | None,
         generators: Sequence[torch.Generator],
         progress: Progress | None = None,
+        height: int | None = None,
+        width: int | None = None,
     ) -> np.ndarray:
         """Make one batch.
 
         prompts     B complete prompts
         features    as `features` makes them, of batch B or 1 (one geometry for all); None for text alone
         generators  B, one a picture: a picture does not depend on its batch
+        height, width  pixels, those of the conditions; None: what the model was made for
         returns     (B, H, W, 3) uint8
         """
-        return self.decode(self.latents(self.model.unet, prompts, features, generators, progress))
+        latents = self.latents(self.model.unet, prompts, features, generators, progress, height, width)
+        return self.decode(latents, height, width)
 
     def latents(
         self,
@@ -151,17 +163,20 @@ class Pipeline:
         features: list[Tensor] | None,
         generators: Sequence[torch.Generator],
         progress: Progress | None = None,
+        height: int | None = None,
+        width: int | None = None,
     ) -> Tensor:
-        """What `pictures` decodes, (B, 4, h, w); `unet` is the model's or one that wraps it."""
+        """What `pictures` decodes, (B, 4, h, w) of whole cells; `unet` is the model's or one that wraps it."""
         settings, config = self.settings, self.model.config
-        side = config.image_size // config.vae.factor
+        sides = (-(-(side or config.image_size) // config.cell) * config.cell for side in (height, width))
+        latent_height, latent_width = (side // config.vae.factor for side in sides)
         return sample_latents(
             unet,
             self.schedule,
             context=self.context(prompts),
             uncond_context=self.context([settings.negative_prompt]),
             cond_features=features,
-            noise=initial_noise(generators, config.unet.in_channels, side, side, self.device),
+            noise=initial_noise(generators, config.unet.in_channels, latent_height, latent_width, self.device),
             sampler=settings.sampler,
             num_inference_steps=settings.num_inference_steps,
             guidance_scale=settings.guidance_scale,
@@ -171,14 +186,16 @@ class Pipeline:
         )
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> np.ndarray:
-        """(B, 4, h, w) -> (B, H, W, 3) uint8.  Raises ValueError when the pictures are not finite."""
-        at_once = max(1, DECODED_PIXELS // self.model.config.image_size**2)
+    def decode(self, latents: Tensor, height: int | None = None, width: int | None = None) -> np.ndarray:
+        """(B, 4, h, w) -> (B, H, W, 3) uint8, cut to height and width.  Raises ValueError for pictures not finite."""
+        config = self.model.config
+        height, width = height or config.image_size, width or config.image_size
+        at_once = max(1, DECODED_PIXELS // (height * width))
         # (B, 3, H, W) in [-1, 1]
         images = torch.cat([self.model.vae.decode(few).float() for few in latents.split(at_once)])
         if not torch.isfinite(images).all():
             raise ValueError("the model made pictures that are not finite; try --dtype float32, or other weights")
-        return np.stack([to_uint8(image) for image in images.cpu().numpy()])
+        return np.stack([to_uint8(image) for image in images[..., :height, :width].cpu().numpy()])
 
 
 def join_features(features: Sequence[list[Tensor]]) -> list[Tensor]:
@@ -211,6 +228,8 @@ def anchored_pictures(
     chunk: int,
     anchor_in: Collection[str] = UNET_PARTS,
     progress: Progress | None = None,
+    height: int | None = None,
+    width: int | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Make frames of a video, `chunk` of them at a time; each chunk is denoised with the anchor in lock step.
 
@@ -219,6 +238,7 @@ def anchored_pictures(
     frames           to make: all of the video, or those still missing
     anchor           the frame that all look at; None: every frame on its own
     anchor_in        parts of the U-Net whose self-attentions see the anchor; the paper: all
+    height, width    of the frames, as in Pipeline.pictures
     yields           (frame, (H, W, 3) uint8), chunk by chunk
     Raises ValueError when chunk is below 1.
 
@@ -241,8 +261,11 @@ def anchored_pictures(
             join_features(each),
             [frame_generator(frame) for frame in batch],
             progress,
+            height,
+            width,
         )
-        pictures = pipeline.decode(latents[len(batch) - len(group) :])  # the anchor's only when it is in the group
+        own = latents[len(batch) - len(group) :]  # the anchor's only when it is in the group
+        pictures = pipeline.decode(own, height, width)
         yield from zip(group, pictures, strict=True)
 
 

@@ -214,7 +214,7 @@ def test_a_link_out_of_the_folder_is_refused_by_every_reader_and_one_inside_is_n
     (tmp_path / "out").mkdir()
     scored = [record | {"verification": dict.fromkeys(SCORES) | {"pck": 1.0}}]
     pictured = record | {"file_name": record["depth_file_name"]}
-    readers = [lambda: FolderViews(folder, SIZE)[0], lambda: copy_records(folder, tmp_path / "kept", scored, keep)]
+    readers = [lambda: FolderViews(folder)[0], lambda: copy_records(folder, tmp_path / "kept", scored, keep)]
     keep = parse_keep("pck>0.5")
     if key == "object_path":
         readers += [lambda: load_mesh(folder, record), lambda: write_tables(folder, [pictured], tmp_path / "out")]

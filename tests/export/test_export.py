@@ -153,7 +153,7 @@ def test_two_meshes_of_one_file_name_never_share_a_file(two_jars, tmp_path):
     records = read_records(two_jars)
     meshes = [(two_jars / record["object_path"]).read_bytes() for record in records]
     assert meshes[0] != meshes[1]
-    views = FolderViews(two_jars, records[0]["height"])
+    views = FolderViews(two_jars)
     copies = [views[number].write(tmp_path / "copy", number) for number in range(2)]  # what sample.py --data does
     assert [(tmp_path / "copy" / copied["object_path"]).read_bytes() for copied in copies] == meshes
     export_folder(two_jars, "csv", tmp_path / "csv")
@@ -179,7 +179,7 @@ def test_a_mesh_called_like_a_split_hides_no_record_from_datasets(export_source,
         shutil.copy(source / record["object_path"], source / "objects" / name)
         record["object_path"] = f"objects/{name}"
     write_records(source, records)
-    views, writer = FolderViews(source, records[0]["height"]), DatasetWriter(copy, {})
+    views, writer = FolderViews(source), DatasetWriter(copy, {})
     for number, record in enumerate(records[: len(names)]):
         written = views[number].write(copy, number)
         assert (copy / written["object_path"]).read_bytes() == (source / record["object_path"]).read_bytes()
