@@ -58,6 +58,7 @@ from hoi.sources.official_csv import OfficialCSV
 from hoi.toyworld.words import check_placeholders
 
 BUILT_IN_SIZE = tiny_config().image_size  # pixels
+OLD_SETTINGS = (("camera", "official"), ("upright", 1.0))  # how scenes were before these could be chosen
 LEFT_OUT = "the hand leaves the picture, or hand or object is hidden"  # the only reasons why a scene gives no record
 
 
@@ -128,6 +129,9 @@ def add_view_flags(parser: argparse.ArgumentParser) -> None:
     add("--camera", choices=tuple(CAMERA_FOV_DEG), default="official",
         help="official: 60 degrees field of view; nocs: 45.1 degrees, the middle of a NOCS-CAMERA frame, for python -m "
         "hoi.export --format nocs (default: official)")
+    add("--upright", type=float, default=0.5, metavar="SHARE",
+        help="share of scenes whose object stands upright; in the others object and hand are turned at random, as in "
+        "the paper; objects without a hand always stand. Folders begun before this flag go on with 1 (default: 0.5)")
     add("--frames", type=positive, default=1, metavar="F",
         help="frames of the approach, the last one is the grasp; 1 is the grasp alone (official: 8)")
     add("--start-distance", type=float, metavar="M",
@@ -266,6 +270,7 @@ def contradiction(args: argparse.Namespace) -> str | None:
          "--style and --no-paraphrase need --shade: nothing is drawn without it"),
         (args.start_distance is not None and not 0 <= args.start_distance < float("inf"),
          f"--start-distance is {args.start_distance}, expected metres, 0 or more, e.g. 0.15"),
+        (not 0 <= args.upright <= 1, f"--upright is {args.upright}, expected a share from 0 to 1, e.g. 0.5"),
         (args.seed < 0 or args.object_seed < 0, "--seed and --object-seed must not be negative"),
         (args.grasp == "grabnet" and not (args.grabnet and args.mano),
          "--grasp grabnet needs --grabnet DIR (coarsenet.pt, refinenet.pt, bps.npz) and, because its hands are MANO's, "
@@ -282,7 +287,7 @@ def scene_settings(args: argparse.Namespace) -> SceneSettings:
         height=args.height, width=args.width, framing=args.framing, official_view=args.official_view,
         frames=args.frames, start_distance=args.start_distance, trajectory=args.trajectory,
         keep_outside=args.keep_outside, shade=args.shade, looks=args.looks, style=args.style,
-        paraphrase=args.paraphrase, text=args.text, camera=args.camera,
+        paraphrase=args.paraphrase, text=args.text, camera=args.camera, upright=args.upright,
     )  # fmt: skip
 
 
@@ -292,7 +297,7 @@ def describe_scenes(args: argparse.Namespace, settings: SceneSettings, objects: 
     # A mesh file that was edited makes another job; the name alone would not show it.
     digest = [hashlib.sha256(mesh.vertices.tobytes() + mesh.faces.tobytes()).hexdigest()[:8] for mesh in meshes]
     # Without what older folders do not say, and square sizes in their words: they go on.
-    job = {key: value for key, value in asdict(settings).items() if (key, value) != ("camera", "official")}
+    job = {key: value for key, value in asdict(settings).items() if (key, value) not in OLD_SETTINGS}
     height, width = job.pop("height"), job.pop("width")
     job["size"] = height if height == width else f"{width} x {height}"
     job |= {"hand": Path(args.mano).name if args.mano else "builtin"}

@@ -150,9 +150,22 @@ def test_official_view_looks_from_in_front_and_default_views_from_all_around(six
         poses = [np.linalg.inv(np.reshape(record["object_to_camera"], (4, 4))) for record in records]
         return np.degrees([np.arctan2(pose[1, 3], pose[0, 3]) for pose in poses])
 
-    front = azimuths(make("--count 5 --official-view", tmp_path, cache))
+    front = azimuths(make("--count 5 --official-view --upright 1", tmp_path, cache))
     assert front.min() >= 0 and front.max() <= 0.1
     assert np.ptp(azimuths(read_records(sixty))) > 300
+
+
+def test_objects_are_turned_at_random_and_folders_begun_before_go_on_upright(sixty, tmp_path, cache):
+    def upright(records):  # the object's z axis neither leans to the right nor hangs down in the picture
+        axes = np.array([np.reshape(record["object_to_camera"], (4, 4))[:3, 2] for record in records])
+        return (np.abs(axes[:, 0]) < 1e-6) & (axes[:, 1] < 0)
+
+    assert 20 <= upright(read_records(sixty)).sum() <= 40 and check_folder(sixty).ok
+    assert json.loads((sixty / "dataset.json").read_text())["job"]["upright"] == 0.5
+    assert upright(make("--count 8 --upright 1", tmp_path, cache)).all()
+    assert "upright" not in json.loads((tmp_path / "dataset.json").read_text())["job"]
+    with pytest.raises(ValueError, match="upright: .* there, 0.5 now"):
+        make("--count 12", tmp_path, cache)
 
 
 def test_the_camera_of_nocs_is_what_its_exporter_takes_and_older_folders_do_not_know_of_it(sixty, tmp_path, cache):
@@ -250,6 +263,7 @@ def test_files_of_one_name_are_kept_apart(tmp_path):
         ("--style lab", "--style and --no-paraphrase need --shade"),
         ("--shade --text mug", "--text is for records without --shade"),
         ("--frames 3 --start-distance -0.1", "--start-distance is -0.1, expected metres, 0 or more"),
+        ("--upright 1.5", "--upright is 1.5, expected a share from 0 to 1"),
         ("--seed -1", "--seed and --object-seed must not be negative"),
         ("--camera nocs --framing tight", "--camera nocs fixes the intrinsics of all pictures"),
         ("--text {objct}", "make_dataset.py: .*{objct}; the only placeholder is {object}"),

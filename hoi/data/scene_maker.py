@@ -56,6 +56,7 @@ class SceneSettings:
                        (`paraphrase`)
     text               caption without pictures, with {object} for the noun; None: the paper's template
     camera             "official" or "nocs", whose field of view it has
+    upright            share of scenes whose object stands upright; the others are turned at random
     """
 
     seed: int
@@ -76,6 +77,7 @@ class SceneSettings:
     paraphrase: bool
     text: str | None
     camera: str = "official"
+    upright: float = 1.0
 
     @property
     def records_per_scene(self) -> int:
@@ -92,7 +94,7 @@ class SceneSettings:
         """The settings among these that say how a scene is seen."""
         return ViewSettings(
             self.height, self.width, self.hand_side, self.framing, self.official_view, CAMERA_FOV_DEG[self.camera],
-            self.frames, self.start_distance, self.trajectory,
+            self.frames, self.start_distance, self.trajectory, self.upright,
         )  # fmt: skip
 
 

@@ -282,7 +282,7 @@ class ApproachFrames:
         self.field = DistanceField(scene.object_mesh.vertices, scene.object_mesh.faces)
         hands = list(scene.hand_params)
         if not straight:
-            hands = bend_approach(hands, hand, self.field)
+            hands = bend_approach(hands, hand, self.field, scene.up)
         # bend_approach hands back the very hands that it did not have to move.
         self.bent = any(after is not before for after, before in zip(hands, scene.hand_params, strict=True))
         self.scene = replace(scene, hand_params=(*hands, *hands[-1:] * hold))

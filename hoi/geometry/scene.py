@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from hoi.conditions import KEYPOINTS, draw_conditions
 from hoi.geometry.camera import (
@@ -30,7 +31,7 @@ from hoi.geometry.hand import HandMesh, HandModel, HandParams, hand_in_camera, m
 from hoi.geometry.mano import MIRROR
 from hoi.geometry.objects import ObjectMesh
 from hoi.geometry.render import HAND, OBJECT, GBuffer, Renderer
-from hoi.geometry.trajectory import approach
+from hoi.geometry.trajectory import UP, approach
 
 SKELETON_RULES = {"official": "official", "tight": "all"}  # in tight framings palms are longer than the release draws
 CONTENTS = ("hand_object", "object", "hand", "scenery")
@@ -69,8 +70,9 @@ class ViewSettings:
     official_view   azimuth as in the official release instead of all around
     fov_deg         vertical field of view before a tight framing zooms in, degrees
     frames          1 is the grasp alone, more are the approach to it
+    upright         share of scenes whose object stands upright; the others turn object and hand at random
     start_distance, trajectory  of the approach, see hoi/geometry/trajectory.py: approach
-    Raises ValueError for another framing.
+    Raises ValueError for another framing and for a share outside [0, 1].
     """
 
     height: int
@@ -82,10 +84,13 @@ class ViewSettings:
     frames: int = 1
     start_distance: float | None = None
     trajectory: str = "paper"
+    upright: float = 1.0
 
     def __post_init__(self) -> None:
         if self.framing not in FRAMINGS:
             raise ValueError(f"framing is {self.framing!r}, expected one of {', '.join(FRAMINGS)}")
+        if not 0 <= self.upright <= 1:
+            raise ValueError(f"upright is {self.upright}, expected a share from 0 to 1")
 
     @property
     def sides(self) -> tuple[str, ...]:
@@ -103,6 +108,7 @@ class Scene:
     grasp         the grasp that hand_params end in; None without a hand
     hand_params   one for each frame, canonical object frame; empty without a hand
     skeleton_rule which bones are drawn, see hoi/conditions.py: draw_skeleton; the release's by default
+    up            (3,) unit: where up is in the object's frame; z but for an object turned at random
     last_gbuffer  render of the last frame, made when the camera was chosen; None: not rendered yet
     """
 
@@ -112,6 +118,7 @@ class Scene:
     grasp: Grasp | None = None
     hand_params: tuple[HandParams, ...] = ()
     skeleton_rule: str = "official"
+    up: np.ndarray = field(default_factory=UP.copy, compare=False)
     last_gbuffer: GBuffer | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -170,21 +177,26 @@ def compose_scene(
         raise ValueError(f"none of the {len(objects)} objects has a grasp for the {side} hand")
     item = usable[generator.integers(len(usable))]
     object_mesh = None if content == "hand" else item.object_mesh
+    # Nothing holds an object without a hand, so it stands.
+    upright = settings.upright >= 1 or content == "object" or generator.random() < settings.upright
     best, best_share = None, 0.0
     for _ in range(1 if content == "object" else GRASPS_PER_SCENE):
-        grasp, poses, keypoints = None, (), np.zeros((0, KEYPOINTS, 3))
+        turn, grasp, poses, keypoints = np.eye(3), None, (), np.zeros((0, KEYPOINTS, 3))
         if content != "object":
             grasp = item.grasps(side)[generator.integers(len(item.grasps(side)))]
-            poses = _frame_poses(grasp, side, settings)
+            wrist = hand(grasp.hand_params).joints[0] * (MIRROR if side == "left" else 1)
+            turn = np.eye(3) if upright else _random_turn(generator, wrist if settings.frames > 1 else None)
+            poses = _frame_poses(grasp, side, settings, turn[2])
             keypoints = np.stack([hand(pose).keypoints_3d for pose in poses])
         points = np.zeros((0, 3)) if object_mesh is None else object_mesh.vertices
         cameras = candidate_cameras(
-            generator, settings.height, settings.width, settings.official_view, settings.framing, points, keypoints,
-            settings.fov_deg,
+            generator, settings.height, settings.width, settings.official_view, settings.framing, points @ turn.T,
+            keypoints @ turn.T, settings.fov_deg,
         )  # fmt: skip
         for camera in cameras:
+            camera = replace(camera, world_to_camera=camera.world_to_camera @ _as_rigid(turn))
             # The last frame is the grasp: what is hidden there is hidden in the picture that counts.
-            scene = Scene(content, camera, object_mesh, grasp, poses, SKELETON_RULES[settings.framing])
+            scene = Scene(content, camera, object_mesh, grasp, poses, SKELETON_RULES[settings.framing], turn[2])
             scene = replace(scene, last_gbuffer=render_scene(scene, scene.frames - 1, hand, renderer))
             share = _visible_share(scene)
             if share >= MIN_VISIBLE[settings.framing]:
@@ -194,11 +206,33 @@ def compose_scene(
     return best
 
 
-def _frame_poses(grasp: Grasp, hand_side: str, settings: ViewSettings) -> tuple[HandParams, ...]:
-    """The hand in every frame, the grasp last; a left one is the mirror image of the right one that was found."""
+def _random_turn(generator: np.random.Generator, wrist: np.ndarray | None) -> np.ndarray:
+    """(3, 3) from the object's frame to one whose z is up, any as likely as another.
+
+    wrist  (3,) metres, of a hand that will come from above: then up is within 60 degrees of its direction
+    """
+    while True:
+        turn = Rotation.random(random_state=generator).as_matrix()
+        if wrist is None or turn[2] @ wrist >= 0.5 * np.linalg.norm(wrist):
+            return turn
+
+
+def _as_rigid(turn: np.ndarray) -> np.ndarray:
+    """A rotation (3, 3) as (4, 4)."""
+    rigid = np.eye(4)
+    rigid[:3, :3] = turn
+    return rigid
+
+
+def _frame_poses(grasp: Grasp, hand_side: str, settings: ViewSettings, up: np.ndarray) -> tuple[HandParams, ...]:
+    """The hand in every frame, the grasp last; a left one is the mirror image of the right one that was found.
+
+    up  (3,) unit, in the object's frame
+    """
     poses = [grasp.hand_params]
     if settings.frames > 1:
-        poses = approach(grasp, settings.frames, settings.start_distance, settings.trajectory)
+        up = up * MIRROR if hand_side == "left" else up
+        poses = approach(grasp, settings.frames, settings.start_distance, settings.trajectory, up)
     return tuple(mirrored_hand(pose) if hand_side == "left" else pose for pose in poses)
 
 

@@ -14,6 +14,7 @@ from hoi.geometry.contact import DistanceField
 from hoi.geometry.grasp import MAX_PENETRATION_MM, Grasp
 from hoi.geometry.hand import TIP_KEYPOINTS, HandModel, HandParams, stack_params
 
+UP = np.array([0.0, 0.0, 1.0])  # of an object that stands as its own frame says
 START_DISTANCES = {"paper": 0.15, "official": 0.3}  # metres, by variant: as in the paper, as in the official code
 # The official code makes 12 poses and keeps the last 8: fractions 4/11, 5/11, ... 1 of the way.
 OFFICIAL_FIRST_FRACTION = 4 / 11
@@ -41,15 +42,17 @@ def interpolate_rotations(start: np.ndarray, end: np.ndarray, fractions: np.ndar
     return np.stack([arc(fractions).as_rotvec() for arc in arcs], axis=1)
 
 
-def start_pose(hand_params: HandParams, start_distance: float, variant: str = "paper") -> HandParams:
+def start_pose(
+    hand_params: HandParams, start_distance: float, variant: str = "paper", up: np.ndarray = UP
+) -> HandParams:
     """Where the approach begins: flat hand, root turned as in the grasp, off by start_distance (metres).
 
-    "paper": vertically above the grasp (canonical z).  "official": start_distance from the object's centre, on the line
-    through the grasp's translation, however far away that is.
+    "paper": vertically above the grasp, along `up` (3,), unit.  "official": start_distance from the object's centre, on
+    the line through the grasp's translation, however far away that is.
     Raises ValueError when that translation is zero.
     """
     if variant == "paper":
-        transl = hand_params.transl + np.array([0.0, 0.0, start_distance])
+        transl = hand_params.transl + start_distance * up
     else:
         length = np.linalg.norm(hand_params.transl)
         if length < 1e-9:
@@ -60,7 +63,7 @@ def start_pose(hand_params: HandParams, start_distance: float, variant: str = "p
 
 
 def approach(
-    grasp: Grasp, frames: int, start_distance: float | None = None, variant: str = "paper"
+    grasp: Grasp, frames: int, start_distance: float | None = None, variant: str = "paper", up: np.ndarray = UP
 ) -> list[HandParams]:
     """Poses of a hand that reaches for the object; the last one is the grasp.
 
@@ -69,6 +72,7 @@ def approach(
     variant         "paper": from the start pose to the grasp in equal steps
                     "official": as the published code, which drops the first third of the way (with frames=8 exactly its
                     frames 4 to 11 of 11)
+    up              (3,) unit: where up is in the grasp's frame
     Translation is linear; the wrist and the 15 finger joints turn by spherical interpolation.
     Raises ValueError for frames below 1, a negative distance or another variant.
     """
@@ -80,7 +84,7 @@ def approach(
     if not distance >= 0:
         raise ValueError(f"start_distance is {distance}, expected metres, at least 0")
     end = grasp.hand_params
-    start = start_pose(end, distance, variant)
+    start = start_pose(end, distance, variant, up)
     first = OFFICIAL_FIRST_FRACTION if variant == "official" else 0.0
     fractions = np.linspace(first, 1.0, frames) if frames > 1 else np.ones(1)
     rotations = interpolate_rotations(_joints(start), _joints(end), fractions)
@@ -95,11 +99,14 @@ def deepest(hand_params: Sequence[HandParams], hand: HandModel, field: DistanceF
     return max(0.0, -float(field.signed_distance(vertices).min()))
 
 
-def bend_approach(hand_params: Sequence[HandParams], hand: HandModel, field: DistanceField) -> list[HandParams]:
+def bend_approach(
+    hand_params: Sequence[HandParams], hand: HandModel, field: DistanceField, up: np.ndarray = UP
+) -> list[HandParams]:
     """Where the straight approach cuts into the object, come from the side and close the fingers later.
 
     hand_params  an approach in equal steps, at least one pose; first and last stay as they are
     field        distance to the object, in the poses' frame
+    up           (3,) unit, where up is in that frame
     returns      the poses as they are if the skin stays as shallow as a grasp's must; else those of the smallest bend
                  in which it does, or, if there is none, of the shallowest cut
     A bend is a parabola: half way the hand is aside by the amount, in one direction, level or upward.
@@ -108,7 +115,7 @@ def bend_approach(hand_params: Sequence[HandParams], hand: HandModel, field: Dis
     best, depth = straight, deepest(straight, hand, field)
     if depth <= limit:
         return straight
-    for aside, lateness, direction in itertools.product(BENDS, LATENESS, _directions(straight[-1], hand)):
+    for aside, lateness, direction in itertools.product(BENDS, LATENESS, _directions(straight[-1], hand, up)):
         bent = _bent(straight, aside * direction, lateness)
         if (cut := deepest(bent, hand, field)) < depth:
             best, depth = bent, cut
@@ -117,15 +124,19 @@ def bend_approach(hand_params: Sequence[HandParams], hand: HandModel, field: Dis
     return best
 
 
-def _directions(end: HandParams, hand: HandModel) -> list[np.ndarray]:
+def _directions(end: HandParams, hand: HandModel, up: np.ndarray) -> list[np.ndarray]:
     """Directions (3,), unit, in which a path may be bent: back along the hand, but not downward, then the eight compass
     points, those near that direction first.
     """
     mesh = hand(end)
     back = mesh.joints[0] - mesh.keypoints_3d[list(TIP_KEYPOINTS)].mean(axis=0)
-    back[2] = max(back[2], 0.0)
-    angles = np.arctan2(back[1], back[0]) + np.pi / 4 * np.array([0, 1, -1, 2, -2, 3, -3, 4])
-    around = np.stack([np.cos(angles), np.sin(angles), np.zeros(8)], axis=1)
+    level = back - back @ up * up
+    back = level + max(back @ up, 0.0) * up
+    if np.linalg.norm(level) < 1e-9:  # any level direction will do
+        level = np.cross(up, np.eye(3)[np.abs(up).argmin()])
+    ahead = level / np.linalg.norm(level)
+    angles = np.pi / 4 * np.array([[0], [1], [-1], [2], [-2], [3], [-3], [4]])
+    around = np.cos(angles) * ahead + np.sin(angles) * np.cross(up, ahead)
     return [back / np.linalg.norm(back), *around] if np.linalg.norm(back) > 1e-9 else list(around)
 
 

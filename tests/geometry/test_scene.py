@@ -140,6 +140,36 @@ def test_the_approach_is_annotated_frame_by_frame(objects, hand, renderer):
     assert "contact" not in records[0]  # not measured without a distance field, so not claimed
 
 
+@pytest.mark.parametrize("options", [{}, {"hand_side": "left", "framing": "tight"}, {"frames": 3}])
+def test_a_turned_object_keeps_its_hand_and_the_camera_keeps_its_horizon(objects, hand, renderer, options):
+    turned = [compose(objects, hand, renderer, seed, upright=0.0, **options) for seed in range(10)]
+    upright = compose(objects, hand, renderer, 0, **options)
+    ups = np.array([scene.up for scene in turned])
+    assert np.linalg.norm(ups.mean(axis=0)) < (0.6 if "frames" not in options else 0.9) and np.ptp(ups[:, 2]) > 0.5
+    for scene in turned:
+        # In the object's own frame nothing has changed, and the camera is upright and above: up is up in the picture.
+        mirrored = scene.hand_params[-1].hand_side == "left"
+        assert np.array_equal(hand(scene.hand_params[-1]).vertices, hand(upright.hand_params[-1]).vertices) or mirrored
+        right, down, forward = scene.camera.world_to_camera[:3, :3] @ scene.up
+        assert abs(right) < 1e-9 and down < -0.4 and -0.95 < forward < 0
+        assert np.linalg.norm(scene.camera.position) == pytest.approx(0.4, abs=0.051)
+        record = annotate(scene, scene.frames - 1, hand)
+        seen = transform_points(record["object_to_camera"], hand(scene.hand_params[-1]).keypoints_3d)
+        np.testing.assert_allclose(record["keypoints_3d"], seen, atol=1e-6)
+        if scene.frames > 1:  # comes from above, wherever that is
+            first, last = (hand(scene.hand_params[k]).joints[0] for k in (0, -1))
+            np.testing.assert_allclose(first - last, 0.15 * scene.up, atol=0.01)
+            assert last @ scene.up > 0.49 * np.linalg.norm(last)
+
+
+def test_the_share_of_upright_objects_is_as_asked_and_what_nothing_holds_stands(objects, hand, renderer):
+    scenes = [compose(objects, hand, renderer, seed, upright=0.5) for seed in range(24)]
+    assert 7 <= sum(scene.up[2] == 1 for scene in scenes) <= 17
+    assert compose(objects, hand, renderer, 0, "object", upright=0.0).up.tolist() == [0, 0, 1]
+    with pytest.raises(ValueError, match="upright is 1.5, expected a share from 0 to 1"):
+        ViewSettings(SIZE, SIZE, upright=1.5)
+
+
 def test_scenes_without_something_do_not_claim_it(objects, hand, renderer):
     hand_alone = annotate(compose(objects, hand, renderer, 0, content="hand"), 0, hand)
     assert "object_to_camera" not in hand_alone and "contact" not in hand_alone and "keypoints_2d" in hand_alone

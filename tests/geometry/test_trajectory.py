@@ -55,6 +55,24 @@ def test_the_approach_starts_flat_and_vertically_above_and_ends_at_the_grasp(gra
         np.testing.assert_array_equal(getattr(poses[-1], name), getattr(end, name))
 
 
+def test_up_may_be_any_direction_of_the_objects_frame(hand, cube):
+    """All of it turned: the poses of a turned approach are the turned poses, bent where the others are."""
+    straight, turn = pass_by(hand, 0.015), Rotation.from_rotvec([0.4, np.pi / 2, 0.0])
+    around = Rotation.from_euler("x", 90, degrees=True)  # the cube is its own image
+    for rotation, field in ((turn, None), (around, cube)):
+        def turned(pose, rotation=rotation):
+            rest = hand(replace(pose, global_orient=np.zeros(3), transl=np.zeros(3))).joints[0]
+            orient = (rotation * Rotation.from_rotvec(pose.global_orient)).as_rotvec()
+            return replace(pose, global_orient=orient, transl=rotation.apply(pose.transl + rest) - rest)
+        up = rotation.apply([0, 0, 1])
+        path = approach(Grasp(turned(straight[-1]), 0.0, 0, (True,) * 5, True, 1.0), 9, 0.2, up=up)
+        pairs = list(zip(path, straight, strict=True))
+        if field:
+            pairs += zip(bend_approach(path, hand, field, up), bend_approach(straight, hand, field), strict=True)
+        for ours, expected in pairs:
+            np.testing.assert_allclose(hand(ours).vertices, rotation.apply(hand(expected).vertices), atol=1e-6)
+
+
 def test_the_hand_moves_in_equal_steps(grasp):
     path = np.array([pose.transl for pose in approach(grasp, frames=5, start_distance=0.2)])
     np.testing.assert_allclose(np.diff(path, axis=0), np.tile([0, 0, -0.05], (4, 1)), atol=1e-15)
