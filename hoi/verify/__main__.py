@@ -41,7 +41,8 @@ def add_score_flags(parser: argparse.ArgumentParser) -> None:
     add("--pck-threshold", metavar="SHARE", type=float,
         help=f"of the longer side of the box around the true joints (default {PCK_THRESHOLD})")  # fmt: skip
     add("--keep", metavar="CONDITIONS", help='choose pictures, such as "iou_hand>0.8,pck>0.9", and print the yield;'
-        " takes the stored scores if all records have some and nothing above is given")  # fmt: skip
+        " takes the stored scores if all records have some and nothing above is given; a FILE of names, one a line, as "
+        "--list writes them, is a condition too")  # fmt: skip
     add("--list", metavar="FILE", type=Path, help="with --keep: write the names of what passes")
     add("--out", metavar="DIR2", type=Path, help="with --keep: copy what passes to a dataset folder")
 
@@ -95,12 +96,14 @@ def parse_args(words: list[str]) -> argparse.Namespace:
 
 def score_command(args: argparse.Namespace) -> None:
     """Score a folder, unless its stored scores will do; list or copy what passes."""
-    conditions = report.parse_keep(args.keep) if args.keep else []
     records = folder.read_records(args.folder)
+    conditions = report.parse_keep(args.keep, records) if args.keep else []
+    lists_alone = all(isinstance(condition, report.Listed) for condition in conditions)
     # Stored scores will do unless something is asked of which they know nothing: choosing needs no network then.
     anew = args.verifier or args.keypoints or args.contacts or args.pck_threshold or not args.network
-    if conditions and records and all(record.get("verification") for record in records) and not anew:
-        print(f"stored scores, verifier {records[0]['verification']['verifier']}")
+    stored = bool(records) and all(record.get("verification") for record in records)
+    if conditions and (stored or lists_alone) and not anew:
+        print(f"stored scores, verifier {records[0]['verification']['verifier']}" if stored else "by list, unscored")
     else:
         verifier = (args.verifier or BUILT_IN_VERIFIER) if args.network else None
         threshold = args.pck_threshold or PCK_THRESHOLD

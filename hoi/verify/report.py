@@ -204,37 +204,67 @@ class Condition:
     def __str__(self) -> str:
         return f"{self.score}{self.sign}{self.limit:g}"
 
-    def passes(self, scores: dict[str, Any] | None) -> bool:
-        """Whether a record's `verification` fulfils it; a picture without the score does not pass."""
-        value = (scores or {}).get(self.score)
+    def passes(self, record: Record) -> bool:
+        """Whether a record's scores fulfil it; a picture without the score does not pass."""
+        value = (record["verification"] or {}).get(self.score)
         return value is not None and OPERATORS[self.sign](value, self.limit)
 
 
-def parse_keep(expression: str) -> list[Condition]:
-    """Comparisons joined by commas, all of which must hold: "iou_hand>0.8,pck>=0.9".
+@dataclass(frozen=True)
+class Listed:
+    """A list of pictures, such as --list writes, as a condition; str() is the list's file."""
 
-    Raises ValueError naming the part that is not `score > number` (or >=, <, <=), or the score that does not exist.
+    path: Path
+    names: frozenset[str]
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def passes(self, record: Record) -> bool:
+        """Whether the picture is one of the list."""
+        return record["file_name"] in self.names
+
+
+def read_list(path: Path, records: Sequence[Record]) -> Listed:
+    """One file_name a line.  Raises ValueError naming the line of a picture that no record has."""
+    names, known = path.read_text(encoding="utf-8-sig").splitlines(), {record["file_name"] for record in records}
+    for number, name in enumerate(names, start=1):
+        if name not in known:
+            expected = "expected a file_name of its metadata.jsonl"
+            raise ValueError(f"--keep: {path} line {number}: {name!r} is no picture of this folder, {expected}")
+    return Listed(path, frozenset(names))
+
+
+def parse_keep(expression: str, records: Sequence[Record] = ()) -> list[Condition | Listed]:
+    """What must hold, joined by commas: comparisons, and files of lists: "iou_hand>0.8,pck>=0.9,marked.txt".
+
+    records  all of the folder, of which lists speak
+    Raises ValueError naming the part that is no file and not `score > number` (or >=, <, <=), or the score that does
+    not exist, and as read_list.
     """
     conditions = []
     for part in expression.split(","):
+        if Path(part.strip()).is_file():
+            conditions.append(read_list(Path(part.strip()), records))
+            continue
         match = CONDITION.fullmatch(part)
         try:
             name, sign, limit = match[1], match[2], float(match[3])
         except (TypeError, ValueError) as error:  # no match, no number
             problem = f"--keep {part.strip()!r} is not score>number (also >=, <, <=), as in iou_hand>0.8"
-            raise ValueError(problem) from error
+            raise ValueError(f"{problem}, nor the file of a list of pictures") from error
         if name not in SCORES:
             raise ValueError(f"--keep: there is no score {name!r}; scores are {', '.join(SCORES)}")
         conditions.append(Condition(name, sign, limit))
     return conditions
 
 
-def choose(records: list[Record], conditions: list[Condition]) -> list[Record]:
-    """The records, scored ones, that pass all conditions."""
-    return [record for record in records if all(c.passes(record["verification"]) for c in conditions)]
+def choose(records: list[Record], conditions: list[Condition | Listed]) -> list[Record]:
+    """The records, scored where a condition compares scores, that pass all conditions."""
+    return [record for record in records if all(condition.passes(record) for condition in conditions)]
 
 
-def describe_yield(records: list[Record], conditions: list[Condition]) -> str:
+def describe_yield(records: list[Record], conditions: list[Condition | Listed]) -> str:
     """How many records pass all conditions, and each alone."""
     together = f"pass {', '.join(map(str, conditions))}"
     alone = {f"  {condition} alone": [condition] for condition in conditions} if len(conditions) > 1 else {}
@@ -248,7 +278,7 @@ def write_list(path: Path, records: list[Record]) -> None:
     write_whole(path, "".join(f"{record['file_name']}\n" for record in records).encode())
 
 
-def copy_records(folder: Path, out: Path, records: list[Record], conditions: list[Condition]) -> None:
+def copy_records(folder: Path, out: Path, records: list[Record], conditions: list[Condition | Listed]) -> None:
     """Copy what passes, with all its files, into a dataset folder of its own, under the same names and indices.
 
     records  all of the folder, scored

@@ -288,6 +288,21 @@ def test_anything_but_a_comparison_is_refused(text):
         report_module.parse_keep(text)
 
 
+def test_a_list_of_pictures_chooses_them_without_scores_or_with(folder, tmp_path, verifier_file, monkeypatch):
+    marked = tmp_path / "marked.txt"
+    marked.write_text("images/000004.png\nimages/000001.png\n")
+    monkeypatch.setattr(verify, "BUILT_IN_VERIFIER", tmp_path / "absent")  # a list alone needs no scores
+    verify.main(verify.parse_args([str(folder), "--keep", str(marked), "--out", str(tmp_path / "kept")]))
+    assert [record["index"] for record in read_records(tmp_path / "kept")] == [1, 4]
+    report_module.verify_folder(folder, verifier_file)
+    keep = ["--keep", f"iou_hand>2,{marked}", "--list", str(tmp_path / "both.txt")]
+    verify.main(verify.parse_args([str(folder), *keep]))
+    assert (tmp_path / "both.txt").read_text() == ""
+    marked.write_text("images/000001.png\nimages/000099.png\n")
+    with pytest.raises(ValueError, match=r"marked\.txt line 2: 'images/000099\.png' is no picture of this folder"):
+        verify.main(verify.parse_args([str(folder), *keep]))
+
+
 def test_an_unknown_score_is_refused_with_the_names_that_there_are():
     with pytest.raises(ValueError, match="no score '__import__'; scores are iou_hand, .*pck"):
         report_module.parse_keep("__import__>0")
