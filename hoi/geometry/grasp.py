@@ -31,7 +31,9 @@ MAX_EFFORT = 20.0  # of closure_effort; above it a grasp holds on paper only (wi
 PATCH = 0.008  # metres: skin that touches in one cell of this size is one contact (4 mm: 279, 16 mm: 222)
 NEAR = 0.006  # metres: skin measured exactly, all that the contact distance or the penetration can concern
 POOL = 4  # accepted grasps to choose one from: mean score of eight chosen 1.56, 1.75, 1.86, 1.91 for 1, 2, 4, 8
-CACHE_VERSION = 1  # raise it when the search changes, so that old caches are not taken for new results
+SHARE_OF_KIND = 4  # one of so many chosen grasps is by thumb and one or two fingers, and one by a handle, if there are
+LEAST_APART = 0.4  # of one object's grasps: 40 mm or 24 degrees, see choose_grasps
+CACHE_VERSION = 2  # raise it when the search changes, so that old caches are not taken for new results
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Grasp:
     fingers_in_contact  thumb, index, middle, ring, little: skin within CONTACT_DISTANCE of the surface
     force_closure       the contacts resist any small push or twist (friction 0.6)
     score               higher is better: comfortable, well-distributed contacts
+    on_rod              share of the contacts on a handle or grip, see contact.rod_parts
     """
 
     hand_params: HandParams
@@ -52,10 +55,11 @@ class Grasp:
     fingers_in_contact: tuple[bool, ...]
     force_closure: bool
     score: float
+    on_rod: float = 0.0
 
     @property
     def accepted(self) -> bool:
-        """Thumb and two fingers touch, it holds, and nothing goes into or through the object."""
+        """Thumb and another finger touch, it holds, and nothing goes into or through the object."""
         return not self.faults
 
     @property
@@ -65,10 +69,20 @@ class Grasp:
             f"goes more than {MAX_PENETRATION_MM:g} mm into the object": self.penetration_mm > MAX_PENETRATION_MM,
             "passes through the surface": self.crossing_edges > 0,
             "does not touch with the thumb": not self.fingers_in_contact[0],
-            "touches with fewer than two fingers": sum(self.fingers_in_contact[1:]) < 2,
+            "touches with no finger but the thumb": not any(self.fingers_in_contact[1:]),
             "does not hold against every push": not self.force_closure,
         }
         return tuple(reason for reason, failed in tests.items() if failed)
+
+
+def few_fingers(grasp: Grasp) -> bool:
+    """Whether only thumb, index and middle finger touch."""
+    return not any(grasp.fingers_in_contact[3:])
+
+
+def by_rod(grasp: Grasp) -> bool:
+    """Whether most contacts are on a handle or grip."""
+    return grasp.on_rod > 0.5
 
 
 def measure_grasp(hand_params: HandParams, hand: HandModel, field: DistanceField) -> Grasp:
@@ -89,7 +103,10 @@ def measure_grasp(hand_params: HandParams, hand: HandModel, field: DistanceField
     contact = tuple(bool((fingers == f).any()) for f in range(5))
     score = _score(hand_params, hand, contact, len(one_per_patch), effort)
     crossing = crossing_edges(mesh.vertices, mesh_edges(mesh.faces), field)
-    return Grasp(hand_params, max(0.0, -1000 * float(distance.min())), crossing, contact, effort <= MAX_EFFORT, score)
+    tree, rods, _ = field.rods
+    on_rod = float(rods[tree.query(points[one_per_patch])[1]].mean()) if len(one_per_patch) else 0.0
+    depth = max(0.0, -1000 * float(distance.min()))
+    return Grasp(hand_params, depth, crossing, contact, effort <= MAX_EFFORT, score, on_rod)
 
 
 def _first_of_each(keys: np.ndarray, order: np.ndarray) -> np.ndarray:
@@ -126,9 +143,11 @@ def _score(hand_params: HandParams, hand: HandModel, contact: tuple[bool, ...], 
 def choose_grasps(found: list[Grasp], hand: HandModel, count: int) -> list[Grasp]:
     """Best grasp first, then always the one that is best after adding its difference from those chosen (0 to 1).
 
-    found    accepted grasps of one object;  count  at most so many come back
+    found    accepted grasps of one object
+    count    at most so many come back; fewer when the others are nearly the same (LEAST_APART)
     Difference is a distance between 18 numbers: where the wrist is, which way the hand's x and y point, and the same
-    once more after turning the object until the hand is at azimuth 0, since a can held from another side looks alike.
+    once more after turning the object until the hand is at azimuth 0, since a can held from another side looks alike;
+    and five more for the fingers that touch.
     """
     if len(found) <= 1:
         return found[:count]
@@ -138,16 +157,23 @@ def choose_grasps(found: list[Grasp], hand: HandModel, count: int) -> list[Grasp
     place = joints[:, 0] / 0.1
     turn = rotation_matrices(-np.arctan2(place[:, 1], place[:, 0])[:, None] * np.array([0.0, 0.0, 1.0]))
     turned = turn @ np.concatenate([place[:, :, None], rotation[:, :, :2]], axis=2)
+    touching = np.array([grasp.fingers_in_contact for grasp in found])
     # 0.7 = sqrt(1/2): each half counts half of the squared distance.
-    feature = 0.7 * np.concatenate([place, rotation[:, :, 0], rotation[:, :, 1], turned.reshape(-1, 9)], axis=1)
+    feature = 0.7 * np.concatenate([place, rotation[:, :, 0], rotation[:, :, 1], turned.reshape(-1, 9),
+                                    0.15 * touching], axis=1)  # fmt: skip
     score = np.array([grasp.score for grasp in found])
+    few, on_rod = (np.array([kind(grasp) for grasp in found]) for kind in (few_fingers, by_rod))
+    kinds = {1: few, 2: on_rod, 5: few & ~touching[:, 2], 6: on_rod}  # by place; the sixth by thumb and index alone
     chosen, far = [int(score.argmax())], np.full(len(found), np.inf)
-    while len(chosen) < min(count, len(found)):
+    while len(chosen) < count:
         far = np.minimum(far, np.linalg.norm(feature - feature[chosen[-1]], axis=1))
+        left = far >= LEAST_APART
+        if not left.any():
+            break
+        kind = left & kinds.get(len(chosen) % (2 * SHARE_OF_KIND), left)
         # Beyond 2 a hand is simply elsewhere.  Four of sixteen grasps are then 90 mm apart on average (mean of their
         # joints) at a mean score of 1.83; by score alone 81 mm at 1.88.
-        value = score + np.minimum(far, 2.0) / 2.0
-        value[chosen] = -np.inf
+        value = np.where(kind if kind.any() else left, score + np.minimum(far, 2.0) / 2.0, -np.inf)
         chosen.append(int(value.argmax()))
     return [found[i] for i in chosen]
 
@@ -192,7 +218,7 @@ def _write_cache(path: Path, grasps: list[Grasp], note: str) -> None:
     """One .npz: a column for each field of the grasps and of their hands, and the note; N may be 0."""
     columns = stack_params([grasp.hand_params for grasp in grasps])
     columns |= {name: np.array([getattr(grasp, name) for grasp in grasps])
-                for name in ("penetration_mm", "crossing_edges", "force_closure", "score")}
+                for name in ("penetration_mm", "crossing_edges", "force_closure", "score", "on_rod")}
     columns["fingers_in_contact"] = np.array([g.fingers_in_contact for g in grasps], dtype=bool).reshape(-1, 5)
     columns["note"] = np.array(note)
     stream = io.BytesIO()
@@ -209,7 +235,7 @@ def _read_cache(path: Path) -> tuple[list[Grasp], str] | None:
         poses = [HandParams(*row) for row in zip(*(c[name] for name in PARAM_SIZES), strict=True)]
         grasps = [Grasp(pose, float(c["penetration_mm"][i]), int(c["crossing_edges"][i]),
                         tuple(bool(x) for x in c["fingers_in_contact"][i]), bool(c["force_closure"][i]),
-                        float(c["score"][i])) for i, pose in enumerate(poses)]
+                        float(c["score"][i]), float(c["on_rod"][i])) for i, pose in enumerate(poses)]
         return grasps, str(c.get("note", ""))
     except (ValueError, KeyError, IndexError):
         return None

@@ -15,14 +15,24 @@ So nothing tunnels through a thin wall, and one evaluation moves all fingers of 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
 from hoi.geometry.contact import DistanceField
-from hoi.geometry.grasp import CONTACT_DISTANCE, POOL, Grasp, cached_search, choose_grasps, measure_grasp
+from hoi.geometry.grasp import (
+    CONTACT_DISTANCE,
+    POOL,
+    SHARE_OF_KIND,
+    Grasp,
+    by_rod,
+    cached_search,
+    choose_grasps,
+    few_fingers,
+    measure_grasp,
+)
 from hoi.geometry.hand import FINGER_JOINTS, JOINT_ROWS, HandModel, HandParams, rotation_matrices
 from hoi.geometry.objects import ObjectMesh
 
@@ -35,6 +45,10 @@ STAND_OFF = 0.25  # metres before the surface point aimed at: the open hand is c
 # 2,000 before a tall bottle, which are dropped after moving in; 0.15 and 0.35 give as many grasps
 FOREARM = 0.25  # metres from wrist to elbow
 PALM_DEPTH = 0.1  # metres that a palm may go beyond the point aimed at; it stops where it touches
+ROD_SHARE = 0.4  # of the hands that go for a handle or grip, where there is one
+PINCH_MOST = 0.08  # metres between thumb and fingers at most
+FINGER_THICK = 0.015  # metres from the middle of one fingertip to that of another when they meet
+FEW_SHARE = 0.35  # of the hands that use the thumb and one or two fingers; they are accepted less often than others
 # Move in and close
 STOP_DISTANCE = 0.0008  # metres: skin stops here; the triangles between skin points then stay outside too.  Nearer they
 # cross the surface (0.3 mm: 132 accepted, 0: 31), farther off contacts are missed (2 mm: 218)
@@ -64,6 +78,7 @@ class Hands:
     preshape      (B, 15, 3)  axis-angle of the open hand
     rates         (B, 5, 3)   how fast each joint flexes while a finger closes, relative to each other
     flexion       (B, 5, 3)   radians flexed from the preshape so far
+    used          (B, 5)      bool: fingers that take part; the others stay as they are in the preshape
     hand_betas    (B, 10)     shape
     rest_wrist    (B, 3)      the wrist joint in the hand model's own rest frame
     """
@@ -75,6 +90,7 @@ class Hands:
     preshape: np.ndarray
     rates: np.ndarray
     flexion: np.ndarray
+    used: np.ndarray
     hand_betas: np.ndarray
     rest_wrist: np.ndarray
 
@@ -111,8 +127,8 @@ class Rig:
         pose[:, JOINT_ROWS] += hands.flexion[..., None] * self.axes
         return pose
 
-    def pose(self, hands: Hands) -> tuple[np.ndarray, np.ndarray]:
-        """Skin (B, V, 3) and joints (B, 16, 3) in the object frame, metres, float32."""
+    def bones(self, hands: Hands) -> tuple[np.ndarray, np.ndarray]:
+        """Turns of all joints (B, 16, 3, 3) and joints (B, 16, 3) in the hand's own frame, metres, float32."""
         turns = rotation_matrices(self.finger_turns(hands))
         count = len(turns)
         chain = np.empty((count, 16, 3, 3), dtype=np.float32)
@@ -123,6 +139,12 @@ class Rig:
             chain[:, k] = chain[:, parent] @ turns[:, k - 1]
             bone = hands.rest_joints[:, k] - hands.rest_joints[:, parent]
             joints[:, k] = joints[:, parent] + np.einsum("bij,bj->bi", chain[:, parent], bone)
+        return chain, joints
+
+    def pose(self, hands: Hands) -> tuple[np.ndarray, np.ndarray]:
+        """Skin (B, V, 3) and joints (B, 16, 3) in the object frame, metres, float32."""
+        chain, joints = self.bones(hands)
+        count = len(joints)
         shift = joints - np.einsum("bkij,bkj->bki", chain, hands.rest_joints)
         blend = np.concatenate([chain.reshape(count, 16, 9), shift], axis=2)  # (B, 16, 12)
         blend = np.matmul(self.weights, blend.astype(np.float32))  # (B, V, 12)
@@ -156,23 +178,40 @@ def open_hands(hand: HandModel, count: int, generator: np.random.Generator) -> H
     return Hands(
         rest_vertices=(vertices - joints[:, :1]).astype(np.float32), rest_joints=joints - joints[:, :1],
         rotation=np.tile(np.eye(3), (count, 1, 1)), wrist=np.zeros((count, 3)), preshape=preshape, rates=rates,
-        flexion=np.zeros((count, 5, 3)), hand_betas=hand_betas, rest_wrist=joints[:, 0],
+        flexion=np.zeros((count, 5, 3)), used=np.ones((count, 5), dtype=bool), hand_betas=hand_betas,
+        rest_wrist=joints[:, 0],
     )
+
+
+def use_few_fingers(hands: Hands, few: np.ndarray, hand: HandModel, generator: np.random.Generator) -> None:
+    """Hands of `few` (B,) bool use thumb and index, half of them the middle finger too; seven of ten curl the others
+    into the palm, three stretch them away.  Changes hands.used and hands.preshape.
+    """
+    count = len(few)
+    with_middle, curled = generator.random(count) < 0.5, generator.random((count, 1)) < 0.7
+    hands.used[few, 2:] = with_middle[few, None] & np.array([True, False, False])
+    bend = np.deg2rad(np.where(curled, generator.uniform([55, 65, 30], [75, 90, 50], (count, 3)),
+                               generator.uniform([-8, 0, 0], [10, 12, 8], (count, 3))))  # fmt: skip
+    turns = bend[:, None, :, None] * hand.flexion_axes[JOINT_ROWS]
+    hands.preshape[:, JOINT_ROWS] = np.where(hands.used[..., None, None], hands.preshape[:, JOINT_ROWS], turns)
 
 
 def place_hands(
     hands: Hands, pinch: np.ndarray, rig: Rig, field: DistanceField, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Turn each hand towards a random surface point and put it STAND_OFF before it.
+    """Turn each hand towards a random surface point and put it STAND_OFF before it.  Some go for a handle.
 
     pinch    (B,) bool: how each hand goes about it, see _pinch_aim and _palm_aim
     returns  direction of motion (B, 3) and how far to go at most (B,), metres.  Changes hands.rotation and hands.wrist
     """
     count = len(pinch)
-    _, joints = rig.pose(hands)
-    index = _targets(field, count, generator)
-    target, normal = field.samples[index], field.normals[field.sample_face[index]]
-    aims = zip(_pinch_aim(joints, normal, generator), _palm_aim(joints, normal, generator), strict=True)
+    target, normal, axis = _targets(field, count, generator)
+    outward = np.where(axis.any(axis=1, keepdims=True), target - field.samples.mean(axis=0), 0.0)
+    outward /= np.maximum(np.linalg.norm(outward, axis=1, keepdims=True), 1e-9)
+    thick = _thickness(target, normal, field)
+    target = target - np.where(pinch, thick / 2, 0.0)[:, None] * normal
+    aims = zip(_pinch_aim(hands, rig, thick, normal, outward, generator),
+               _palm_aim(rig.bones(hands)[1], normal, axis, generator), strict=True)  # fmt: skip
     anchor, motion_hand, side_hand, motion, side = (np.where(pinch[:, None], a, b) for a, b in aims)
     to_object = _frame(motion, side)
     hands.rotation = to_object @ np.swapaxes(_frame(motion_hand, side_hand), 1, 2)
@@ -183,39 +222,68 @@ def place_hands(
     return motion, STAND_OFF + deeper
 
 
-def _targets(field: DistanceField, count: int, generator: np.random.Generator) -> np.ndarray:
-    """Indices (B,) of surface points to aim at: half of them anywhere, half on what sticks out (handles, rims).
+def _targets(
+    field: DistanceField, count: int, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Surface points (B, 3) to aim at, their normals, and the axis of the handle that they are on (zero elsewhere).
 
-    That is the one of six that lies farthest from the vertical axis.  Aiming anywhere gives more grasps of the can
-    (131), but fewer of mug and bowl (52 and 9).
+    ROD_SHARE of them lie on handles, where there are any.  Of the others half lie anywhere, half on what sticks out
+    (rims): that is the one of six that lies farthest from the vertical axis.  Aiming anywhere gives more grasps of the
+    can (131), but fewer of mug and bowl (52 and 9).
     """
     index = generator.integers(0, len(field.samples), (count, 6))
     out = np.linalg.norm((field.samples - field.samples.mean(axis=0))[index][..., :2], axis=2)
-    return np.where(generator.random(count) < 0.5, index[:, 0], index[np.arange(count), out.argmax(axis=1)])
+    index = np.where(generator.random(count) < 0.5, index[:, 0], index[np.arange(count), out.argmax(axis=1)])
+    tree, on_rod, axes = field.rods
+    axis, by_rod = np.zeros((count, 3)), generator.random(count) < ROD_SHARE
+    if on_rod.any():
+        row = generator.choice(np.flatnonzero(on_rod), count)
+        index = np.where(by_rod, field.tree.query(tree.data[row])[1], index)
+        axis[by_rod] = axes[row[by_rod]]
+    return field.samples[index], field.normals[field.sample_face[index]], axis
 
 
-def _pinch_aim(joints: np.ndarray, normal: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
+def _thickness(points: np.ndarray, normals: np.ndarray, field: DistanceField) -> np.ndarray:
+    """Metres (B,) from surface points (B, 3) straight through to the other side; 0 when farther than a hand opens."""
+    depth = np.arange(0.002, PINCH_MOST, 0.002)
+    outside = field.signed_distance(points[:, None] - depth[:, None] * normals[:, None]) > 0
+    return np.where(outside.any(axis=1), depth[outside.argmax(axis=1)], 0.0)
+
+
+def _pinch_aim(
+    hands: Hands, rig: Rig, thick: np.ndarray, normal: np.ndarray, outward: np.ndarray, generator: np.random.Generator
+) -> list[np.ndarray]:
     """Walls, rims and handles: the gap between thumb and fingers comes to the point along the surface, more often
-    downwards; the normal points across the gap.
+    downwards, to a handle from outside; the normal points across the gap.
 
-    joints (B, 16, 3) in the hand's frame, normal (B, 3) of the surface.
+    The gap is that of a hand closed until what is `thick` (B,) metres fits between thumb and fingers.
+    normal (B, 3) of the surface, outward (B, 3) from the object's middle to a handle, zero elsewhere
     returns  five arrays (B, 3): anchor, direction of motion and a direction across it in the hand's frame; then the
              same two directions in the object's frame
     """
     count = len(normal)
-    fingers = joints[:, [3, 6]].mean(axis=1)  # last joints of index and middle; 15 is the thumb's
-    gap = (joints[:, 15] + fingers) / 2
+    closed = [replace(hands, flexion=np.minimum(t * hands.rates, FLEXION_LIMITS)) for t in np.linspace(0, 1.2, 7)]
+    joints = np.stack([rig.bones(each)[1] for each in closed])  # (7, B, 16, 3)
+    tips = joints[:, :, [15, 3, 6]] + 0.6 * (joints[:, :, [15, 3, 6]] - joints[:, :, [14, 2, 5]])  # of the last links
+    tips[:, ~hands.used[:, 2], 2] = tips[:, ~hands.used[:, 2], 1]  # opposite the thumb are index and middle, if used
+    thumb, fingers = tips[:, :, 0], tips[:, :, 1:].mean(axis=2)
+    fit = np.abs(np.linalg.norm(fingers - thumb, axis=2) - thick - FINGER_THICK).argmin(axis=0), np.arange(count)
+    joints, thumb, fingers = joints[fit], thumb[fit], fingers[fit]
+    gap = (thumb + fingers) / 2
     # Mostly downwards, as rims are taken; 2 instead of 0.7 gives 223 grasps, 0 gives 282.
-    tangent = generator.normal(size=(count, 3)) - [0, 0, 0.7]
+    tangent = generator.normal(size=(count, 3)) - [0, 0, 0.7] - 2 * outward
     tangent -= np.einsum("bi,bi->b", tangent, normal)[:, None] * normal
     side = normal * generator.choice([-1.0, 1.0], (count, 1)) + generator.normal(0, 0.15, (count, 3))
-    return [gap, gap - joints[:, [1, 4, 13]].mean(axis=1), fingers - joints[:, 15], tangent, side]
+    return [gap, gap - joints[:, [1, 4, 13]].mean(axis=1), fingers - thumb, tangent, side]
 
 
-def _palm_aim(joints: np.ndarray, normal: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
-    """Wrap around from any side: the palm comes to the point along its normal, with any roll.
+def _palm_aim(
+    joints: np.ndarray, normal: np.ndarray, axis: np.ndarray, generator: np.random.Generator
+) -> list[np.ndarray]:
+    """Wrap around from any side: the palm comes to the point along its normal, with any roll; across a handle's axis
+    (B, 3), so that the fingers close around it.
 
-    Arguments and results as in _pinch_aim.
+    Other arguments and results as in _pinch_aim.
     """
     count = len(normal)
     # The direction of motion lies between the palm's normal (-y) and the fingers' (-x); straight along the normal 201
@@ -223,9 +291,11 @@ def _palm_aim(joints: np.ndarray, normal: np.ndarray, generator: np.random.Gener
     tilt = np.deg2rad(generator.uniform(0, 50, count))
     # The palm's middle, give or take 12 mm: 0.65 of the way from the wrist to the knuckles (0.4: 238, 0.9: 208).
     anchor = 0.65 * joints[:, [1, 4, 7, 10]].mean(axis=1) + generator.normal(0, 0.012, (count, 3))
+    side = generator.normal(size=(count, 3))
+    along = np.where(np.einsum("bi,bi->b", side, axis)[:, None] < 0, -axis, axis)  # the thumb at either end
+    side = np.where(axis.any(axis=1, keepdims=True), along + 0.2 * side, side)
     return [anchor, np.stack([-np.sin(tilt), -np.cos(tilt), np.zeros(count)], axis=1),
-            np.tile([0.0, 0.0, 1.0], (count, 1)), -normal + generator.normal(0, 0.25, (count, 3)),
-            generator.normal(size=(count, 3))]
+            np.tile([0.0, 0.0, 1.0], (count, 1)), -normal + generator.normal(0, 0.25, (count, 3)), side]
 
 
 def _frame(forward: np.ndarray, side: np.ndarray) -> np.ndarray:
@@ -286,9 +356,9 @@ def close_fingers(hands: Hands, rig: Rig, field: DistanceField) -> np.ndarray:
     """Flex all fingers until their links touch or reach their limits.
 
     A link that touches holds its joint and all before it; the joints beyond go on, so fingers wrap around.
-    Changes hands.flexion.  Returns (B, 5) bool: the finger was stopped by the object.
+    Fingers that are not used stay.  Changes hands.flexion.  Returns (B, 5) bool: the object stopped the finger.
     """
-    held = np.zeros((len(hands.wrist), 5), dtype=int)  # number of joints that may not move any more, from the base
+    held = np.where(hands.used, 0, 3)  # number of joints that may not move any more, from the base
     for _ in range(CLOSE_STEPS):
         running = (np.arange(3) >= held[..., None]) & (hands.flexion < FLEXION_LIMITS - 1e-6)
         active = np.flatnonzero(running.any(axis=(1, 2)))
@@ -303,7 +373,7 @@ def close_fingers(hands: Hands, rig: Rig, field: DistanceField) -> np.ndarray:
                              where=rates > 0).min(axis=1)
             hands.flexion[active, f] += np.minimum(step, left)[:, None] * rates
             held[active, f] = np.maximum(held[active, f], hold)
-    return held > 0
+    return hands.used & (held > 0)
 
 
 def _finger_step(finger: int, rates: np.ndarray, vertices: np.ndarray, joints: np.ndarray, rig: Rig,
@@ -364,7 +434,9 @@ def _try_grasps(hand: HandModel, rig: Rig, field: DistanceField, table: float, p
                 generator: np.random.Generator) -> list[Grasp]:
     """One round of tries, from open hands to the accepted grasps among them."""
     count = DRAWS_PER_TRY * TRIES_PER_ROUND
-    hands, pinch = open_hands(hand, count, generator), generator.random(count) < pinch_share
+    hands, few = open_hands(hand, count, generator), generator.random(count) < FEW_SHARE
+    use_few_fingers(hands, few, hand, generator)
+    pinch = few | (generator.random(count) < pinch_share)
     approach, limit = place_hands(hands, pinch, rig, field, generator)
     keep = np.flatnonzero(arm_can_reach(hands.rotation, hands.wrist + STAND_OFF * approach, table))[:TRIES_PER_ROUND]
     hands, pinch, approach, limit = hands.take(keep), pinch[keep], approach[keep], limit[keep]
@@ -379,8 +451,9 @@ def _try_grasps(hand: HandModel, rig: Rig, field: DistanceField, table: float, p
     touched = close_fingers(hands, rig, field)
     _relax_idle_fingers(hands, touched)
     vertices, joints = rig.pose(hands)
-    # Cheap signs of what the exact measures will ask: thumb and two fingers touch, nothing below the table.
-    good = touched[:, 0] & (touched[:, 1:].sum(axis=1) >= 2) & (vertices[..., 2].min(axis=1) > table)
+    # Cheap signs of what the exact measures will ask: thumb and fingers touch, nothing below the table.
+    enough = touched[:, 1:].sum(axis=1) >= np.minimum(hands.used[:, 1:].sum(axis=1), 2)
+    good = touched[:, 0] & enough & (vertices[..., 2].min(axis=1) > table)
     hands = hands.take(np.flatnonzero(good & ~_fingers_collide(joints)))
     measured = [measure_grasp(hand_params, hand, field) for hand_params in _hand_params(hands, rig)]
     return [grasp for grasp in measured if grasp.accepted]
@@ -451,8 +524,14 @@ def find_grasps(object_mesh: ObjectMesh, hand: HandModel, count: int, generator:
     for tries in range(TRIES_PER_ROUND, max(max_tries, TRIES_PER_ROUND) + 1, TRIES_PER_ROUND):
         found += _try_grasps(hand, rig, field, table, pinch_share, generator)
         # A hard object ends early: after a quarter of the tries what was asked for is enough, without a choice.
-        if len(found) >= (POOL * count if tries < max_tries / 4 else count):
-            break
+        # Nor does one wait long for two fingers, or for a handle that is out of reach.
+        kinds = sum(map(few_fingers, found)), sum(map(by_rod, found))
+        wanted = 0 if tries >= max_tries / 8 else (count + 1) // SHARE_OF_KIND
+        enough = kinds[0] >= wanted and (kinds[1] >= wanted or not field.rods[1].any())
+        if enough and len(found) >= (POOL * count if tries < max_tries / 4 else count):
+            chosen = choose_grasps(found, hand, count)
+            if len(chosen) == count:
+                return chosen
     return choose_grasps(found, hand, count)
 
 

@@ -372,7 +372,7 @@ def write_one_grasp(folder, grasp, hand, mesh, seed):
 def test_a_grasp_drawn_on_the_turned_object_is_accepted_in_the_canonical_frame(hand, can, known, tmp_path):
     grabnet = load_grabnet(write_one_grasp(tmp_path / "grabnet", known, hand, can, seed=11))
     grasps, note = find_grabnet_grasps(can, hand, grabnet, 2, np.random.default_rng(11), max_draws=64)
-    assert note == "can_0001: GrabNet drew 16 hands, 16 were accepted" and len(grasps) == 2
+    assert note == "can_0001: GrabNet drew 16 hands, 16 were accepted" and len(grasps) == 1  # all alike
     expected = hand(known.hand_params).vertices
     for grasp in grasps:
         assert grasp.accepted and grasp.force_closure and grasp.fingers_in_contact == known.fingers_in_contact

@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from hoi.geometry import grasp_search
 from hoi.geometry.contact import DistanceField, closure_effort, crossing_edges, mesh_edges, sample_faces
-from hoi.geometry.grasp import CONTACT_DISTANCE, _read_cache, measure_grasp
+from hoi.geometry.grasp import CONTACT_DISTANCE, _read_cache, choose_grasps, measure_grasp
 from hoi.geometry.grasp_search import (
     FACING_APART,
     HAND_SPAN,
@@ -41,7 +41,8 @@ def found(hand):
     for category, count in COUNTS.items():
         mesh = make_object(category, 1)
         field = DistanceField(mesh.vertices, mesh.faces)
-        grasps = find_grasps(mesh, hand, count, np.random.default_rng(0), max_tries=768, field=field)
+        tries = 768 if category == "bowl" else 6400  # a search of few tries takes what it finds first
+        grasps = find_grasps(mesh, hand, count, np.random.default_rng(0), max_tries=tries, field=field)
         result[category] = mesh, field, grasps
     return result
 
@@ -94,11 +95,11 @@ def test_no_grasp_penetrates_or_crosses_a_wall_measured_by_trimesh(found, hand):
     assert checked >= 20
 
 
-def test_thumb_and_two_fingers_touch_measured_by_trimesh(found, hand):
+def test_thumb_and_another_finger_touch_measured_by_trimesh(found, hand):
     for mesh, _, grasps in found.values():
         surface = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
         for grasp in grasps:
-            assert grasp.force_closure and grasp.fingers_in_contact[0] and sum(grasp.fingers_in_contact[1:]) >= 2
+            assert grasp.force_closure and grasp.fingers_in_contact[0] and any(grasp.fingers_in_contact[1:])
             vertices = hand(grasp.hand_params).vertices
             distance = np.full(len(vertices), np.inf)
             low, high = surface.bounds
@@ -136,6 +137,54 @@ def test_an_arm_from_above_the_table_can_hold_like_this(found, hand):
             assert field.signed_distance(forearm).min() > 0.02
 
 
+def test_a_fifth_of_the_mugs_is_held_by_the_handle_and_a_fifth_of_all_by_two_or_three_fingers(found, hand):
+    few = [not any(grasp.fingers_in_contact[3:]) for _, _, grasps in found.values() for grasp in grasps]
+    assert 0.2 <= np.mean(few) <= 0.6
+    by_handle = []
+    mesh, field, grasps = found["mug"]
+    radius = mesh.vertices[:, 1].max()  # of the body, whose axis the handle has moved from the middle
+    for grasp in grasps:
+        skin = hand(grasp.hand_params).vertices
+        touching = skin[field.exact(skin)[0] < CONTACT_DISTANCE] - [mesh.vertices[:, 0].min() + radius, 0, 0]
+        by_handle.append((np.linalg.norm(touching[:, :2], axis=1) > radius + 0.003).mean() > 0.5)
+    assert np.mean(by_handle) >= 0.2
+
+
+def test_two_fingers_hold_while_the_others_keep_away(hand):
+    mesh = make_object("can", 1)
+    field = DistanceField(mesh.vertices, mesh.faces)
+    grasps = find_grasps(mesh, hand, 8, np.random.default_rng(0), field=field)
+    pairs = [grasp for grasp in grasps if sum(grasp.fingers_in_contact) == 2]
+    assert pairs and all(grasp.accepted for grasp in pairs)
+    for grasp in pairs:
+        others = hand(grasp.hand_params).vertices[hand.finger_of_vertex >= 2]
+        assert field.exact(others)[0].min() > CONTACT_DISTANCE
+
+
+def test_rods_are_handles_and_grips_and_neither_walls_nor_wide_bodies():
+    grip = trimesh.creation.cylinder(0.016, 0.11).apply_translation([0, 0, -0.09])
+    drill = trimesh.util.concatenate([trimesh.creation.box([0.18, 0.07, 0.07]), grip])
+    ring = trimesh.creation.torus(0.03, 0.005).apply_translation([0.08, 0, 0])
+    pitcher = trimesh.util.concatenate([trimesh.creation.annulus(0.057, 0.06, 0.2), ring])
+    for mesh, part in ((drill, lambda p: p[:, 2] < -0.05), (pitcher, lambda p: np.hypot(p[:, 0], p[:, 1]) > 0.066)):
+        tree, rods, axes = DistanceField(mesh.vertices, mesh.faces).rods
+        true = part(tree.data)
+        assert rods[true].mean() > 0.5 and true[rods].mean() > 0.9  # neither end of the grip counts
+        if mesh is drill:
+            assert np.median(np.abs(axes[rods & true][:, 2])) > 0.95
+    for mesh in (trimesh.creation.cylinder(0.035, 0.1), trimesh.creation.annulus(0.037, 0.04, 0.1), BARREL):
+        assert not DistanceField(mesh.vertices, mesh.faces).rods[1].any()
+
+
+def test_nearly_the_same_grasp_is_refused(found, hand):
+    mesh, field, grasps = found["can"]
+    first = grasps[0].hand_params
+    near = replace(first, transl=first.transl + [0, 0, 0.015])
+    twice = [grasps[0], replace(grasps[0], hand_params=near, score=grasps[0].score - 0.01), *grasps[1:3]]
+    chosen = choose_grasps(twice, hand, 4)
+    assert len(chosen) == 3 and chosen[0] is twice[0] and all(grasp is not twice[1] for grasp in chosen)
+
+
 def test_grasps_of_one_object_differ(found, hand):
     for _, _, grasps in found.values():
         joints = np.array([hand(grasp.hand_params).joints.ravel() for grasp in grasps]).reshape(len(grasps), 16, 3)
@@ -165,7 +214,7 @@ def test_a_refused_grasp_says_why_and_an_accepted_one_has_no_fault(found, hand):
         ({"penetration_mm": 2.01}, "goes more than 2 mm into the object"),
         ({"crossing_edges": 1}, "passes through the surface"),
         ({"fingers_in_contact": (False, True, True, True, True)}, "does not touch with the thumb"),
-        ({"fingers_in_contact": (True, False, False, True, False)}, "touches with fewer than two fingers"),
+        ({"fingers_in_contact": (True, False, False, False, False)}, "touches with no finger but the thumb"),
         ({"force_closure": False}, "does not hold against every push"),
     ):
         worse = replace(accepted, **change)
