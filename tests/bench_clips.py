@@ -29,7 +29,7 @@ from hoi.common.sheets import encode_animation
 from hoi.data.folder import load_image, load_label_map, read_records
 from hoi.geometry.hand import HandModel, load_hand
 from hoi.geometry.objects import CATEGORIES
-from hoi.geometry.scene import render_scene
+from hoi.geometry.scene import render_picture
 from hoi.metrics.flicker import video_flicker
 from hoi.toyworld.looks import sample_look, shade_scene
 from hoi.verify.verifier import BUILT_IN_VERIFIER, Verifier, load_verifier, predict
@@ -95,7 +95,7 @@ def shaded_pictures(frames: video.ApproachFrames, seed: int) -> list[np.ndarray]
     look = sample_look(np.random.default_rng(seed))
     pictures = []
     for frame in range(len(frames)):
-        large = render_scene(frames.scene, frame, frames.hand, frames.renderer, factor=2)
+        large = render_picture(frames.scene, frame, frames.hand, frames.renderer)
         pictures.append(shade_scene(frames.scene, large, look, np.random.default_rng(seed))[0])
     return pictures
 

@@ -32,7 +32,7 @@ from hoi.geometry.scene import (
     mirror_mesh,
     pictures_of,
     plain_text,
-    render_scene,
+    render_picture,
 )
 from hoi.toyworld.looks import sample_look, shade_scene
 
@@ -183,7 +183,7 @@ class SceneMaker:
         if scene.object_mesh is not None:
             record["object_path"] = write_object(self.folder, scene.object_mesh)
         # Shaded at twice the size and averaged, so that edges are smooth; the conditions' pixels stay unmixed.
-        large = render_scene(scene, frame, self.hand, self.renderer, factor=2) if pictures and job.shade else None
+        large = render_picture(scene, frame, self.hand, self.renderer) if pictures and job.shade else None
         records = []
         for look_number in range(job.looks):
             image = None

@@ -27,6 +27,7 @@ FRAMINGS = ("official", "tight")
 # Tried for each grasp.  Of an approach's frames 32 % have a keypoint outside the picture with the first of them, 24, 18
 # and 13 % with the best of 4, 8 and 16; each costs a projection, no rendering.
 CAMERAS_PER_GRASP = 8
+PALM = (5, 9, 13, 17)  # keypoints, the bases of the four fingers
 WRIST_MARGIN = 0.02  # of the picture: how far inside the border a tight framing places the wrist
 TIGHT_MARGINS = (1.06, 1.3)  # side of a tightly framed picture over side of the box around hand and object
 SMALLEST_CROP = 8.0  # pixels of the untightened picture: what is far away would else be magnified without end
@@ -39,12 +40,21 @@ class Camera:
     intrinsics       (3, 3)  pixels; u = fx x/z + cx with pixel centres at integers
     world_to_camera  (4, 4)  rigid; takes points of the canonical object frame to the OpenCV camera frame
     height, width    pixels
+    up               (3,) unit, what is up in the room, in the object's frame: z unless the object is turned
     """
 
     intrinsics: np.ndarray
     world_to_camera: np.ndarray
     height: int
     width: int
+    up: tuple[float, float, float] = (0.0, 0.0, 1.0)
+
+    @property
+    def steepness(self) -> float:
+        """How far the camera looks down, in [0, 1]: over the range of elevations that scenes have."""
+        low, high = ELEVATION_RANGE_DEG
+        pitch_deg = np.degrees(np.arcsin(np.clip(-self.world_to_camera[2, :3] @ np.asarray(self.up), -1, 1)))
+        return float(np.clip((pitch_deg - low) / (high - low), 0, 1))
 
     @property
     def position(self) -> np.ndarray:
@@ -176,7 +186,7 @@ def scale_camera(camera: Camera, factor: int) -> Camera:
     """The same view with `factor` times as many pixels a side."""
     height, width = factor * camera.height, factor * camera.width
     intrinsics = crop_intrinsics(camera.intrinsics, 0, 0, camera.height, camera.width, height, width)
-    return Camera(intrinsics, camera.world_to_camera, height, width)
+    return replace(camera, intrinsics=intrinsics, height=height, width=width)
 
 
 def inside_picture(keypoints_2d: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -184,13 +194,13 @@ def inside_picture(keypoints_2d: np.ndarray, height: int, width: int) -> np.ndar
     return ((keypoints_2d >= 0) & (keypoints_2d <= np.array([width - 1, height - 1]))).all(axis=(-1, -2))
 
 
-def tighten(camera: Camera, points: np.ndarray, wrist: np.ndarray | None, margin: float) -> tuple[Camera, float]:
-    """Zoom a camera in on points, the wrist pushed against the border: what lies beyond the wrist is cut off.
+def tighten(camera: Camera, points: np.ndarray, arm: np.ndarray | None, margin: float) -> tuple[Camera, float]:
+    """Zoom a camera in on points, the border that the arm points to pushed against the wrist.
 
     points   (N, 3) world; all stay in the picture
-    wrist    (3,) world, or None
+    arm      (2, 3) world: the wrist and a point behind it on the arm; or None
     margin   side of the picture over side of the points' box, along the axis where the box is wider
-    returns  the camera and how far the wrist stays from the border, as a fraction of the picture (0 without a hand)
+    returns  the camera and how far the wrist stays from that border, as a fraction of the picture (0 without a hand)
     """
     pixels = project(transform_points(camera.world_to_camera, points), camera.intrinsics)
     if not np.isfinite(pixels).all():  # something is behind the camera: the worst view there is
@@ -200,16 +210,22 @@ def tighten(camera: Camera, points: np.ndarray, wrist: np.ndarray | None, margin
     side = max(margin * ((high - low) / shape).max(), SMALLEST_CROP) * shape  # (2,) of a box of the picture's shape
     corner = (low + high - side) / 2  # its top left
     gap = 0.0
-    if wrist is not None:
-        position = project(transform_points(camera.world_to_camera, wrist), camera.intrinsics)
-        # Move the box along the axis where that brings a border nearest to the wrist, while the points stay inside.
+    if arm is not None:
+        position, behind = project(transform_points(camera.world_to_camera, arm), camera.intrinsics)
+        towards = behind - position
+        # Move the box along an axis until the border there lies at the wrist, while the points stay inside.
         slack = 0.01 * side  # skin reaches a little beyond the keypoints among the points
-        candidates = []
+        candidates = [(np.inf, 0, corner[0])]
         for axis in (0, 1):
-            to_low = min(position[axis] - WRIST_MARGIN * side[axis], low[axis] - slack[axis])
-            to_high = max(position[axis] + WRIST_MARGIN * side[axis], high[axis] + slack[axis]) - side[axis]
-            candidates.append(((position[axis] - to_low) / side[axis], axis, to_low))
-            candidates.append(((to_high + side[axis] - position[axis]) / side[axis], axis, to_high))
+            if not abs(towards[axis]) >= 0.5 * np.linalg.norm(towards):
+                continue
+            if towards[axis] < 0:
+                start = min(position[axis] - WRIST_MARGIN * side[axis], low[axis] - slack[axis])
+                gap = (position[axis] - start) / side[axis]
+            else:
+                start = max(position[axis] + WRIST_MARGIN * side[axis], high[axis] + slack[axis]) - side[axis]
+                gap = (start + side[axis] - position[axis]) / side[axis]
+            candidates.append((gap, axis, start))
         gap, axis, start = min(candidates)
         corner[axis] = start
     # Pixel centres are integers, so the box of pixel areas begins half a pixel earlier.
@@ -231,15 +247,20 @@ def candidate_cameras(
     """
     cameras, costs = [], []
     everything = np.concatenate([points, hand_keypoints.reshape(-1, 3)])
-    wrist = hand_keypoints[-1, 0] if len(hand_keypoints) else None
+    arm = None
+    if len(hand_keypoints):  # the wrist, and a centimetre behind it, straight on from the palm
+        wrist, palm = hand_keypoints[-1, 0], hand_keypoints[-1, PALM].mean(axis=0)
+        arm = np.stack([wrist, wrist + 0.01 * (wrist - palm) / np.linalg.norm(wrist - palm)])
     for _ in range(CAMERAS_PER_GRASP):
         camera, gap = sample_camera(generator, height, width, official, fov_deg), 0.0
         margin = generator.uniform(*TIGHT_MARGINS)
         if framing == "tight":
-            camera, gap = tighten(camera, everything, wrist, margin)
+            camera, gap = tighten(camera, everything, arm, margin)
         keypoints_2d = project(transform_points(camera.world_to_camera, hand_keypoints), camera.intrinsics)
         outside = int((~inside_picture(keypoints_2d, height, width)).sum())
         cameras.append(camera)
         # Any view with the wrist near the border will do: always taking the best one would favour a few directions.
-        costs.append((outside, max(gap, 2 * WRIST_MARGIN)))
+        # An arm within 50 degrees of the way to the camera would hide the hand, and is passed over as well.
+        facing = 0.0 if arm is None else -100 * camera.world_to_camera[2, :3] @ (arm[1] - arm[0])
+        costs.append((outside, facing > 0.64, max(gap, 2 * WRIST_MARGIN)))
     return [cameras[i] for i in sorted(range(len(cameras)), key=lambda i: costs[i])]

@@ -14,6 +14,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from hoi.conditions import KEYPOINTS, draw_conditions
+from hoi.geometry.arm import add_arm
 from hoi.geometry.camera import (
     FRAMINGS,
     OFFICIAL_FOV_DEG,
@@ -194,7 +195,8 @@ def compose_scene(
             keypoints @ turn.T, settings.fov_deg,
         )  # fmt: skip
         for camera in cameras:
-            camera = replace(camera, world_to_camera=camera.world_to_camera @ _as_rigid(turn))
+            up = tuple(turn[2].tolist())
+            camera = replace(camera, world_to_camera=camera.world_to_camera @ _as_rigid(turn), up=up)
             # The last frame is the grasp: what is hidden there is hidden in the picture that counts.
             scene = Scene(content, camera, object_mesh, grasp, poses, SKELETON_RULES[settings.framing], turn[2])
             scene = replace(scene, last_gbuffer=render_scene(scene, scene.frames - 1, hand, renderer))
@@ -250,6 +252,14 @@ def render_scene(scene: Scene, frame: int, hand: HandModel, renderer: Renderer, 
     camera = scene.camera if factor == 1 else scale_camera(scene.camera, factor)
     hand_mesh = hand(scene.hand_params[frame]) if scene.hand_params else None
     return renderer.render(*_arrays(hand_mesh), *_arrays(scene.object_mesh), camera)
+
+
+def render_picture(scene: Scene, frame: int, hand: HandModel, renderer: Renderer, factor: int = 2) -> GBuffer:
+    """G-buffer to shade: that of render_scene with an arm behind the hand."""
+    gbuffer = render_scene(scene, frame, hand, renderer, factor)
+    if not scene.hand_params:
+        return gbuffer
+    return add_arm(gbuffer, hand(scene.hand_params[frame]), scale_camera(scene.camera, factor), renderer)
 
 
 def _arrays(mesh: HandMesh | ObjectMesh | None) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:

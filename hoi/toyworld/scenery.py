@@ -2,11 +2,12 @@
 
 First the brushes (noise, colour ramps, layers, perspective), then one painter for each phrase of the figures.
 
-A painter draws the two or three large shapes and the colours by which its place is known at 128 pixels, with horizon,
-hues and weather drawn anew each time, so that a word and not one picture is learned.  All lengths are shares of the
-picture, so that a place looks the same at every size; all colours are display values.  The painters' numbers were set
-by eye, far enough apart that the nearest mean of block colours tells 95 % of new draws (tests/toyworld); changing one
-changes the pictures that the built-in weights were trained on.
+A painter gets the row of its horizon, a share of the picture, from the camera's pitch.  It draws the two or three large
+shapes and the colours by which its place is known at 128 pixels, with hues and weather drawn anew each time, so that a
+word and not one picture is learned.  All lengths are shares of the picture, so that a place looks the same at every
+size; all colours are display values.  The painters' numbers were set by eye, far enough apart that the nearest mean of
+block colours tells most new draws (tests/toyworld); changing one changes the pictures that the built-in weights were
+trained on.
 """
 
 from functools import lru_cache
@@ -140,10 +141,10 @@ def dots(
         patch += strength * kernel[: len(patch)] * (rgb(color) - patch)
 
 
-def beach(generator: np.random.Generator, height: int, width: int) -> np.ndarray:
+def beach(generator: np.random.Generator, height: int, width: int, horizon: float) -> np.ndarray:
     """Sky, sea with foam, a slanting shore and dry sand; every fifth at sunset.  "on the beach", main figures."""
     y, x = picture_grid(height, width)
-    horizon, shore = generator.uniform(0.26, 0.4), generator.uniform(0.5, 0.64)
+    shore = horizon + generator.uniform(0.2, 0.28)
     sunset = generator.random() < 0.2
     top, bottom = ("5c61a8", "fcb880") if sunset else (between(generator, "3380e6", "66a8f5"), "d1edfc")
     image = paint_sky(generator, height, width, horizon, top, bottom, generator.uniform(0.2, 1))
@@ -160,7 +161,7 @@ def beach(generator: np.random.Generator, height: int, width: int) -> np.ndarray
     return image * np.float32([1.0, 0.9, 0.82]) if sunset else image
 
 
-def grass(generator: np.random.Generator, height: int, width: int) -> np.ndarray:
+def grass(generator: np.random.Generator, height: int, width: int, horizon: float) -> np.ndarray:
     """Three layers of leaning blades, at times with flowers or a strip of sky.  "on the grass", main figures."""
     y, _ = picture_grid(height, width)
     rows, columns = np.arange(height)[:, None], np.arange(width)[None]
@@ -175,18 +176,16 @@ def grass(generator: np.random.Generator, height: int, width: int) -> np.ndarray
     if generator.random() < 0.4:
         color = ("fffff2", "ffe040", "fabfd9")[generator.integers(3)]  # daisies, buttercups, clover
         dots(image, generator, int(generator.integers(8, 30)), 0.1, 0.98, color, 0.008)
-    if generator.random() < 0.5:
-        horizon = generator.uniform(0.08, 0.24)
+    if horizon > 0.04:
         sky = paint_sky(generator, height, width, horizon, "73b2f2", "d9f0fa", 0.5)
         edge = horizon + 0.03 * (noise(generator, 1, width, 1, 90) - 0.5)  # tips of blades against the sky
         image = np.where((y < edge)[..., None], sky, image)
     return image
 
 
-def snow(generator: np.random.Generator, height: int, width: int) -> np.ndarray:
+def snow(generator: np.random.Generator, height: int, width: int, horizon: float) -> np.ndarray:
     """Two rows of firs behind a snowfield while it snows.  "in the snow", main figures and appendix."""
     y, x = picture_grid(height, width)
-    horizon = generator.uniform(0.25, 0.45)
     top = between(generator, "8ca8cc", "b8cce6")
     image = paint_sky(generator, height, width, horizon, top, "dee8f5", 0.3)
     for layer, shade in enumerate(("9eb5cc", "57738a")):  # the nearer row is darker, taller and has fewer trees
@@ -200,7 +199,7 @@ def snow(generator: np.random.Generator, height: int, width: int) -> np.ndarray:
             alpha = (np.abs(x[:, left:right] - center) / size < 0.42 * (1 - up) * (0.55 + 0.45 * branch)) & (up > 0)
             over(image[:, left:right], alpha.astype(np.float32), rgb(shade) + 0.35 * (branch < 0.35)[..., None])
     mounds = horizon + 0.05 * (ridge(generator, width, 3, 2) - 0.5)[None]
-    relief = noise(generator, height, width, 7, 3, 4)
+    relief = noise(generator, height, width, 5, 2, 3)
     slope = np.roll(relief, 3, 1) - relief  # the side away from the sun is blue
     field = ramp(0.62 + 5 * slope + 0.15 * (relief - 0.5), "99b2db", "d6e6f7", "ffffff")
     image = np.where((y > mounds)[..., None], field, image)
@@ -209,14 +208,13 @@ def snow(generator: np.random.Generator, height: int, width: int) -> np.ndarray:
     return image
 
 
-def moon(generator: np.random.Generator, height: int, width: int) -> np.ndarray:
+def moon(generator: np.random.Generator, height: int, width: int, horizon: float) -> np.ndarray:
     """Craters on grey ground below stars and the earth.  "on the moon with night sky", main figures."""
     y, x = picture_grid(height, width)
-    horizon = generator.uniform(0.45, 0.64)
     image = ramp(np.broadcast_to(y / horizon, (height, width)), "03030d", between(generator, "08081a", "141233"))
     over(image, 0.25 * step(0.55, 0.8, noise(generator, height, width, 4, 3, 3)), "40386b")  # a milky way
     dots(image, generator, int(generator.integers(60, 130)), 0, 1, "ffffff", 0.002)
-    cy, cx, radius = generator.uniform(0.1, 0.26), generator.uniform(0.12, 0.88), generator.uniform(0.06, 0.11)
+    cy, cx, radius = generator.uniform(0.1, 0.26), generator.uniform(0.12, 0.88), generator.uniform(0.09, 0.14)
     disc, r = soft_disc(height, width, cy, cx, radius)
     # Lit from the upper left, never quite black on the other side.
     lit = np.clip(1.15 - np.hypot(y - cy + 0.5 * radius, x - cx + 0.5 * radius) / (1.7 * radius), 0.06, 1)
@@ -227,8 +225,8 @@ def moon(generator: np.random.Generator, height: int, width: int) -> np.ndarray:
     over(image, 0.4 * np.exp(-np.maximum(r - 1, 0) * 6), "4c80e6")  # its air glows around it
     over(image, disc, earth * lit[..., None])
     rows, d, u, v = ground_grid(height, width, horizon)
-    relief = noise(generator, height, width, 9, 9, 4)
-    craters = zip(generator.random(26), generator.random(26), generator.uniform(0.03, 0.1, 26), strict=True)
+    relief = 0.6 * noise(generator, height, width, 6, 6, 4)
+    craters = zip(generator.random(18), generator.random(18), generator.uniform(0.05, 0.14, 18), strict=True)
     for row, column, size in craters:
         # Only the pixels within two radii; in the periodic texture they may wrap around its border.
         reach_y, reach_x = (np.arange(-int(2 * size * side), int(2 * size * side) + 1) for side in (height, width))
@@ -236,22 +234,22 @@ def moon(generator: np.random.Generator, height: int, width: int) -> np.ndarray:
         crater = size * 5 * (np.exp(-(((q - 1) / 0.22) ** 2)) - 1.2 * np.clip(1 - q * q, 0, 1))  # rim, bowl
         relief[np.ix_((int(row * height) + reach_y) % height, (int(column * width) + reach_x) % width)] += crater
     slope = (relief - np.roll(relief, 2, 1)) + 0.5 * (relief - np.roll(relief, 2, 0))
-    ground = sample(0.5 + 2.2 * slope + 0.25 * (relief - 0.5), 0.3 * u, 0.32 * v + generator.random())
+    ground = sample(0.5 + 2.2 * slope + 0.25 * (relief - 0.5), 0.24 * u, 0.26 * v + generator.random())
     # Far ground keeps a third of its contrast: squeezed craters would look like noise.
     image[rows] = ramp(0.5 + (ground - 0.5) * (0.35 + 0.65 * d) + 0.12 * (d - 0.5), "1f1f21", "808082", "d9d6d1")
     return image
 
 
-def mountain(generator: np.random.Generator, height: int, width: int) -> np.ndarray:
+def mountain(generator: np.random.Generator, height: int, width: int, horizon: float) -> np.ndarray:
     """Two snowy ranges and wooded hills, each paler the farther, above a forest.  "in the mountain", main figures."""
     y, x = picture_grid(height, width)
     top, bottom = between(generator, "4c8ce0", "80b2ed"), "e0edf5"
     if generator.random() < 0.3:
         top, bottom = "6673bf", "fad1b8"  # morning
-    image = paint_sky(generator, height, width, 0.5, top, bottom, generator.uniform(0.2, 0.9))
+    image = paint_sky(generator, height, width, horizon, top, bottom, generator.uniform(0.2, 0.9))
     for layer, (count, summit, far) in enumerate(((4, 0.14, 0.5), (3, 0.26, 0.2), (4, 0.5, 0.0))):
         center = (np.arange(count) + generator.uniform(0.1, 0.9, count)) / count
-        peak = summit + generator.uniform(-0.04, 0.14, count)
+        peak = summit + horizon - 0.55 + generator.uniform(-0.04, 0.14, count)
         slope = generator.uniform(0.75, 1.25, count) * (1.0 if layer < 2 else 0.6)
         rough = noise(generator, height, width, 9, 9, 4) - 0.5
         bent = x + 0.16 * rough
@@ -269,14 +267,13 @@ def mountain(generator: np.random.Generator, height: int, width: int) -> np.ndar
         haze(rock, far, bottom)
         over(image, step(0, 0.006, y - crest), rock)
     treetops = 0.05 * np.abs(np.mod(x * 22, 1) - 0.5)
-    edge = generator.uniform(0.78, 0.88) + 0.04 * (ridge(generator, width, 4, 2) - 0.5)[None] + treetops
+    edge = horizon + generator.uniform(0.24, 0.32) + 0.04 * (ridge(generator, width, 4, 2) - 0.5)[None] + treetops
     forest = ramp(noise(generator, height, width, 30, 60, 2), "05140d", "12301a", "244c21")
     return np.where((y > edge)[..., None], forest, image)
 
 
-def sea(generator: np.random.Generator, height: int, width: int) -> np.ndarray:
+def sea(generator: np.random.Generator, height: int, width: int, horizon: float) -> np.ndarray:
     """Open water with swell, chop and foam below a high horizon.  "floating in the sea", appendix."""
-    horizon = generator.uniform(0.12, 0.3)
     top, bottom = (between(generator, "5294e6", "99b8d1"), between(generator, "bfdef5", "ede6d9"))
     image = paint_sky(generator, height, width, horizon, top, bottom, generator.uniform(0.1, 0.9))
     rows, d, u, v = ground_grid(height, width, horizon)
@@ -291,23 +288,22 @@ def sea(generator: np.random.Generator, height: int, width: int) -> np.ndarray:
     return image
 
 
-def sand(generator: np.random.Generator, height: int, width: int) -> np.ndarray:
+def sand(generator: np.random.Generator, height: int, width: int, horizon: float) -> np.ndarray:
     """Four lines of rippled dunes with a lit and a shaded flank, no cloud.  "in the sand", appendix."""
     y, x = picture_grid(height, width)
-    horizon = generator.uniform(0.22, 0.38)
     top, bottom = between(generator, "6199d9", "d9ad8c"), "fae6bd"
     image = paint_sky(generator, height, width, horizon, top, bottom, 0.0)
     for layer in range(4):  # far to near: each lower, steeper, more rippled, less pale
         hills = (0.5 - ridge(generator, width, 2 + layer % 2, 1))[None]
-        crest = horizon + 0.13 * layer + 0.22 * hills * (0.4 + 0.25 * layer)
+        crest = horizon + 0.14 * layer + 0.3 * hills * (0.4 + 0.25 * layer)
         side = step(-0.004, 0.004, np.roll(crest, 3) - crest)
         below = np.clip(y - crest, 0, 1)
         ripple = np.sin(2 * np.pi * (below * (34 - 5 * layer) + 1.6 * noise(generator, height, width, 3, 6, 2)))
         light = (
             0.36
-            + 0.42 * side * np.exp(-below * 5)  # the flank towards the sun
+            + 0.45 * side * np.exp(-below * 5)  # the flank towards the sun
             + 0.1 * ripple * (0.3 + 0.25 * layer)
-            - 0.2 * np.exp(-below * 25) * (1 - side)  # shade right below the crest
+            - 0.4 * np.exp(-below * 8) * (1 - side)  # the other one lies in the shade
         )
         dune = ramp(light + 0.04 * layer, "8c4c1f", "d68f42", "f5c270", "ffe6a8")
         haze(dune, 0.3 - 0.1 * layer, bottom)
@@ -315,10 +311,9 @@ def sand(generator: np.random.Generator, height: int, width: int) -> np.ndarray:
     return image
 
 
-def lavender(generator: np.random.Generator, height: int, width: int) -> np.ndarray:
+def lavender(generator: np.random.Generator, height: int, width: int, horizon: float) -> np.ndarray:
     """Purple rows that run to hills, by day or in the evening.  "in a lavender field", appendix."""
     y, x = picture_grid(height, width)
-    horizon = generator.uniform(0.2, 0.38)
     sky = ("6ba1ed", "d9e6fa") if generator.random() < 0.5 else ("8073bf", "fccc9e")
     image = paint_sky(generator, height, width, horizon, *sky, generator.uniform(0.1, 0.8))
     hills = horizon - 0.02 - 0.08 * ridge(generator, width, 3, 3)[None]
@@ -335,7 +330,7 @@ def lavender(generator: np.random.Generator, height: int, width: int) -> np.ndar
     return image
 
 
-def bamboo(generator: np.random.Generator, height: int, width: int) -> np.ndarray:
+def bamboo(generator: np.random.Generator, height: int, width: int, horizon: float) -> np.ndarray:
     """Jointed stems in three depths before a glow, leaves at the top.  "in bamboo forest", appendix."""
     y, x = picture_grid(height, width)
     mist = noise(generator, height, width, 5, 4, 3)
@@ -358,11 +353,11 @@ def bamboo(generator: np.random.Generator, height: int, width: int) -> np.ndarra
     return image
 
 
-def nightclub(generator: np.random.Generator, height: int, width: int) -> np.ndarray:
+def nightclub(generator: np.random.Generator, height: int, width: int, horizon: float) -> np.ndarray:
     """Beams, neon tubes and their mirror image in a tiled floor.  "in neon-lit cyberpunk nightclub", appendix."""
     y, x = picture_grid(height, width)
     neon = [rgb(color) for color in NEON]
-    floor = generator.uniform(0.66, 0.78)
+    floor = horizon
     smoke = noise(generator, height, width, 4, 4, 3)
     image = ramp(smoke * (1.15 - y), "080314", "240a42", "4c146b")
     for _ in range(generator.integers(3, 6)):  # beams fan out from the ceiling
@@ -383,11 +378,11 @@ def nightclub(generator: np.random.Generator, height: int, width: int) -> np.nda
     return np.minimum(image, 1)
 
 
-def canyon(generator: np.random.Generator, height: int, width: int) -> np.ndarray:
+def canyon(generator: np.random.Generator, height: int, width: int, horizon: float) -> np.ndarray:
     """Four steps of layered red rock on both sides of a gap.  "in the grand canyon", appendix."""
     y, x = picture_grid(height, width)
     top = between(generator, "387ad9", "6699e0")
-    image = paint_sky(generator, height, width, 0.42, top, "e6e6e0", generator.uniform(0, 0.8))
+    image = paint_sky(generator, height, width, horizon, top, "e6e6e0", generator.uniform(0, 0.8))
     strata = noise(generator, 2 * height, 1, 34, 1, 3)[:, 0]  # the same layers run through all walls
     gap = generator.uniform(0.35, 0.65)
     for layer in range(4):
@@ -395,15 +390,17 @@ def canyon(generator: np.random.Generator, height: int, width: int) -> np.ndarra
         plateau = ridge(generator, width, 3 + layer % 2, 2) * 3.2
         mesa = (np.floor(plateau) + step(0.75, 1.0, np.mod(plateau, 1))) / 3  # flat tops, steep sides
         open_middle = np.exp(-(((x - gap) / 0.24) ** 2))
-        crest = 0.3 + 0.12 * layer - 0.16 * (mesa - 0.5)[None] + t * (0.3 * open_middle - 0.16)
+        crest = horizon - 0.12 + 0.12 * layer - 0.16 * (mesa - 0.5)[None] + t * (0.3 * open_middle - 0.16)
         crest = crest + 0.008 * (ridge(generator, width, 40, 2) - 0.5)[None]
-        wobble = 0.02 * noise(generator, height, width, 2, 6, 2) + 0.1 * layer + 0.1 * (x - gap) ** 2
+        gully = noise(generator, height, width, 3, 9, 3)
+        # Rain has cut into the walls, which bends the layers; darker and brighter from top to bottom alone, it would
+        # make a tartan of them.
+        wobble = 0.09 * gully + 0.1 * layer + 0.1 * (x - gap) ** 2
         band = strata[np.clip(((y + wobble) * height * 1.3).astype(int), 0, 2 * height - 1)]
-        gully = noise(generator, height, width, 2, 14, 2)
         light = (
-            0.48
+            0.46
             + 1.5 * (band - 0.5)
-            + 5 * (np.roll(gully, 2, 1) - gully)  # rain has cut the walls from top to bottom
+            + 0.5 * (gully - 0.5)
             + 0.25 * np.exp(-np.maximum(y - crest, 0) * 14)  # the sun on the rim
         )
         rock = ramp(light, "571f12", "a84a26", "db8047", "f7c78f")
@@ -412,10 +409,9 @@ def canyon(generator: np.random.Generator, height: int, width: int) -> np.ndarra
     return image
 
 
-def rock_garden(generator: np.random.Generator, height: int, width: int) -> np.ndarray:
+def rock_garden(generator: np.random.Generator, height: int, width: int, horizon: float) -> np.ndarray:
     """Mossy stones in raked gravel before a hedge, some with a wooden kerb.  "in a japanese rock garden", appendix."""
     y, x = picture_grid(height, width)
-    horizon = generator.uniform(0.1, 0.24)
     centers = zip(generator.uniform(0.3, 0.92, 4), (np.arange(4) + generator.uniform(0.15, 0.85, 4)) / 4, strict=True)
     rocks = [(cy, cx, generator.uniform(0.07, 0.13) * (0.4 + 0.7 * cy)) for cy, cx in centers]  # nearer is larger
     far = np.full((height, width), 1.0, np.float32)
@@ -442,14 +438,14 @@ def rock_garden(generator: np.random.Generator, height: int, width: int) -> np.n
     return image
 
 
-def atlantis(generator: np.random.Generator, height: int, width: int) -> np.ndarray:
+def atlantis(generator: np.random.Generator, height: int, width: int, horizon: float) -> np.ndarray:
     """Fluted columns and domes under sunbeams and bubbles.  "in the underwater city of atlantis", appendix."""
     y, x = picture_grid(height, width)
     image = ramp(np.broadcast_to(y, (height, width)) * 1.1, "73e0e0", "148ca8", "054c73", "052e4c")
     source, rays = generator.uniform(0.2, 0.8), noise(generator, 1, 256, 1, 24, 2)[0]
     angle = np.arctan2(x - source, y + 0.35) / 1.6 + 0.5  # around a point above the picture
     image += (step(0.5, 0.8, rays[(np.clip(angle, 0, 1) * 255).astype(int)]) * np.exp(-1.8 * y) * 0.4)[..., None]
-    floor = generator.uniform(0.76, 0.86)
+    floor = horizon
     for layer in range(2):
         tone = rgb(("1a758c", "08425c")[layer])
         for center in (np.arange(5) + generator.uniform(0.2, 0.8, 5)) / 5:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hoi.common.arrays import box_of, step
+from hoi.geometry.arm import SLEEVE
 from hoi.geometry.camera import Camera
 from hoi.geometry.render import HAND, OBJECT, GBuffer
 
@@ -29,6 +30,7 @@ COLORS: dict[str, tuple[float, float, float]] = {
 STEEL = (0.60, 0.61, 0.64)  # of metal without a colour word
 # Second colour of striped things: cream, or tinted where cream would move the mean to another word.
 CREAM = (0.96, 0.93, 0.88)
+CHARCOAL = (0.20, 0.20, 0.23)
 STRIPES = {
     "black": (0.42, 0.42, 0.44), "white": (0.70, 0.73, 0.80), "gray": (0.66, 0.66, 0.67), "brown": (0.72, 0.50, 0.28),
     "pink": (0.80, 0.22, 0.46), "orange": (0.98, 0.72, 0.45), "green": (0.56, 0.90, 0.50),
@@ -36,6 +38,9 @@ STRIPES = {
 # Six tones from light to dark; tones between them are mixed.
 SKIN = np.float32([(0.94, 0.76, 0.66), (0.88, 0.67, 0.55), (0.80, 0.57, 0.43),
                    (0.66, 0.44, 0.32), (0.50, 0.33, 0.23), (0.38, 0.25, 0.18)])  # fmt: skip
+# Quiet colours, which no word names: white, navy, grey, sand, bottle green, black.
+SLEEVES = ((0.86, 0.86, 0.85), (0.13, 0.17, 0.30), (0.48, 0.49, 0.52),
+           (0.62, 0.55, 0.45), (0.16, 0.27, 0.22), (0.10, 0.10, 0.11))  # fmt: skip
 # Brightness that a mirror sees, by height of the reflected ray (-1 down): floor, dark horizon, window, ceiling.  The
 # sharp step at the horizon is what reads as metal; a smooth sky would look like grey paint.
 CHROME = ((-1, -0.35, -0.05, 0.04, 0.3, 0.62, 1), (0.75, 0.5, 0.22, 1.45, 1.15, 0.72, 1.25))
@@ -94,6 +99,8 @@ def _striped(points: np.ndarray, color: str, pattern: tuple[float, ...]) -> Surf
     kind = int(pattern[0] * 3)
     t = (points[:, 2] / period, turns * (6 + int(pattern[1] * 4)), points[:, 2] / period + 2 * turns)[kind] + pattern[2]
     band = np.abs(np.mod(t, 1) - 0.5) * 2
+    if not color:  # half charcoal, half cream
+        return Surface(_mix(CHARCOAL, CREAM, step(0.45, 0.55, band)), 0.2, 30.0)
     return Surface(_mix(COLORS[color], STRIPES.get(color, CREAM), step(0.68, 0.78, band)), 0.2, 30.0)
 
 
@@ -109,13 +116,17 @@ def _wooden(points: np.ndarray, pattern: tuple[float, ...]) -> Surface:
     return Surface(_mix(light, dark, t), 0.1, 16.0)
 
 
-def _marble(points: np.ndarray, pattern: tuple[float, ...]) -> Surface:
-    """White stone with wide and fine grey veins: zero lines of two plane waves, bent by noise."""
+def _marble(points: np.ndarray, color: str, pattern: tuple[float, ...]) -> Surface:
+    """White or coloured stone with wide and fine veins: zero lines of two plane waves, bent by noise."""
     warp = _turbulence(points, 45.0, pattern)
     vein = np.abs(np.sin(points @ np.float32([38, 22, 50]) + 3.2 * warp + 6 * pattern[0]))
     fine = np.abs(np.sin(points @ np.float32([-60, 75, 34]) + 4.0 * warp + 6 * pattern[1]))
-    dark = np.maximum(0.85 * step(0.2, 0.0, vein), 0.45 * step(0.12, 0.0, fine)) + 0.12 * (warp + 1) / 2
-    return Surface(_mix((0.94, 0.93, 0.91), (0.30, 0.32, 0.37), np.minimum(dark, 1)), 0.4, 50.0, 0.08)
+    share = np.maximum(0.85 * step(0.2, 0.0, vein), 0.45 * step(0.12, 0.0, fine)) + 0.12 * (warp + 1) / 2
+    stone = np.float32(COLORS[color] if color else (0.94, 0.93, 0.91))
+    veins = np.float32((0.30, 0.32, 0.37))
+    if stone.mean() < 0.55:  # grey would not show: the stone's own hue, nearly white
+        veins = stone + 0.75 * (1 - stone)
+    return Surface(_mix(stone, veins, np.minimum(share, 1)), 0.4, 50.0, 0.08)
 
 
 def _gothic(points: np.ndarray, pattern: tuple[float, ...]) -> Surface:
@@ -144,9 +155,9 @@ def object_surface(points: np.ndarray, color: str, material: str, pattern: tuple
     material  key of looks.MATERIALS
     pattern   at least four numbers in [0, 1) that place and turn the pattern
     """
-    if material == "striped":
-        return _striped(points, color, pattern)
-    special = {"wooden": _wooden, "marble": _marble, "gothic-style": _gothic, "medieval-style": _medieval}
+    if material in ("striped", "marble"):
+        return {"striped": _striped, "marble": _marble}[material](points, color, pattern)
+    special = {"wooden": _wooden, "gothic-style": _gothic, "medieval-style": _medieval}
     if material in special:
         return special[material](points, pattern)
     albedo = np.broadcast_to(np.float32(COLORS[color] if color else STEEL), points.shape)
@@ -168,6 +179,13 @@ def skin_surface(points: np.ndarray, tone: float, warmth: float, pattern: tuple[
     blotch = _turbulence(points, 60.0, pattern)[:, None] * np.float32([0.015, 0.035, 0.03])  # blood: red varies least
     # Light goes through skin, red the farthest: it wraps past the terminator and lights the rim from behind.
     return Surface(base.astype(np.float32) * (1 - blotch), 0.10 + 0.08 * tone, 12.0, wrap=(0.5, 0.32, 0.26), rim=0.12)
+
+
+def sleeve_surface(points: np.ndarray, pattern: tuple[float, ...]) -> Surface:
+    """Plain cloth, woven and creased; arguments as in object_surface."""
+    color = np.float32(SLEEVES[int(pattern[4] * len(SLEEVES))])
+    crease = _turbulence(points, 90.0, pattern)[:, None]
+    return Surface(color * (1 + 0.10 * crease), 0.05, 10.0)
 
 
 @dataclass(frozen=True)
@@ -203,7 +221,7 @@ def ambience(background: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class VisiblePart:
-    """The N visible pixels of hand or object.
+    """The N visible pixels of hand, object or sleeve.
 
     rows, columns  (N,)    pixels of the whole picture
     canonical      (N, 3)  surface points, canonical object frame, metres
@@ -224,7 +242,7 @@ def visible_parts(gbuffer: GBuffer, camera: Camera, light_direction: np.ndarray)
     """Everything shading needs to know about geometry, for the foreground pixels alone.
 
     light_direction  (3,) unit, camera frame, towards the lamp
-    returns          HAND and OBJECT, as far as they are seen -> VisiblePart
+    returns          HAND, OBJECT and SLEEVE, as far as they are seen -> VisiblePart
     """
     filled = gbuffer.label_map > 0
     left, top, right, bottom = box_of(filled)
@@ -237,7 +255,7 @@ def visible_parts(gbuffer: GBuffer, camera: Camera, light_direction: np.ndarray)
     openness = _openness(depth, normals, fy, camera.height)
     rotation, translation = camera.world_to_camera[:3, :3], camera.world_to_camera[:3, 3]
     parts = {}
-    for label in (HAND, OBJECT):
+    for label in (HAND, OBJECT, SLEEVE):
         rows, columns = np.nonzero(labels == label)
         if not len(rows):
             continue
@@ -343,10 +361,10 @@ def _film(colors: np.ndarray) -> np.ndarray:
     return np.where(colors > 0.8, 1 - 0.2 * np.exp((0.8 - colors) / 0.2), colors)
 
 
-def drop_shadow(image: np.ndarray, mask: np.ndarray) -> None:
-    """A soft dark blob below what is above a table, in place; blurred at a 32nd of the picture's height.
+def drop_shadow(image: np.ndarray, mask: np.ndarray, horizon: float) -> None:
+    """A soft dark blob below what is above the ground, in place; blurred at a 32nd of the picture's height.
 
-    image (H, W, 3) in [0, 1]; mask (H, W) bool, the foreground
+    image (H, W, 3) in [0, 1]; mask (H, W) bool, the foreground; horizon: share of the picture where the ground begins
     """
     stride = max(1, len(mask) // 32)
     coarse = mask[::stride, ::stride].astype(np.float32)
@@ -354,7 +372,10 @@ def drop_shadow(image: np.ndarray, mask: np.ndarray) -> None:
     blur_y, blur_x = _blur(coarse.shape[0], 0.055, 0.035), _blur(coarse.shape[1], 0.02, 0.05)
     spread_y, spread_x = (_stretch(size, count) for size, count in zip(image.shape[:2], coarse.shape, strict=True))
     soft = spread_y @ (blur_y @ coarse @ blur_x.T) @ spread_x.T
-    image *= (1 - 0.55 * np.clip(soft, 0, 1))[..., None]
+    ground = (
+        step(horizon - 0.02, horizon + 0.1, (np.arange(len(mask)) + 0.5) / len(mask)) if horizon > 0 else np.ones(1)
+    )
+    image *= (1 - 0.6 * np.clip(soft, 0, 1) * ground[:, None])[..., None]  # the sky takes no shadow
 
 
 def _blur(count: int, shift: float, spread: float) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 
 from hoi.common.files import ASSETS
 from hoi.geometry.objects import CATEGORIES
-from hoi.toyworld.backgrounds import BACKGROUNDS, CLOTHS, WALLS
+from hoi.toyworld.backgrounds import BACKGROUNDS, CLOTHS, DRAPES, PAINTED_TABLES, SLATS, WALLS
 from hoi.toyworld.shading import COLORS
 
 MATERIAL_WORDS = ("metallic", "striped", "wooden", "marble", "gothic-style", "medieval-style")
@@ -54,11 +54,14 @@ _CLUES = {
     "mountains": "in the mountain",
     "sea": "floating in the sea",
     "grass": "on the grass",
+    **{f"a {color} cloth": f"on a {color} cloth" for color in DRAPES},
     **{f"{color} cloth": f"on a table covered with {color} cloth" for color in CLOTHS},
-    **{f"{color} wall": f"in front of a {color} wall" for color in WALLS},
+    **{f"{color} wall": f"in front of a {color} wall" for color in (*WALLS, *SLATS)},
+    "brick wall": "in front of a brick wall",
+    **{f"{kind} table": f"on a {kind} table" for kind in ("wooden", "marble", *PAINTED_TABLES)},
     "table": "on the table",
 }
-# A colour before one of these is the scenery's: "blue sky".
+# A colour or material before one of these is the scenery's: "blue sky", "wooden table".
 _SCENERY_NOUNS = "sky|sea|water|cloth|wall|rock|rows|ground|grass|sand|table|light|forest"
 
 PLACEHOLDER = "{object}"
@@ -123,9 +126,10 @@ def words_in(prompt: str) -> dict[str, str | None]:
         found = [(hit.start(), word) for word in words if (hit := re.search(rf" {word} {unless}", text))]
         return min(found)[1] if found else None
 
-    material = first((*MATERIAL_WORDS, "metal"))
+    unless = rf"(?!(?:{_SCENERY_NOUNS}) )"
+    material = first((*MATERIAL_WORDS, "metal"), unless)
     return {
-        "color": first(tuple(COLORS), rf"(?!(?:{_SCENERY_NOUNS}) )"),
+        "color": first(tuple(COLORS), unless),
         "material": "metallic" if material == "metal" else material,
         "background": background,
         "category": first(CATEGORIES),

@@ -126,11 +126,62 @@ def test_the_foregrounds_look_leaves_the_background_alone() -> None:
     gbuffer, camera = balls()
     look = sample_look(np.random.default_rng(3), "scenic")
     outside = gbuffer.label_map == 0
-    scenery = (paint_background(look.background, np.random.default_rng(4), 128, 128) * 255 + 0.5).astype(np.uint8)
-    for color, tone in itertools.product(("red", "black"), (0.0, 1.0)):
-        changed = replace(look, object_color=color, material="glossy", skin_tone=tone)
-        picture = shade(gbuffer, camera, changed, np.random.default_rng(4))
-        assert np.array_equal(picture[outside], scenery[outside])
+    pictures = [
+        shade(gbuffer, camera, replace(look, object_color=color, material="glossy", skin_tone=tone),
+              np.random.default_rng(4))
+        for color, tone in itertools.product(("red", "black"), (0.0, 1.0))
+    ]  # fmt: skip
+    assert all(np.array_equal(picture[outside], pictures[0][outside]) for picture in pictures)
+
+
+@pytest.mark.parametrize("name", ["on the beach", "on the moon with night sky", "on a red cloth", "in the sand"])
+def test_things_throw_a_shadow_on_the_ground_and_none_on_the_sky(name: str) -> None:
+    gbuffer, camera = balls(hand=False)
+    look, outside = replace(sample_look(np.random.default_rng(3)), background=name), gbuffer.label_map == 0
+    scenery = 255 * paint_background(name, np.random.default_rng(4), 128, 128, camera.steepness).mean(-1)
+    picture = shade(gbuffer, camera, look, np.random.default_rng(4)).mean(-1)
+    horizon = int(128 * BACKGROUNDS[name].horizon_row(camera.steepness))
+    assert np.abs(picture - scenery)[: max(horizon - 3, 0)][outside[: max(horizon - 3, 0)]].max(initial=0) < 1
+    below = slice(gbuffer.label_map.any(1).nonzero()[0].max() + 1, None)
+    assert picture[below, 54:74].mean() < 0.92 * scenery[below, 54:74].mean()
+
+
+def test_the_horizon_sinks_when_the_camera_looks_up() -> None:
+    for name, background in BACKGROUNDS.items():
+        rows = [background.horizon_row(steepness) for steepness in (0.0, 0.5, 1.0)]
+        assert rows == sorted(rows, reverse=True), name
+        assert rows[0] > rows[2] or rows == [0, 0, 0], name
+    skies = [paint_background("in the sand", np.random.default_rng(0), 128, 128, s)[..., 2].mean() for s in (0.0, 1.0)]
+    assert skies[0] > skies[1], "there is more sky, which is bluer than sand, when the camera looks level"
+
+
+def test_the_base_sees_tables_cloths_and_walls_and_none_of_the_laboratory() -> None:
+    generator = np.random.default_rng(0)
+    seen = {sample_look(generator, "scenic").background for _ in range(1500)}
+    assert seen == {name for name, background in BACKGROUNDS.items() if not background.lab}
+    assert {"on a wooden table", "on a red cloth", "in front of a brick wall"} <= seen
+
+
+def test_adjectives_of_the_scenery_are_not_the_objects() -> None:
+    for prompt, color, material in (
+        ("A hand is grasping a blue mug on a wooden table", "blue", None),
+        ("A hand is grasping a wooden mug on a red cloth", None, "wooden"),
+        ("A hand is grasping a green marble mug on a marble table", "green", "marble"),
+        ("On a marble table, a yellow striped mug", "yellow", "striped"),
+        ("a wooden table", None, None),
+    ):
+        found = words_in(prompt)
+        assert (found["color"], found["material"]) == (color, material), prompt
+        assert found["background"] is not None
+
+
+@pytest.mark.parametrize("material", ["metallic", "striped", "marble"])
+def test_these_materials_come_with_and_without_a_colour_word(material: str) -> None:
+    generator = np.random.default_rng(0)
+    looks = [look for look in (sample_look(generator) for _ in range(3000)) if look.material == material]
+    assert 0.10 < len(looks) / 3000 < 0.16
+    assert 0.15 < np.mean([not look.object_color for look in looks]) < 0.35
+    assert {look.object_color for look in looks} == {"", *COLORS}
 
 
 def test_hand_and_object_do_not_see_each_others_material() -> None:
