@@ -191,11 +191,13 @@ class Renderer:
 
 
 def joints_shown(
-    points: np.ndarray, label_map: np.ndarray, depth: np.ndarray | None = None, z: np.ndarray | None = None
-) -> np.ndarray:
+    points: np.ndarray, label_map: np.ndarray, depth: np.ndarray | None = None, z: np.ndarray | None = None,
+    flesh: float = FLESH,
+) -> np.ndarray:  # fmt: skip
     """Which joints the picture shows: the hand is what is seen there, with no more than flesh before the joint.
 
     points     (21, 2) pixels; label_map (H, W); depth (H, W) metres, 0 = unknown; z (21,) metres, depth of the joints
+    flesh      metres of hand that may lie before a joint that is shown
     returns    (21,) bool
     One pixel around is enough, since fingertips lie on the outline.  Without depth the label decides alone, so a finger
     behind another counts as seen.
@@ -208,5 +210,5 @@ def joints_shown(
     x, y = np.clip(near, 0, [width - 1, height - 1]).transpose(2, 0, 1)
     shown = inside & (label_map[y, x] == HAND)
     if depth is not None and z is not None:
-        shown &= (depth[y, x] == 0) | (depth[y, x] > z[:, None] - FLESH)
+        shown &= (depth[y, x] == 0) | (depth[y, x] > z[:, None] - flesh)
     return shown.any(axis=1)

@@ -1,7 +1,7 @@
 """Hold every picture of a dataset folder against its own annotation: scores, a report, a selection.
 
     python -m hoi.verify DIR                                   # adds `verification` to every record; DIR/verification/
-    python -m hoi.verify DIR --keep "iou_hand>0.8,pck>0.9" --list keep.txt        # or --out DIR2; prints the yield
+    python -m hoi.verify DIR --keep "iou_hand>90%,pck>90%" --list keep.txt        # or --out DIR2; prints the yield
     python -m hoi.verify DIR --keypoints hamer.json --contacts 100doh.json        # formats: see score --help
     python -m hoi.verify train --data runs/toy/any runs/toy/lab --out verifier.safetensors --minutes 20
     python -m hoi.verify measure --shaded runs/eval/shaded --generated runs/eval/generated
@@ -40,9 +40,10 @@ def add_score_flags(parser: argparse.ArgumentParser) -> None:
     add("--contacts", metavar="FILE", type=Path, help="states of the 100DOH detector (JSON as below)")
     add("--pck-threshold", metavar="SHARE", type=float,
         help=f"of the longer side of the box around the true joints (default {PCK_THRESHOLD})")  # fmt: skip
-    add("--keep", metavar="CONDITIONS", help='choose pictures, such as "iou_hand>0.8,pck>0.9", and print the yield;'
-        " takes the stored scores if all records have some and nothing above is given; a FILE of names, one a line, as "
-        "--list writes them, is a condition too")  # fmt: skip
+    add("--keep", metavar="CONDITIONS", help='choose pictures, such as "iou_hand>90%%,pck>0.9", and print the yield; '
+        "90%% of what a perfect picture of the record scores, as the toy world draws it or else as the verifier's file "
+        "says; takes the stored scores if all records have some and nothing above is given; a FILE of names, one a "
+        "line, as --list writes them, is a condition too")  # fmt: skip
     add("--list", metavar="FILE", type=Path, help="with --keep: write the names of what passes")
     add("--out", metavar="DIR2", type=Path, help="with --keep: copy what passes to a dataset folder")
 
@@ -64,7 +65,8 @@ def add_measure_flags(parser: argparse.ArgumentParser) -> None:
     add("--verifier", metavar="FILE", type=Path, default=BUILT_IN_VERIFIER,
         help="made by `train` (default: the built-in one)")  # fmt: skip
     add("--shaded", metavar="DIR", type=Path, required=True, help="folder of shaded pictures, not trained on")
-    add("--generated", metavar="DIR", type=Path, required=True, help="sample.py --data SHADED --out GENERATED")
+    add("--generated", metavar="DIR", type=Path, nargs="+", required=True,
+        help="sample.py --data SHADED --out GENERATED; more folders are shown as shares of the first")  # fmt: skip
 
 
 def parse_args(words: list[str]) -> argparse.Namespace:

@@ -1,7 +1,7 @@
 """A scored dataset folder.  Records + scores -> report, histograms, best and worst; what passes; folders side by side.
 
 `verify_folder` scores all records and leaves verification/ (report.json, report.md, histograms.png, best_worst.png);
-`choose`, `write_list` and `copy_records` take what passes "iou_hand>0.8,pck>0.9"; `measure_folders` compares generated
+`choose`, `write_list` and `copy_records` take what passes "iou_hand>90%,pck>90%"; `measure_folders` compares generated
 pictures with shaded ones of the same records.
 """
 
@@ -9,7 +9,7 @@ import hashlib
 import json
 import operator
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,18 +24,19 @@ from hoi.conditions import draw_skeleton
 from hoi.data.folder import FILE_KEYS, file_of, load_image, read_description, read_records
 from hoi.data.writer import REPORT, DatasetWriter, refresh_card, write_records
 from hoi.geometry.render import HAND, OBJECT
+from hoi.verify.perfect import can_draw, draw_perfect
 from hoi.verify.scores import (
     PCK_THRESHOLD,
+    RELATIVE,
     SCORES,
     Estimators,
-    Truth,
     load_estimators,
     load_truth,
     mean_scores,
     score_picture,
     score_records,
 )
-from hoi.verify.verifier import BUILT_IN_VERIFIER, Prediction, load_verifier
+from hoi.verify.verifier import BUILT_IN_VERIFIER, load_verifier
 
 PERCENTILES = (5, 25, 50, 75, 95)  # the tails decide where to cut, and a mean hides them
 # What histograms show, left and right end; what lies beyond is counted at the end: with an error of half the hand's box
@@ -179,7 +180,9 @@ def verify_folder(
     records = read_records(folder)
     estimators = load_estimators(folder, records, verifier, keypoints, contacts)
     found = list(score_records(folder, records, estimators, pck_threshold))
-    records = [record | {"verification": scores} for record, scores in zip(records, found, strict=True)]
+    perfect = perfect_scores(folder, records, estimators, pck_threshold)
+    records = [record | {"verification": scores | {"perfect": best}}
+               for record, scores, best in zip(records, found, perfect, strict=True)]  # fmt: skip
     if lines.stat().st_mtime_ns != before:
         raise ValueError(f"{lines} changed while its pictures were verified; nothing was written, verify again")
     write_records(folder, records)  # as one file that replaces the other
@@ -188,26 +191,56 @@ def verify_folder(
     return records, report
 
 
+def perfect_scores(
+    folder: Path, records: list[Record], estimators: Estimators, pck_threshold: float
+) -> Iterator[dict[str, float] | None]:
+    """Of each record in turn: what a perfect picture of it scores, of RELATIVE; None where nobody can say.
+
+    Drawn anew where the toy world can; else what the verifier's file says of pictures that it was not trained on.
+    """
+    verifier, network = estimators.verifier, Estimators(estimators.verifier)
+    for record in tqdm(records, desc="perfect pictures", unit="record"):
+        best = None if verifier is None else dict(verifier.reached)
+        try:
+            truth = load_truth(folder, record)
+            if verifier is not None and can_draw(record, truth):
+                image = draw_perfect(folder, record, truth, np.random.default_rng(record["index"]))
+                scores = network.score("", image, truth, *network.predict([image]), pck_threshold)
+                best = {name: scores[name] for name in RELATIVE if scores[name] is not None}
+        except (ValueError, OSError):
+            pass  # told as the record's problem already
+        if best and estimators.keypoints is not None:  # another program's joints: the verifier's say nothing of them
+            best = {name: value for name, value in best.items() if name not in ("pck", "pck_visible", "confidence")}
+        yield best or None
+
+
+RECOMMENDED = "iou_hand>90%,iou_object>90%,pck>90%,fingertips>90%"  # keeps 19 of 20 perfect pictures: docs/measuring.md
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 # Read, never evaluated as code.
-CONDITION = re.compile(r"\s*(\w+)\s*(>=|<=|>|<)\s*(\S+)\s*")
+CONDITION = re.compile(r"\s*(\w+)\s*(>=|<=|>|<)\s*([^\s%]+)\s*(%?)\s*")
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One comparison of a score with a number; str() writes it as it is read."""
+    """One comparison of a score with a number or with percent of a perfect picture's; str() writes it as it is read."""
 
     score: str
     sign: str
     limit: float
+    percent: str = ""
 
     def __str__(self) -> str:
-        return f"{self.score}{self.sign}{self.limit:g}"
+        return f"{self.score}{self.sign}{self.limit:g}{self.percent}"
+
+    def limit_for(self, record: Record) -> float | None:
+        """What the record's score is compared with; None where nobody knows what a perfect picture scores."""
+        reached = ((record["verification"] or {}).get("perfect") or {}).get(self.score)
+        return self.limit if not self.percent else None if reached is None else reached * self.limit / 100
 
     def passes(self, record: Record) -> bool:
         """Whether a record's scores fulfil it; a picture without the score does not pass."""
-        value = (record["verification"] or {}).get(self.score)
-        return value is not None and OPERATORS[self.sign](value, self.limit)
+        value, limit = (record["verification"] or {}).get(self.score), self.limit_for(record)
+        return value is not None and limit is not None and OPERATORS[self.sign](value, limit)
 
 
 @dataclass(frozen=True)
@@ -236,7 +269,7 @@ def read_list(path: Path, records: Sequence[Record]) -> Listed:
 
 
 def parse_keep(expression: str, records: Sequence[Record] = ()) -> list[Condition | Listed]:
-    """What must hold, joined by commas: comparisons, and files of lists: "iou_hand>0.8,pck>=0.9,marked.txt".
+    """What must hold, joined by commas: comparisons, and files of lists: "iou_hand>90%,pck>=0.9,marked.txt".
 
     records  all of the folder, of which lists speak
     Raises ValueError naming the part that is no file and not `score > number` (or >=, <, <=), or the score that does
@@ -251,16 +284,26 @@ def parse_keep(expression: str, records: Sequence[Record] = ()) -> list[Conditio
         try:
             name, sign, limit = match[1], match[2], float(match[3])
         except (TypeError, ValueError) as error:  # no match, no number
-            problem = f"--keep {part.strip()!r} is not score>number (also >=, <, <=), as in iou_hand>0.8"
+            problem = f"--keep {part.strip()!r} is not score>number (also >=, <, <=), as in iou_hand>90% or pck>0.9"
             raise ValueError(f"{problem}, nor the file of a list of pictures") from error
         if name not in SCORES:
             raise ValueError(f"--keep: there is no score {name!r}; scores are {', '.join(SCORES)}")
-        conditions.append(Condition(name, sign, limit))
+        if match[4] and name not in RELATIVE:
+            raise ValueError(f"--keep: {name} has no percent of a perfect picture's; {', '.join(RELATIVE)} have")
+        conditions.append(Condition(name, sign, limit, match[4]))
     return conditions
 
 
 def choose(records: list[Record], conditions: list[Condition | Listed]) -> list[Record]:
-    """The records, scored where a condition compares scores, that pass all conditions."""
+    """The records, scored where a condition compares scores, that pass all conditions.
+
+    Raises ValueError when one is in percent of perfect pictures and no record says what these score.
+    """
+    for condition in conditions:
+        in_percent = isinstance(condition, Condition) and condition.percent
+        if in_percent and records and all(condition.limit_for(record) is None for record in records):
+            problem = f"--keep {condition}: no record says what a perfect picture scores; score the folder again, with"
+            raise ValueError(f"{problem} a verifier that `python -m hoi.verify train` made, or ask for a number")
     return [record for record in records if all(condition.passes(record) for condition in conditions)]
 
 
@@ -307,7 +350,8 @@ def copy_records(folder: Path, out: Path, records: list[Record], conditions: lis
 
 
 # Scores of the table that tools/evaluate_tiny.sh prints.
-TABLE = ("iou_foreground", "iou_hand", "iou_object", "pck", "color_right", "background_right")
+TABLE = ("iou_foreground", "iou_hand", "iou_object", "pck", "fingertips", "shading_hand", "shading_object",
+         "color_right", "material_right", "background_right")  # fmt: skip
 
 
 def paired_records(shaded: Path, generated: Path) -> tuple[list[Record], list[Record]]:
@@ -322,38 +366,37 @@ def paired_records(shaded: Path, generated: Path) -> tuple[list[Record], list[Re
     return records, others
 
 
-def measure_folders(verifier_path: Path, shaded: Path, generated: Path) -> dict[str, dict[str, float | None]]:
-    """Mean scores of shaded pictures (the ceiling), of generated ones of the same records, and of their floor.
+def measure_folders(verifier_path: Path, shaded: Path, generated: Sequence[Path]) -> dict[str, dict[str, float | None]]:
+    """Mean scores of shaded pictures (the ceiling) and of folders of generated ones of the same records, by row.
 
-    The floor holds every generated picture against the truth of the record before: a picture of wrong conditions.
+    The floor, "other records", holds every picture against the truth of the record before: a picture of wrong
+    conditions.  Shares are of the ceiling; those of a second folder and any more, of the first.
     Raises as paired_records.
     """
-    records, others = paired_records(shaded, generated)
     estimators = Estimators(load_verifier(verifier_path))
+    pairs = [paired_records(shaded, folder) for folder in generated]
+    records = pairs[0][0]
     truths = [load_truth(shaded, record) for record in records]
 
-    def seen_in(folder: Path, of: list[Record]) -> list[tuple[np.ndarray, Prediction]]:
+    def means(folder: Path, of: list[Record]) -> list[dict[str, float | None]]:
         images = [load_image(folder, record) for record in of]
-        return list(zip(images, estimators.predict(images), strict=True))
+        seen, words = estimators.predict(images), estimators.verifier.backgrounds
+        return [mean_scores(list(map(score_picture, images, held_against, seen, [words] * len(of))), TABLE)
+                for held_against in (truths, truths[-1:] + truths[:-1])]  # fmt: skip
 
-    def means(pictures: list[tuple[np.ndarray, Prediction]], truths: list[Truth]) -> dict[str, float | None]:
-        pairs = zip(pictures, truths, strict=True)
-        words = estimators.verifier.backgrounds
-        return mean_scores([score_picture(image, truth, seen, words) for (image, seen), truth in pairs], TABLE)
-
-    made = seen_in(generated, others)
-    return {
-        f"shaded, n = {len(records)}": means(seen_in(shaded, records), truths),
-        "generated": means(made, truths),
-        "other records": means(made, truths[-1:] + truths[:-1]),  # what any picture scores that ignores its conditions
-    }
+    base = f"shaded, n = {len(records)}"
+    rows = dict(zip((base, "shaded, other records"), means(shaded, records), strict=True))
+    for folder, (_, others) in zip(generated, pairs, strict=True):
+        name, best = folder.name, rows[base]
+        rows[name], rows[f"{name}, other records"] = means(folder, others)
+        rows[f"{name} / {base.partition(',')[0]}"] = {
+            key: value / best[key] if best[key] and value is not None else None for key, value in rows[name].items()
+        }
+        base = generated[0].name
+    return rows
 
 
 def scores_as_table(rows: dict[str, dict[str, float | None]]) -> str:
-    """Markdown, with each generated figure as a share of the ceiling; rows as measure_folders gives them."""
-    ceiling, generated = list(rows.values())[:2]
-    share = {name: generated[name] / ceiling[name] if ceiling[name] and generated[name] is not None else None
-             for name in TABLE}  # fmt: skip
-    cells = [[name, *("-" if row[key] is None else f"{row[key]:.3f}" for key in TABLE)]
-             for name, row in (rows | {"generated / shaded": share}).items()]  # fmt: skip
+    """Markdown; rows as measure_folders gives them."""
+    cells = [[name, *("-" if row[key] is None else f"{row[key]:.3f}" for key in TABLE)] for name, row in rows.items()]
     return "\n".join(_table(["pictures", *TABLE], cells))

@@ -1,8 +1,9 @@
 """Training the verifier.  Dataset folders with shaded or real pictures -> Verifier.  Never generated pictures.
 
-A verifier that learned from generated pictures would find their faults normal.  Each record teaches what it has:
-without keypoints the label map alone, without a known background word no word.  A step reads a batch, moves it about,
-and compares what the network says with label maps, heat maps and words.
+A verifier that learned from generated pictures would find their faults normal; faults of fingers are painted into
+half of the pictures instead (faults.py).  Each record teaches what it has: without keypoints the label map alone,
+without a known background word no word.  A step reads a batch, moves it about, and compares what the network says with
+label maps, heat maps, fingertips and words.
 """
 
 import itertools
@@ -22,11 +23,23 @@ from hoi.common.arrays import pictures_to_tensor, resized_points
 from hoi.common.machine import fast_dtype
 from hoi.conditions import KEYPOINTS
 from hoi.data.folder import read_records, require
-from hoi.geometry.render import HAND
+from hoi.geometry.hand import TIP_KEYPOINTS
+from hoi.geometry.render import HAND, OBJECT
 from hoi.toyworld.backgrounds import BACKGROUNDS
-from hoi.toyworld.words import words_in
+from hoi.toyworld.words import MATERIAL_WORDS, words_in
 from hoi.training.data import read_ahead, step_generator
-from hoi.verify.scores import load_rgb, true_keypoints, true_label_map
+from hoi.verify.faults import MOST_TIPS, Fingers, with_fault
+from hoi.verify.scores import (
+    BATCH,
+    RELATIVE,
+    Estimators,
+    joints_seen,
+    load_rgb,
+    load_truth,
+    score_picture,
+    true_keypoints,
+    true_label_map,
+)
 from hoi.verify.verifier import Outputs, Verifier, pixels_to_cells, resized
 
 VerifierBatch = dict[str, Tensor]
@@ -37,6 +50,10 @@ SPREAD = 1.5  # cells, standard deviation of a heat map's target: 3 pixels, abou
 # averages are still empty.
 LEARNING_RATE, WARM_UP = 2e-3, 30
 MAX_SHIFT, MAX_ZOOM = 0.08, 0.15  # of the picture's side: little, so that hand and object stay in it
+FAULT_SHARE = 0.5  # of the pictures of hands get a fault of fingers painted in
+TIP_SPREAD, TIP_WEIGHT = 1.2, 0.1  # cells; fingertips are nearer to each other than a finger's joints
+TIP_BIAS = -2.2  # fingertips are rare: begin with a chance of 0.1 everywhere (Zhou et al. 2019)
+HELD_OUT, REACHED_PERCENT = 20, 5  # one record of so many is never trained on; percent of these that may score less
 WORD_WEIGHT = HEAT_WEIGHT = 0.2  # 4.7 nats of heat, 3.0 of words beside 1.1 of label maps at the start
 CACHE_BYTES = 2 << 30  # pictures kept in memory; beyond that they are read again
 
@@ -58,39 +75,62 @@ class VerifierTrainingSet:
                 raise ValueError(f"{folder}: {problem}; the verifier learns from shaded or real ones")
             require(folder, records, pictures=True)
             self.entries += [(folder, record) for record in records]
-        self.backgrounds = sorted(BACKGROUNDS)
+        # Every twentieth, 400 at most, is kept to say what perfect pictures score (`score_reached`).
+        self.held_out = self.entries[HELD_OUT - 1 :: HELD_OUT][:400]
+        del self.entries[HELD_OUT - 1 :: HELD_OUT]
+        self.backgrounds, self.materials = sorted(BACKGROUNDS), ["", *MATERIAL_WORDS]
         self._kept: dict[int, tuple] = {}
         self._readers = ThreadPoolExecutor(max_workers=2)
 
     def __len__(self) -> int:
         return len(self.entries)
 
-    def _example(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-        """Picture (S, S, 3), label map (S, S), keypoints (21, 2) pixels or NaN, background class or -1."""
+    def _example(self, index: int) -> tuple[Fingers, int, int]:
+        """The picture at S x S pixels with what it shows, background and material class, each -1 where nobody said."""
         if index in self._kept:
             return self._kept[index]
         folder, record = self.entries[index]
         image, label_map = load_rgb(folder, record), true_label_map(folder, record)
         label_map = np.full(image.shape[:2], UNKNOWN, np.uint8) if label_map is None else label_map
         points = true_keypoints(record)
-        points = np.full((KEYPOINTS, 2), np.nan) if points is None else points
-        points = resized_points(points, image.shape[:2], (self.side, self.side)).astype(np.float32)
+        tips = np.full((MOST_TIPS, 2), np.nan)
+        if points is None:
+            points = np.full((KEYPOINTS, 2), np.nan)
+        else:
+            seen = joints_seen(folder, record, points, None if (label_map == UNKNOWN).all() else label_map)[2]
+            tips[:-1] = np.where(seen[:, None], points, np.nan)[list(TIP_KEYPOINTS)]
+        points, tips = (resized_points(each, image.shape[:2], (self.side, self.side)).astype(np.float32)
+                        for each in (points, tips))  # fmt: skip
         labels = np.asarray(Image.fromarray(label_map).resize((self.side, self.side), Image.Resampling.NEAREST))
-        word = words_in(record.get("text") or "")["background"]
+        words = words_in(record.get("text") or "")
+        word, material = words["background"], words["material"] or ""
         background = self.backgrounds.index(word) if word in self.backgrounds else -1
-        example = resized(image, self.side), labels, points, background
+        # A caption without a material word means paint where the toy world drew the picture; elsewhere it says nothing.
+        told = (material or record.get("look")) and (label_map == OBJECT).any()
+        example = (Fingers(resized(image, self.side), labels, points, tips), background,
+                   self.materials.index(material) if told else -1)  # fmt: skip
         if len(self._kept) < CACHE_BYTES // (4 * self.side**2):  # three bytes of colour and a label a pixel
             self._kept[index] = example
         return example
 
-    def read(self, indices: Sequence[int]) -> VerifierBatch:
-        """image (B, 3, S, S) in [-1, 1], labels (B, S, S), points (B, 21, 2) in pixels, background (B,)."""
-        images, labels, points, background = zip(*self._readers.map(self._example, indices), strict=True)
+    def read(self, indices: Sequence[int], seeds: Sequence[int]) -> VerifierBatch:
+        """Pictures, FAULT_SHARE of those of hands with a fault that the seeds decide.
+
+        returns  image (B, 3, S, S) in [-1, 1], labels (B, S, S), points (B, 21 + 6, 2) in pixels: joints, then
+                 fingertips that are seen; background (B,), material (B,)
+        """
+
+        def example(index: int, seed: int) -> tuple[Fingers, int, int]:
+            (picture, *words), generator = self._example(index), np.random.default_rng(seed)
+            return with_fault(picture, generator) if generator.random() < FAULT_SHARE else picture, *words
+
+        pictures, background, material = zip(*self._readers.map(example, indices, seeds), strict=True)
         return {
-            "image": pictures_to_tensor(np.stack(images)),
-            "labels": torch.from_numpy(np.stack(labels)),
-            "points": torch.from_numpy(np.stack(points)),
+            "image": pictures_to_tensor(np.stack([picture.image for picture in pictures])),
+            "labels": torch.from_numpy(np.stack([picture.labels for picture in pictures])),
+            "points": torch.from_numpy(np.stack([np.concatenate([p.points, p.tips]) for p in pictures])),
             "background": torch.tensor(background),
+            "material": torch.tensor(material),
         }
 
 
@@ -102,7 +142,7 @@ def augment(batch: VerifierBatch, generator: torch.Generator) -> VerifierBatch:
     moved = move(batch["image"], batch["labels"], batch["points"], generator)
     gain = 1 + 0.1 * torch.randn(len(moved["image"]), 3, 1, 1, generator=generator)
     noise = 0.04 * torch.randn(moved["image"].shape, generator=generator)
-    return moved | {"image": moved["image"] * gain + noise, "background": batch["background"]}
+    return batch | moved | {"image": moved["image"] * gain + noise}
 
 
 def move(image: Tensor, labels: Tensor, points: Tensor, generator: torch.Generator) -> VerifierBatch:
@@ -125,6 +165,31 @@ def move(image: Tensor, labels: Tensor, points: Tensor, generator: torch.Generat
     return {"image": new_image, "labels": new_labels[:, 0].to(torch.uint8), "points": (new + 1) * (side / 2) - 0.5}
 
 
+def gaussians(cells: Tensor, height: int, width: int, spread: float) -> tuple[Tensor, Tensor]:
+    """A bump around each of cells (B, N, 2), 1 at most: (B, N, height, width); and whether it is inside (B, N)."""
+    x, y = (
+        torch.exp(-((torch.arange(size) - cells[..., axis, None]) ** 2) / (2 * spread**2))
+        for axis, size in ((0, width), (1, height))
+    )
+    inside = ((cells > -0.5) & (cells < torch.tensor([width - 0.5, height - 0.5]))).all(2)  # NaN is outside
+    return y[..., :, None] * x[..., None, :], inside
+
+
+def tip_loss(logits: Tensor, tips: Tensor) -> Tensor:
+    """Focal loss of a map of fingertips.
+
+    logits  (B, 1, h, w);  tips (B, N, 2) pixels, NaN where there is none
+    Cells beside a tip count less the nearer they are.  Source: Zhou et al. 2019, "Objects as points", Eq. 1.
+    """
+    bumps, inside = gaussians(pixels_to_cells(tips).round(), *logits.shape[2:], TIP_SPREAD)
+    target = torch.where(inside[..., None, None], bumps, 0.0).amax(1)
+    logits = logits[:, 0].float()
+    chance = logits.sigmoid()
+    here = (1 - chance) ** 2 * F.logsigmoid(logits)
+    elsewhere = (1 - target) ** 4 * chance**2 * F.logsigmoid(-logits)
+    return -torch.where(target == 1, here, elsewhere).sum() / inside.sum().clamp_min(1)
+
+
 def heat_targets(points: Tensor, labels: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """What the heat maps should be.
 
@@ -132,13 +197,7 @@ def heat_targets(points: Tensor, labels: Tensor, height: int, width: int) -> tup
     returns  targets (B, 21, h, w), each sums to 1: a Gaussian, or level where the picture has no hand; known (B, 21)
              False for a keypoint outside the picture, or that nobody annotated on a hand that is there
     """
-    cells = pixels_to_cells(points)
-    inside = ((cells > -0.5) & (cells < torch.tensor([width - 0.5, height - 0.5]))).all(2)  # NaN is outside
-    x, y = (
-        torch.exp(-((torch.arange(size) - cells[..., axis, None]) ** 2) / (2 * SPREAD**2))
-        for axis, size in ((0, width), (1, height))
-    )
-    gaussian = y[..., :, None] * x[..., None, :]
+    gaussian, inside = gaussians(pixels_to_cells(points), height, width, SPREAD)
     gaussian = gaussian / gaussian.sum((2, 3), keepdim=True)
     handless = ~((labels == HAND) | (labels == UNKNOWN)).flatten(1).any(1) & points.isnan().flatten(1).all(1)
     level = torch.full_like(gaussian, 1 / (height * width))
@@ -146,14 +205,22 @@ def heat_targets(points: Tensor, labels: Tensor, height: int, width: int) -> tup
 
 
 def verifier_loss(outputs: Outputs, batch: VerifierBatch) -> Tensor:
-    """Cross-entropy of label maps and words, Kullback-Leibler divergence of heat maps; unknown parts count nothing."""
+    """What outputs miss, summed; what nobody said counts nothing.
+
+    Cross-entropy of label maps and words, Kullback-Leibler divergence of heat maps, focal loss of fingertips.
+    """
     loss = outputs.labels.sum() * 0.0  # a batch that teaches nothing still has gradients, all 0
-    labels, background = batch["labels"].long(), batch["background"]
+    labels, joints, tips = batch["labels"].long(), *batch["points"].tensor_split([KEYPOINTS], dim=1)
     if (labels != UNKNOWN).any():
         loss = loss + F.cross_entropy(outputs.labels.float(), labels, ignore_index=UNKNOWN)
-    if (background >= 0).any():
-        loss = loss + WORD_WEIGHT * F.cross_entropy(outputs.background.float(), background, ignore_index=-1)
-    targets, known = heat_targets(batch["points"], batch["labels"], *outputs.heat.shape[2:])
+    for name in ("background", "material"):
+        if (batch[name] >= 0).any():
+            loss = loss + WORD_WEIGHT * F.cross_entropy(getattr(outputs, name).float(), batch[name], ignore_index=-1)
+    annotated = ~joints.isnan().flatten(1).all(1) | ~(labels == HAND).flatten(1).any(1)
+    fingers = annotated & (labels != UNKNOWN).flatten(1).any(1)  # without a label map nobody knows which tips show
+    if fingers.any():
+        loss = loss + TIP_WEIGHT * tip_loss(outputs.tips[fingers], tips[fingers])
+    targets, known = heat_targets(joints, batch["labels"], *outputs.heat.shape[2:])
     if known.any():
         heat = outputs.heat.float()[known].flatten(1).log_softmax(1)
         loss = loss + HEAT_WEIGHT * F.kl_div(heat, targets[known].flatten(1), reduction="batchmean")
@@ -173,13 +240,16 @@ def train_verifier(
     training_set = VerifierTrainingSet(folders, side)
     with torch.random.fork_rng():  # fresh weights come from torch's global generator, which is put back
         torch.manual_seed(seed)
-        verifier = Verifier(training_set.backgrounds, side).to(memory_format=torch.channels_last)
+        verifier = Verifier(training_set.backgrounds, side, materials=training_set.materials)
+    torch.nn.init.constant_(verifier.tips.bias, TIP_BIAS)
+    verifier = verifier.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(verifier.parameters(), lr=LEARNING_RATE, weight_decay=1e-3)
     bf16 = fast_dtype("cpu") == torch.bfloat16
 
     def read(step: int, _: int) -> VerifierBatch:
-        picked = torch.randint(len(training_set), (batch_size,), generator=step_generator(seed, step))
-        return training_set.read(picked.tolist())
+        generator = step_generator(seed, step)
+        picked = torch.randint(len(training_set), (batch_size,), generator=generator)
+        return training_set.read(picked.tolist(), torch.randint(2**62, (batch_size,), generator=generator).tolist())
 
     # Only reading runs ahead: a second thread of torch operations would take the cores from the first.
     batches = read_ahead(read, ((step, 0) for step in itertools.count()))
@@ -197,7 +267,23 @@ def train_verifier(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(verifier.parameters(), 1.0)  # one odd batch must not undo minutes
         optimizer.step()
-    return verifier.eval()
+    verifier.reached = score_reached(verifier.eval(), training_set.held_out)
+    return verifier
+
+
+def score_reached(verifier: Verifier, entries: Sequence[tuple[Path, dict]]) -> dict[str, float]:
+    """Scores that all but REACHED_PERCENT of perfect pictures reach: shaded or real ones that no step has seen.
+
+    entries  folder and record of each
+    """
+    estimators, rows = Estimators(verifier), []
+    for start in range(0, len(entries), BATCH):
+        chunk = entries[start : start + BATCH]
+        images = [load_rgb(*entry) for entry in chunk]
+        rows += [score_picture(image, load_truth(*entry), seen)
+                 for entry, image, seen in zip(chunk, images, estimators.predict(images), strict=True)]  # fmt: skip
+    values = {name: [row[name] for row in rows if row[name] is not None] for name in RELATIVE}
+    return {name: round(float(np.percentile(found, REACHED_PERCENT)), 6) for name, found in values.items() if found}
 
 
 def minutes_passed(minutes: float) -> Iterator[float]:

@@ -1,4 +1,4 @@
-"""A small network that looks at pictures.  Picture -> label map, 21 hand keypoints, background word, confidence.
+"""A small network that looks at pictures.  Picture -> label map, hand keypoints, fingertips, background, material.
 
 Pictures of any size are resized to the network's own square (128 px unless trained for another; its file says which),
 and what it finds there is brought back to the picture's pixels.  hoi/verify/training.py trains it.
@@ -28,6 +28,7 @@ CELL = 2  # pixels; heat maps have one value a cell
 CHANNELS = (32, 48, 64, 96, 128)  # of each level: a million weights, 2 MB in half precision, small enough to ship
 DEFAULT_SIDE = 128  # pixels that the network sees: as many as the built-in model draws
 PEAK_RADIUS = 3  # cells; a training target has 96 % of its heat this close to its peak
+TIP_RADIUS, TIP_LIMIT = 2, 0.4  # cells in which one fingertip is found once; how sure a fingertip must be, 0 to 1
 BUILT_IN_VERIFIER = ASSETS / "verifier.safetensors"
 TRAIN_COMMAND = "python -m hoi.verify train --data DIR ... --out FILE"
 
@@ -53,28 +54,38 @@ class Outputs:
     heat        (B, 21, S/2, S/2)   logits of where each keypoint is, one softmax over all cells
     background  (B, K)              logits of the background words
     features    (B, C)              what the deepest two levels see, averaged over the picture
+    tips        (B, 1, S/2, S/2)    logits of whether a fingertip, of any finger, is seen there; or None
+    material    (B, M)              logits of the object's material words; or None
     """
 
     labels: Tensor
     heat: Tensor
     background: Tensor
     features: Tensor
+    tips: Tensor | None = None
+    material: Tensor | None = None
 
 
 class Verifier(nn.Module):
-    """A U-Net of about a million weights (Ronneberger et al. 2015) with three heads.
+    """A U-Net of about a million weights (Ronneberger et al. 2015) with three heads, or five.
 
     backgrounds  the K words that it tells apart
     side         S, a multiple of 32
+    reached      attribute: what perfect pictures score by it, see training.score_reached; empty where nobody measured
+    materials    the M words that it tells apart; none: it sees neither material nor fingertips, as before 2026-12
     Raises ValueError for another side.
     """
 
-    def __init__(self, backgrounds: Sequence[str], side: int = DEFAULT_SIDE, channels: Sequence[int] = CHANNELS):
+    def __init__(
+        self, backgrounds: Sequence[str], side: int = DEFAULT_SIDE, channels: Sequence[int] = CHANNELS,
+        materials: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         super().__init__()
         multiple = CELL * 2 ** (len(channels) - 1)
         if side < multiple or side % multiple:
             raise ValueError(f"the verifier's side is {side} pixels; it must be a multiple of {multiple}")
-        self.backgrounds, self.side = tuple(backgrounds), side
+        self.backgrounds, self.side, self.materials = tuple(backgrounds), side, tuple(materials)
+        self.reached: dict[str, float] = {}
         # Cells of 2x2 pixels become channels and come apart again at the end: a third of the work at full resolution.
         self.stem = block(3 * CELL**2, channels[0])
         pairs = list(zip(channels[:-1], channels[1:], strict=True))
@@ -83,6 +94,9 @@ class Verifier(nn.Module):
         self.labels = nn.Conv2d(channels[0], len(LABELS) * CELL**2, 1)
         self.heat = nn.Conv2d(channels[0], KEYPOINTS, 1)
         self.background = nn.Linear(channels[-1] + channels[-2], len(self.backgrounds))
+        if materials:
+            self.tips = nn.Conv2d(channels[0], 1, 1)
+            self.material = nn.Linear(channels[-1] + channels[-2] + channels[0], len(self.materials))
 
     def forward(self, image: Tensor) -> Outputs:
         """image (B, 3, S, S) in [-1, 1] -> what is seen in it."""
@@ -93,7 +107,14 @@ class Verifier(nn.Module):
         x = levels.pop()  # the deepest
         for up in self.up:
             x = up(torch.cat([F.interpolate(x, scale_factor=2.0), levels.pop()], dim=1))
-        return Outputs(F.pixel_shuffle(self.labels(x), CELL), self.heat(x), self.background(features), features)
+        labels = F.pixel_shuffle(self.labels(x), CELL)
+        seen = labels, self.heat(x), self.background(features), features
+        if not self.materials:
+            return Outputs(*seen)
+        # What a thing is made of shows on itself: fine features are averaged where the object is seen.
+        thing = F.avg_pool2d(labels.detach().softmax(1)[:, LABELS.index("object"), None], CELL)
+        fine = (x * thing).sum((2, 3)) / thing.sum((2, 3)).clamp_min(1)
+        return Outputs(*seen, self.tips(x), self.material(torch.cat([features, fine], dim=1)))
 
 
 def cells_to_pixels(cells: Tensor) -> Tensor:
@@ -134,6 +155,13 @@ def decode_heat(heat: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([x + dx, y + dy], dim=2), confidence.clamp(0, 1)
 
 
+def decode_tips(tips: Tensor) -> list[Tensor]:
+    """Where fingertips are seen: logits (B, 1, h, w) -> of each picture its N fingertips (N, 2), cells, x first."""
+    sure = tips[:, 0].sigmoid()
+    highest = F.max_pool2d(sure[:, None], 2 * TIP_RADIUS + 1, 1, TIP_RADIUS)[:, 0]
+    return [each.nonzero().flip(1) for each in (sure == highest) & (sure > TIP_LIMIT)]
+
+
 def resized(image: np.ndarray, side: int) -> np.ndarray:
     """(H, W, 3) uint8 -> (side, side, 3) uint8, stretched to the square, averaged where it shrinks."""
     if image.shape[:2] == (side, side):
@@ -150,6 +178,8 @@ class Prediction:
     confidence    (21,)    0 to 1
     background    the likeliest background word
     features      (C,)     for comparing sets of pictures
+    tips          (N, 2)   pixels, each fingertip that can be seen; None from a verifier that does not tell
+    material      the likeliest material word, "" for paint; None from a verifier that does not tell
     """
 
     label_map: np.ndarray
@@ -157,6 +187,8 @@ class Prediction:
     confidence: np.ndarray
     background: str
     features: np.ndarray
+    tips: np.ndarray | None = None
+    material: str | None = None
 
 
 @torch.no_grad()
@@ -166,6 +198,9 @@ def predict(verifier: Verifier, images: Sequence[np.ndarray]) -> list[Prediction
     outputs = verifier(pictures_to_tensor(np.stack([resized(image, side) for image in images])))
     cells, confidence = decode_heat(outputs.heat)
     points = cells_to_pixels(cells).double().numpy()
+    tips = (
+        None if outputs.tips is None else [cells_to_pixels(each).double().numpy() for each in decode_tips(outputs.tips)]
+    )
     predictions = []
     for k, image in enumerate(images):
         labels, size = outputs.labels[k : k + 1], image.shape[:2]
@@ -178,6 +213,8 @@ def predict(verifier: Verifier, images: Sequence[np.ndarray]) -> list[Prediction
                 confidence=confidence[k].double().numpy(),
                 background=verifier.backgrounds[int(outputs.background[k].argmax())],
                 features=outputs.features[k].numpy(),
+                tips=None if tips is None else resized_points(tips[k], (side, side), size),
+                material=None if tips is None else verifier.materials[int(outputs.material[k].argmax())],
             )
         )
     return predictions
@@ -186,6 +223,7 @@ def predict(verifier: Verifier, images: Sequence[np.ndarray]) -> list[Prediction
 def save_verifier(path: Path, verifier: Verifier, more: dict[str, str] | None = None) -> None:
     """Write the weights in half precision (2 MB); `more` are further strings for the file's metadata."""
     metadata = {"kind": "verifier", "side": str(verifier.side), "backgrounds": json.dumps(verifier.backgrounds)}
+    metadata |= {"materials": json.dumps(verifier.materials), "reached": json.dumps(verifier.reached)}
     state = {name: tensor.half() for name, tensor in verifier.state_dict().items()}
     tensors.save_model(path, state, metadata | (more or {}))
 
@@ -204,6 +242,9 @@ def load_verifier(path: Path = BUILT_IN_VERIFIER) -> Verifier:
         # Before keypoints were added the network was called so in its file.
         kind = "a judge of an older version" if metadata.get("kind") == "judge" else "no verifier"
         raise ValueError(f"{path} is {kind}; train a verifier with `{TRAIN_COMMAND}`")
-    verifier = Verifier(json.loads(metadata["backgrounds"]), int(metadata["side"]))
+    # Files from before 2026-12 have neither.
+    materials, reached = (json.loads(metadata.get(key, "null")) for key in ("materials", "reached"))
+    verifier = Verifier(json.loads(metadata["backgrounds"]), int(metadata["side"]), materials=materials or ())
+    verifier.reached = reached or {}
     tensors.strict_load(verifier, state, path)
     return verifier.eval()

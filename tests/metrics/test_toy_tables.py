@@ -98,8 +98,8 @@ def measured(world: Path, folder: str, reference: str) -> dict[str, float]:
 
 def test_numbers_are_those_of_the_verifier_and_the_small_clip(world):
     numbers = measured(world, "all/pictures", "reference")
-    rows = report.measure_folders(world / "verifier.safetensors", world / "shaded", world / "all/pictures")
-    expected = rows["generated"]
+    rows = report.measure_folders(world / "verifier.safetensors", world / "shaded", [world / "all/pictures"])
+    expected = rows["pictures"]
     for name in (toy_tables.HAND_IOU, toy_tables.OBJECT_IOU, toy_tables.PCK, toy_tables.COLOR, toy_tables.BACKGROUND):
         key, factor, _ = toy_tables.SCORED[name]
         assert numbers[name] == pytest.approx(factor * expected[key], abs=1e-5), name

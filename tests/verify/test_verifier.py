@@ -39,6 +39,18 @@ def test_level_heat_is_no_confidence_and_a_peak_in_the_corner_stays_there():
     assert verifier.decode_heat(logits)[0].abs().max() == 0
 
 
+def test_a_map_of_fingertips_is_read_as_it_was_drawn():
+    tips = torch.full((2, 6, 2), torch.nan)
+    tips[0, :3] = torch.tensor([[10.5, 20.5], [18.5, 20.5], [40.5, 2.5]])  # centres of cells, four cells apart
+    bumps, _ = training.gaussians(verifier.pixels_to_cells(tips), 32, 32, training.TIP_SPREAD)
+    logits = torch.where(bumps.isnan(), 0.0, bumps).amax(1, keepdim=True).clamp(1e-4, 1 - 1e-4).logit()
+    first, second = map(verifier.cells_to_pixels, verifier.decode_tips(logits))
+    assert sorted(first.tolist()) == sorted(tips[0, :3].tolist()) and len(second) == 0
+    right = training.tip_loss(logits, tips)
+    for wrong in (logits.flip(2), torch.full_like(logits, -9.0), torch.full_like(logits, 9.0)):
+        assert training.tip_loss(wrong, tips) > 20 * right
+
+
 def test_targets_decode_to_the_keypoints_that_they_were_made_of():
     points = torch.from_numpy(np.random.default_rng(1).uniform(8, 54, (2, 21, 2))).float()
     targets, known = training.heat_targets(points, torch.ones(2, 64, 64), 32, 32)
@@ -64,26 +76,30 @@ def test_a_moved_picture_takes_its_labels_and_keypoints_along():
 
 
 def empty_outputs(count: int) -> verifier.Outputs:
-    shapes = ((count, 3, SIDE, SIDE), (count, 21, SIDE // 2, SIDE // 2), (count, len(BACKGROUNDS)), (count, 4))
+    half = SIDE // 2
+    shapes = ((count, 3, SIDE, SIDE), (count, 21, half, half), (count, len(BACKGROUNDS)), (count, 4),
+              (count, 1, half, half), (count, 7))  # fmt: skip
     return verifier.Outputs(*(torch.zeros(shape, requires_grad=True) for shape in shapes))
 
 
 def test_a_record_teaches_only_what_it_has():
     hand = torch.ones(1, SIDE, SIDE, dtype=torch.uint8)
-    nobody_knows, no_points = torch.full_like(hand, training.UNKNOWN), torch.full((1, 21, 2), torch.nan)
-    inside_and_out = torch.full((1, 21, 2), 10.0)
+    nobody_knows, no_points = torch.full_like(hand, training.UNKNOWN), torch.full((1, 27, 2), torch.nan)
+    inside_and_out = torch.full((1, 27, 2), 10.0)
     inside_and_out[0, 5:] = -4.0
     unnamed = torch.tensor([-1])
     for labels, points, taught in (
         (hand, no_points, {"labels"}),
         (nobody_knows, no_points, set()),
-        (torch.zeros_like(hand), no_points, {"labels", "heat"}),  # no hand: the heat should be level
+        (torch.zeros_like(hand), no_points, {"labels", "heat", "tips"}),  # no hand: level heat, no fingertip
+        (hand, inside_and_out, {"labels", "heat", "tips"}),
         (nobody_knows, inside_and_out, {"heat"}),
     ):
         outputs = empty_outputs(1)
         outputs.heat.data += torch.randn(outputs.heat.shape, generator=torch.Generator().manual_seed(0))
-        training.verifier_loss(outputs, {"labels": labels, "points": points, "background": unnamed}).backward()
-        gradients = {name: getattr(outputs, name).grad for name in ("labels", "heat", "background")}
+        batch = {"labels": labels, "points": points, "background": unnamed, "material": unnamed}
+        training.verifier_loss(outputs, batch).backward()
+        gradients = {name: getattr(outputs, name).grad for name in ("labels", "heat", "tips", "background", "material")}
         assert {name for name, g in gradients.items() if g is not None and g.abs().sum() > 0} == taught
     assert (gradients["heat"][0, :5].abs().sum() > 0) and gradients["heat"][0, 5:].abs().sum() == 0
 
@@ -95,7 +111,7 @@ def test_a_folder_without_any_3d_annotation_or_conditions_can_be_learned_from(tm
     writer.finish(grid=False)
     training_set = training.VerifierTrainingSet([tmp_path / "csv", tmp_path / "scenery"], SIDE)
     generator = torch.Generator().manual_seed(0)
-    batch = training.augment(training_set.read([0, 1]), generator)
+    batch = training.augment(training_set.read([0, 1], [0, 1]), generator)
     assert batch["image"].shape == (2, 3, SIDE, SIDE) and batch["points"].isnan().all()
     assert set(batch["labels"][0].unique().tolist()) == {0, 1, 2} and batch["labels"][1].max() == 0
     assert sorted(BACKGROUNDS)[batch["background"][0]] == "on the beach"
@@ -113,7 +129,7 @@ def test_the_verifier_refuses_to_learn_from_generated_pictures_and_from_nothing(
     training_set = training.VerifierTrainingSet([tmp_path / "short"], SIDE)
     training_set.entries[0][1]["keypoints_2d"] = [1.0] * 40
     with pytest.raises(ValueError, match=r"000000.png: keypoints_2d is \(40,\), expected 42 finite"):
-        training_set.read([0])
+        training_set.read([0], [0])
 
 
 @pytest.fixture(scope="module")

@@ -25,14 +25,20 @@ from hoi.verify.verifier import Prediction, Verifier, save_verifier
 WORDS = sorted(BACKGROUNDS)
 
 
-def truth_of(label_map, points=None, visible=None, text="") -> Truth:
+def truth_of(label_map, points=None, visible=None, text="", **more) -> Truth:
     inside = None if points is None else np.ones(21, bool)
-    return Truth(label_map, points, inside if visible is None else visible, inside, text)
+    return Truth(label_map, points, inside if visible is None else visible, inside, text, **more)
 
 
-def seen_as(label_map, points=None, background="on the beach") -> Prediction:
+def seen_as(label_map, points=None, background="on the beach", **more) -> Prediction:
     points = np.zeros((21, 2)) if points is None else points
-    return Prediction(label_map, points, np.full(21, 0.75), background, np.zeros(4))
+    return Prediction(label_map, points, np.full(21, 0.75), background, np.zeros(4), **more)
+
+
+def sphere(side: int) -> np.ndarray:
+    """The condition picture of a ball's normals."""
+    y, x = (np.mgrid[:side, :side] - (side - 1) / 2) / (0.75 * side)
+    return np.rint((1 - np.stack([x, y, -np.sqrt(1 - x**2 - y**2)], axis=-1)) * 127.5).astype(np.uint8)
 
 
 def two_halves(left: int, right: int) -> np.ndarray:
@@ -44,9 +50,16 @@ def two_halves(left: int, right: int) -> np.ndarray:
 def test_perfect_predictions_have_perfect_scores():
     image, label_map, points = draw(np.random.default_rng(0))
     image[label_map == 2] = np.rint(255 * np.asarray(PALETTE["blue"]))
-    truth = truth_of(label_map, points, np.arange(21) < 12, "A hand is grasping a blue mug on the beach")
-    scores = score_picture(image, truth, seen_as(label_map, points), WORDS)
-    assert set(scores) == set(SCORES) and scores.pop("contact_seen") is None
+    truth = truth_of(
+        label_map, points, np.arange(21) < 12, "A hand is grasping a blue mug on the beach", tips=points[:3]
+    )
+    scores = score_picture(image, truth, seen_as(label_map, points, tips=points[2::-1]), WORDS)
+    for unsaid in ("shading_hand", "shading_object", "material_right"):  # no normals, no material word
+        assert scores.pop(unsaid) is None
+    assert (
+        set(scores) | {"shading_hand", "shading_object", "material_right"} == set(SCORES)
+        and scores.pop("contact_seen") is None
+    )
     errors = {name for name in SCORES if name.startswith("keypoint_error")}
     assert {name: scores.pop(name) for name in errors} == dict.fromkeys(errors, 0)
     assert (scores.pop("joints_visible"), scores.pop("joints_hidden"), scores.pop("confidence")) == (12, 9, 0.75)
@@ -71,6 +84,47 @@ def test_words_are_right_when_the_picture_has_what_the_caption_names(named, righ
     truth = truth_of(label_map, text=f"A hand is grasping a {named} mug in the snow")
     scores = score_picture(image, truth, seen_as(label_map, background="on the beach"), WORDS)
     assert scores["color_right"] == right and scores["background_right"] == 0.0
+
+
+def test_a_brownish_red_is_neither_and_stripes_count_as_the_world_draws_them():
+    label_map, image = two_halves(0, 2), np.full((SIDE, SIDE, 3), 128, np.uint8)
+    between = (np.asarray(PALETTE["brown"]) + PALETTE["red"]) / 2
+    striped = 0.8 * np.asarray(PALETTE["blue"]) + 0.2 * np.asarray(scores_module.CREAM)
+    for color, material, word in (
+        (PALETTE["brown"], None, "brown"), (between, None, None), (PALETTE["red"], None, "red"),
+        (striped, "striped", "blue"), ((1, 0, 1), None, None),
+    ):  # fmt: skip
+        image[label_map == 2] = np.rint(255 * np.asarray(color))
+        assert scores_module.color_seen(image, label_map, material) == word
+
+
+def test_luminance_is_explained_where_it_follows_the_normals_and_not_where_it_is_flat_or_noise():
+    normal, mask, generator = sphere(SIDE), np.ones((SIDE, SIDE), bool), np.random.default_rng(0)
+    n = 1 - normal / 127.5
+    lamp = np.array([0.3, -0.6, -0.74])
+    lit = np.rint(60 + 120 * np.clip(n @ lamp, 0, None))[..., None].repeat(3, 2).astype(np.uint8)
+    noise = generator.integers(0, 255, lit.shape).astype(np.uint8)
+    assert scores_module.luminance_explained(lit, normal, mask) > 0.97
+    assert scores_module.luminance_explained(noise, normal, mask) < 0.05
+    assert scores_module.luminance_explained(np.full_like(lit, 99), normal, mask) == 0.0
+    assert scores_module.luminance_explained(lit, normal, np.arange(SIDE**2).reshape(SIDE, SIDE) < 99) is None
+    truth = truth_of(two_halves(1, 2), text="a striped mug", normal=normal)
+    assert scores_module.shading_scores(lit, truth).keys() == {"shading_hand"}  # stripes are no light
+
+
+def test_a_lost_an_added_and_a_fused_fingertip_cost_what_they_should():
+    points = np.zeros((21, 2))
+    points[20] = [0.0, 100.0]  # the hand box is 100 pixels, so that tips 10 apart are no match
+    tips = np.array([[0.0, 0.0], [20.0, 0.0], [40.0, 0.0]])
+    truth = truth_of(None, points, tips=tips)
+    none = np.zeros((0, 2))
+    for seen, expected in (
+        (tips[::-1] + 3, 1), (tips[:2], 4 / 5), (np.concatenate([tips, [[70.0, 0.0]]]), 6 / 7), (none, 0),
+        (np.array([[10.0, 0.0], [40.0, 0.0]]), 2 / 5), (np.array([[1.0, 0.0], [2.0, 0.0], [20.0, 0.0]]), 4 / 6),
+    ):  # fmt: skip
+        assert scores_module.tip_score(seen, truth)["fingertips"] == pytest.approx(expected)
+    assert scores_module.tip_score(none, truth_of(None, points, tips=none)) == {"fingertips": 1.0}
+    assert scores_module.tip_score(None, truth) == {}  # a verifier that does not tell
 
 
 def test_keypoint_errors_worked_out_by_hand():
@@ -282,7 +336,23 @@ def test_conditions_are_comparisons_and_a_missing_score_does_not_pass():
     assert not report_module.choose([{"verification": None}], conditions)
 
 
-@pytest.mark.parametrize("text", ["", "pck", "pck>", "pck=>0.5", "pck>high", "pck>0.5,", "0.5<pck", "pck>1 or 1"])
+def test_a_cut_in_percent_is_of_what_a_perfect_picture_of_the_same_record_scores():
+    conditions = report_module.parse_keep("iou_hand>90%, pck >= 50 %")
+    assert [str(c) for c in conditions] == ["iou_hand>90%", "pck>=50%"]
+    near, far = {"iou_hand": 0.73, "pck": 0.4}, {"iou_hand": 0.71, "pck": 0.4}
+    perfect = {"iou_hand": 0.8, "pck": 0.8}
+    records = [{"verification": scores | {"perfect": perfect}} for scores in (near, far)]
+    records.append({"verification": near | {"perfect": None}})
+    assert report_module.choose(records, conditions) == records[:1]
+    with pytest.raises(ValueError, match="no record says what a perfect picture scores; score the folder again"):
+        report_module.choose(records[2:], conditions)
+    with pytest.raises(ValueError, match="keypoint_error_px has no percent of a perfect picture's; iou_hand, .* have"):
+        report_module.parse_keep("keypoint_error_px<90%")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "pck", "pck>", "pck=>0.5", "pck>high", "pck>0.5,", "0.5<pck", "pck>1 or 1", "pck>%"]
+)
 def test_anything_but_a_comparison_is_refused(text):
     with pytest.raises(ValueError, match="is not score>number"):
         report_module.parse_keep(text)
@@ -331,11 +401,13 @@ def test_thresholds_and_minutes_are_more_than_nothing(words, message, capsys):
 
 def test_generated_pictures_are_measured_between_ceiling_and_floor(tmp_path, verifier_file):
     shaded = make_folder(tmp_path / "shaded", 6, seed=1)
-    generated = make_folder(tmp_path / "generated", 6, seed=1, checkpoint={"name": "x", "sha256": "0"})
-    ceiling, same, floor = report_module.measure_folders(verifier_file, shaded, generated).values()
-    assert ceiling == same != floor  # the same pictures, the same truth
-    table = report_module.scores_as_table({"shaded": ceiling, "generated": same, "other": floor})
-    assert "| generated / shaded | 1.000 |" in table
+    made = {"checkpoint": {"name": "x", "sha256": "0"}}
+    generated, others = (make_folder(tmp_path / name, 6, seed=1, **made) for name in ("generated", "others"))
+    rows = report_module.measure_folders(verifier_file, shaded, [generated, others])
+    ceiling, floor, same, same_floor = list(rows.values())[:4]
+    assert ceiling == same == rows["others"] != floor == same_floor  # the same pictures, the same truth
+    table = report_module.scores_as_table(rows)
+    assert "| generated / shaded | 1.000 |" in table and "| others / generated | 1.000 |" in table
     make_folder(tmp_path / "other", 6, text="A hand is grasping a red can")
     with pytest.raises(ValueError, match="does not hold the captions"):
-        report_module.measure_folders(verifier_file, shaded, tmp_path / "other")
+        report_module.measure_folders(verifier_file, shaded, [tmp_path / "other"])
