@@ -80,7 +80,7 @@ def test_docstrings_show_commands_that_the_scripts_accept():
     [
         ("train_tiny.sh full", 8),
         ("train_tiny.sh hour", 8),
-        ("evaluate_tiny.sh", 3),
+        ("evaluate_tiny.sh", 13),
         ("evaluate_tiny.sh {0} guidance", 7),
     ],
 )
