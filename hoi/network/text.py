@@ -1,16 +1,17 @@
 """Prompts to text context.  list[str] -> token_ids (B,77) -> context (B,77,width).  Paper: Sec. 3.3 (CLIP).
 
-The transformer, the tokenizer and the tensor names are open_clip's; padding and length are Stable Diffusion's.
+The tokenizer and the tensor names are open_clip's; padding and length are Stable Diffusion's.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import torch
-from open_clip import SimpleTokenizer
-from open_clip.transformer import LayerNorm, QuickGELU, Transformer
 from torch import Tensor, nn
 
 CONTEXT_LENGTH = 77
@@ -31,8 +32,14 @@ class TextConfig:
 
 
 @lru_cache(maxsize=1)  # reading its vocabulary takes a tenth of a second
-def _tokenizer() -> SimpleTokenizer:
-    return SimpleTokenizer()
+def clip_tokenizer() -> Any:
+    """open_clip's SimpleTokenizer: CLIP's vocabulary and byte pairs."""
+    # Its module alone: the package would bring torchvision and transformers, five seconds before the first picture.
+    path = Path(importlib.util.find_spec("open_clip").origin).with_name("tokenizer.py")
+    spec = importlib.util.spec_from_file_location("open_clip_tokenizer", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.SimpleTokenizer()
 
 
 def tokenize(prompts: list[str]) -> Tensor:
@@ -45,7 +52,7 @@ def tokenize(prompts: list[str]) -> Tensor:
         raise ValueError(f"tokenize takes a list of prompts, got the string {prompts!r}; write [prompt]")
     if not prompts:
         return torch.empty((0, CONTEXT_LENGTH), dtype=torch.long)
-    token_ids = _tokenizer()(list(prompts), context_length=CONTEXT_LENGTH)
+    token_ids = clip_tokenizer()(list(prompts), context_length=CONTEXT_LENGTH)
     behind_eos = torch.arange(CONTEXT_LENGTH) > first_eos(token_ids)[:, None]
     return token_ids.masked_fill(behind_eos, EOS_ID)
 
@@ -60,6 +67,36 @@ def causal_mask(length: int) -> Tensor:
     return torch.full((length, length), -torch.inf).triu(1)
 
 
+class QuickGELU(nn.Module):
+    """The activation of OpenAI's CLIP models."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of any shape."""
+        return x * torch.sigmoid(1.702 * x)
+
+
+class Block(nn.Module):
+    """A layer of the transformer: attention and two linear layers, each on a normalised residual branch."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.ln_1 = nn.LayerNorm(width)
+        # Batch second: otherwise torch's attention transposes, and in bf16 copies its weights for each position.
+        self.attn = nn.MultiheadAttention(width, config.heads)
+        self.ln_2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential()
+        self.mlp.c_fc = nn.Linear(width, 4 * width)
+        self.mlp.gelu = QuickGELU() if config.quick_gelu else nn.GELU()
+        self.mlp.c_proj = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x (77, B, width), mask (77, 77) added to the scores -> (77, B, width)."""
+        normal = self.ln_1(x)
+        x = x + self.attn(normal, normal, normal, need_weights=False, attn_mask=mask.to(normal.dtype))[0]
+        return x + self.mlp(self.ln_2(x))
+
+
 class TextEncoder(nn.Module):
     """CLIP's text transformer up to and including the last layer norm: no pooling, no projection, no padding mask."""
 
@@ -68,12 +105,9 @@ class TextEncoder(nn.Module):
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.width)
         self.positional_embedding = nn.Parameter(torch.empty(config.context_length, config.width))
-        activation = QuickGELU if config.quick_gelu else nn.GELU
-        # Batch second inside: otherwise torch's attention transposes, and in bf16 copies its weights for each position.
-        self.transformer = Transformer(
-            config.width, config.layers, config.heads, act_layer=activation, batch_first=False
-        )
-        self.ln_final = LayerNorm(config.width)
+        self.transformer = nn.Module()
+        self.transformer.resblocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.ln_final = nn.LayerNorm(config.width)
         self.register_buffer("attn_mask", causal_mask(config.context_length), persistent=False)
         self._initialise()
 
@@ -91,7 +125,10 @@ class TextEncoder(nn.Module):
     def forward(self, token_ids: Tensor) -> Tensor:
         """token_ids (B,77) from `tokenize` -> context (B,77,width)."""
         x = self.token_embedding(token_ids) + self.positional_embedding  # (B,77) -> (B,77,width)
-        return self.ln_final(self.transformer(x, attn_mask=self.attn_mask))
+        x = x.transpose(0, 1)
+        for block in self.transformer.resblocks:
+            x = block(x, self.attn_mask)
+        return self.ln_final(x.transpose(0, 1))
 
     def pooled(self, context: Tensor, token_ids: Tensor) -> Tensor:
         """The context at the first end-of-text position, which has seen the whole prompt: (B,77,width) -> (B,width)."""

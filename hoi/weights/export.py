@@ -13,14 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from open_clip import SimpleTokenizer
 from torch import Tensor
 
 from hoi.common.files import ASSETS, new_folder, write_whole
 from hoi.common.tensors import save_model
 from hoi.network.config import ModelConfig, tiny_config
 from hoi.network.model import HOIDiffusion
-from hoi.network.text import BOS_ID, CONTEXT_LENGTH, EOS_ID
+from hoi.network.text import BOS_ID, CONTEXT_LENGTH, EOS_ID, clip_tokenizer
 from hoi.weights import names as layouts
 from hoi.weights.diffusers_config import SCHEDULER_FILE, adapter_config, folder_config
 from hoi.weights.load import ADAPTER_FOLDERS, FORMAT_VERSION, KEPT_PREFIX
@@ -222,7 +221,7 @@ def _readme(model: HOIDiffusion, name: str) -> str:
 
 def _tokenizer_files() -> dict[str, str]:
     """CLIP's vocabulary as transformers wants it; open_clip spells the two special tokens otherwise."""
-    tokenizer, special = SimpleTokenizer(), {BOS_ID: "<|startoftext|>", EOS_ID: "<|endoftext|>"}
+    tokenizer, special = clip_tokenizer(), {BOS_ID: "<|startoftext|>", EOS_ID: "<|endoftext|>"}
     vocabulary = {special.get(number, word): number for word, number in tokenizer.encoder.items()}
     merges = sorted(tokenizer.bpe_ranks, key=tokenizer.bpe_ranks.get)
     start, end = special.values()

@@ -143,7 +143,7 @@ def test_building_and_tokenizing_need_no_network(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    text._tokenizer.cache_clear()
+    text.clip_tokenizer.cache_clear()
     TextEncoder(SMALL)
     assert tokenize(["mug"])[0, :3].tolist() == [49406, 9722, 49407]
 
