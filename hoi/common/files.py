@@ -232,6 +232,11 @@ def readable_file(path: str | Path) -> Path:
 # --- JSON ---
 
 
+def user_cache() -> Path:
+    """The folder of this project in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "hoidiffusion"
+
+
 def write_json(path: str | Path, content: Any) -> None:
     """Write a small JSON file whole, indented by one space."""
     write_whole(path, (json.dumps(content, indent=1) + "\n").encode())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import signal
 import sys
 import time
@@ -13,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -65,6 +67,23 @@ def fast_dtype(device: str) -> torch.dtype:
     # torch has no public question for it.
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if fast else torch.float32
+
+
+def available_memory() -> int:
+    """Bytes that new work can take without swapping; where Linux does not say, what is not used at all."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+
+
+def processor() -> str:
+    """What tells kinds of CPUs apart, as far as speed goes: model and instructions, and torch's version."""
+    path = Path("/proc/cpuinfo")
+    first = path.read_text().partition("\n\n")[0] if path.exists() else platform.processor()
+    said = [line for line in first.splitlines() if line.startswith(("vendor", "cpu family", "model", "flags"))]
+    return "\n".join([*said, torch.backends.cpu.get_cpu_capability(), torch.__version__])
 
 
 def keep_freed_memory() -> None:

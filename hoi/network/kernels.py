@@ -2,9 +2,12 @@
 
 Upper half: trained layers -> the same layers for evaluation only, their weights in the order in which oneDNN reads
 them.  PyTorch keeps weights as they are trained and lays them out anew in every call; `pack` does it once.  The
-operators are PyTorch's own but private (its compiler emits them), so everything has a plain fall-back.
+operators are PyTorch's own but private (its compiler emits them), so everything has a plain fall-back.  Wide 3x3
+convolutions in float32 take a quarter of the multiplications, by Winograd's products.
 
 Lower half: query, key, value -> attended values.  Source: Vaswani et al. 2017, "Attention Is All You Need", eq. 1.
+
+HOI_KERNELS=plain in the environment leaves everything to PyTorch's own layers.
 """
 
 from __future__ import annotations
@@ -12,10 +15,19 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import os
+import timeit
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from hoi.common.files import read_json, short_hash, user_cache, write_json
+from hoi.common.machine import available_memory, processor
+
+PLAIN = os.environ.get("HOI_KERNELS") == "plain"
 
 
 class PackedLinear(nn.Module):
@@ -44,12 +56,20 @@ class PackedConv2d(nn.Module):
         self.placement = (list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups)
         self.weight, self.is_packed = layer.weight.detach(), False
         self.bias = None if layer.bias is None else layer.bias.detach()
+        self.winograd: WinogradConv2d | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C_in, h, w) -> (B, C_out, h', w'), channels-last."""
         if not self.is_packed:
-            sizes = (*self.placement, list(x.shape))
-            self.weight, self.is_packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *sizes), True
+            self.is_packed = True
+            if suits_winograd(self, x):
+                self.winograd = WinogradConv2d(self.weight, self.bias)
+            else:
+                sizes = (*self.placement, list(x.shape))
+                self.weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *sizes)
+        if self.winograd is not None:
+            whole = x.shape[2] % 4 == x.shape[3] % 4 == 0
+            return self.winograd(x) if whole else F.conv2d(x, self.weight, self.bias, padding=1)
         return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *self.placement, "none", [], "")
 
 
@@ -94,13 +114,60 @@ class PackedUpsample(nn.Module):
         return result
 
 
+# Lavin and Gray 2016, F(4x4, 3x3) with the points 0, 1, -1, 2, -2: a tile of 6x6 pixels, the window of 3x3 weights, a
+# tile of 4x4 results.
+TILE = [[4.0, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
+        [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]]  # fmt: skip
+WINDOW = [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6],
+          [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]]  # fmt: skip
+RESULT = [[1.0, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
+LEAST_CHANNELS, LEAST_SIDE = 128, 32  # below, turning tiles takes what products save, or the weights too much memory
+TILES_AT_ONCE = 256  # 12 MB over 320 channels: they stay in the cache
+FREE_MEMORY = 4 << 30  # bytes; all weights of Stable Diffusion's U-Net and VAE that this is for take 1.6 GB
+
+
+def suits_winograd(conv: PackedConv2d, x: Tensor) -> bool:
+    """Whether WinogradConv2d can take the place of a convolution of such pictures, gains by it, and has the memory."""
+    is_plain = conv.placement == ([1, 1], [1, 1], [1, 1], 1) and conv.weight.shape[2:] == (3, 3)
+    is_large = min(conv.weight.shape[:2]) >= LEAST_CHANNELS and min(x.shape[2:]) >= LEAST_SIDE
+    fits = x.dtype == torch.float32 and conv.bias is not None and not any(side % 4 for side in x.shape[2:])
+    return is_plain and is_large and fits and available_memory() > FREE_MEMORY
+
+
+class WinogradConv2d(nn.Module):
+    """A 3x3 convolution in float32 by 36 products a tile of 4x4 pixels instead of 144, that can only be evaluated.
+
+    Errors are about 5e-5 of the result's deviation, against 1e-6: fewer multiplications, of larger numbers.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        window, self.bias = torch.tensor(WINDOW), bias
+        self.weight = torch.einsum("ar,bs,ocrs->abco", window, window, weight).flatten(0, 1)  # (36, C_in, C_out)
+        self.turn, self.back = (torch.kron(part, part) for part in (torch.tensor(TILE), torch.tensor(RESULT)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C_in, h, w) -> (B, C_out, h, w), channels-last; h and w multiples of 4."""
+        batch, _, height, width = x.shape
+        pixels = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))  # (B, h + 2, w + 2, C_in)
+        result = x.new_empty(batch, height, width, len(self.bias))
+        rows = max(1, 4 * TILES_AT_ONCE // width) * 4  # of pixels
+        for k, top in itertools.product(range(batch), range(0, height, rows)):
+            part = pixels[k, top : top + rows + 2].unfold(0, 6, 4).unfold(1, 6, 4)  # (r, c, C_in, 6, 6)
+            tiles = (self.turn @ part.permute(3, 4, 0, 1, 2).reshape(36, -1)).view(36, -1, x.shape[1])
+            made = self.back @ torch.bmm(tiles, self.weight).view(36, -1)  # (16, r c C_out)
+            place = result[k, top : top + rows].view(-1, 4, width // 4, 4, len(self.bias))
+            place.copy_(made.view(4, 4, *part.shape[:2], -1).permute(2, 0, 3, 1, 4))
+        return result.add_(self.bias).permute(0, 3, 1, 2)
+
+
 FORMS = {nn.Linear: PackedLinear, nn.Conv2d: PackedConv2d, Upsample: PackedUpsample}
 
 
 @functools.cache
 def can_pack(dtype: torch.dtype) -> bool:
     """Whether the private operators exist here, take this dtype and compute what the plain ones do."""
-    if dtype not in (torch.float32, torch.bfloat16):
+    if PLAIN or dtype not in (torch.float32, torch.bfloat16):
         return False
     values = torch.linspace(-1, 1, 16 * 16).to(dtype).view(16, 16)
     linear, conv = nn.Linear(16, 16, bias=False), nn.Conv2d(1, 16, 4, bias=False)
@@ -119,6 +186,8 @@ def packed(layer: nn.Module) -> nn.Module:
         return layer
     if form is PackedConv2d and max(layer.kernel_size) == 1:
         return layer  # gains nothing
+    if form is PackedLinear and torch.backends.cpu.get_cpu_capability() == "AVX2":
+        return layer  # oneDNN reaches 0.8 to 0.9 of the speed of MKL, which serves plain layers
     return form(layer)
 
 
@@ -181,18 +250,48 @@ def sliced_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return sums[..., :width] / totals
 
 
+@functools.cache
+def measured_here() -> tuple[Path, dict[str, bool]]:
+    """The file with what was measured on this kind of processor, in the user's cache, and its content."""
+    path = user_cache() / "kernels" / f"{short_hash(processor())}.json"
+    try:
+        return path, read_json(path, "list of measured kernels")
+    except (OSError, ValueError):  # none yet, or damaged
+        return path, {}
+
+
+def slices_are_faster(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether sliced_attention beats torch's here, measured on the first picture, once a processor and kind of work.
+
+    Kept on disk, since a choice made anew in every run could change the last digits of its pictures.
+    """
+    path, measured = measured_here()
+    what = f"{query.dtype}, {query.shape[1:]} by {key.shape[2]}, {torch.get_num_threads()} threads"
+    if what not in measured:
+        first = query[:1], key[:1], value[:1]
+        ours, theirs = (
+            min(timeit.repeat(lambda run=run: run(*first), number=1, repeat=3))
+            for run in (sliced_attention, F.scaled_dot_product_attention)
+        )
+        measured[what] = ours < theirs
+        with suppress(OSError):  # measured again next time
+            write_json(path, measured)
+    return measured[what]
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """The same as plain_attention, by the fastest way.
 
-    On a CPU torch's flash attention reaches a third of the speed of matrix products (over 4096 tokens, 8 heads of 40,
-    batch 2: 0.26 s against 0.10 in bf16 and 0.17 in fp32), and with gradient in bf16 needs twice the time of plain
-    products (batch 1: 0.45 s against 0.22); so slices where no gradient is wanted, and in bf16 plain products as long
-    as the scores can be kept.
+    On many CPUs torch's flash attention reaches a third of the speed of matrix products (over 4096 tokens, 8 heads of
+    40, batch 2, Zen 5: 0.26 s against 0.10 in bf16 and 0.17 in fp32), and with gradient in bf16 needs twice the time of
+    plain products (batch 1: 0.45 s against 0.22); so slices where no gradient is wanted and they are faster, and in
+    bf16 plain products as long as the scores can be kept.
     """
     scores = query.shape[2] * key.shape[2]
-    if query.device.type == "cpu":
+    if query.device.type == "cpu" and not PLAIN:
         if scores >= MIN_SLICED_SCORES and not any(x.requires_grad for x in (query, key, value)):
-            return sliced_attention(query, key, value)
-        if query.shape[:2].numel() * scores <= MAX_PLAIN_SCORES and query.dtype == torch.bfloat16:
+            if slices_are_faster(query, key, value):
+                return sliced_attention(query, key, value)
+        elif query.shape[:2].numel() * scores <= MAX_PLAIN_SCORES and query.dtype == torch.bfloat16:
             return plain_attention(query, key, value)
     return F.scaled_dot_product_attention(query, key, value)

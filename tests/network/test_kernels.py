@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from rounding import rounding
 from torch import nn
 
+from hoi.common.files import read_json
 from hoi.network import kernels
 from hoi.network.kernels import (
     PackedConv2d,
@@ -21,7 +22,16 @@ from hoi.network.kernels import (
 )
 
 DTYPES = [torch.float32, torch.bfloat16]
+LINEARS = 0 if torch.backends.cpu.get_cpu_capability() == "AVX2" else 2  # where plain ones are faster
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.02}
+
+
+@pytest.fixture(autouse=True)
+def measured(tmp_path, monkeypatch) -> dict[str, bool]:
+    """An empty list of what was measured, in a file of its own."""
+    content: dict[str, bool] = {}
+    monkeypatch.setattr(kernels, "measured_here", lambda: (tmp_path / "kernels.json", content))
+    return content
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -51,11 +61,12 @@ def test_packed_layers_compute_what_the_plain_ones_do(network, dtype):
     plain = network(image)
     assert pack(network) is network
     kinds = [type(layer) for layer in network.modules()]
-    assert kinds.count(PackedConv2d) == 3 and kinds.count(PackedLinear) == 2 and kinds.count(nn.Conv2d) == 1
+    assert kinds.count(PackedConv2d) == 3 and kinds.count(PackedLinear) == LINEARS and kinds.count(nn.Conv2d) == 1
     for memory_format in (torch.contiguous_format, torch.channels_last):
         packed = network(image.contiguous(memory_format=memory_format))
         torch.testing.assert_close(packed, plain, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
-    assert {name.split(".weight")[0].split(".bias")[0] for name in network.state_dict()} == {"1.0", "2"}  # still plain
+    still_plain = {"1.0", "2"} | (set() if LINEARS else {"5", "6"})
+    assert {name.split(".weight")[0].split(".bias")[0] for name in network.state_dict()} == still_plain
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -131,10 +142,73 @@ def test_scores_far_from_zero_change_no_attention(offset):
     torch.testing.assert_close(attended.double(), expected, atol=1e-4, rtol=0)
 
 
+@torch.no_grad()
+def test_a_wide_convolution_by_winograds_products_is_the_convolution(monkeypatch):
+    monkeypatch.setattr(kernels, "TILES_AT_ONCE", 20)  # several stretches, the last one shorter
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(130, 129, 3, padding=1)).to(memory_format=torch.channels_last)
+    weight, bias = network[0].weight.double(), network[0].bias.double()
+    if not isinstance(pack(network)[0], PackedConv2d):
+        pytest.skip("no packed layers here")
+    for height, width in ((36, 44), (37, 44), (8, 8)):  # whole tiles, not whole, and smaller than the first picture
+        image = normal(2, 130, height, width)
+        exact = F.conv2d(image.double(), weight, bias, padding=1)
+        made = network(image)
+        assert (made.double() - exact).abs().max() < 1e-4 * exact.std()  # 5e-5 were seen
+        torch.testing.assert_close(network(image[:1]), made[:1], atol=0, rtol=0)  # whatever else is in the batch
+    assert network[0].winograd is not None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layer, side", [
+    (nn.Conv2d(128, 128, 3, padding=1, stride=2), 64), (nn.Conv2d(128, 128, 3), 66),
+    (nn.Conv2d(128, 64, 3, padding=1), 32),
+    (nn.Conv2d(128, 128, 3, padding=1), 16), (nn.Conv2d(128, 128, 3, padding=1).bfloat16(), 32),
+])  # fmt: skip
+def test_other_convolutions_stay_as_they_are(layer, side):
+    network = nn.Sequential(layer)
+    if isinstance(pack(network)[0], PackedConv2d):
+        network(normal(1, 128, side, side).to(layer.weight.dtype))
+        assert network[0].winograd is None
+
+
+@torch.no_grad()
+def test_without_free_memory_no_weights_are_turned(monkeypatch):
+    monkeypatch.setattr(kernels, "available_memory", lambda: kernels.FREE_MEMORY)
+    network = pack(nn.Sequential(nn.Conv2d(128, 128, 3, padding=1)))
+    network(normal(1, 128, 32, 32))
+    assert getattr(network[0], "winograd", None) is None
+
+
+def test_what_was_measured_is_kept_and_not_measured_again(measured, monkeypatch):
+    query, key, value = (normal(2, 2, n, 8, seed=n) for n in (40, 30, 30))
+    speed = {"sliced_attention": 0.1, "scaled_dot_product_attention": 0.2}
+    monkeypatch.setattr(kernels.timeit, "repeat", lambda run, **_: [speed[run.__defaults__[0].__name__]])
+    assert kernels.slices_are_faster(query, key, value)
+    assert list(measured.values()) == [True]
+    assert read_json(kernels.measured_here()[0], "list") == measured
+    monkeypatch.setattr(kernels.timeit, "repeat", None)
+    assert kernels.slices_are_faster(query, key, value)
+
+
+def test_a_damaged_list_of_measured_kernels_is_measured_anew(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kernels.measured_here.cache_clear()
+    path, content = kernels.measured_here()
+    assert content == {} and tmp_path in path.parents
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    kernels.measured_here.cache_clear()
+    assert kernels.measured_here() == (path, {})
+    kernels.measured_here.cache_clear()
+
+
 def test_slices_are_taken_only_where_no_gradient_is_wanted(monkeypatch):
     calls: list[int] = []
     monkeypatch.setattr("hoi.network.kernels.MIN_SLICED_SCORES", 1)
     monkeypatch.setattr("hoi.network.kernels.sliced_attention", lambda *args: calls.append(1) or args[0])
+    monkeypatch.setattr("hoi.network.kernels.slices_are_faster", lambda *args: True)
     query, key, value = (normal(1, 2, 5, 4, seed=seed) for seed in range(3))
     for wanting in range(3):
         tensors = [tensor.clone().requires_grad_(i == wanting) for i, tensor in enumerate((query, key, value))]
