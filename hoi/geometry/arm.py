@@ -1,7 +1,8 @@
 """A forearm behind the hand, for pictures alone.  HandMesh -> mesh, and into a G-buffer.
 
-Photographs show an arm, the hand models end at the wrist, and so do the labels of DexYCB.  The arm is seen only where
-there is neither hand nor object, so that a picture never disagrees with its condition images.
+Photographs show an arm, the hand models end at the wrist, and so do the labels of DexYCB.  The arm is seen where there
+is neither hand nor object, and as skin over the cap that closes the hand's mesh behind the wrist: a picture shows a
+hand and an object wherever its condition images do.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from hoi.geometry.hand import HandMesh
 from hoi.geometry.render import HAND, GBuffer, Renderer
 
 SLEEVE = 3  # label in the G-buffers of pictures; conditions know hand and object only
+CAP = 0.012  # metres before the end of the hand's mesh, where it curves to its cap
 SLEEVE_START = 0.045  # metres behind the wrist
 LENGTH = 1.2  # metres, longer than an arm: one that points away shall leave the picture as well
 # Metres behind the wrist and width there, of the wrist's: it grows towards the elbow, the sleeve is wider than the arm.
-PROFILE = ((-0.01, 0.9), (0.0, 1.0), (SLEEVE_START, 0.99), (SLEEVE_START, 1.2), (0.25, 1.7), (LENGTH, 2.2))
+PROFILE = ((-0.016, 0.96), (0.0, 1.0), (SLEEVE_START, 0.99), (SLEEVE_START, 1.2), (0.25, 1.7), (LENGTH, 2.2))
 SIDES = 28
 
 
@@ -59,12 +61,21 @@ def add_arm(gbuffer: GBuffer, hand_mesh: HandMesh, camera: Camera, renderer: Ren
     length = min(LENGTH, (wrist_depth - 0.05) / towards) if towards > 0 else LENGTH
     vertices, faces = forearm(hand_mesh, max(length, 0.0))
     arm = renderer.render(vertices, faces, None, None, camera)
-    rows, columns = np.nonzero((arm.label_map > 0) & (gbuffer.label_map == 0))
-    z = arm.depth[rows, columns]
-    rays = np.stack([columns, rows, np.ones_like(rows)], axis=1) @ np.linalg.inv(camera.intrinsics).T
-    points = transform_points(np.linalg.inv(camera.world_to_camera), rays * z[:, None])
-    start = vertices[2 * SIDES : 3 * SIDES].mean(axis=0) @ along
-    depth, labels, normals = (a.copy() for a in (gbuffer.depth, gbuffer.label_map, gbuffer.surface_normals))
-    depth[rows, columns], normals[rows, columns] = z, arm.surface_normals[rows, columns]
-    labels[rows, columns] = np.where(points @ along > start + 1e-4, SLEEVE, HAND)
-    return replace(gbuffer, depth=depth, label_map=labels, surface_normals=normals)
+    end = (hand_mesh.vertices @ along).max()
+
+    def beyond(depth: np.ndarray) -> np.ndarray:
+        """How far behind the end of the hand's mesh lies what is seen in each pixel (H, W), metres."""
+        y, x = np.indices(depth.shape)
+        rays = np.stack([x, y, np.ones_like(x)], axis=-1) @ np.linalg.inv(camera.intrinsics).T
+        return transform_points(np.linalg.inv(camera.world_to_camera), rays * depth[..., None]) @ along - end
+
+    nothing, skin = gbuffer.label_map == 0, gbuffer.label_map == HAND
+    cap = skin & (arm.depth < gbuffer.depth) & (beyond(gbuffer.depth) > -CAP)
+    drawn = (arm.label_map > 0) & (nothing | cap)
+    labels = np.where(nothing & (beyond(arm.depth) > SLEEVE_START + 1e-4), SLEEVE, HAND).astype(np.uint8)
+    return replace(
+        gbuffer,
+        depth=np.where(drawn, arm.depth, gbuffer.depth),
+        label_map=np.where(drawn, labels, gbuffer.label_map),
+        surface_normals=np.where(drawn[..., None], arm.surface_normals, gbuffer.surface_normals),
+    )
