@@ -38,6 +38,7 @@ QUICK = (
     "python -m hoi.verify out --keep",
     "python -m hoi.metrics --real DIR --fake DIR --inception",
     "python -m hoi.export --format bop",
+    "python -m hoi.page out",
     "python -m hoi.weights FILE",
     "python tools/export_weights.py",
     "torchrun --nproc-per-node 8 sample.py --no-conditions",

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ("train.py", "sample.py", "video.py", "make_dataset.py")
 # A room imports only from rooms before it.
-ROOMS = "common conditions geometry network weights toyworld data training sources verify export metrics".split()
+ROOMS = "common conditions geometry network weights toyworld data training sources verify page export metrics".split()
 FILES = sorted(path for path in (ROOT / "hoi").rglob("*.py") if path.name != "__init__.py")
 COMMAND_LINE = ("main", "run", "parse_args", "_check_flags")
 PARTS_OF_MAIN = {"metrics": ("measure", "_measure_features", "_measure_predictions"), "verify": ("score_command",)}

@@ -43,7 +43,7 @@ def add_score_flags(parser: argparse.ArgumentParser) -> None:
     add("--keep", metavar="CONDITIONS", help='choose pictures, such as "iou_hand>90%%,pck>0.9", and print the yield; '
         "90%% of what a perfect picture of the record scores, as the toy world draws it or else as the verifier's file "
         "says; takes the stored scores if all records have some and nothing above is given; a FILE of names, one a "
-        "line, as --list writes them, is a condition too")  # fmt: skip
+        "line, as --list and the page of hoi.page write them, is a condition too")  # fmt: skip
     add("--list", metavar="FILE", type=Path, help="with --keep: write the names of what passes")
     add("--out", metavar="DIR2", type=Path, help="with --keep: copy what passes to a dataset folder")
 

@@ -245,7 +245,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Listed:
-    """A list of pictures, such as --list writes, as a condition; str() is the list's file."""
+    """A list of pictures, such as --list and the page of hoi.page write, as a condition; str() is the list's file."""
 
     path: Path
     names: frozenset[str]

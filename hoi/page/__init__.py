@@ -1,0 +1,1 @@
+"""Dataset folder -> a page that shows it: pictures, annotation, scores, hand and object."""
