@@ -1,12 +1,14 @@
-"""Dataset folder -> the layout of another tool: BOP, NOCS, COCO, or the CSV of the authors' release.
+"""Dataset folder -> the layout of another tool: BOP, NOCS, COCO, the CSV of the authors' release, or WebDataset.
 
     python -m hoi.export --format bop data/toy out/bop      # 6D pose: scenes, masks, models in mm, symmetries
     python -m hoi.export --format nocs data/nocs out/nocs   # category pose, of make_dataset.py --camera nocs folders
     python -m hoi.export --format coco data/toy out/coco    # 21 hand keypoints, boxes, masks
     python -m hoi.export --format csv data/toy out/csv      # the authors' training, test and regularisation CSV
+    python -m hoi.export --format webdataset data/toy out/shards   # tar shards, for very many records and object stores
 
 Drawn, generated and real pictures are exported alike.  Records that the format cannot hold are left out and counted by
-reason.  The output appears whole at the end or not at all.
+reason.  The output appears whole at the end or not at all; of webdataset each shard does, and the same command goes on
+behind those that are there, also when the folder has grown.
 """
 
 import argparse
@@ -14,6 +16,9 @@ from pathlib import Path
 
 from hoi.common.command import positive, problems_as_messages
 from hoi.export.formats import FORMATS, export_folder, left_out_lines
+from hoi.export.webdataset import FIELDS, SHARD_MB
+
+OPTIONS = {"nocs": ("labels", "first_scene"), "webdataset": ("shard_mb", "fields")}  # flags that are a format's own
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -26,6 +31,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
                         "which its readers otherwise recover from coordinates and depth")  # fmt: skip
     parser.add_argument("--first-scene", type=positive, default=0, metavar="N", help="NOCS: number of the first scene, "
                         "to add to N scenes of another CAMERA/train (default 0: readers count from 00000)")  # fmt: skip
+    parser.add_argument("--shard-mb", type=positive, default=SHARD_MB, metavar="MB", help="webdataset: a shard is at "
+                        "most so many millions of bytes (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--fields", nargs="+", choices=tuple(FIELDS), default=(), metavar="NAME", help="webdataset: "
+                        f"which of {', '.join(FIELDS)} every record has beside its json; those without are left out "
+                        "(default: all that any record has)")  # fmt: skip
     parser.add_argument("folder", type=Path, metavar="DIR", help="a dataset folder with pictures")
     parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
     args = parser.parse_args(arguments)
@@ -33,12 +43,14 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--labels is for --format nocs; the other formats hold exact poses anyway")
     if args.first_scene and args.format != "nocs":
         parser.error("--first-scene is for --format nocs; the other formats have no scenes to add to")
+    if (args.fields or args.shard_mb != SHARD_MB) and args.format != "webdataset":
+        parser.error("--fields and --shard-mb are for --format webdataset")
     return args
 
 
 def main(args: argparse.Namespace) -> None:
     """Export, and say how much was written and left out."""
-    options = {"labels": args.labels, "first_scene": args.first_scene} if args.format == "nocs" else {}
+    options = {name: getattr(args, name) for name in OPTIONS.get(args.format, ())}
     written, left_out = export_folder(args.folder, args.format, args.out, options)
     print(f"{written} records -> {args.out}{left_out_lines(left_out)}")
 
@@ -46,7 +58,8 @@ def main(args: argparse.Namespace) -> None:
 def run(arguments: list[str] | None = None) -> None:
     """The command: problems become a message and exit code 1."""
     args = parse_args(arguments)
-    with problems_as_messages("hoi.export", "interrupted: nothing was left behind"):
+    left = "whole shards stay, the same command continues" if FORMATS[args.format].grows else "nothing was left behind"
+    with problems_as_messages("hoi.export", f"interrupted: {left}"):
         main(args)
 
 
