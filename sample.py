@@ -39,6 +39,7 @@ from hoi.geometry.scene import ViewSettings
 from hoi.network.config import ModelConfig
 from hoi.network.model import stack_conditions
 from hoi.network.pipeline import Pipeline, add_sampling_flags, join_features, picture_generator
+from hoi.network.text import reading_hints
 from hoi.toyworld.words import DEFAULT_PROMPTS, default_scenery_prompts, read_prompts, untaught_words
 from hoi.weights.load import add_model_flags, load_pipeline, normals_differ
 
@@ -87,6 +88,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--data brings the size of its pictures: drop --size, --height and --width")
     if args.prompt and args.prompts_file:
         parser.error("--prompt and --prompts-file exclude each other")
+    words = [prompt for prompt in args.prompt or [] if prompt.isascii() and len(prompt.split()) == 1]
+    if words and len(args.prompt) > 1:
+        parser.error(f"--prompt takes {len(args.prompt)} texts here, {words[0]!r} is one: put a sentence in quotes,"
+                     f' --prompt "{" ".join(args.prompt)}", and prompts of one word into a --prompts-file')
     return args
 
 
@@ -153,7 +158,7 @@ def describe(
 
 def say(rank: int, *lines: str) -> None:
     """Print lines in the first process alone."""
-    if rank == 0:
+    if rank == 0 and lines:
         print(*lines, sep="\n", flush=True)
 
 
@@ -210,7 +215,9 @@ def main(args: argparse.Namespace) -> None:
         return
     for mesh in getattr(views, "meshes", []):
         say(rank, *(f"{mesh.object_id}: {note}" for note in mesh.notes))
-    if config.name == "tiny" and (words := untaught_words([request.prompt for request in requests])):
+    asked = [request.prompt for request in requests]
+    say(rank, *reading_hints([*asked, settings.negative_prompt]))
+    if config.name == "tiny" and (words := untaught_words(asked)):
         say(rank, f"hint: the tiny model was never taught the words {', '.join(words[:8])}")
     say(rank, f"{pipeline.checkpoint['name']} ({config.name}, stage {metadata.get('stage')}, step "
         f"{metadata.get('step')}), {pipeline.dtype} on {pipeline.device}; {settings.sampler}, "

@@ -44,6 +44,7 @@ from hoi.common.machine import (
 )
 from hoi.network.config import PRESETS
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion
+from hoi.network.text import reading_hints
 from hoi.toyworld.words import words_in
 from hoi.training.data import Share, TrainingSet, cached, measured_scaling_factor, read_ahead, to_device
 from hoi.training.run import (
@@ -242,6 +243,10 @@ def build_stage(args: argparse.Namespace, model: HOIDiffusion, share: Share, bf1
     if args.stage == "vae":
         model.vae.requires_grad_(True)
         return VaeStage(model, pictures, share, args.seed, args.crop)
+    sets = [pictures, TrainingSet(args.reg_data, side, side)] if args.reg_data else [pictures]
+    if share.rank == 0:
+        for hint in reading_hints(caption for each in sets for caption in each.captions(range(len(each)))):
+            print(hint)
     if args.stage == "text":
         model.text_encoder.requires_grad_(True)
 
@@ -250,7 +255,6 @@ def build_stage(args: argparse.Namespace, model: HOIDiffusion, share: Share, bf1
 
         return TextStage(model, pictures, share, args.seed, meaning)
 
-    sets = [pictures, TrainingSet(args.reg_data, side, side)] if args.reg_data else [pictures]
     latents = Path(args.out) / "latents"
     data, *buffer = (cached(model, each, latents, args.cache_text, bf16) for each in sets)
     if args.stage == "base":

@@ -37,6 +37,7 @@ from hoi.geometry.scene import ViewSettings
 from hoi.network.config import ModelConfig
 from hoi.network.model import stack_conditions
 from hoi.network.pipeline import Pipeline, add_sampling_flags, anchored_pictures, picture_generator
+from hoi.network.text import reading_hints
 from hoi.network.unet import UNET_PARTS
 from hoi.toyworld.words import DEFAULT_PROMPTS, fill
 from hoi.weights.load import add_model_flags, load_pipeline
@@ -189,7 +190,7 @@ def main(args: argparse.Namespace) -> None:
           f"{settings.num_inference_steps} steps, guidance {settings.guidance_scale:g}",
           f'{len(frames)} frames of "{prompt}", anchor {"off" if anchor is None else anchor}, '
           f"{'one' if args.same_noise else 'separate'} noise -> {args.out}, {len(writer)} are there already",
-          sep="\n")  # fmt: skip
+          *reading_hints([prompt, settings.negative_prompt]), sep="\n")  # fmt: skip
     if note := config.size_note([frames.size]):
         print(note)
     if len(frames) == 1:  # of a folder with one picture, or by --frames 1

@@ -139,6 +139,14 @@ def test_words_that_the_miniature_never_learned_are_told(tmp_path, capsys):
     assert "hint: the tiny model was never taught the words dragon\n" in capsys.readouterr().out
 
 
+def test_the_end_of_a_prompt_that_no_text_encoder_reads_is_told(tmp_path, checkpoint, capsys):
+    prompt = "a mug, " * 30 + "on the BEACH"
+    words = ["--no-conditions", "--count", "2", "--negative-prompt", "dark, " * 40 + "blurry", "--prompt", prompt]
+    generated(checkpoint, tmp_path, *words)
+    said = capsys.readouterr().out
+    assert said.count("never sees the end") == said.count(', on the beach" of') == said.count(', blurry" of') == 1
+
+
 # --- the same pictures ---
 
 
@@ -409,7 +417,7 @@ def test_the_full_size_scenery_is_long_and_without_repeats():
 
 def test_words_outside_the_toy_world_are_found():
     prompts = ["A hand is grasping a pink {object} on the beach", "a grey mug with a Dragon, in bamboo forest"]
-    assert untaught_words(prompts) == ["dragon"]
+    assert untaught_words([*prompts, "杯子"]) == ["dragon", "杯子"]
 
 
 def test_a_misspelt_placeholder_is_named_before_anything_is_made(tmp_path, checkpoint, capsys):
@@ -487,6 +495,7 @@ def test_text_alone_makes_pictures_of_the_size_that_is_asked_for(tmp_path, base_
         ("--data nowhere", "nowhere has no metadata.jsonl"),
         ("--no-conditions --prompts-file nowhere.txt", "no prompts file at nowhere.txt"),
         ("--no-conditions --prompt {object}", "without conditions there is no object"),
+        ("--prompt A hand is grasping a mug", '--prompt "A hand is grasping a mug"'),
         ("--no-conditions --object can", "drop --data or --object"),
         ("--data nowhere --width 64", "--data brings the size of its pictures: drop --size, --height and --width"),
         ("--no-conditions --cond-tau 2", "2 does not lie between 0 and 1"),

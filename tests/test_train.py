@@ -52,6 +52,14 @@ def test_a_finished_run_is_left_alone(world, tmp_path, capsys):
     assert (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns == before
 
 
+def test_the_end_of_a_caption_that_no_text_encoder_reads_is_told_once(world, tmp_path, capsys):
+    shutil.copytree(world / "data", tmp_path / "data")
+    metadata = tmp_path / "data" / "metadata.jsonl"
+    metadata.write_text(metadata.read_text().replace("a red mug", "a mug " * 40 + "on the beach"))
+    train.train(hoi_args(world, tmp_path / "run", "--data", str(tmp_path / "data")))
+    assert capsys.readouterr().out.count('a mug on the beach" of "A hand is') == 1
+
+
 def test_resuming_with_other_settings_is_refused_by_name(world, tmp_path):
     train.train(hoi_args(world, tmp_path / "run"))
     with pytest.raises(ValueError, match=r"--seed was 0, is 5"):

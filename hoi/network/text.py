@@ -6,6 +6,9 @@ The tokenizer and the tensor names are open_clip's; padding and length are Stabl
 from __future__ import annotations
 
 import importlib.util
+import re
+import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hoi.common.command import first_few
+
 CONTEXT_LENGTH = 77
+READ_TOKENS = CONTEXT_LENGTH - 2  # of a prompt; begin and end of text take the other two
 BOS_ID = 49406  # begin of text
 EOS_ID = 49407  # end of text; Stable Diffusion's padding too
 
@@ -60,6 +66,31 @@ def tokenize(prompts: list[str]) -> Tensor:
 def first_eos(token_ids: Tensor) -> Tensor:
     """Position (B,) of the first 49407 in token_ids (B,77)."""
     return ((token_ids == EOS_ID).cumsum(dim=1) == 0).sum(dim=1)
+
+
+def unread_end(prompt: str) -> str:
+    """What `tokenize` cuts off a prompt, in small letters: all behind its 75th token; "" for most prompts."""
+    if len(prompt.encode()) <= READ_TOKENS:  # a token is a byte at least
+        return ""
+    return clip_tokenizer().decode(clip_tokenizer().encode(prompt)[READ_TOKENS:]).strip()
+
+
+def reading_hints(prompts: Iterable[str]) -> list[str]:
+    """Sentences for the user on what the text encoder will not take from the prompts; none when it reads all of it.
+
+    Ends beyond 75 tokens are cut off, as in Stable Diffusion.  The vocabulary comes from English text: words in other
+    scripts than Latin are spelt in bytes, of which public weights have learned little (Radford et al. 2021, Sec. 2.4).
+    """
+    prompts = list(dict.fromkeys(prompts))
+    ends = [f'"... {end}" of "{prompt}"' for prompt in prompts if (end := unread_end(prompt))]
+    words = dict.fromkeys(word for prompt in prompts for word in re.findall(r"[^\W\d_]+", prompt))
+    foreign = [word for word in words if not all(unicodedata.name(letter, "").startswith("LATIN") for letter in word)]
+    hints = []
+    if ends:
+        hints.append(f"hint: the text encoder reads {READ_TOKENS} tokens and never sees the end: {first_few(ends, 3)}")
+    if foreign:
+        hints.append(f"hint: the text encoder's vocabulary is English; it sees only bytes of {first_few(foreign, 3)}")
+    return hints
 
 
 def causal_mask(length: int) -> Tensor:

@@ -188,7 +188,7 @@ def toy_vocabulary() -> frozenset[str]:
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"[a-z]+", text.lower())
+    return re.findall(r"[^\W\d_]+", text.lower())
 
 
 def untaught_words(prompts: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from hoi.network import text
-from hoi.network.text import TextConfig, TextEncoder, first_eos, tokenize
+from hoi.network.text import TextConfig, TextEncoder, first_eos, reading_hints, tokenize, unread_end
 from hoi.training.small_clip import PictureText, small_clip_loss
 from hoi.weights.names import text_names
 
@@ -108,6 +108,22 @@ def test_ids_equal_those_of_transformers(prompt: str, clip_tokenizer: CLIPTokeni
 def test_ids_of_quotes_entities_and_ligatures_are_the_recorded_ones(prompt: str):
     ids = REPAIRED_PROMPTS[prompt]
     assert tokenize([prompt])[0].tolist() == ids + [49407] * (77 - len(ids))
+
+
+@pytest.mark.parametrize("prompt", [*AWKWARD_PROMPTS, "mug " * 75, "mug " * 76])
+def test_the_end_that_is_not_read_is_what_transformers_cuts_off(prompt: str, clip_tokenizer: CLIPTokenizer):
+    whole, read = (clip_tokenizer(prompt, truncation=cut, max_length=77).input_ids for cut in (False, True))
+    expected = clip_tokenizer.decode(whole[len(read) - 1 : -1])
+    assert unread_end(prompt).replace(" ", "") == expected.replace(" ", "")
+
+
+def test_lost_ends_and_words_in_other_scripts_are_told_once():
+    long = "A hand " * 37 + "is GRASPING a naïve mug"  # 74 tokens, and "is" the 75th
+    assert reading_hints([long, long, "ein Häferl, déjà vu, 3 x 2"]) == [
+        f'hint: the text encoder reads 75 tokens and never sees the end: "... grasping a naïve mug" of "{long}"'
+    ]
+    (hint,) = reading_hints(["粉色的杯子", "a кружка"])
+    assert "it sees only bytes of 粉色的杯子, кружка" in hint
 
 
 def test_a_bare_string_is_refused():
