@@ -314,7 +314,8 @@ class DexYCB:
         labels = read_labels(folder / f"labels_{frame:06d}.npz", len(recording.ycb_ids))
         # How the toolkit marks what is not in the picture: -1 for joints, zeros for poses.
         if (labels["joint_2d"] == -1).all() or not labels["pose_m"].any():
-            raise Rejected("the source has no hand in it")
+            seen = (labels["seg"] == HAND_LABEL).any()
+            raise Rejected("the source has no pose of the hand in it" if seen else "the source has no hand in it")
         if not labels["pose_y"][recording.ycb_grasp_ind].any():
             raise Rejected("the source has no pose of the grasped object")
         image = read_picture(folder / f"color_{frame:06d}.jpg", "the picture")

@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 from hoi.common.files import array_globals, restricted_load
 from hoi.geometry.camera import OPENGL_TO_OPENCV, project, transform_points
 from hoi.geometry.hand import MANO_TO_OPENPOSE, HandModel, HandParams, hand_in_camera, load_hand
-from hoi.sources.dexycb import YCB_NOUNS, load_ycb, missing_ycb
+from hoi.sources.dexycb import YCB_NOUNS, load_ycb, missing_ycb, model_path
 from hoi.sources.frame import PosedObject, Rejected, SourceFrame, read_picture
 
 DEPTH_SCALE = 0.00012498664727900177  # metres per step of the depth pictures, from the dataset's own scripts
@@ -161,6 +161,8 @@ class HO3D:
         object_to_opengl[:3, :3] = Rotation.from_rotvec(values["objRot"]).as_matrix()
         object_to_opengl[:3, 3] = values["objTrans"]
         name = str(meta["objName"])
+        if (mesh := load_ycb(str(self.models), name)) is None:  # it would not be drawn, and too little of it be seen
+            raise Rejected("the model of the object is missing", str(model_path(self.models, name)))
         return SourceFrame(
             name=self.frame_name(number), image=read_picture(picture, "the picture"),
             noun=YCB_NOUNS.get(name, name), keypoints_3d=keypoints_3d, keypoints_2d=keypoints_2d,
@@ -168,7 +170,7 @@ class HO3D:
             depth=self._depth(folder / "depth" / f"{frame}.png"),
             hand_params=hand_in_camera(pose, self.hand, OPENGL_TO_OPENCV) if self.mano_path else None,
             hand_side="right",
-            objects=(PosedObject(load_ycb(str(self.models), name), OPENGL_TO_OPENCV @ object_to_opengl),),
+            objects=(PosedObject(mesh, OPENGL_TO_OPENCV @ object_to_opengl),),
         )  # fmt: skip
 
     def _depth(self, path: Path) -> np.ndarray | None:

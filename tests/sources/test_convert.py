@@ -74,6 +74,13 @@ def test_the_evaluation_split_is_rejected_with_its_reason(ho3d, tmp_path):
         convert(["--ho3d", ho3d[0], "--mano", ho3d[1], "--split", "evaluation"], tmp_path)
 
 
+def test_a_missing_model_is_the_reason_and_not_that_too_little_is_seen(ho3d, tmp_path):
+    source = HO3D(ho3d[0], mano_path=ho3d[1], models=tmp_path)
+    with pytest.raises(Rejected, match="the model of the object is missing") as caught:
+        source.read(0)
+    assert caught.value.detail == str(tmp_path / "025_mug" / "textured_simple.obj")
+
+
 def test_a_pickle_that_names_a_function_is_rejected_and_nothing_runs(ho3d, tmp_path):
     class Malicious:
         def __reduce__(self):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from hoi.data.check import check_folder
 from hoi.data.folder import load_conditions, load_depth, load_image, load_object_mask, read_records
 from hoi.geometry.hand import HandParams, load_hand
 from hoi.sources.dexycb import SPLITS, DexYCB, read_yaml
+from hoi.sources.frame import Rejected
 from make_dataset import main, parse_args
 
 HAND, OBJECT = [128, 128, 128], [153, 51, 51]
@@ -148,6 +150,19 @@ def test_frames_without_a_hand_are_counted_with_their_reason(dexycb, converted):
     assert description["counts"]["records"] == len(records) == sum(t["has_hand"] for t in truth.values())
     lines = [json.loads(line) for line in (folder / "rejected.jsonl").read_text().splitlines()]
     assert {line["index"] for line in lines} | {r["index"] for r in records} == set(range(len(truth)))
+
+
+def test_a_hand_without_a_pose_is_another_reason_than_no_hand(dexycb, tmp_path):
+    shutil.copytree(dexycb[0], tmp_path / "root")
+    source = DexYCB(tmp_path / "root", cameras=SERIALS[:2])
+    for number, name in enumerate(map(source.frame_name, range(len(source)))):
+        *folders, frame = name.split("/")
+        path = (tmp_path / "root").joinpath(*folders) / f"labels_{frame}.npz"
+        with np.load(path) as stored:
+            np.savez(path, **{**stored, "pose_m": np.zeros((1, 51), np.float32)})
+        reason = "no pose of the hand in it" if dexycb[2][name]["has_hand"] else "no hand in it"
+        with pytest.raises(Rejected, match=f"^the source has {reason}"):
+            source.read(number)
 
 
 def test_the_folder_passes_its_own_check(dexycb, converted):
@@ -283,8 +298,6 @@ def test_a_bad_meta_file_is_named(change, message, tmp_path):
 
 def test_damaged_files_reject_their_frame_only(dexycb, tmp_path):
     root, mano, truth = dexycb
-    import shutil
-
     copy = tmp_path / "root"
     shutil.copytree(root, copy)
     folder = copy / SUBJECTS[0] / f"{SUBJECTS[0][:8]}_141754" / SERIALS[1]
