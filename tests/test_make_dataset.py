@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import trimesh
 from PIL import Image
 
 import make_dataset
 from hoi.common import files
+from hoi.common.files import ASSETS
 from hoi.conditions import draw_skeleton
 from hoi.data import writer
 from hoi.data.check import check_folder
@@ -69,6 +71,33 @@ def sixty(tmp_path_factory, cache):
     folder = tmp_path_factory.mktemp("sixty")
     make("--count 60", folder, cache)
     return folder
+
+
+PAGE = (ASSETS / "dataset.md").read_text()
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL), ids=["torch", "datasets"])
+def test_the_ways_to_load_a_folder_that_its_page_shows_run_in_it(code, tmp_path, cache, monkeypatch):
+    records = make("--count 3 --shade", tmp_path / "data", cache)
+    assert (tmp_path / "data" / "README.md").read_text() == PAGE
+    monkeypatch.chdir(tmp_path / "data")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    scope = {"__name__": "snippet"}
+    exec(code, scope)
+    batch, points = scope["batch"], scope["batch"]["keypoints_3d"].view(2, 21, 3)
+    seen = points @ batch["intrinsics"].view(2, 3, 3).mT  # as the page explains the numbers
+    pixels = batch["keypoints_2d"].view(2, 21, 2)
+    torch.testing.assert_close(seen[..., :2] / seen[..., 2:], pixels.to(seen), atol=1e-3, rtol=0)
+    assert batch["text"] == [record["text"] for record in records[:2]]
+
+
+def test_the_page_of_a_folder_stays_as_its_owner_leaves_it_and_its_terms_stand_in_the_docs(sixty, tmp_path, cache):
+    terms = [line for line in PAGE.splitlines() if line.startswith("- **")]
+    assert len(terms) >= 6 and set(terms) <= set((ROOT / "docs" / "data.md").read_text().splitlines())
+    make("--count 1", tmp_path, cache)
+    (tmp_path / "README.md").write_text("mine")
+    make("--count 2", tmp_path, cache)
+    assert (tmp_path / "README.md").read_text() == "mine"
 
 
 def test_two_workers_an_interruption_and_one_worker_make_the_same_folder_as_one_run(sixty, tmp_path, cache):

@@ -7,6 +7,7 @@
     out/object_mask/000000.png     whole object silhouette, the hand ignored, 0 or 255
     out/objects/mug_0003.ply       each mesh once, metres, in the canonical frame that `object_to_camera` refers to
     out/dataset.json, out/grid.png how it was made; a contact sheet to look at first
+    out/README.md                  what the numbers mean and how to load them (hoi/assets/dataset.md)
 
 Hand parameters and keypoints_3d are in the camera frame: the hand model called with them gives camera coordinates.
 A record is complete or absent: its pictures are renamed into place first, its line is appended last.

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from hoi.common.command import first_few, how_made
-from hoi.common.files import JsonLines, encode_png, read_json, write_json, write_whole
+from hoi.common.files import ASSETS, JsonLines, encode_png, read_json, write_json, write_whole
 from hoi.common.sheets import contact_sheet
 from hoi.conditions import Conditions
 from hoi.data import folder as dataset
@@ -443,5 +443,7 @@ class DatasetWriter:
             path.unlink()
         self._done = {record["index"] for record in records}
         self._write_description(**data_card(self.folder, records, self.description))
+        if not (page := self.folder / "README.md").exists():  # somebody may have written more into it
+            write_whole(page, (ASSETS / "dataset.md").read_bytes())
         if grid and records:
             write_whole(self.folder / "grid.png", encode_png(np.asarray(overview(self.folder, records))))
