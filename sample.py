@@ -191,7 +191,7 @@ def main(args: argparse.Namespace) -> None:
         torch.set_num_threads(args.threads)
     keep_freed_memory()
     pipeline = load_pipeline(
-        args.checkpoint, args.base, args.adapter, with_conditions=args.conditions, device=args.device,
+        args.checkpoint, args.base, args.adapter, vae=args.vae, with_conditions=args.conditions, device=args.device,
         dtype=args.dtype, sampler=args.sampler, num_inference_steps=args.steps, guidance_scale=args.guidance_scale,
         negative_prompt=args.negative_prompt, cond_weights=dict(args.cond_scale), cond_tau=args.cond_tau,
     )  # fmt: skip

@@ -103,6 +103,7 @@ def command_line() -> argparse.ArgumentParser:
     add("--base", metavar="PATH", help="weights to start from; needed by stages base (its VAE) and hoi: a model of "
         "ours, a Stable Diffusion 1.x file (.safetensors, .ckpt) or a diffusers folder")
     add("--adapter", metavar="FILE", help="condition encoders to go on from: the official model_ad_N.pth (stage hoi)")
+    add("--vae", metavar="FILE", help="another autoencoder for --base, or the one that its file lacks")
     add("--init-branch", action="append", metavar="NAME=FILE", help="start one condition encoder from a T2I-Adapter "
         "file, e.g. normal=t2iadapter_depth_sd14v1.pth; may be repeated for skeleton (..._openpose_...) and "
         "segmentation (..._seg_...) (stage hoi)")
@@ -179,6 +180,8 @@ def contradiction(args: argparse.Namespace) -> str | None:
         return f"--reg-prob is {args.reg_prob}, expected 0 to 1"
     if args.stage == "text" and args.accumulate > 1:
         return "--accumulate cannot serve stage text, whose loss compares all pictures of a batch with each other"
+    if args.vae and not args.base:
+        return "--vae belongs to a --base, whose autoencoder it takes the place of"
     if args.cache_text and args.stage not in ("base", "hoi"):
         return f"--cache-text belongs to stages base and hoi, not to {args.stage}"
     return None
@@ -205,7 +208,7 @@ def starting_model(args: argparse.Namespace) -> HOIDiffusion:
     """The model that the stage trains, on the CPU in fp32, from --base or fresh from the seed."""
     torch.manual_seed(args.seed)  # fresh weights only; every later number comes from (seed, step)
     if args.base:
-        model = load_model(args.base)
+        model = load_model(args.base, vae=args.vae)
     elif args.stage in ("vae", "text"):
         model = HOIDiffusion(PRESETS[args.preset](), with_conditions=False)
     else:
@@ -282,7 +285,7 @@ def learning_rate_at(step: int, args: argparse.Namespace) -> float:
 def save_weights(args: argparse.Namespace, model: HOIDiffusion, stage: Stage, step: int) -> None:
     """Write OUT/model.safetensors, in its metadata how it came about: command, files it began from, kind of normals."""
     extra = {"scaling_factor_measured": "yes"} if args.stage in ("base", "hoi") else {}
-    for name, path in {"base": args.base, "adapter": args.adapter, **branch_files(args)}.items():
+    for name, path in {"base": args.base, "vae": args.vae, "adapter": args.adapter, **branch_files(args)}.items():
         if path:
             extra |= {name: Path(path).name, f"{name}_sha256": source_hash(path)}
     if model.condition_encoders is not None:

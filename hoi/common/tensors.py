@@ -9,7 +9,8 @@ Lightning name are stood for by inert or harmless ones.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 # Each mapping of a torch file reads its table of contents again, hence not after every tensor.
 REMAP_BYTES = 96 << 20
 LONGEST_OFFENCE = 200  # characters of torch's own sentence in a message
+PICKLE_MAGIC = b"\x80"  # torch files of before 2020 begin so
+TRAINERS_NOTES = ("global_step", "epoch", "step", "iteration", "pytorch-lightning_version")  # beside the weights
 
 
 class WeightFile(Mapping[str, Tensor]):
@@ -36,13 +39,15 @@ class WeightFile(Mapping[str, Tensor]):
     path      the file
     shapes    of every tensor, known without reading the tensors
     metadata  strings of a safetensors header; empty for torch files
-    A `state_dict` nesting in a torch file is unwrapped.
+    A file is read as what it holds, whatever its suffix.  A `state_dict` nesting in a torch file is unwrapped, and a
+    `module.` before all names (of a wrapper around the model, as DataParallel) is taken off.
     Raises FileNotFoundError, PermissionError, or ValueError when the file is damaged or holds anything but tensors.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = readable_file(path)
         self.metadata: dict[str, str] = {}
+        self._before = ""  # of the names in the file
         self._read: Callable[[str], Tensor] | None = self._open()
         self._bytes_read = 0
 
@@ -51,20 +56,22 @@ class WeightFile(Mapping[str, Tensor]):
         self._read, self._bytes_read = None, 0
 
     def _open(self) -> Callable[[str], Tensor]:
-        """Map the file; the function gives a tensor by name."""
-        if self.path.suffix == ".safetensors":
+        """Map the file; the function gives a tensor by its name in the file."""
+        if is_safetensors(self.path):
             try:
                 file = safe_open(self.path, framework="pt", device="cpu")
                 # A slice knows its shape before a byte of it is read.
-                self.shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-                self.metadata = dict(file.metadata() or {})
+                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+                self.metadata, read = dict(file.metadata() or {}), file.get_tensor
             except SafetensorError as error:
                 reason = f"({error}); is it complete?"
                 raise ValueError(f"{self.path} is not a readable safetensors file {reason}") from error
-            return file.get_tensor
-        tensors = only_tensors(load_torch_file(self.path, mapped=True), self.path)
-        self.shapes = shapes_of(tensors)
-        return tensors.__getitem__
+        else:
+            tensors = only_tensors(load_torch_file(self.path, mapped=True), self.path)
+            shapes, read = shapes_of(tensors), tensors.__getitem__
+        self._before = "module." if all(name.startswith("module.") for name in shapes) else ""
+        self.shapes = {name.removeprefix(self._before): shape for name, shape in shapes.items()}
+        return read
 
     def __getitem__(self, name: str) -> Tensor:
         """A tensor on the CPU that may share memory with the file: copy it before changing or keeping it."""
@@ -74,7 +81,7 @@ class WeightFile(Mapping[str, Tensor]):
             self.unmap()
         if self._read is None:
             self._read = self._open()
-        tensor = self._read(name)
+        tensor = self._read(self._before + name)
         self._bytes_read += tensor.nbytes
         return tensor
 
@@ -88,6 +95,14 @@ class WeightFile(Mapping[str, Tensor]):
         return f"WeightFile({str(self.path)!r}, {len(self)} tensors)"
 
 
+def is_safetensors(path: Path) -> bool:
+    """Whether a file is to be read as safetensors: by its beginning, or by its name when that is no torch file's."""
+    with open(path, "rb") as file:
+        start = file.read(9)  # a length of eight bytes, then JSON
+    is_torch = start.startswith((ZIP_MAGIC, PICKLE_MAGIC))
+    return start.endswith(b"{", 8) or (path.suffix.lower() == ".safetensors" and not is_torch)
+
+
 def load_torch_file(path: str | Path, mapped: bool = False) -> dict[str, Any]:
     """Read a torch file that holds a dict of plain values and tensors, on the CPU, running no code from it.
 
@@ -97,9 +112,11 @@ def load_torch_file(path: str | Path, mapped: bool = False) -> dict[str, Any]:
     path = readable_file(path)
     with open(path, "rb") as file:
         is_zip = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
+    misnamed = path.name.endswith(".safetensors")  # torch would believe the name of a path, which alone can be mapped
     try:
-        with torch.serialization.safe_globals(_lightning_globals()):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_zip)
+        with torch.serialization.safe_globals(_lightning_globals()), open(path, "rb") as file:
+            source, mapped = (file, False) if misnamed else (path, mapped and is_zip)
+            content = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError and others for damaged files
         if "GLOBAL" in str(error) or "Unsupported class" in str(error):
             reason = f"it names code that is not allowed to run: {_offence(str(error))}"
@@ -136,13 +153,26 @@ def _lightning_globals() -> list[Any]:
 
 
 def only_tensors(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """The tensors of a torch file's content, without a `state_dict` nesting; ValueError when anything else is there."""
+    """The tensors of a torch file's content, without a `state_dict` nesting.
+
+    A trainer's notes, such as `global_step`, are left out with a warning; ValueError when anything else is there.
+    """
     if isinstance(content.get("state_dict"), Mapping):  # Lightning's and many others' way to save
         content = content["state_dict"]
+    notes = [name for name in TRAINERS_NOTES if isinstance(content.get(name), int | float | str)]
+    if notes:
+        warn_left_out(path, notes)
+        content = {name: value for name, value in content.items() if name not in notes}
     other = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if other:
         raise ValueError(f"{path} should hold tensors only, but {first_few(sorted(other))} are something else")
     return dict(content)
+
+
+def warn_left_out(path: Path, names: Iterable[str]) -> None:
+    """Say which entries of a weight file were not read, because no network here has a place for them."""
+    text = f"{path}: left out {first_few(names)}, for which no network here has a place"
+    warnings.warn(text, RuntimeWarning, stacklevel=3)
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -86,7 +86,7 @@ def _read_file(path: str | Path) -> tuple[dict[str, np.ndarray], str, Path]:
     if not path.is_file():
         raise FileNotFoundError(f"MANO file {path} does not exist. {WHERE}")
     known = (*MANO_SHAPES, *PCA_SHAPES)
-    fields = read_npz(path, "MANO file", known) if path.suffix == ".npz" else _read_pickle(path)
+    fields = read_npz(path, "MANO file", known) if path.suffix.lower() == ".npz" else _read_pickle(path)
     absent = [name for name in MANO_SHAPES if name not in fields]
     if absent:
         raise ValueError(f"MANO file {path} has no {absent[0]}; it has {sorted(map(str, fields))}. {WHERE}")

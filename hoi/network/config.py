@@ -82,7 +82,7 @@ class ModelConfig:
             fields = json.loads(text)
             parts = {"unet": UNetConfig, "vae": VAEConfig, "text": TextConfig}
             return ModelConfig(**fields | {name: part(**fields[name]) for name, part in parts.items()})
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, ArithmeticError, json.JSONDecodeError) as error:
             raise ValueError(f"not a model configuration ({type(error).__name__}: {error}): {text[:200]}") from error
 
 

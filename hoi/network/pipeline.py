@@ -101,7 +101,7 @@ class Pipeline:
     def job(self, seed: int) -> dict[str, Any]:
         """What decides a picture beside its conditions and text: another job must not continue in a folder."""
         job = {"seed": seed, "checkpoint": self.checkpoint["sha256"], "dtype": self.dtype, **asdict(self.settings)}
-        return job | ({"adapter": self.checkpoint["adapter_sha256"]} if "adapter" in self.checkpoint else {})
+        return job | {part: self.checkpoint[f"{part}_sha256"] for part in ("adapter", "vae") if part in self.checkpoint}
 
     def record_entries(self, seed: int) -> dict[str, Any]:
         """What the records of all pictures of a job say of how these were made."""

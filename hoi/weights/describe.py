@@ -8,8 +8,8 @@ from hoi.common.tensors import WeightFile
 from hoi.geometry.grabnet import FILES, load_grabnet
 from hoi.geometry.mano import read_mano
 from hoi.network.config import PRESETS
-from hoi.weights.kinds import CLIP, DIFFUSERS_T2I_ADAPTER, OFFICIAL_ADAPTER, OWN, T2I_ADAPTER, kind_of
-from hoi.weights.load import check_part, expected_shapes, official_adapter, t2i_adapter, whole_model
+from hoi.weights.kinds import CLIP, DIFFUSERS_T2I_ADAPTER, OFFICIAL_ADAPTER, OWN, T2I_ADAPTER, VAE, kind_of
+from hoi.weights.load import check_part, expected_shapes, official_adapter, t2i_adapter, vae_file, whole_model
 
 DIFFUSERS_FOLDER = "a diffusers folder"
 
@@ -21,18 +21,20 @@ def _describe_hands(path: Path) -> str | None:
         folder = path if path.is_dir() else path.parent
         load_grabnet(folder)
         return f"GrabNet ({', '.join(FILES)}), complete; use with make_dataset.py --grasp grabnet --grabnet {folder}"
-    if names & {"MANO_RIGHT.pkl", "MANO_LEFT.pkl"} or path.suffix in (".pkl", ".npz"):
+    if names & {"MANO_RIGHT.pkl", "MANO_LEFT.pkl"} or path.suffix.lower() in (".pkl", ".npz"):
         _, notes = read_mano(path)
         return " ".join([f"the MANO hand, complete; use with --mano {path}", *notes])
     return None
 
 
-def _adapter_preset(file: WeightFile, kind: str) -> str:
-    """The preset whose condition encoders a file fits.  If none, raises how it differs from Stable Diffusion's."""
+def _preset(file: WeightFile, kind: str) -> str:
+    """The preset whose part a file fits.  If none, raises how it differs from Stable Diffusion's."""
     problems = {}
     for name, preset in PRESETS.items():
         expected = expected_shapes(preset(), with_conditions=True)
-        if kind == OFFICIAL_ADAPTER:
+        if kind == VAE:
+            part = vae_file(file, preset())
+        elif kind == OFFICIAL_ADAPTER:
             part = official_adapter(file, expected)
         else:
             part = t2i_adapter(file, expected, "normal", kind == DIFFUSERS_T2I_ADAPTER)
@@ -45,16 +47,17 @@ def _adapter_preset(file: WeightFile, kind: str) -> str:
 
 
 def _describe_part(file: WeightFile) -> str | None:
-    """What a file of condition encoders or of CLIP is; None for a whole model.  Raises when no preset fits."""
+    """What a file of one part or of CLIP is; None for a whole model.  Raises when no preset fits."""
     kind = kind_of(file)
     if kind == CLIP:
         load = f"hoi.metrics.clip.load_clip(NAME, {str(file.path)!r})"
         use = f"{load}, which holds it against the model of that name"
         return f"{kind} ({len(file)} tensors); for scores: {use}"
-    if kind not in (OFFICIAL_ADAPTER, T2I_ADAPTER, DIFFUSERS_T2I_ADAPTER):
+    uses = {OFFICIAL_ADAPTER: "use with --base FILE --adapter ", VAE: "use with --base FILE --vae "}
+    uses |= dict.fromkeys((T2I_ADAPTER, DIFFUSERS_T2I_ADAPTER), "start a branch with --init-branch NAME=")
+    if kind not in uses:
         return None
-    use = "use with --base FILE --adapter " if kind == OFFICIAL_ADAPTER else "start a branch with --init-branch NAME="
-    return f"{kind}, complete ({len(file)} tensors), sizes {_adapter_preset(file, kind)}; {use}{file.path}"
+    return f"{kind}, complete ({len(file)} tensors), sizes {_preset(file, kind)}; {uses[kind]}{file.path}"
 
 
 def describe_weights(path: str | Path) -> str:

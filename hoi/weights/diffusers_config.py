@@ -97,29 +97,40 @@ def _check_fixed(settings: Mapping[str, Any], fixed: Mapping[str, Any], path: Pa
             raise ValueError(f"{path}: {name} is {value!r}, expected {expected!r} as in Stable Diffusion 1.x")
 
 
-def _widths(settings: Mapping[str, Any]) -> tuple[int, tuple[float, ...]]:
+def _size(name: str, value: Any, path: Path) -> Any:
+    """A setting that must be a positive number, whole but for the scaling factor.  ValueError otherwise."""
+    kinds = (int, float) if name == "scaling_factor" else (int,)
+    if type(value) not in kinds or not 0 < value < math.inf:
+        raise ValueError(f"{path}: {name} is {value!r}, expected a positive {'whole ' * (len(kinds) == 1)}number")
+    return value
+
+
+def _widths(settings: Mapping[str, Any], path: Path) -> tuple[int, tuple[float, ...]]:
     """The width of the finest level, and every level's as a multiple of it."""
-    first, *_ = widths = settings["block_out_channels"]
+    widths = settings["block_out_channels"]
+    if not isinstance(widths, list) or not widths:
+        raise ValueError(f"{path}: block_out_channels is {widths!r}, expected a list of widths, one a level")
+    first, *_ = [_size("block_out_channels", width, path) for width in widths]
     return first, tuple(width // first if width % first == 0 else width / first for width in widths)
 
 
-def _sizes(settings: Mapping[str, Any], table: Mapping[str, str]) -> dict[str, Any]:
+def _sizes(settings: Mapping[str, Any], table: Mapping[str, str], path: Path) -> dict[str, Any]:
     """What a table names, under our names.  Raises KeyError for a setting that every folder has."""
     settings = _DEFAULTS | settings
-    return {ours: settings[theirs] for theirs, ours in table.items()}
+    return {ours: _size(theirs, settings[theirs], path) for theirs, ours in table.items()}
 
 
 def _unet_from(settings: Mapping[str, Any], folder: Path) -> UNetConfig:
     path = folder / "unet" / "config.json"
     _check_fixed(settings, _UNET_FIXED, path)
-    channels, mult = _widths(settings)
+    channels, mult = _widths(settings, path)
     heads = settings.get("num_attention_heads") or settings["attention_head_dim"]  # diffusers' misnomer
-    if not isinstance(heads, int):
+    if type(heads) is not int or heads < 1:
         raise ValueError(f"{path}: attention_head_dim is {heads}, expected one number of heads for all levels")
     levels = _attention_levels(settings["down_block_types"], settings["up_block_types"], path)
     return UNetConfig(
         model_channels=channels, channel_mult=mult, attention_levels=levels, num_heads=heads,
-        **_sizes(settings, _UNET_SIZES),
+        **_sizes(settings, _UNET_SIZES, path),
     )  # fmt: skip
 
 
@@ -134,11 +145,11 @@ def _attention_levels(down: list[str], up: list[str], path: Path) -> tuple[int, 
 def _vae_from(settings: Mapping[str, Any], folder: Path) -> VAEConfig:
     path = folder / "vae" / "config.json"
     _check_fixed(settings, _VAE_FIXED, path)
-    channels, mult = _widths(settings)
+    channels, mult = _widths(settings, path)
     widths = settings["block_out_channels"]
     if any(width % channels for width in widths):
         raise ValueError(f"{path}: block_out_channels are {widths}, expected multiples of the first")
-    return VAEConfig(channels=channels, channel_mult=mult, **_sizes(settings, _VAE_SIZES))
+    return VAEConfig(channels=channels, channel_mult=mult, **_sizes(settings, _VAE_SIZES, path))
 
 
 def _text_from(settings: Mapping[str, Any], folder: Path) -> TextConfig:
@@ -146,7 +157,7 @@ def _text_from(settings: Mapping[str, Any], folder: Path) -> TextConfig:
     _check_fixed(settings, {"layer_norm_eps": 1e-5, "intermediate_size": 4 * settings["hidden_size"]}, path)
     if (activation := settings.get("hidden_act", "quick_gelu")) not in _ACTIVATIONS:
         raise ValueError(f"{path}: hidden_act is {activation!r}, expected {' or '.join(_ACTIVATIONS)}")
-    return TextConfig(quick_gelu=_ACTIVATIONS[activation], **_sizes(settings, _TEXT_SIZES))
+    return TextConfig(quick_gelu=_ACTIVATIONS[activation], **_sizes(settings, _TEXT_SIZES, path))
 
 
 def _schedule_from(settings: Mapping[str, Any], path: Path) -> tuple[str, float | None]:
@@ -154,7 +165,7 @@ def _schedule_from(settings: Mapping[str, Any], path: Path) -> tuple[str, float 
     kind = settings.get("prediction_type", "epsilon")
     if kind not in _PREDICTIONS:
         raise ValueError(f"{path}: prediction_type is {kind!r}, expected {' or '.join(_PREDICTIONS)}")
-    steps = settings.get("num_train_timesteps", 1000)
+    steps = _size("num_train_timesteps", settings.get("num_train_timesteps", 1000), path)
     if (noise_betas := settings.get("trained_betas")) is None:
         if settings.get("beta_schedule") != "scaled_linear" or settings.get("rescale_betas_zero_snr"):
             raise ValueError(
@@ -164,7 +175,9 @@ def _schedule_from(settings: Mapping[str, Any], path: Path) -> tuple[str, float 
             )
         start, end = settings["beta_start"], settings["beta_end"]
         noise_betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
-    alphas_cumprod = (1 - torch.as_tensor(noise_betas, dtype=torch.float64)).cumprod(dim=0)
+    alphas_cumprod = (1 - torch.as_tensor(noise_betas, dtype=torch.float64)).flatten().cumprod(dim=0)
+    if not len(alphas_cumprod) or not (0 < alphas_cumprod[-1] < 1):
+        raise ValueError(f"{path}: its betas make no noise schedule; expected numbers between 0 and 1")
     # Nine digits, so that our own 0.01 comes back as 0.01 and not as the square root of a product of 1000 factors.
     terminal = round(math.sqrt(alphas_cumprod[-1].item()), 9)
     for terminal_signal in (None, terminal):
@@ -199,14 +212,19 @@ def read_folder_config(folder: Path) -> ModelConfig:
         unet, vae = _unet_from(settings["unet"], folder), _vae_from(settings["vae"], folder)
         text = _text_from(settings["text_encoder"], folder)
         predicts, terminal_signal = _schedule_from(scheduler, folder / SCHEDULER_FILE)
-        image_size = (settings["unet"].get("sample_size") or 64) * vae.factor  # 64 latents: 512 px
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder}: a config.json lacks a setting ({type(error).__name__}: {error})") from error
+        side = _size("sample_size", settings["unet"].get("sample_size") or 64, folder / "unet" / "config.json")
+        config = ModelConfig("custom", unet, vae, text, side * vae.factor, predicts=predicts,  # 64 latents: 512 px
+                             terminal_signal=terminal_signal)  # fmt: skip
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, ValueError) and str(folder) in str(error):
+            raise
+        told = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{folder}: a config.json lacks a setting or has a wrong one ({told})") from error
     for known in (preset() for preset in PRESETS.values()):  # a preset also knows how it is best sampled
         its_vae = replace(known.vae, scaling_factor=vae.scaling_factor)  # which is measured after each training
         if (known.unet, its_vae, known.text, known.predicts) == (unet, vae, text, predicts):
-            return replace(known, vae=vae, image_size=image_size, terminal_signal=terminal_signal)
-    return ModelConfig("custom", unet, vae, text, image_size, predicts=predicts, terminal_signal=terminal_signal)
+            return replace(known, vae=vae, image_size=config.image_size, terminal_signal=terminal_signal)
+    return config
 
 
 # --- out ---

@@ -19,6 +19,7 @@ EMA_ONLY = "a Stable Diffusion 1.x file with averaged (EMA) U-Net weights only"
 OFFICIAL_ADAPTER = "condition encoders of the official HOIDiffusion code (model_ad_N.pth)"
 T2I_ADAPTER = "a T2I-Adapter for one condition"
 DIFFUSERS_T2I_ADAPTER = "a T2I-Adapter for one condition, saved by diffusers"
+VAE = "an autoencoder (VAE) alone"
 CLIP = "a CLIP model in open_clip's layout"
 STABLE_DIFFUSION_2 = "a Stable Diffusion 2.x file (text width 1024, many of them v-prediction), expected 1.x"
 WHOLE = "expected the file or folder of a whole model"
@@ -47,11 +48,11 @@ KINDS = (
     (DIFFUSERS_T2I_ADAPTER, r"(adapter\.)?conv_in\.weight$", r"(adapter\.)?body\.0\.resnets\.0\.block1\.weight$"),
     (T2I_ADAPTER, r"(adapter\.)?conv_in\.weight$", r"(adapter\.)?body\.0\.block1\.weight$"),
     (CLIP, r"logit_scale$", r"visual\."),
+    (VAE, r"encoder\.conv_in\.weight$", r"decoder\.conv_in\.weight$"),
 )
 LONE_PARTS = (
     (f"the U-Net of a diffusers folder alone; {WHOLE}: give the folder that holds unet/",
      r"down_blocks\.0\.resnets\.0\.conv1\.weight$"),
-    (f"an autoencoder (VAE) alone; {WHOLE}", r"encoder\.conv_in\.weight$", r"decoder\.conv_in\.weight$"),
     (f"a CLIP text encoder alone; {WHOLE}", r".*embeddings\.token_embedding\.weight$"),
 )  # fmt: skip
 # Other families by the channels that their first convolution takes.

@@ -15,6 +15,7 @@ import argparse
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 from hoi.common.command import positive
 from hoi.common.files import ASSETS, sha256_of
 from hoi.common.machine import choose_device, fast_dtype
-from hoi.common.tensors import Shapes, WeightFile, check_shapes, is_finite, shapes_of
+from hoi.common.tensors import Shapes, WeightFile, check_shapes, is_finite, shapes_of, warn_left_out
 from hoi.network.config import ModelConfig, sd1_config
 from hoi.network.kernels import pack
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion
@@ -46,6 +47,11 @@ WHERE = (
     "Public weights are not shipped: get {what} yourself, under its licence (docs/weights.md). Without {flag}"
     " sample.py uses the built-in miniature"
 )
+PARTS = {
+    "unet.": "U-Net: give the file of a whole model",
+    "vae.": "VAE (the autoencoder): give one beside it with --vae FILE",
+    "text_encoder.": "text encoder: give a file that holds it too, or a diffusers folder",
+}
 # What the official condition encoders learned from: normals of a depth that MiDaS estimated, not of rendered geometry.
 OFFICIAL_NORMAL_SOURCE = "midas"
 
@@ -68,10 +74,20 @@ class FilePart:
     zeros: frozenset[str] = frozenset()
 
 
+@cache
 def expected_shapes(config: ModelConfig, with_conditions: bool) -> Shapes:
     """Names and shapes of a model's tensors, without the model."""
     with torch.device("meta"):
         return shapes_of(HOIDiffusion(config, with_conditions).state_dict())
+
+
+def checked_sizes(config: ModelConfig, path: Path) -> ModelConfig:
+    """The configuration, if a network can be built of it; ValueError naming the file that it comes from otherwise."""
+    try:
+        expected_shapes(config, with_conditions=True)
+    except (AssertionError, ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: no network has its sizes ({type(error).__name__}: {error})") from error
+    return config
 
 
 def single_file(file: WeightFile, config: ModelConfig, ema_only: bool) -> FilePart:
@@ -89,16 +105,47 @@ def diffusers_folder(folder: Path, config: ModelConfig) -> list[FilePart]:
     """unet, vae and text_encoder, and in an export of ours the condition encoders."""
     ours = list(expected_shapes(config, with_conditions=True))
     unet, vae, text = (WeightFile(weights_in(folder / part)) for part in FOLDER_PARTS)
-    old_attention = any(name.endswith("attentions.0.query.weight") for name in vae)
     prefix = "text_model." if any(name.startswith("text_model.") for name in text) else ""
     added = frozenset(layouts.padding(config.unet))
     zeros = frozenset(name for name in added & unet.keys() if name.endswith(layouts.LAST_LAYER))
     return [
         FilePart(unet, layouts.diffusers_unet_names(ours, config.unet), added, zeros),
-        FilePart(vae, layouts.diffusers_vae_names(ours, config.vae, old_attention)),
+        _diffusers_vae(vae, ours, config),
         FilePart(text, layouts.text_names(config.text, prefix), frozenset({prefix + layouts.POSITION_IDS})),
         *adapter_folders(folder, ours),
     ]
+
+
+def _diffusers_vae(file: WeightFile, ours: Iterable[str], config: ModelConfig) -> FilePart:
+    old_attention = any(name.endswith("attentions.0.query.weight") for name in file)
+    return FilePart(file, layouts.diffusers_vae_names(ours, config.vae, old_attention))
+
+
+def vae_file(file: WeightFile, config: ModelConfig) -> FilePart:
+    """The autoencoder of a file: alone, as its trainer or diffusers saved it, or of a Stable Diffusion file.
+
+    Raises ValueError for a file of another kind.
+    """
+    ours, kind = list(expected_shapes(config, with_conditions=False)), kinds.kind_of(file)
+    if kind not in (kinds.VAE, kinds.SINGLE_FILE, kinds.EMA_ONLY):
+        raise ValueError(f"{file.path} is {kind}, expected {kinds.VAE}, or {kinds.SINGLE_FILE}")
+    if any(name.startswith("encoder.down_blocks.") for name in file):
+        return _diffusers_vae(file, ours, config)
+    prefix = "" if kind == kinds.VAE else layouts.VAE_PREFIX
+    names = {name: (prefix + name.removeprefix("vae."),) for name in ours if name.startswith("vae.")}
+    # Its training's loss and averages, and the rest of a Stable Diffusion file.
+    extras = {name for name in file if name.startswith(("loss.", "model_ema.")) or not name.startswith(prefix)}
+    return FilePart(file, names, frozenset(extras))
+
+
+def with_vae(parts: list[FilePart], vae: FilePart) -> list[FilePart]:
+    """The parts with another autoencoder, theirs left alone."""
+    kept = [vae]
+    for part in parts:
+        names = {ours: theirs for ours, theirs in part.names.items() if not ours.startswith("vae.")}
+        own = {name for ours in part.names.keys() - names.keys() for name in part.names[ours]}
+        kept += [replace(part, names=names, extras=part.extras | own)] if names else []
+    return kept
 
 
 def adapter_folders(folder: Path, ours: Iterable[str]) -> list[FilePart]:
@@ -149,10 +196,15 @@ def own_config(file: WeightFile) -> ModelConfig:
     """The configuration in a model file of this project.  Raises ValueError for another version, or when unreadable."""
     if (version := file.metadata["format_version"]) != FORMAT_VERSION:
         raise ValueError(f"{file.path} has format version {version}, expected {FORMAT_VERSION}")
+    return _config_of(file, file.metadata["config"])
+
+
+def _config_of(file: WeightFile, text: str) -> ModelConfig:
     try:
-        return ModelConfig.from_json(file.metadata["config"])
+        config = ModelConfig.from_json(text)
     except ValueError as error:
         raise ValueError(f"{file.path}: {error}") from error
+    return checked_sizes(config, file.path)
 
 
 def _kept_metadata(file: WeightFile) -> dict[str, str]:
@@ -178,13 +230,13 @@ def whole_model(path: Path, config: ModelConfig | None = None) -> tuple[ModelCon
     """Sizes of the model at `path`, the parts that hold it (not yet compared with it), and its metadata.
 
     config   sizes, for files that do not say them (default: Stable Diffusion 1.x)
-    Raises FileNotFoundError or ValueError when there is no whole model.
+    Raises FileNotFoundError or ValueError when there is no whole model but for some part, which `check_part` names.
     """
     if path.is_dir():
         if not (path / "unet").is_dir():
             parts = ", ".join(FOLDER_PARTS)
             raise FileNotFoundError(f"{path} is no diffusers folder: unet/ is missing; expected {parts}")
-        config = read_folder_config(path)
+        config = checked_sizes(read_folder_config(path), path)
         parts = diffusers_folder(path, config)
         stage = "base" if len(parts) == len(FOLDER_PARTS) else "hoi"
         return config, parts, _foreign_metadata(path, config, parts[0].file, stage)
@@ -197,7 +249,7 @@ def whole_model(path: Path, config: ModelConfig | None = None) -> tuple[ModelCon
         raise ValueError(f"{path} is {kind}, expected a whole model: a Stable Diffusion 1.x file or folder")
     if config is None:  # an export of ours says its sizes
         kept = _kept_metadata(file)
-        config = ModelConfig.from_json(kept["config"]) if "config" in kept else sd1_config()
+        config = _config_of(file, kept["config"]) if "config" in kept else sd1_config()
     return config, [single_file(file, config, kind == kinds.EMA_ONLY)], _foreign_metadata(path, config, file, "base")
 
 
@@ -208,8 +260,15 @@ def check_part(part: FilePart, expected: Shapes) -> None:
     """Raise ValueError unless a file has just the tensors that its part of the model needs, and harmless extras.
 
     expected   as of `expected_shapes`, with conditions
+    Of the extras those that say something to other programs are told in a warning.
     """
     file, wanted = part.file, {}
+    for prefix, told in PARTS.items():
+        needed = [theirs for ours, theirs in part.names.items() if ours.startswith(prefix)]
+        if needed and not any(name in file.shapes for theirs in needed for name in theirs):
+            raise ValueError(f"{file.path} has no {told}")
+    if unused := [name for name in file if layouts.UNUSED.fullmatch(name)]:
+        warn_left_out(file.path, unused)
     for ours, theirs in part.names.items():
         rows, *rest = expected[ours]
         for name in theirs:
@@ -217,7 +276,7 @@ def check_part(part: FilePart, expected: Shapes) -> None:
             is_matrix = len(file.shapes.get(name, ())) == 2
             if is_matrix and ours.startswith("vae.") and ".attn_1." in ours:  # diffusers' 1x1 attention convolutions
                 wanted[name] = wanted[name][:2]
-    check_shapes(wanted, file.shapes, f"{file.path} does not fit", part.extras)
+    check_shapes(wanted, file.shapes, f"{file.path} does not fit", part.extras.union(unused))
     for name in sorted(part.zeros):
         if file[name].any():
             raise ValueError(
@@ -249,7 +308,7 @@ def read_parts(
             state[ours] = tensor.to(device, wanted, copy=True, memory_format=layout)
             if not is_finite(state[ours]):
                 # float16 ends at 65,504: beyond, a weight becomes infinite, and every picture NaN.
-                cause = f"as {wanted}" if is_finite(tensor) else "in the file"
+                cause = f"as {wanted}" if is_finite(tensor.double()) else "in the file"
                 raise ValueError(f"{part.file.path}: {theirs[0]} holds NaN or infinite values ({cause})")
         part.file.unmap()
     return state
@@ -265,6 +324,7 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: Dtypes = torch.float32,
     preset: str | None = None,
+    vae: str | Path | None = None,
 ) -> HOIDiffusion:
     """A model from any file or folder that holds a whole one, in eval mode.
 
@@ -275,6 +335,7 @@ def load_model(
     dtype     of all weights, or by part: {"unet": ..., "vae": ..., "text_encoder": ..., "condition_encoders": ...},
               float32 for parts that are not named
     preset    refuse a model of another one's sizes
+    vae       the autoencoder, of this file instead: see `vae_file`
     Raises FileNotFoundError, PermissionError, or ValueError naming file, counts and first offending names; NaN too.
     """
     path = Path(path)
@@ -283,6 +344,8 @@ def load_model(
     config, parts, metadata = whole_model(path, config)
     if preset is not None and config.name != preset:
         raise ValueError(f"{path} holds the preset {config.name!r}, expected {preset!r}")
+    if vae is not None:
+        parts = with_vae(parts, vae_file(WeightFile(vae), config))
     model = model_of(config, read_parts(parts, config, device, dtype))
     model.metadata = metadata
     if adapter is not None:
@@ -399,6 +462,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add("--base", type=Path, metavar="PATH", help="instead: a Stable Diffusion 1.x file (.safetensors, .ckpt) or a "
         "diffusers folder, or an export of tools/export_weights.py")
     add("--adapter", type=Path, metavar="FILE", help="condition encoders for --base: the official model_ad_N.pth")
+    add("--vae", type=Path, metavar="FILE", help="another autoencoder for --base, or the one that its file lacks")
     add("--device", help="cpu, cuda, cuda:1, xpu, mps (default: a GPU where there is one)")
     add("--dtype", choices=("auto", *DTYPES), default="auto",
         help="of U-Net and condition encoders (default: bfloat16 where the hardware has it, float16 on GPUs without, "
@@ -411,6 +475,7 @@ def load_pipeline(
     base: Path | None = None,
     adapter: Path | None = None,
     *,
+    vae: Path | None = None,
     with_conditions: bool = True,
     device: str | None = None,
     dtype: str = "auto",
@@ -424,7 +489,7 @@ def load_pipeline(
     """A model that makes pictures in fixed settings; settings that are None come from its preset.
 
     checkpoint       a model of ours, or the folder of its training; None, and no base: the built-in model
-    base, adapter    public weights instead: see `load_model`
+    base, adapter    public weights instead, and vae: see `load_model`
     with_conditions  refuse a model without condition encoders
     device           see `choose_device`
     dtype            one of DTYPES, or "auto": see `fast_dtype`
@@ -436,6 +501,8 @@ def load_pipeline(
         raise ValueError("--base and --checkpoint exclude each other: a checkpoint is a whole model")
     if adapter is not None and base is None:
         raise ValueError("--adapter belongs to a --base: a checkpoint has its own condition encoders")
+    if vae is not None and base is None:
+        raise ValueError("--vae belongs to a --base: a checkpoint has its own autoencoder")
     path = base or checkpoint or BUILT_IN_MODEL
     if path == BUILT_IN_MODEL and not path.is_file():
         raise FileNotFoundError(f"no built-in weights at {path}: train them (docs/training.md) or use --checkpoint")
@@ -449,15 +516,15 @@ def load_pipeline(
     # Nearly all of the work.  The VAE stays in float32: its decoder overflows in float16 and shows bfloat16's rounding
     # as noise in smooth areas; and the text encoder is small.
     dtypes = dict.fromkeys(("unet", "condition_encoders"), DTYPES.get(dtype, fast))
-    model = load_model(path, adapter, device=device, dtype=dtypes).requires_grad_(False)
+    model = load_model(path, adapter, device=device, dtype=dtypes, vae=vae).requires_grad_(False)
     if with_conditions and model.condition_encoders is None:
         advice = "give it --adapter" if base else "fine-tune it"
         raise ValueError(
             f"{path} is a base model without condition encoders: {advice}, or use sample.py --no-conditions"
         )
     files = {"name": path.name, "sha256": source_hash(path)}
-    if adapter is not None:
-        files |= {"adapter": adapter.name, "adapter_sha256": source_hash(adapter)}
+    for part, of_part in {"adapter": adapter, "vae": vae}.items():
+        files |= {part: of_part.name, f"{part}_sha256": source_hash(of_part)} if of_part is not None else {}
     preset, weights = model.config, dict.fromkeys(CONDITION_NAMES, 1.0) | dict(cond_weights or {})
     settings = SamplingSettings(
         sampler=sampler or preset.sampler,

@@ -11,6 +11,7 @@ At the end: attention that does nothing, for levels where diffusers' U-Net must 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import torch
@@ -38,6 +39,8 @@ SINGLE_FILE_EXTRAS = {
     *SCHEDULE_BUFFERS, "logvar", "model_ema.decay", "model_ema.num_updates",
     TEXT_PREFIX + POSITION_IDS, SHORT_TEXT_PREFIX + POSITION_IDS,
 }  # fmt: skip
+# Of CLIP's scores, of other programs' samplers and of trainers: in some files, whatever the layout; never read here.
+UNUSED = re.compile(r"(.*\.)?(logit_scale|text_projection(\.weight)?|denoiser\.(log_)?sigmas|global_step)")
 
 # Inside the blocks: ours (and the single file's) -> diffusers'.
 _UNET_RESNET = {

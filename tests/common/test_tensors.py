@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from collections import OrderedDict
@@ -60,8 +61,8 @@ def test_torch_files_are_unwrapped_and_other_content_is_refused(tmp_path):
     for name in ("flat.pth", "nested.ckpt"):
         loaded, metadata = tensors.load_model_file(tmp_path / name)
         assert metadata == {} and all(torch.equal(loaded[key], state[key]) for key in state)
-    torch.save({"weight": torch.zeros(1), "epoch": 3}, tmp_path / "mixed.pth")
-    with pytest.raises(ValueError, match=r"mixed\.pth should hold tensors only, but epoch are something else"):
+    torch.save({"weight": torch.zeros(1), "scale": 3}, tmp_path / "mixed.pth")
+    with pytest.raises(ValueError, match=r"mixed\.pth should hold tensors only, but scale are something else"):
         tensors.load_model_file(tmp_path / "mixed.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(ValueError, match=r"list\.pth holds a list, expected a dict"):
@@ -78,6 +79,27 @@ def test_truncated_files_are_refused_by_name(tmp_path, name, kept):
     path.write_bytes(content[: int(kept * len(content))])
     with pytest.raises(ValueError, match=rf"{name} is not a readable"):
         tensors.load_model_file(path)
+
+
+def test_a_file_is_read_as_what_it_holds_whatever_its_suffix(tmp_path):
+    state = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.ones(2)}
+    tensors.save_model(tmp_path / "model.ckpt", state, {"step": "7"})
+    shutil.copy(tmp_path / "model.ckpt", tmp_path / "MODEL.SAFETENSORS")
+    torch.save(state, tmp_path / "model.safetensors")
+    torch.save(state, tmp_path / "old.SafeTensors", _use_new_zipfile_serialization=False)
+    torch.save({f"module.{name}": tensor for name, tensor in state.items()}, tmp_path / "wrapped.PTH")
+    for path in sorted(tmp_path.iterdir()):
+        found, metadata = tensors.load_model_file(path)
+        assert found.keys() == state.keys() and all(torch.equal(found[name], state[name]) for name in state), path
+        assert metadata == ({"step": "7"} if path.name in ("model.ckpt", "MODEL.SAFETENSORS") else {})
+    torch.save({"module.a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "partly.pth")
+    assert set(tensors.WeightFile(tmp_path / "partly.pth")) == {"module.a", "b"}
+
+
+def test_a_trainers_notes_beside_tensors_are_left_out_with_a_word(tmp_path):
+    torch.save({"a": torch.ones(2), "global_step": 470000, "epoch": 3}, tmp_path / "flat.ckpt")
+    with pytest.warns(RuntimeWarning, match=r"flat\.ckpt: left out global_step, epoch"):
+        assert set(tensors.WeightFile(tmp_path / "flat.ckpt")) == {"a"}
 
 
 def test_a_missing_file_is_named(tmp_path):

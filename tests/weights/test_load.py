@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 import zipfile
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +37,11 @@ from hoi.common.tensors import WeightFile
 from hoi.conditions import Conditions
 from hoi.data.folder import read_records
 from hoi.data.writer import DatasetWriter, write_pictures
+from hoi.network.config import PRESETS
 from hoi.network.model import HOIDiffusion
+from hoi.network.vae import VAE
 from hoi.weights.__main__ import main
-from hoi.weights.load import init_branch, load_adapter, load_model, source_hash
+from hoi.weights.load import init_branch, load_adapter, load_model, source_hash, whole_model
 
 ROOT = Path(__file__).parents[2]
 BRANCHES = {"pose_ada": "skeleton", "depth_ada": "normal", "mask_ada": "segmentation"}  # official name -> ours
@@ -360,6 +363,58 @@ def test_missing_unexpected_and_misshapen_tensors_are_counted_and_named(tmp_path
     assert "first_stage_model.quant_conv.weight is (8, 8), expected (8, 8, 1, 1)" in message
 
 
+def test_what_only_other_programs_read_is_left_out_by_name_with_a_word(tmp_path, state, folder):
+    notes = {"denoiser.sigmas": torch.ones(9), "cond_stage_model.logit_scale": torch.ones(())}
+    notes |= {"global_step": torch.ones(()), "cond_stage_model.transformer.text_projection.weight": torch.ones(4, 4)}
+    torch.save({f"module.{name}": tensor for name, tensor in (state | notes).items()}, tmp_path / "sd.ckpt")
+    with pytest.warns(RuntimeWarning) as said:
+        assert_same_weights(load_model(tmp_path / "sd.ckpt", config=CONFIG), load_model(folder))
+    assert len(said) == 1 and all(name in str(said[0].message) for name in ("sd.ckpt: left out", *notes))
+
+
+def test_a_missing_part_is_named_and_a_vae_can_be_given_in_every_spelling(tmp_path, state, folder):
+    prefixes = {"VAE": "first_stage_model.", "text encoder": "cond_stage_model."}
+    for part, prefix in prefixes.items():
+        path = tmp_path / f"no {part}.safetensors"
+        save_file({name: tensor for name, tensor in state.items() if not name.startswith(prefix)}, path)
+        with pytest.raises(ValueError, match=rf"no {part}\.safetensors has no {part}.*: give "):
+            load_model(path, config=CONFIG)
+    bare = {name[len(prefixes["VAE"]) :]: tensor for name, tensor in state.items() if name.startswith(prefixes["VAE"])}
+    torch.save({"state_dict": bare | {"loss.logvar": torch.ones(())}}, tmp_path / "vae-ft.ckpt")
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    modern = {name: tensor.contiguous() for name, tensor in diffusers_vae().state_dict().items()}
+    dated = {reduce(lambda text, pair: text.replace(*pair), old.items(), name): modern[name] for name in modern}
+    save_file(modern, tmp_path / "diffusion_pytorch_model.safetensors")
+    save_file(dated, tmp_path / "old.safetensors")
+    save_file(state, tmp_path / "whole.safetensors")
+    for name in ("vae-ft.ckpt", "diffusion_pytorch_model.safetensors", "old.safetensors", "whole.safetensors"):
+        model = load_model(tmp_path / "no VAE.safetensors", config=CONFIG, vae=tmp_path / name)
+        assert_same_weights(model, load_model(folder))
+    save_file({name: torch.zeros_like(tensor) for name, tensor in modern.items()}, tmp_path / "zeros.safetensors")
+    for base in (folder, tmp_path / "whole.safetensors"):
+        vae = load_model(base, config=CONFIG, vae=tmp_path / "zeros.safetensors").vae
+        assert not any(tensor.any() for tensor in vae.state_dict().values())
+    with pytest.raises(ValueError, match=r"no VAE.* is a CLIP text encoder alone"):
+        save_file(clip_text_model().state_dict(), tmp_path / "no VAE at all.safetensors")
+        load_model(folder, vae=tmp_path / "no VAE at all.safetensors")
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "scheduler"])
+def test_settings_of_another_type_are_refused_in_a_sentence_that_names_the_file(tmp_path, folder, part):
+    path = shutil.copytree(folder, tmp_path / "copy") / part / "config.json"
+    path = path if path.exists() else path.with_name("scheduler_config.json")
+    settings = json.loads(path.read_text())
+    wrong = [settings | {key: value} for key in settings for value in ([], [1])]
+    for content in ([], [settings], "text", *wrong):
+        path.write_text(json.dumps(content))
+        try:
+            whole_model(tmp_path / "copy")
+        except (ValueError, OSError) as problem:
+            assert str(tmp_path / "copy") in str(problem) and "\n" not in str(problem)
+        else:
+            assert content.keys() == settings.keys()  # of a setting that nobody reads
+
+
 def test_other_families_are_refused_by_name(tmp_path, state, folder):
     unet = "model.diffusion_model."
     to_k = next(name for name in state if name.endswith("attn2.to_k.weight"))
@@ -374,7 +429,7 @@ def test_other_families_are_refused_by_name(tmp_path, state, folder):
         "marked as v-prediction": state | {"v_pred": torch.zeros(0)},
         "a ControlNet": {"control_model.input_blocks.0.0.weight": torch.zeros(32, 4, 3, 3)},
         "the U-Net of a diffusers folder alone": diffusers_unet().state_dict(),
-        "an autoencoder .VAE. alone": diffusers_vae().state_dict(),
+        "an autoencoder .VAE. alone, expected a whole model": diffusers_vae().state_dict(),
         "a CLIP text encoder alone": clip_text_model().state_dict(),
         "no weight file known here: 1 tensors, the first what": {"what": torch.zeros(1)},
     }
@@ -409,6 +464,11 @@ def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path, state, value)
     bad = state[name].clone()
     bad[3, 2, 1, 0] = value
     save_file(state | {name: bad}, tmp_path / "bad.safetensors")
+    if value != 1e6:
+        small = {k: v.to(torch.float8_e5m2) if v.ndim > 1 else v for k, v in state.items()}
+        save_file(small | {name: bad.to(torch.float8_e5m2)}, tmp_path / "fp8.safetensors")
+        with pytest.raises(ValueError, match=rf"fp8\.safetensors: {name} holds NaN or infinite values \(in the file\)"):
+            load_model(tmp_path / "fp8.safetensors", config=CONFIG)
     cause = "as torch.float16" if value == 1e6 else "in the file"  # 1e6 is a number, but none of float16's
     with pytest.raises(ValueError, match=rf"bad\.safetensors: {name} holds NaN or infinite values \({cause}\)"):
         load_model(tmp_path / "bad.safetensors", config=CONFIG, dtype=torch.float16)
@@ -508,10 +568,11 @@ def sampling(data: Path, out: Path, *words: str | Path) -> None:
     sample.run([*map(str, words), *fixed])
 
 
-def test_sampling_from_public_weights_records_both_files_and_warns_of_midas_normals(
+def test_sampling_from_public_weights_records_all_files_and_warns_of_midas_normals(
     tmp_path, folder, official, data, capsys
 ):
-    sampling(data, tmp_path / "out", "--base", folder, "--adapter", official)
+    vae = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    sampling(data, tmp_path / "out", "--base", folder, "--adapter", official, "--vae", vae)
     said = capsys.readouterr().out
     assert "warning: the condition encoders learned from normal maps of source 'midas'" in said
     assert "these are of source 'geometry'" in said
@@ -519,6 +580,7 @@ def test_sampling_from_public_weights_records_both_files_and_warns_of_midas_norm
     assert record["checkpoint"]["name"] == "sd" and record["checkpoint"]["adapter"] == "model_ad_5000.pth"
     assert record["checkpoint"]["sha256"] == source_hash(folder)
     assert record["checkpoint"]["adapter_sha256"] == source_hash(official)
+    assert record["checkpoint"]["vae"] == vae.name and record["checkpoint"]["vae_sha256"] == source_hash(vae)
     assert record["normal_source"] == "geometry"
 
 
@@ -527,6 +589,7 @@ def test_sampling_without_condition_encoders_says_which_flag_is_missing(tmp_path
         sampling(data, tmp_path / "out", "--base", folder)
     for words, message in (
         (["--adapter", official], "--adapter belongs to a --base"),
+        (["--vae", official], "--vae belongs to a --base"),
         (["--base", folder, "--checkpoint", official], "--base and --checkpoint exclude each other"),
     ):
         with pytest.raises(SystemExit, match=message):
@@ -609,6 +672,11 @@ def test_the_checker_knows_parts_of_models_of_either_size(tmp_path, official, ca
         assert main([str(tmp_path / "branch.safetensors")]) == 0
         said = capsys.readouterr().out
         assert f"saved by diffusers, complete ({len(adapter)} tensors), sizes {preset}; start a branch with" in said
+        vae = VAE(PRESETS[preset]().vae).state_dict()
+        save_file(vae, tmp_path / "vae.safetensors")
+        assert main([str(tmp_path / "vae.safetensors")]) == 0
+        expected = f"alone, complete ({len(vae)} tensors), sizes {preset}; use with --base FILE --vae {tmp_path}"
+        assert expected in capsys.readouterr().out
     clip = {"logit_scale": torch.zeros(()), "visual.conv1.weight": torch.zeros(8, 3, 4, 4)}
     save_file(clip, tmp_path / "open_clip_model.safetensors")
     assert main([str(tmp_path / "open_clip_model.safetensors")]) == 0
