@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-SECONDS = 20  # that anything may take
+SECONDS = 60  # that anything may take, on a machine that has much else to do
 KEYS, CODES = {" ": "Space", "/": "Slash"}, {"Enter": 13, "Escape": 27}
 
 
