@@ -53,7 +53,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     what = parser.add_argument_group("geometry: objects, a folder, or none")
     what.add_argument("--object", nargs="+", metavar="PATH|NAME",
                       help=f"mesh files, folders of meshes, or built-in objects (default: {' '.join(CATEGORIES)})")
-    what.add_argument("--data", type=Path, metavar="DIR", help="take conditions and annotation from a dataset folder")
+    what.add_argument("--data", type=Path, nargs="+", metavar="DIR",
+                      help="take conditions and annotation from dataset folders, in this order")
     what.add_argument("--conditions", action=argparse.BooleanOptionalAction, default=True,
                       help="--no-conditions samples from text alone: scenery, the background buffer (Sec. 3.3)")
     add_mesh_flags(what.add_argument)
@@ -105,7 +106,7 @@ def choose_views(args: argparse.Namespace, config: ModelConfig) -> Views:
     if not args.conditions:
         return None
     if args.data is not None:
-        return FolderViews(args.data)
+        return FolderViews(*args.data)
     meshes = collect_objects(args.object or CATEGORIES, category=args.category, units=args.units, up=args.up)
     # As the model was trained: pictures in another framing look wrong.
     framing = args.framing or ("tight" if config.name == "tiny" else "official")
@@ -153,7 +154,7 @@ def describe(
     size, side = picture_size(args, pipeline.model.config), pipeline.model.config.image_size
     # Older folders, whose pictures are of the model's own size, do not say it: they go on.
     job |= {"size": f"{size[1]} x {size[0]}"} if args.data is None and size != (side, side) else {}
-    return folder_description("sample.py", job, args.seed, pipeline.checkpoint, meshes=meshes, source=args.data)
+    return folder_description("sample.py", job, args.seed, pipeline.checkpoint, meshes=meshes, sources=args.data or ())
 
 
 def say(rank: int, *lines: str) -> None:

@@ -167,7 +167,8 @@ def describe(
         job |= {"object": meshes[0].object_id, "object_content": short_hash(meshes[0].vertices.tobytes().hex())}
         job["intrinsics"] = frames.scene.camera.intrinsics.round(6).tolist()
     job["motion"] = short_hash(repr(motion))  # repr: as in the folders that are there already
-    return folder_description("video.py", job, args.seed, pipeline.checkpoint, meshes=meshes, source=args.trajectory)
+    sources = [args.trajectory] if args.trajectory else ()
+    return folder_description("video.py", job, args.seed, pipeline.checkpoint, meshes=meshes, sources=sources)
 
 
 def main(args: argparse.Namespace) -> None:

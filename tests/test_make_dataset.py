@@ -215,6 +215,7 @@ def test_trajectories_end_in_the_grasp_and_frames_that_leave_the_picture_are_lef
     assert card["yield"]["rejected"] == len(outside) and card["yield"]["accepted"] == len(kept)
     for record in everything:
         assert record["index"] == 6 * record["trajectory"] + record["frame"]
+        assert record["scene"] == record["trajectory"]
         xy = np.reshape(record["keypoints_2d"], (21, 2))
         assert record["hand_in_picture"] == bool((xy >= 0).all() and (xy <= 63).all())
         if record["frame"] == 5:

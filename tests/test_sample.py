@@ -239,6 +239,15 @@ def test_a_folder_gives_its_own_texts_and_annotation(tmp_path, checkpoint, scene
             assert (old == new).all()
 
 
+def test_several_folders_are_taken_in_turn_and_the_scene_goes_with_the_view(tmp_path, checkpoint, scenes):
+    first = generated(checkpoint, tmp_path / "first", "--data", str(scenes))
+    second = generated(checkpoint, tmp_path / "second", "--data", str(scenes), str(tmp_path / "first"))
+    assert [record["text"] for record in second] == 2 * [record["text"] for record in first]
+    assert [record["scene"] for record in second] == 2 * [record["scene"] for record in read_records(scenes)]
+    assert len({record["object_path"] for record in second}) == len({record["object_path"] for record in first})
+    assert check_folder(tmp_path / "second").ok
+
+
 def test_the_folder_says_how_the_users_mesh_became_the_stored_one(tmp_path, checkpoint):
     jar = trimesh.creation.cylinder(30, 90)  # millimetres, off centre
     jar.apply_translation([200, 0, 45])

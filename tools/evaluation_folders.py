@@ -44,7 +44,7 @@ def make_folder(kind: str, shaded: Path, out: Path) -> None:
     records = read_records(shaded)
     views = FolderViews(shaded, records[0]["height"])
     job = {"kind": kind, "of": str(shaded.resolve()), "records": len(records)}
-    writer = DatasetWriter(out, folder_description("evaluation_folders.py", job, 0, None, source=shaded))
+    writer = DatasetWriter(out, folder_description("evaluation_folders.py", job, 0, None, sources=[shaded]))
     for k, record in enumerate(records):
         if writer.done(k):
             continue

@@ -13,6 +13,7 @@ Hand parameters and keypoints_3d are in the camera frame: the hand model called 
 A record is complete or absent: its pictures are renamed into place first, its line is appended last.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -55,7 +56,7 @@ RECORD_KEYS = (
 KINDS = {
     **dict.fromkeys(("text", "category", "hand_side", "hand_model", "normal_source", "keypoint_convention", "source",
                      "sampler", "negative_prompt", "skeleton_rule", *FILE_KEYS), (str, "text")),
-    **dict.fromkeys(("index", "height", "width", "trajectory", "frame", "seed", "num_inference_steps"),
+    **dict.fromkeys(("index", "height", "width", "scene", "trajectory", "frame", "seed", "num_inference_steps"),
                     (int, "a whole number")),
     **dict.fromkeys(("penetration_mm", "guidance_scale"), ((int, float), "a finite number")),
     **dict.fromkeys(("hand_in_picture", "contact"), (bool, "true or false")),
@@ -81,6 +82,30 @@ def read_records(folder: str | Path, keys: Sequence[str] | None = None) -> list[
     # A record that lost a picture is made again and its line appended: the later one replaces the earlier.
     by_index = {record["index"]: record for path in paths for record in _records_of(path, keys)}
     return [by_index[index] for index in sorted(by_index)]
+
+
+def read_folders(folders: Sequence[str | Path]) -> tuple[Path, list[dict[str, Any]]]:
+    """Records of several folders as if of one: the folder that holds it all, and its records.
+
+    One folder comes back as it is.  Of several, records are numbered on in order, paths lead down from the folder above
+    all, and meshes of one name and content are one.
+    Raises as read_records and, of several, as path_of.
+    """
+    folders = [Path(folder) for folder in folders]
+    if len(folders) == 1:
+        return folders[0], read_records(folders[0])
+    home = Path(os.path.commonpath([folder.resolve() for folder in folders]))
+    joined, mesh_of, first = [], {}, {}
+    for folder in folders:
+        for record in read_records(folder):
+            for key in FILE_KEYS:
+                if record.get(key) is not None:
+                    record[key] = path_of(folder, record, key).resolve().relative_to(home).as_posix()
+            if (path := record.get("object_path")) and path not in mesh_of:
+                content = file_of(home, record, "object_path").read_bytes()
+                mesh_of[path] = first.setdefault((Path(path).name, hashlib.sha256(content).digest()), path)
+            joined.append(record | {"index": len(joined), "object_path": mesh_of.get(path)})
+    return home, joined
 
 
 def _records_of(path: Path, keys: Sequence[str] | None) -> Iterator[dict[str, Any]]:

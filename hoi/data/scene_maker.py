@@ -177,6 +177,7 @@ class SceneMaker:
         drawable = record.get("keypoints_2d") is None or np.isfinite(record["keypoints_2d"]).all()
         if not drawable or (record.get("hand_in_picture") is False and not job.keep_outside):
             return []
+        record["scene"] = number  # which frames and looks of one geometry share
         if job.frames > 1:
             record |= {"trajectory": number, "frame": frame}
         pictures = pictures_of(scene, frame, record, self.hand, self.renderer)

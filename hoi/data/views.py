@@ -92,16 +92,15 @@ def content_of(records: Sequence[dict[str, Any]]) -> str:
 
 
 class FolderViews:
-    """The distinct views of a dataset folder: records that share condition files are one view.
+    """The distinct views of dataset folders: records that share condition files are one view.
 
-    records      all of the folder, in order of index
+    records      all of the folders, of several as of one (folder.read_folders), in order of index
     numbers      number of each record's view
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, *folders: str | Path) -> None:
         """Raises FileNotFoundError or ValueError naming the first missing file."""
-        self.folder = Path(folder)
-        self.records = dataset.read_records(self.folder)
+        self.folder, self.records = dataset.read_folders(folders)
         # Its own picture is not read: a conditions-only folder has none.
         files = [key for key in dataset.FILE_KEYS if key != "file_name"]
         dataset.require(self.folder, self.records, files)
@@ -196,7 +195,7 @@ class SceneViews:
         scene = compose_scene([item], self.hand, self.renderer, generator, self.settings)
         if scene is None:
             raise ValueError(f"no camera sees both the hand and {item.object_mesh.object_id} (view {number})")
-        record = annotate(scene, 0, self.hand)
+        record = annotate(scene, 0, self.hand) | {"scene": number}
         return View(record, mesh=scene.object_mesh, **pictures_of(scene, 0, record, self.hand, self.renderer))
 
 

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
+from tqdm import tqdm
 
 from hoi.common.command import first_few, how_made
-from hoi.common.files import ASSETS, JsonLines, encode_png, read_json, write_json, write_whole
+from hoi.common.files import ASSETS, JsonLines, encode_png, read_json, unlike_a_split, write_json, write_whole
 from hoi.common.sheets import contact_sheet
 from hoi.conditions import Conditions
 from hoi.data import folder as dataset
@@ -61,7 +62,7 @@ def folder_description(
     checkpoint: dict[str, str] | None = None,
     licences: dict[str, Any] | None = None,
     meshes: Sequence[ObjectMesh] | None = None,
-    source: str | Path | None = None,
+    sources: Sequence[str | Path] = (),
 ) -> dict[str, Any]:
     """What dataset.json says before the first record: who made the folder, from what, under whose terms.
 
@@ -69,15 +70,17 @@ def folder_description(
     job         everything that decides the records: a folder begun with another job is refused
     checkpoint  name and sha256 of the weights that make the pictures
     licences    of what is not named here, such as the hand; objects, weights and source are added
-    meshes      the objects shown        source  or the dataset folder that conditions are taken from
+    meshes      the objects shown        sources  or the dataset folders that conditions are taken from
     """
     licences = dict(licences or {})
     if checkpoint is not None:
         licences["weights"] = f"those of {checkpoint['name']}"
     objects = None if meshes is None and checkpoint is None else [object_card(mesh) for mesh in meshes or ()]
-    if source is not None:
-        described = dataset.read_description(source)
-        licences["data"], objects = described.get("licences"), described.get("objects") or []
+    if sources:
+        described = {str(source): dataset.read_description(source) for source in sources}
+        terms = {name: there.get("licences") for name, there in described.items()}
+        licences["data"] = terms if len(terms) > 1 else terms.popitem()[1]
+        objects = [card for there in described.values() for card in there.get("objects") or ()]
     if meshes is not None:
         licences["objects"] = sorted({mesh.source for mesh in meshes})
     entries = {"seed": seed, "checkpoint": checkpoint, "licences": licences, "job": job, "objects": objects}
@@ -135,15 +138,16 @@ def _verification_summary(folder: Path) -> dict[str, Any] | None:
     return {key: len(value) if isinstance(value, list) else value for key, value in report.items()}
 
 
-def read_card(folder: str | Path, records: list[dict[str, Any]]) -> dict[str, Any]:
+def read_card(folder: str | Path) -> dict[str, Any]:
     """dataset.json with the entries of data_card as they are now: folders grow, and are verified later."""
     description = dataset.read_description(folder)
+    records = dataset.read_records(folder, ("index", "file_name", "checkpoint", "source", "hand_model", "category"))
     return description | data_card(folder, records, description)
 
 
 def refresh_card(folder: str | Path) -> None:
     """Bring the data card in dataset.json up to date, after a verification for instance."""
-    write_json(Path(folder) / "dataset.json", read_card(folder, dataset.read_records(folder)))
+    write_json(Path(folder) / "dataset.json", read_card(folder))
 
 
 def card_text(card: dict[str, Any]) -> str:
@@ -447,3 +451,16 @@ class DatasetWriter:
             write_whole(page, (ASSETS / "dataset.md").read_bytes())
         if grid and records:
             write_whole(self.folder / "grid.png", encode_png(np.asarray(overview(self.folder, records))))
+
+
+def copy_folder(folder: Path, records: Sequence[dict[str, Any]], writer: DatasetWriter) -> None:
+    """Copy records that are not there yet with all their files, under the same names and indices, and finish."""
+    for record in tqdm(records, desc="copying", unit="record"):
+        if writer.done(record["index"]):
+            continue
+        named = {key: unlike_a_split(record[key]) for key in dataset.FILE_KEYS if record.get(key) is not None}
+        for key, name in named.items():
+            if not (writer.folder / name).exists():  # several looks share one view
+                write_whole(writer.folder / name, dataset.file_of(folder, record, key).read_bytes())
+        writer.append(record | named)
+    writer.finish()

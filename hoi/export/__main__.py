@@ -1,10 +1,11 @@
-"""Dataset folder -> the layout of another tool: BOP, NOCS, COCO, the CSV of the authors' release, or WebDataset.
+"""Dataset folders -> the layout of another tool: BOP, NOCS, COCO, the CSV of the authors' release, or WebDataset.
 
     python -m hoi.export --format bop data/toy out/bop      # 6D pose: scenes, masks, models in mm, symmetries
     python -m hoi.export --format nocs data/nocs out/nocs   # category pose, of make_dataset.py --camera nocs folders
     python -m hoi.export --format coco data/toy out/coco    # 21 hand keypoints, boxes, masks
     python -m hoi.export --format csv data/toy out/csv      # the authors' training, test and regularisation CSV
     python -m hoi.export --format webdataset data/toy out/shards   # tar shards, for very many records and object stores
+    python -m hoi.export --format folder data/toy data/scans out/both --split train=0.8 val=0.2 --by object
 
 Drawn, generated and real pictures are exported alike.  Records that the format cannot hold are left out and counted by
 reason.  The output appears whole at the end or not at all; of webdataset each shard does, and the same command goes on
@@ -12,13 +13,22 @@ behind those that are there, also when the folder has grown.
 """
 
 import argparse
+import re
 from pathlib import Path
 
-from hoi.common.command import positive, problems_as_messages
-from hoi.export.formats import FORMATS, export_folder, left_out_lines
+from hoi.common.command import positive, problems_as_messages, share
+from hoi.export.formats import FORMATS, export_folders, left_out_lines, split_lines
 from hoi.export.webdataset import FIELDS, SHARD_MB
 
 OPTIONS = {"nocs": ("labels", "first_scene"), "webdataset": ("shard_mb", "fields")}  # flags that are a format's own
+
+
+def parse_split(word: str) -> tuple[str, float]:
+    """train=0.8 -> its name and share."""
+    name, _, number = word.partition("=")
+    if not re.fullmatch(r"\w+", name) or share(number) == 0:
+        raise argparse.ArgumentTypeError(f"{word!r} is no NAME=SHARE such as train=0.8")
+    return name, share(number)
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -36,9 +46,16 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--fields", nargs="+", choices=tuple(FIELDS), default=(), metavar="NAME", help="webdataset: "
                         f"which of {', '.join(FIELDS)} every record has beside its json; those without are left out "
                         "(default: all that any record has)")  # fmt: skip
-    parser.add_argument("folder", type=Path, metavar="DIR", help="a dataset folder with pictures")
+    parser.add_argument("--split", nargs="+", type=parse_split, default=(), metavar="NAME=SHARE", help="write splits "
+                        "to OUT/NAME, such as train=0.8 val=0.2, with no view or object on two sides")  # fmt: skip
+    parser.add_argument("--by", choices=("view", "object"), default="view", help="what a split keeps together: frames "
+                        "and looks of a view, or all of an object (default: view)")  # fmt: skip
+    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="dataset folders with pictures; several "
+                        "become one export, their records numbered on")  # fmt: skip
     parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
     args = parser.parse_args(arguments)
+    if args.split and (len(dict(args.split)) < len(args.split) or abs(sum(dict(args.split).values()) - 1) > 1e-6):
+        parser.error("--split takes different names whose shares sum to 1, e.g. train=0.8 val=0.2")
     if args.labels and args.format != "nocs":
         parser.error("--labels is for --format nocs; the other formats hold exact poses anyway")
     if args.first_scene and args.format != "nocs":
@@ -51,8 +68,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Export, and say how much was written and left out."""
     options = {name: getattr(args, name) for name in OPTIONS.get(args.format, ())}
-    written, left_out = export_folder(args.folder, args.format, args.out, options)
-    print(f"{written} records -> {args.out}{left_out_lines(left_out)}")
+    written, left_out = export_folders(args.folders, args.format, args.out, options, dict(args.split), args.by)
+    print(f"{written.total()} records -> {args.out}{split_lines(written)}{left_out_lines(left_out)}")
 
 
 def run(arguments: list[str] | None = None) -> None:

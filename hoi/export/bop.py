@@ -30,9 +30,14 @@ BUILT_IN = re.compile(r"(bowl|bottle|can)_(\d{4,})")  # mugs have a handle
 ROUND = 0.001  # metres between width and depth below which a built-in object is round: its polygon is not exactly
 
 
-def write_scenes(folder: Path, records: list[dict[str, Any]], out: Path) -> None:
-    """Write records that have all of BOP_KEYS into an empty folder."""
-    paths = sorted({record["object_path"] for record in records})
+def write_scenes(
+    folder: Path, records: list[dict[str, Any]], out: Path, whole: list[dict[str, Any]] | None = None
+) -> None:
+    """Write records that have all of BOP_KEYS into an empty folder.
+
+    whole  the records of all splits, so that models have the same numbers in each; None: there are no others
+    """
+    paths = sorted({record["object_path"] for record in whole or records})
     ids = {path: number for number, path in enumerate(paths, start=1)}
     meshes = {path: load_mesh(folder, {"object_path": path}) for path in paths}
     write_models(out / "models", meshes)

@@ -24,9 +24,14 @@ HAND_CATEGORY = 1
 MISSING, HIDDEN, VISIBLE = 0, 1, 2  # COCO's v
 
 
-def write_annotations(folder: Path, records: list[dict[str, Any]], out: Path) -> None:
-    """Write records that have a picture into an empty folder, scenery as pictures without annotation."""
-    nouns = sorted({_noun(record) for record in records if record.get("segmentation_file_name") is not None})
+def write_annotations(
+    folder: Path, records: list[dict[str, Any]], out: Path, whole: list[dict[str, Any]] | None = None
+) -> None:
+    """Write records that have a picture into an empty folder, scenery as pictures without annotation.
+
+    whole  the records of all splits, so that categories have the same numbers in each; None: there are no others
+    """
+    nouns = sorted({_noun(record) for record in whole or records if record.get("segmentation_file_name") is not None})
     category_ids = {noun: number for number, noun in enumerate(nouns, start=HAND_CATEGORY + 1)}
     images, count = [], 0
     # Annotations go straight to disk: of 50,000 pictures they would take half a gigabyte of memory.

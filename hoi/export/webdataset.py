@@ -27,17 +27,19 @@ FIELDS = {key.removesuffix("file_name").rstrip("_") or "image": key for key in P
 
 
 def write_shards(
-    folder: Path, records: list[dict[str, Any]], out: Path, shard_mb: int = SHARD_MB, fields: Sequence[str] = ()
-) -> Counter[str]:
+    folder: Path, records: list[dict[str, Any]], out: Path, shard_mb: int = SHARD_MB, fields: Sequence[str] = (),
+    whole: list[dict[str, Any]] | None = None,
+) -> Counter[str]:  # fmt: skip
     """Write records to an absent or empty folder, or behind the shards of the same records that are there already.
 
     shard_mb  a shard is at most so many millions of bytes, but holds a record at least
-    fields    of FIELDS, which every record has then; (): those that any of the records has
+    fields    of FIELDS, which every record has then; (): those that any of the records has, of `whole` where given:
+              the records of all splits
     returns   how many were left out because they lack a field, by reason
     Raises FileExistsError where other files are, ValueError where shards of other records are or a file is damaged.
     """
     fields = [field for field, key in FIELDS.items()
-              if field in fields or (not fields and any(record.get(key) for record in records))]  # fmt: skip
+              if field in fields or (not fields and any(record.get(key) for record in whole or records))]  # fmt: skip
     reasons = [_lacking(record, fields) for record in records]
     fit = [record for record, reason in zip(records, reasons, strict=True) if not reason]
     if fit:

@@ -21,8 +21,8 @@ from tqdm import tqdm
 from hoi.common.files import encode_png, write_json, write_whole
 from hoi.common.sheets import contact_sheet, histogram
 from hoi.conditions import draw_skeleton
-from hoi.data.folder import FILE_KEYS, file_of, load_image, read_description, read_records
-from hoi.data.writer import REPORT, DatasetWriter, refresh_card, write_records
+from hoi.data.folder import load_image, read_description, read_records
+from hoi.data.writer import REPORT, DatasetWriter, copy_folder, refresh_card, write_records
 from hoi.geometry.render import HAND, OBJECT
 from hoi.verify.perfect import can_draw, draw_perfect
 from hoi.verify.scores import (
@@ -338,15 +338,7 @@ def copy_records(folder: Path, out: Path, records: list[Record], conditions: lis
     if out.is_dir() and any(out.iterdir()) and read_description(out).get("job") != job:
         raise ValueError(f"{out} holds something else than this selection; choose another folder")
     description |= {"rejected": rejected, "selected_job": description.get("job"), "job": job}
-    writer = DatasetWriter(out, description)
-    for record in tqdm(chosen, desc="copying", unit="record"):
-        if writer.done(record["index"]):
-            continue
-        for key in FILE_KEYS:
-            if record.get(key) is not None and not (out / record[key]).exists():  # several looks share one view
-                write_whole(out / record[key], file_of(folder, record, key).read_bytes())
-        writer.append(record)
-    writer.finish()
+    copy_folder(folder, chosen, DatasetWriter(out, description))
 
 
 # Scores of the table that tools/evaluate_tiny.sh prints.

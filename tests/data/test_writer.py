@@ -10,7 +10,6 @@ import pytest
 
 from hoi.common.command import how_made
 from hoi.data.check import check_folder
-from hoi.data.folder import read_records
 from hoi.data.writer import (
     DatasetWriter,
     card_text,
@@ -56,7 +55,7 @@ def test_a_description_names_maker_weights_objects_and_the_folder_that_it_contin
     assert made["licences"] == {"hand": "ours", "weights": "those of x.safetensors", "objects": ["built-in family"]}
     assert made["objects"] == [object_card(mesh)] and made["job"] == {"n": 1}
     (folder / "dataset.json").write_text('{"licences": {"pictures": "terms"}, "objects": [{"object_id": 1}]}')
-    again = folder_description("a.py", {}, checkpoint={"name": "x"}, source=folder)
+    again = folder_description("a.py", {}, checkpoint={"name": "x"}, sources=[folder])
     assert again["licences"]["data"] == {"pictures": "terms"} and again["objects"] == [{"object_id": 1}]
     assert "objects" not in folder_description("a.py", {}) and folder_description("a.py", {})["licences"] == {}
 
@@ -100,11 +99,11 @@ def test_a_later_verification_enters_the_card_on_refresh_and_nothing_else_change
 
 def test_a_folder_from_before_the_card_gets_one_when_read(folder):
     (folder / "dataset.json").write_text('{"format_version": 1, "seed": 3}')
-    card = read_card(folder, read_records(folder))
+    card = read_card(folder)
     assert card["seed"] == 3 and card["counts"]["records"] == 3 and card["yield"]["accepted"] == 3
     assert check_folder(folder).ok
     (folder / "dataset.json").unlink()
-    assert read_card(folder, read_records(folder))["counts"]["records"] == 3
+    assert read_card(folder)["counts"]["records"] == 3
 
 
 def test_the_commit_is_gits_own():

@@ -12,14 +12,14 @@ from silhouettes import depth_of, iou
 from hoi.data.folder import load_object_mask, read_records
 from hoi.data.writer import write_records
 from hoi.export.bop import symmetries
-from hoi.export.formats import export_folder
+from hoi.export.formats import export_folders
 from hoi.geometry.objects import make_object
 
 
 @pytest.fixture(scope="module")
 def exported(export_source, tmp_path_factory):
     out = tmp_path_factory.mktemp("bop") / "out"
-    assert export_folder(export_source, "bop", out)[0] == 4
+    assert export_folders([export_source], "bop", out)[0].total() == 4
     return out
 
 
@@ -112,7 +112,7 @@ def test_models_have_their_origin_in_the_middle_also_when_the_stored_mesh_has_no
     pose = np.reshape(record["object_to_camera"], (4, 4))
     pose[:3, 3] -= pose[:3, :3] @ [0.02, -0.01, 0.03]
     write_records(copy, [record | {"object_to_camera": pose.ravel().tolist()}])
-    export_folder(copy, "bop", tmp_path / "out")
+    export_folders([copy], "bop", tmp_path / "out")
     (image,) = read_scene(tmp_path / "out" / "train" / "000000")
     np.testing.assert_allclose(image["model"].bounds.mean(axis=0), 0, atol=1e-3)
     drawn = depth_of(image["points"], image["model"].faces, image["K"], 160, 160)

@@ -14,7 +14,7 @@ from silhouettes import depth_of, iou
 
 from hoi.data.folder import load_mesh, load_object_mask, load_picture, read_records
 from hoi.export.coco import keypoint_states, run_lengths
-from hoi.export.formats import export_folder
+from hoi.export.formats import export_folders
 
 COLORS = {"hand": (128, 128, 128), "object": (153, 51, 51)}
 
@@ -22,7 +22,7 @@ COLORS = {"hand": (128, 128, 128), "object": (153, 51, 51)}
 @pytest.fixture(scope="module")
 def exported(export_source, tmp_path_factory):
     out = tmp_path_factory.mktemp("coco") / "out"
-    assert export_folder(export_source, "coco", out)[0] == 6
+    assert export_folders([export_source], "coco", out)[0].total() == 6
     with contextlib.redirect_stdout(io.StringIO()):
         return out, COCO(str(out / "annotations.json"))
 

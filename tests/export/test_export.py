@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from hoi.common.files import ASSETS
+from hoi.data.check import check_folder
 from hoi.data.folder import load_image, load_mesh, load_picture, read_records
 from hoi.data.views import FolderViews
 from hoi.data.writer import DatasetWriter, write_pictures, write_records
 from hoi.export import folder, formats
 from hoi.export.__main__ import run
-from hoi.export.formats import FORMATS, export_folder
+from hoi.export.formats import FORMATS, export_folders, split_records
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def copy(export_source, tmp_path):
 def test_a_fault_on_the_way_leaves_nothing_behind_and_names_the_file(copy, tmp_path, name):
     os.truncate(copy / "images" / "000002.png", 900)
     with pytest.raises(ValueError, match=r"images/000002\.png is damaged"):
-        export_folder(copy, name, tmp_path / "out")
+        export_folders([copy], name, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy"]
 
 
@@ -38,7 +39,7 @@ def test_a_number_that_is_none_is_refused_before_anything_is_written(copy, tmp_p
     text = (copy / "metadata.jsonl").read_text()
     (copy / "metadata.jsonl").write_text(re.sub(r'"transl": \[[^,]+', '"transl": [NaN', text, count=1))
     with pytest.raises(ValueError, match=r"copy/metadata\.jsonl line 1: transl .*expected 3"):
-        export_folder(copy, name, tmp_path / "out")
+        export_folders([copy], name, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy"]
 
 
@@ -68,6 +69,8 @@ def test_an_interruption_leaves_nothing_behind(export_source, tmp_path, monkeypa
         ("--format coco --labels SOURCE OUT", "--labels is for --format nocs"),
         ("--format coco --shard-mb 5 SOURCE OUT", "--fields and --shard-mb are for --format webdataset"),
         ("--format webdataset --shard-mb 5 EMPTY OUT", "no record for webdataset"),
+        ("--format coco SOURCE OUT --split train=0.8 val=0.1", "shares sum to 1"),
+        ("--format coco SOURCE OUT --split train=0.98 val=0.02", "6 records have 6 groups by view, too few for"),
         ("--format kitti SOURCE OUT", "invalid choice"),
         ("--format nocs WIDE OUT", "no record for nocs\n.* camera is not that of NOCS .*make_dataset.py --camera nocs"),
         ("--format coco BLANK OUT", "no record for coco\n  6 left out: they have no picture: make_dataset.py --shade"),
@@ -119,7 +122,7 @@ def test_an_export_begins_with_its_formats_page_which_is_written_for_its_reader(
     assert page.startswith("# ") and "Records ->" not in page and "hoi/" not in page and "hoi." not in page
     assert [word for word in words if word not in " ".join(page.split())] == []
     if name != "nocs":  # it takes ten pictures: test_nocs.py
-        export_folder(export_source, name, tmp_path / "out")
+        export_folders([export_source], name, tmp_path / "out")
         assert (tmp_path / "out" / FORMATS[name].card).read_text().startswith(page)
 
 
@@ -159,14 +162,14 @@ def test_two_meshes_of_one_file_name_never_share_a_file(two_jars, tmp_path):
     views = FolderViews(two_jars)
     copies = [views[number].write(tmp_path / "copy", number) for number in range(2)]  # what sample.py --data does
     assert [(tmp_path / "copy" / copied["object_path"]).read_bytes() for copied in copies] == meshes
-    export_folder(two_jars, "csv", tmp_path / "csv")
+    export_folders([two_jars], "csv", tmp_path / "csv")
     with open(tmp_path / "csv" / "test.csv", newline="") as stream:
         assert [(tmp_path / "csv" / row["objpath"]).read_bytes() for row in csv.DictReader(stream)] == meshes
     write_records(two_jars, [records[k % 2] | {"index": k} for k in range(10)])  # NOCS takes whole tens
-    export_folder(two_jars, "nocs", tmp_path / "nocs")
+    export_folders([two_jars], "nocs", tmp_path / "nocs")
     models = {path.read_bytes() for path in (tmp_path / "nocs").rglob("model.obj")}
     assert len(models) == 2
-    export_folder(two_jars, "bop", tmp_path / "bop")
+    export_folders([two_jars], "bop", tmp_path / "bop")
     assert len(set(json.loads(next((tmp_path / "bop").rglob("names.json")).read_text()).values())) == 2
 
 
@@ -203,3 +206,65 @@ def test_an_object_of_a_folder_is_read_by_the_suffixes_of_meshes_alone(export_so
     shutil.copy(folder / record["object_path"], folder / "objects" / "mug.PLY")
     np.testing.assert_array_equal(load_mesh(folder, record | {"object_path": "objects/mug.PLY"})[0],
                                   load_mesh(folder, record)[0])  # fmt: skip
+
+
+@pytest.fixture
+def many_views(export_source, tmp_path):
+    """Six objects in six scenes of three looks, told by the pictures of the fixture's first record."""
+    folder = shutil.copytree(export_source, tmp_path / "many_views")
+    record = read_records(folder)[0]
+    for k in range(6):
+        (folder / "objects" / f"cup_{k}.ply").write_bytes((folder / record["object_path"]).read_bytes())
+    records = [record | {"index": i, "scene": i // 3, "object_path": f"objects/cup_{i // 9}.ply"} for i in range(54)]
+    write_records(folder, records)
+    return folder
+
+
+@pytest.mark.parametrize("by, key", [("object", "object_path"), ("view", "scene")])
+def test_no_object_or_view_is_on_two_sides_of_a_split_and_shares_are_met(many_views, tmp_path, by, key, capsys):
+    words = ["--format", "folder", "--split", "train=0.5", "val=0.17", "test=0.33", "--by", by]
+    run([*words, str(many_views), str(tmp_path / "out")])
+    sides = {name: read_records(tmp_path / "out" / name) for name in ("train", "val", "test")}
+    assert {name: len(records) for name, records in sides.items()} == {"train": 27, "val": 9, "test": 18}
+    assert "54 records" in capsys.readouterr().out
+    groups = [{record[key] for record in records} for records in sides.values()]
+    assert sum(map(len, groups)) == len(set.union(*groups)) == (6 if by == "object" else 18)
+    assert check_folder(tmp_path / "out" / "val").ok
+
+
+def test_records_that_do_not_say_their_scene_are_kept_together_by_their_geometry(many_views):
+    records = read_records(many_views)
+    moved = [{key: value for key, value in record.items() if key != "scene"} for record in records]
+    moved = [record | {"transl": [record["index"] // 3, 0, 0]} for record in moved]
+    for part in split_records(moved, {"train": 0.7, "val": 0.3}, "view").values():
+        assert len(part) == 3 * len({record["index"] // 3 for record in part})
+
+
+def test_categories_and_models_have_the_same_numbers_in_every_split(export_source, tmp_path):
+    for name in ("coco", "bop"):
+        words = ["--format", name, "--split", "a=0.5", "b=0.5", "--by", "object"]
+        run([*words, str(export_source), str(tmp_path / name)])
+    numbers = [json.loads((tmp_path / "coco" / side / "annotations.json").read_text())["categories"] for side in "ab"]
+    assert numbers[0] == numbers[1] and len(numbers[0]) > 3
+    infos = [(tmp_path / "bop" / side / "models" / "names.json").read_text() for side in "ab"]
+    assert infos[0] == infos[1]
+
+
+def test_several_folders_are_exported_as_one_and_equal_meshes_are_one(export_source, tmp_path):
+    other = shutil.copytree(export_source, tmp_path / "test")  # a name that `datasets` would take for a split
+    export_folders([export_source, other], "folder", tmp_path / "both")
+    both, records = read_records(tmp_path / "both"), read_records(export_source)
+    assert [record["text"] for record in both] == 2 * [record["text"] for record in records]
+    assert len({record["object_path"] for record in both}) == len({record["object_path"] for record in records})
+    for record, source in zip(both, 2 * records, strict=True):
+        np.testing.assert_array_equal(load_image(tmp_path / "both", record), load_image(export_source, source))
+    assert not any(re.search(r"(^|/)test/", record["file_name"]) for record in both)
+    views = FolderViews(export_source, other)
+    assert len(views) == 2 * len(FolderViews(export_source)) - 1  # scenery without conditions is one view
+    again = views.numbers[len(records) + 1]
+    assert again != 1
+    np.testing.assert_array_equal(views[1].conditions.normal, views[again].conditions.normal)
+    (other / read_records(other)[0]["file_name"]).unlink()
+    (other / read_records(other)[0]["file_name"]).symlink_to(export_source / "dataset.json")
+    with pytest.raises(ValueError, match="leads out of the folder"):
+        FolderViews(export_source, other)

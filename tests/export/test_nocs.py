@@ -19,7 +19,7 @@ from hoi.data.folder import load_object_mask, read_records
 from hoi.data.writer import DatasetWriter, write_object, write_pictures
 from hoi.export import nocs
 from hoi.export.__main__ import run
-from hoi.export.formats import export_folder
+from hoi.export.formats import export_folders
 from hoi.geometry.grasp import Grasp
 from hoi.geometry.hand import HandParams
 from hoi.geometry.objects import make_object
@@ -57,8 +57,8 @@ def source(tmp_path_factory, hand, renderer) -> Path:
 def exported(source, tmp_path_factory):
     """The export as it is: ten of the twelve pictures."""
     out = tmp_path_factory.mktemp("nocs") / "out"
-    written, left_out = export_folder(source, "nocs", out, {"labels": True})
-    assert written == 10 and list(left_out.values()) == [2]
+    written, left_out = export_folders([source], "nocs", out, {"labels": True})
+    assert written.total() == 10 and list(left_out.values()) == [2]
     return out
 
 
@@ -269,7 +269,7 @@ def test_a_whole_number_of_scenes_can_stand_beside_others(source, tmp_path, caps
 
 def test_too_few_records_for_a_scene_are_refused_and_counted(export_source, tmp_path):
     with pytest.raises(ValueError, match="no record for nocs(\n.*)*\n  3 left out: they do not fill a scene of 10"):
-        export_folder(export_source, "nocs", tmp_path / "out")
+        export_folders([export_source], "nocs", tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 

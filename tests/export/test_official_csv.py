@@ -11,7 +11,7 @@ from silhouettes import depth_of, iou
 
 from hoi.data.folder import load_object_mask, load_picture, read_records
 from hoi.data.writer import write_records
-from hoi.export.formats import export_folder
+from hoi.export.formats import export_folders
 from hoi.geometry.hand import HandParams
 from hoi.sources.official_csv import OfficialCSV
 
@@ -23,7 +23,7 @@ FINGER_ORDER = [0, 13, 14, 15, 16, 1, 2, 3, 17, 4, 5, 6, 18, 10, 11, 12, 19, 7, 
 @pytest.fixture(scope="module")
 def exported(export_source, tmp_path_factory):
     out = tmp_path_factory.mktemp("csv") / "out"
-    assert export_folder(export_source, "csv", out)[0] == 6
+    assert export_folders([export_source], "csv", out)[0].total() == 6
     return out
 
 
@@ -79,7 +79,7 @@ def test_a_hand_without_a_side_gets_no_label_that_only_a_pickle_could_hold(expor
     folder = shutil.copytree(export_source, tmp_path / "copy")
     first, *others = read_records(folder)
     write_records(folder, [first | {"hand_side": None}, *others])
-    export_folder(folder, "csv", tmp_path / "out")
+    export_folders([folder], "csv", tmp_path / "out")
     assert len(rows(tmp_path / "out" / "train.csv")) == 5
     labels = [row["label"] for row in rows(tmp_path / "out" / "test.csv")]
     assert len(labels) == 2

@@ -13,7 +13,7 @@ from hoi.data.folder import load_mesh, load_picture, read_records
 from hoi.data.writer import write_records
 from hoi.export import webdataset as shards
 from hoi.export.__main__ import run
-from hoi.export.formats import export_folder
+from hoi.export.formats import export_folders
 
 ALL = ["image", "skeleton", "segmentation", "normal", "depth", "object_mask"]
 
@@ -32,10 +32,10 @@ def read_with_webdataset(out):
 
 def test_webdataset_reads_back_pixels_and_annotation(export_source, tmp_path):
     out = tmp_path / "out"
-    written, left_out = export_folder(export_source, "webdataset", out)
+    written, left_out = export_folders([export_source], "webdataset", out)
     records = [record for record in read_records(export_source) if record["object_mask_file_name"]]
     samples = read_with_webdataset(out)
-    assert written == len(samples) == len(records) and left_out.total() == 6 - written
+    assert written.total() == len(samples) == len(records) and left_out.total() == 6 - len(samples)
     for sample, record in zip(samples, records, strict=True):
         assert sample["__key__"] == f"{record['index']:06d}"
         assert sorted(key for key in sample if key[0] != "_") == sorted(["json", *(f"{name}.png" for name in ALL)])
@@ -76,7 +76,7 @@ def content_of(out):
 
 
 def test_a_shard_has_at_most_the_stated_size_and_the_next_record_would_not_fit(many, tmp_path):
-    export_folder(many, "webdataset", tmp_path / "out", {"shard_mb": 1})
+    export_folders([many], "webdataset", tmp_path / "out", {"shard_mb": 1})
     sizes = [path.stat().st_size for path in sorted((tmp_path / "out").glob("*.tar"))]
     a_record = max(sizes) / max(json.loads(line)["records"] for line in open(tmp_path / "out" / "shards.jsonl"))
     assert len(sizes) > 2 and max(sizes) <= 10**6 and min(sizes[:-1]) > 10**6 - 1.2 * a_record
@@ -110,24 +110,24 @@ def test_a_stopped_export_continues_to_the_same_bytes_and_a_finished_one_keeps_e
 def test_a_folder_that_has_grown_adds_shards_and_one_that_was_changed_is_refused(many, tmp_path):
     out, records = tmp_path / "out", read_records(many)
     write_records(many, records[:20])
-    export_folder(many, "webdataset", out, {"shard_mb": 1})
+    export_folders([many], "webdataset", out, {"shard_mb": 1})
     before = content_of(out)
     write_records(many, records)
-    export_folder(many, "webdataset", out, {"shard_mb": 1})
+    export_folders([many], "webdataset", out, {"shard_mb": 1})
     kept = {name for name, state in content_of(out).items() if before.get(name) == state}
     assert kept >= {name for name in before if name.endswith((".tar", ".ply"))}
     assert [sample["__key__"] for sample in read_with_webdataset(out)] == [f"{k:06d}" for k in range(30)]
     write_records(many, [records[0] | {"text": "another"}, *records[1:]])
     with pytest.raises(ValueError, match=r"shard-000000\.tar was made of other records"):
-        export_folder(many, "webdataset", out, {"shard_mb": 1})
+        export_folders([many], "webdataset", out, {"shard_mb": 1})
 
 
 def test_shards_are_not_put_among_other_files_and_a_damaged_picture_is_named(many, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
     with pytest.raises(FileExistsError, match="other holds something else than shards"):
-        export_folder(many, "webdataset", tmp_path / "other")
+        export_folders([many], "webdataset", tmp_path / "other")
     os.truncate(many / read_records(many)[29]["file_name"], 900)
     with pytest.raises(ValueError, match=r"images/00000\d\.png is damaged"):
-        export_folder(many, "webdataset", tmp_path / "out", {"shard_mb": 1})
+        export_folders([many], "webdataset", tmp_path / "out", {"shard_mb": 1})
     assert {path.suffix for path in (tmp_path / "out").rglob("*") if path.is_file()} <= {".tar", ".ply", ".jsonl"}
