@@ -58,7 +58,8 @@ from hoi.sources.official_csv import OfficialCSV
 from hoi.toyworld.words import check_placeholders
 
 BUILT_IN_SIZE = tiny_config().image_size  # pixels
-OLD_SETTINGS = (("camera", "official"), ("upright", 1.0))  # how scenes were before these could be chosen
+# How scenes were before these could be chosen.
+OLD_SETTINGS = (("camera", "official"), ("upright", 1.0), ("rounds", False))
 LEFT_OUT = "the hand leaves the picture, or hand or object is hidden"  # the only reasons why a scene gives no record
 
 
@@ -282,12 +283,14 @@ def contradiction(args: argparse.Namespace) -> str | None:
 
 def scene_settings(args: argparse.Namespace) -> SceneSettings:
     """What decides the records of rendered scenes."""
+    begun = read_description(args.out).get("job")
     return SceneSettings(
         seed=args.seed, content=args.content, hand_side=args.hand_side, grasps_per_object=args.grasps_per_object,
         height=args.height, width=args.width, framing=args.framing, official_view=args.official_view,
         frames=args.frames, start_distance=args.start_distance, trajectory=args.trajectory,
         keep_outside=args.keep_outside, shade=args.shade, looks=args.looks, style=args.style,
         paraphrase=args.paraphrase, text=args.text, camera=args.camera, upright=args.upright,
+        rounds=begun is None or "rounds" in begun,  # a folder goes on as it began
     )  # fmt: skip
 
 

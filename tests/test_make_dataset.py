@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -338,3 +339,25 @@ def test_a_fault_while_scenes_are_made_reaches_the_user(tmp_path, cache, monkeyp
     monkeypatch.setattr(SceneMaker, "make_scene", fail)
     with pytest.raises(SystemExit, match="make_dataset.py: scene 0 is broken"):
         make_dataset.run(arguments("--count 2", tmp_path / "out", cache))
+
+
+def shown(records: list[dict]) -> list[int]:
+    """How often each object is in them."""
+    return sorted(Counter(record["object_path"] for record in records).values())
+
+
+def test_objects_take_turns_and_a_folder_that_began_otherwise_goes_on_so(tmp_path, cache):
+    words = "--object mug bowl bottle --object-instances 2 --content object --object-seed 3 --count"
+    records = make(f"{words} 18", tmp_path / "all", cache)
+    assert shown(records) == [3] * 6 and shown(records[:6]) == shown(records[6:12]) == [1] * 6
+    orders = [[record["object_path"] for record in records[k : k + 6]] for k in (0, 6, 12)]
+    assert orders[0] != orders[1] != orders[2]
+    make(f"{words} 7", tmp_path / "parts", cache)
+    assert make(f"{words} 18", tmp_path / "parts", cache) == records
+    old = tmp_path / "old"
+    make(f"{words} 2", old, cache)
+    card = json.loads((old / "dataset.json").read_text())
+    del card["job"]["rounds"]
+    (old / "dataset.json").write_text(json.dumps(card))
+    assert shown(make(f"{words} 18", old, cache)) != [3] * 6
+    assert "rounds" not in json.loads((old / "dataset.json").read_text())["job"]

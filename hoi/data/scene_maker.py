@@ -36,6 +36,8 @@ from hoi.geometry.scene import (
 )
 from hoi.toyworld.looks import sample_look, shade_scene
 
+ORDER = 2**20  # makes the random numbers of a round's order others than those of scenes and looks
+
 
 @dataclass(frozen=True)
 class SceneSettings:
@@ -57,6 +59,7 @@ class SceneSettings:
     text               caption without pictures, with {object} for the noun; None: the paper's template
     camera             "official" or "nocs", whose field of view it has
     upright            share of scenes whose object stands upright; the others are turned at random
+    rounds             objects take turns, in a new order each round; False: each scene draws one, as older folders do
     """
 
     seed: int
@@ -78,6 +81,7 @@ class SceneSettings:
     text: str | None
     camera: str = "official"
     upright: float = 1.0
+    rounds: bool = False
 
     @property
     def records_per_scene(self) -> int:
@@ -159,13 +163,21 @@ class SceneMaker:
         """Those with grasps, read from the cache that `grasps_of` filled in whichever process."""
         return graspable([self.grasps_of(k)[0] for k in range(len(self.meshes))], self.settings.sides)
 
+    def shown_in(self, number: int) -> list[GraspedObject]:
+        """The objects that a scene may show: in rounds the one whose turn it is."""
+        if not self.settings.rounds:
+            return self.objects
+        turn, place = divmod(number, len(self.objects))
+        order = np.random.default_rng([self.settings.seed, turn, ORDER]).permutation(len(self.objects))
+        return [self.objects[order[place]]]
+
     def make_scene(self, number: int) -> list[dict[str, Any]]:
         """Write the pictures of one scene; returns its complete records."""
         job = self.settings
         generator = np.random.default_rng([job.seed, number])  # whoever makes the scene, and after which others
         shares = np.array(list(job.content.values()))
         content = list(job.content)[generator.choice(len(shares), p=shares / shares.sum())]
-        scene = compose_scene(self.objects, self.hand, self.renderer, generator, job.view, content)
+        scene = compose_scene(self.shown_in(number), self.hand, self.renderer, generator, job.view, content)
         frames = range(0 if scene is None else scene.frames)
         return [record for frame in frames for record in self.make_frame(scene, number, frame)]
 
