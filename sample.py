@@ -27,8 +27,9 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from hoi.common.command import add_size_flags, not_negative, positive, problems_as_messages
-from hoi.common.files import sha256_of, short_hash
+from hoi.common.files import encode_png, sha256_of, short_hash, write_whole
 from hoi.common.machine import barrier, join_processes, keep_freed_memory, rank_and_world_size
+from hoi.common.sheets import contact_sheet
 from hoi.data.views import GRASPS, FolderViews, Request, SceneViews, content_of, plan
 from hoi.data.writer import DatasetWriter, folder_description, write_pictures
 from hoi.geometry.camera import FRAMINGS
@@ -78,6 +79,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         help="pictures (default: each combination of geometry and prompt once)")
     add("--seed", type=not_negative, default=0, help="of noise, views and grasps (default: %(default)s)")
     add("--out", type=Path, default=Path("out"), metavar="DIR", help="the dataset folder (default: %(default)s)")
+    add("--save-steps", action="store_true", help="also write OUT/steps/NUMBER.png: what the network takes the picture "
+        "for (x0) after each step, in a row")
     add("--batch-size", type=positive, metavar="B", help="pictures at once (default: 8; 2 for 512 px on a CPU or GPU)")
     add_model_flags(parser)
     args = parser.parse_args(arguments)
@@ -247,15 +250,25 @@ def main(args: argparse.Namespace) -> None:
                 conditions = stack_conditions([view.conditions], height, width)
                 features[k] = pipeline.features(conditions)
                 annotation[k] = view.write(args.out, first_index[k])
+            seen: list[torch.Tensor] = []  # x0 (B, 4, h, w) after each step
+
+            def tell(step: int, steps: int, x0: torch.Tensor, seen: list[torch.Tensor] = seen) -> None:
+                bar.set_postfix_str(f"step {step} of {steps}")
+                if args.save_steps:
+                    seen.append(x0)
+
             images = pipeline.pictures(
                 [request.prompt for request in batch],
                 join_features([features[request.view] for request in batch]) if args.conditions else None,
                 [picture_generator(args.seed, request.index) for request in batch],
-                lambda step, steps: bar.set_postfix_str(f"step {step} of {steps}"),
+                tell,
                 height,
                 width,
             )
-            for request, image in zip(batch, images, strict=True):
+            for k, (request, image) in enumerate(zip(batch, images, strict=True)):
+                if args.save_steps:  # decoded a picture at a time: all steps of a batch would take much memory
+                    strip = contact_sheet([[pipeline.decode(x0[k : k + 1], height, width)[0] for x0 in seen]])
+                    write_whole(args.out / "steps" / f"{request.index:06d}.png", encode_png(np.asarray(strip)))
                 record = annotation.get(request.view, {}) | pipeline.record_entries(args.seed)
                 record |= {"text": request.prompt, "source_index": request.source_index}
                 writer.append(write_pictures(args.out, request.index, record, image))

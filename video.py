@@ -211,7 +211,7 @@ def main(args: argparse.Namespace) -> None:
     with tqdm(total=len(todo), unit="frame") as bar:
         pictures = anchored_pictures(
             pipeline, prompt, frame_features, frame_generator, todo, anchor, chunk, args.anchor_in,
-            lambda step, steps: bar.set_postfix_str(f"step {step} of {steps}"), height, width,
+            lambda step, steps, _: bar.set_postfix_str(f"step {step} of {steps}"), height, width,
         )  # fmt: skip
         for frame, image in pictures:
             record = frames[frame].write(args.out, frame) | pipeline.record_entries(args.seed)

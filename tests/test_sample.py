@@ -572,3 +572,12 @@ def test_an_object_without_a_grasp_is_named(tmp_path, checkpoint, capsys, monkey
     words = command(checkpoint, tmp_path / "out", "--object", "can", "--cache", str(tmp_path / "cache"))
     assert "no grasp was found for can_0000: is it 1 to 20 cm in size?" in failure(capsys, words)
     assert not (tmp_path / "out" / "images").exists()
+
+
+def test_saved_steps_are_a_row_of_pictures_that_ends_in_the_picture(scenes, checkpoint, tmp_path):
+    records = generated(checkpoint, tmp_path, "--data", str(scenes), "--count", "2", "--steps", "3", "--save-steps")
+    for record in records:
+        with Image.open(tmp_path / "steps" / f"{record['index']:06d}.png") as strip:
+            assert strip.size == (3 * (64 + 2) + 2, 64 + 4)  # a margin of two pixels around each
+            last = np.asarray(strip)[2:-2, -64 - 2 : -2]
+        assert np.array_equal(last, load_image(tmp_path, record))

@@ -20,7 +20,8 @@ SAMPLERS = ("dpm++", "ddim", "ddpm")
 
 # All that a sampler knows of the network: (latents (B,4,h,w), timestep, step) -> eps; step 0 is the noisiest.
 Predictor = Callable[[Tensor, int, int], Tensor]
-Progress = Callable[[int, int], None]  # (steps done, steps in all), called after every evaluation of the network
+# (steps done, steps in all, x0 (B,4,h,w) as the network sees it now), called after every evaluation of the network
+Progress = Callable[[int, int, Tensor], None]
 
 
 # --- noise, one generator a picture: a picture does not depend on which others share its batch ---
@@ -188,9 +189,10 @@ def sample_latents(
         timesteps = torch.full((len(latents),), timestep, device=latents.device, dtype=torch.long)
         features = cond_features if step < conditioned else None
         output = guided_eps(unet, latents, timesteps, texts, guidance_scale, features).float()
+        eps = eps_from_output(schedule, latents, output, timestep)
         if progress:
-            progress(step + 1, num_inference_steps)
-        return eps_from_output(schedule, latents, output, timestep)
+            progress(step + 1, num_inference_steps, predict_x0(latents, eps, schedule.at(timestep)))
+        return eps
 
     noise = noise.float()  # the samplers add and subtract numbers of like size, step after step
     if sampler == "dpm++":

@@ -209,14 +209,18 @@ def test_one_geometry_serves_a_whole_batch():
 
 def test_text_keys_are_computed_once_a_run_and_progress_is_told():
     unet, (context, uncond_context, noise, features) = small_unet(), small_inputs(2)
-    calls, told = [], []
+    calls, told, seen = [], [], []
+
+    def note(step: int, steps: int, x0: torch.Tensor) -> None:
+        told.append((step, steps))
+        seen.append(x0)
+
     for attention in unet.cross_attentions():
         attention.to_k.register_forward_hook(lambda *_: calls.append(1))
-    sample_latents(
-        unet, SCHEDULE, context, uncond_context, features, noise, "dpm++", 4, progress=lambda *done: told.append(done)
-    )
+    latents = sample_latents(unet, SCHEDULE, context, uncond_context, features, noise, "dpm++", 4, progress=note)
     assert len(calls) == len(unet.cross_attentions())
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert torch.equal(seen[-1], latents) and not torch.equal(seen[0], latents)  # dpm++ ends in the last x0
 
 
 @pytest.mark.parametrize(
