@@ -275,7 +275,8 @@ def main(args: argparse.Namespace) -> None:
                 bar.update()
     barrier()
     writer.finish()
-    say(rank, f"{len(todo)} new pictures, {len(requests)} in all; look at {args.out / 'grid.png'}")
+    say(rank, f"{len(todo)} new pictures, {len(requests)} in all; look at {args.out / 'grid.png'}",
+        f"or at all of them in a browser: python -m hoi.page {args.out}")
     if views is not None:
         say(rank, f"validate the annotation with: python make_dataset.py --check {args.out}")
 

@@ -123,6 +123,7 @@ def test_without_arguments_the_built_in_model_shows_every_object_in_several_look
     assert defaults.out == Path("out") and len(records) >= 8
     assert [line for line in said.splitlines() if line.startswith("tiny.safetensors (tiny, stage hoi")]
     assert f"{len(records)} new pictures" in said and "look at out/grid.png" in said and "hint" not in said
+    assert "in a browser: python -m hoi.page out" in said
     assert {record["category"] for record in records} == {"mug", "bowl", "bottle", "can"}
     assert len({record["text"].replace(record["category"], "") for record in records}) >= 4
     assert (images(tmp_path / "out").std(axis=(1, 2, 3)) > 10).all()  # none is blank
