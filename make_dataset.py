@@ -220,8 +220,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--workers", type=positive, default=1, metavar="W", help="processes; the result is the same for any number")
     add("--cache", type=Path, default=default_cache(), metavar="DIR", help="found grasps (default: %(default)s)")
     add("--out", type=Path, default=Path("data"), metavar="DIR", help="the dataset folder (default: %(default)s)")
-    add("--check", type=Path, metavar="DIR",
-        help="only validate a folder: files, keypoints, masks and depth against a re-render; exits 1 on a problem")
+    add("--check", type=Path, nargs="+", metavar="DIR",
+        help="only validate folders: files, keypoints, masks and depth against a re-render; exits 1 on a problem")
     args = parser.parse_args(arguments)
     args.content = dict(args.content)
     # Defaults that depend on what is made: of a real dataset all frames are wanted, of scenes there is no end; and the
@@ -447,9 +447,10 @@ def convert_pictures(args: argparse.Namespace) -> None:
 def main(args: argparse.Namespace) -> None:
     """Check a folder, or make one of real pictures or of object meshes."""
     if args.check:
-        report = check_folder(args.check, load_hand(args.mano) if args.mano else None)
-        print(report)
-        sys.exit(0 if report.ok else 1)
+        hand = load_hand(args.mano) if args.mano else None
+        reports = [check_folder(folder, hand) for folder in args.check]
+        print(*reports, sep="\n")
+        sys.exit(0 if all(report.ok for report in reports) else 1)
     check_placeholders(args.text or "")
     if wants_real_pictures(args):
         convert_pictures(args)

@@ -168,8 +168,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument
-    add("--real", type=Path, metavar="DIR", help="reference: a folder, or an .npz with mu, sigma (and mu_s, sigma_s)")
-    add("--fake", type=Path, metavar="DIR", help="pictures to measure")
+    add("--real", type=Path, nargs="+", metavar="DIR",
+        help="reference: folders, or an .npz with mu, sigma (and mu_s, sigma_s)")  # fmt: skip
+    add("--fake", type=Path, nargs="+", metavar="DIR", help="pictures to measure; predictions name those of several "
+        "folders from the folder above them: a/images/000000.png")  # fmt: skip
     add("--out", type=Path, default=Path("metrics"), metavar="DIR",
         help="for metrics.md and metrics.json (%(default)s)")  # fmt: skip
     add("--features", type=Path, metavar="DIR", help="where features are kept (default: OUT/.features)")
@@ -213,7 +215,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Refuse flags that would go unread: the first row whose condition holds is told."""
-    statistics, file_given = args.save_statistics, args.real is not None and args.real.suffix == ".npz"
+    statistics, file_given = args.save_statistics, args.real is not None and args.real[0].suffix == ".npz"
     folder_given = args.real is not None and not file_given
     rows: list[tuple[Any, str]] = [
         (args.fake is None and not (args.videos or args.poses or statistics),
@@ -224,6 +226,7 @@ def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
          f"--save-statistics {statistics}: the name must end in .npz, as --real tells it by that"),
         (statistics and not (args.inception and folder_given),
          "--save-statistics needs --inception FILE and --real DIR"),
+        (file_given and len(args.real) > 1, "--real takes folders or one .npz, not both"),
         (args.real and not any(getattr(args, flag) for flag in WEIGHTS),
          "--real needs a network to compare by: --inception, --clip, --timm or --verifier"),
         (file_given and not args.inception,

@@ -9,6 +9,7 @@ picture that was seen is not seen again.
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 import tempfile
 import warnings
@@ -31,7 +32,7 @@ from hoi.common.arrays import pictures_to_tensor
 from hoi.common.command import first_few
 from hoi.common.files import files_under, read_npz, sha256_of, write_whole
 from hoi.common.tensors import load_model_file, strict_load
-from hoi.data.folder import path_of, pictured, read_records
+from hoi.data.folder import path_of, pictured, read_folders
 from hoi.metrics.clip import Clip
 from hoi.metrics.inception import RESIZE_MODES, Inception, prepare
 from hoi.verify.verifier import Verifier, resized
@@ -81,22 +82,25 @@ def read_rgb(path: Path) -> Image.Image:
         return picture.convert("RGB")
 
 
-def _listed(folder: Path) -> tuple[list[Path], list[dict[str, Any]] | None, list[Path]]:
-    """Files of the pictures in a folder, their records if it is a dataset folder, and pictures of kinds not read.
+def _listed(folders: Sequence[Path]) -> tuple[Path, list[Path], list[dict[str, Any]] | None, list[Path]]:
+    """The folder of it all, files of the pictures, records if all are dataset folders, and pictures of kinds not read.
 
     Raises as find_pictures.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}")
-    if any(folder.glob("metadata*.jsonl")):  # by its records, for it holds condition images, too
-        records = pictured(folder, read_records(folder))
-        return [path_of(folder, record, "file_name") for record in records], records, []
-    files = files_under(folder)
+    if missing := [folder for folder in folders if not folder.is_dir()]:
+        raise FileNotFoundError(f"there is no folder {missing[0]}")
+    if all(any(folder.glob("metadata*.jsonl")) for folder in folders):  # by records: they hold condition images, too
+        home, records = read_folders(folders)
+        records = pictured(home, records)
+        return home, [path_of(home, record, "file_name") for record in records], records, []
+    folders = folders if len(folders) == 1 else [folder.absolute() for folder in folders]
+    files = [path for folder in folders for path in files_under(folder)]
     inner = next((path for path in files if path.match("metadata*.jsonl")), None)
     if inner is not None:  # its condition images would count as pictures
-        raise ValueError(f"{folder} holds dataset folders; name one of them, such as {inner.parent}")
+        named = " ".join(map(str, folders))
+        raise ValueError(f"{named} holds dataset folders; name one of them, such as {inner.parent}, or several alone")
     found, others = ([path for path in files if path.suffix.lower() in kinds] for kinds in (SUFFIXES, OTHER_SUFFIXES))
-    return found, None, others
+    return Path(os.path.commonpath(folders)), found, None, others
 
 
 def _inspect(path: Path) -> tuple[str, str]:
@@ -108,15 +112,16 @@ def _inspect(path: Path) -> tuple[str, str]:
         return "", " ".join(str(error).split())
 
 
-def find_pictures(folder: str | Path, workers: int, skip_damaged: bool = False) -> PictureSet:
+def find_pictures(folders: str | Path | Sequence[Path], workers: int, skip_damaged: bool = False) -> PictureSet:
     """The pictures of a dataset folder (its metadata.jsonl names them) or of a plain one, sub-folders and links too.
 
+    folders       one, or several whose pictures are one set and named from the folder above them all
     workers       threads that read and hash the files; every picture is decoded once, so that damage shows first
     skip_damaged  leave damaged pictures out and say so in `damaged`, instead of the ValueError that names them
     Raises FileNotFoundError without a folder, ValueError when it has no picture or none is whole.
     """
-    folder = Path(folder)
-    paths, records, others = _listed(folder)
+    folders = [Path(folders)] if isinstance(folders, (str, Path)) else folders
+    folder, paths, records, others = _listed(folders)
     if not paths:
         names = f" of a kind that is read, only {first_few(path.name for path in others)}" if others else ""
         raise ValueError(f"{folder} has no pictures{names}; expected {', '.join(sorted(SUFFIXES))}")

@@ -5,6 +5,7 @@ Paper: Table 1 and Sec. 4.2, which give neither resize mode nor CLIP model; ever
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,11 +53,11 @@ class Reference:
     statistics: distances.Statistics | None
 
     @classmethod
-    def read(cls, path: Path, workers: int, skip_damaged: bool) -> Reference:
-        """From a folder of pictures or a statistics file (.npz).  Raises as find_pictures and load_statistics."""
-        if path.suffix == ".npz":
-            return cls(None, distances.load_statistics(path))
-        return cls(find_pictures(path, workers, skip_damaged), None)
+    def read(cls, paths: Sequence[Path], workers: int, skip_damaged: bool) -> Reference:
+        """From folders of pictures or one statistics file (.npz).  Raises as find_pictures and load_statistics."""
+        if paths[0].suffix == ".npz":
+            return cls(None, distances.load_statistics(paths[0]))
+        return cls(find_pictures(paths, workers, skip_damaged), None)
 
     def described(self) -> dict[str, Any]:
         """What a report says of the reference."""

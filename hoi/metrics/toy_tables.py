@@ -68,7 +68,7 @@ def load_toy_estimators(verifier_file: Path, clip_file: Path, reference: Path, c
     Raises FileNotFoundError or ValueError, naming the file.
     """
     verifier = load_verifier(verifier_file)
-    extractor, pictures = verifier_extractor(verifier, verifier_file), Reference.read(reference, WORKERS, False)
+    extractor, pictures = verifier_extractor(verifier, verifier_file), Reference.read([reference], WORKERS, False)
     run = Run(cache, batch_size=32, workers=WORKERS, device="cpu")
     return ToyEstimators(verifier, load_small_clip(clip_file), extractor, pictures, run)
 

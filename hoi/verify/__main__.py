@@ -1,6 +1,6 @@
 """Hold every picture of a dataset folder against its own annotation: scores, a report, a selection.
 
-    python -m hoi.verify DIR                                   # adds `verification` to every record; DIR/verification/
+    python -m hoi.verify DIR ...                               # adds `verification` to every record; DIR/verification/
     python -m hoi.verify DIR --keep "iou_hand>90%,pck>75%" --list keep.txt        # or --out DIR2; prints the yield
     python -m hoi.verify DIR --keypoints hamer.json --contacts 100doh.json        # formats: see score --help
     python -m hoi.verify train --data runs/toy/any runs/toy/lab --out verifier.safetensors --minutes 20
@@ -32,7 +32,7 @@ MEANINGS = "Scores, null where there is nothing to hold a picture against:\n\n" 
 def add_score_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of `score`: what to score with, and what to do with what passes."""
     add = parser.add_argument
-    add("folder", metavar="DIR", type=Path, help="a dataset folder with pictures")
+    add("folders", metavar="DIR", nargs="+", type=Path, help="dataset folders with pictures, each scored by itself")
     add("--verifier", metavar="FILE", type=Path, help="made by `train` (default: the built-in one)")
     add("--network", action=argparse.BooleanOptionalAction, default=True,
         help="--no-network leaves the verifier out: scores of --keypoints and --contacts alone")  # fmt: skip
@@ -89,6 +89,9 @@ def parse_args(words: list[str]) -> argparse.Namespace:
             parser.error(f"{needs}, and these need --keep")
         if not (args.network or args.keypoints or args.contacts):
             parser.error("--no-network needs --keypoints FILE or --contacts FILE")
+        if len(args.folders) > 1 and (args.keep or args.keypoints or args.contacts):
+            parser.error("--keep, --keypoints and --contacts are for one DIR, whose pictures they name; "
+                         "python -m hoi.export --format folder makes one of several")  # fmt: skip
         if args.pck_threshold is not None and not args.pck_threshold > 0:  # 0 would be taken for "not given" below
             parser.error(f"--pck-threshold is {args.pck_threshold:g}, expected a share above 0, e.g. {PCK_THRESHOLD}")
     if args.command == "train" and not args.minutes > 0:  # NaN is not, either
@@ -96,9 +99,9 @@ def parse_args(words: list[str]) -> argparse.Namespace:
     return args
 
 
-def score_command(args: argparse.Namespace) -> None:
+def score_command(args: argparse.Namespace, place: Path) -> None:
     """Score a folder, unless its stored scores will do; list or copy what passes."""
-    records = folder.read_records(args.folder)
+    records = folder.read_records(place)
     conditions = report.parse_keep(args.keep, records) if args.keep else []
     lists_alone = all(isinstance(condition, report.Listed) for condition in conditions)
     # Stored scores will do unless something is asked of which they know nothing: choosing needs no network then.
@@ -109,14 +112,14 @@ def score_command(args: argparse.Namespace) -> None:
     else:
         verifier = (args.verifier or BUILT_IN_VERIFIER) if args.network else None
         threshold = args.pck_threshold or PCK_THRESHOLD
-        records, found = report.verify_folder(args.folder, verifier, args.keypoints, args.contacts, threshold)
+        records, found = report.verify_folder(place, verifier, args.keypoints, args.contacts, threshold)
         print(report.report_as_markdown(found))
     if conditions:
         print(report.describe_yield(records, conditions))
         if args.list:
             report.write_list(args.list, report.choose(records, conditions))
         if args.out:
-            report.copy_records(args.folder, args.out, records, conditions)
+            report.copy_records(place, args.out, records, conditions)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -129,7 +132,8 @@ def main(args: argparse.Namespace) -> None:
     elif args.command == "measure":
         print(report.scores_as_table(report.measure_folders(args.verifier, args.shaded, args.generated)))
     else:
-        score_command(args)
+        for place in args.folders:
+            score_command(args, place)
 
 
 if __name__ == "__main__":

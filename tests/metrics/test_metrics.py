@@ -1,6 +1,7 @@
 """python -m hoi.metrics: the whole way from folders and files to the table, each number against a plain computation."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 
 from hoi.metrics import __main__ as metrics
 from hoi.metrics import flicker
+from hoi.metrics.features import find_pictures
 from hoi.verify.verifier import Verifier, save_verifier
 
 TINY_CLIP = {
@@ -58,6 +60,19 @@ def fake(tmp_path_factory):
 def run(out: Path, *arguments) -> dict:
     metrics.main([*map(str, arguments), "--out", str(out), "--workers", "0"])
     return json.loads((out / "metrics.json").read_text())
+
+
+def test_several_folders_are_one_set_whose_pictures_are_named_from_above(real, fake, tmp_path):
+    copy = shutil.copytree(fake, tmp_path / "copy")
+    both = find_pictures([fake, copy], 1)
+    assert len(both) == 60 and [r["text"] for r in both.records] == 2 * [r["text"] for r in both.records[:30]]
+    assert [both.folder / record["file_name"] for record in both.records] == both.paths
+    assert both.paths[30:] == [copy.resolve() / f"images/{k:06d}.png" for k in range(30)]
+    plain = find_pictures([real, fake / "images"], 1)
+    assert len(plain) == 70 and plain.records is None
+    assert plain.digest() == find_pictures([fake / "images", real], 1).digest() != find_pictures(real, 1).digest()
+    with pytest.raises(ValueError, match="holds dataset folders; name one of them, such as .*, or several alone"):
+        find_pictures([real, fake], 1)
 
 
 def by_name(report: dict) -> dict[str, dict]:

@@ -373,6 +373,13 @@ def test_a_list_of_pictures_chooses_them_without_scores_or_with(folder, tmp_path
         verify.main(verify.parse_args([str(folder), *keep]))
 
 
+def test_several_folders_are_scored_each_by_itself(monkeypatch, tmp_path, verifier_file):
+    folders = [make_folder(tmp_path / name, 2, 1) for name in ("a", "b")]
+    verify.main(verify.parse_args([*map(str, folders), "--verifier", str(verifier_file)]))
+    for folder in folders:
+        assert all(record["verification"] for record in read_records(folder)) and (folder / "verification").is_dir()
+
+
 def test_an_unknown_score_is_refused_with_the_names_that_there_are():
     with pytest.raises(ValueError, match="no score '__import__'; scores are iou_hand, .*pck"):
         report_module.parse_keep("__import__>0")
@@ -389,11 +396,12 @@ def test_keep_says_what_to_do_with_what_passes(capsys):
     ("words", "message"),
     [
         ("d --pck-threshold 0", "--pck-threshold is 0, expected a share above 0"),  # not the default, unseen
+        ("d e --keep pck>0 --list f", "are for one DIR, whose pictures they name"),
         ("train --data d --out f --minutes 0", "--minutes is 0, expected more than 0"),  # not a file of random weights
         ("train --data d --out f --minutes nan", "--minutes is nan"),
     ],
 )
-def test_thresholds_and_minutes_are_more_than_nothing(words, message, capsys):
+def test_what_cannot_be_meant_is_refused(words, message, capsys):
     with pytest.raises(SystemExit):
         verify.parse_args(words.split())
     assert message in capsys.readouterr().err
