@@ -32,36 +32,33 @@ def parse_split(word: str) -> tuple[str, float]:
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line; options of NOCS with another format are refused."""
+    """The command line; options of another format are refused."""
     parser = argparse.ArgumentParser(
         prog="python -m hoi.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--format", choices=tuple(FORMATS), required=True, help="as listed above")
-    parser.add_argument("--labels", action="store_true", help="NOCS: also write exact poses as pickles of SPD's form, "
-                        "which its readers otherwise recover from coordinates and depth")  # fmt: skip
-    parser.add_argument("--first-scene", type=positive, default=0, metavar="N", help="NOCS: number of the first scene, "
-                        "to add to N scenes of another CAMERA/train (default 0: readers count from 00000)")  # fmt: skip
-    parser.add_argument("--shard-mb", type=positive, default=SHARD_MB, metavar="MB", help="webdataset: a shard is at "
-                        "most so many millions of bytes (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--fields", nargs="+", choices=tuple(FIELDS), default=(), metavar="NAME", help="webdataset: "
-                        f"which of {', '.join(FIELDS)} every record has beside its json; those without are left out "
-                        "(default: all that any record has)")  # fmt: skip
-    parser.add_argument("--split", nargs="+", type=parse_split, default=(), metavar="NAME=SHARE", help="write splits "
-                        "to OUT/NAME, such as train=0.8 val=0.2, with no view or object on two sides")  # fmt: skip
-    parser.add_argument("--by", choices=("view", "object"), default="view", help="what a split keeps together: frames "
-                        "and looks of a view, or all of an object (default: view)")  # fmt: skip
-    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="dataset folders with pictures; several "
-                        "become one export, their records numbered on")  # fmt: skip
-    parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
+    add = parser.add_argument
+    add("--format", choices=tuple(FORMATS), required=True, help="as listed above")
+    add("--labels", action="store_true", help="nocs: also write exact poses as pickles of SPD's form, which its "
+        "readers otherwise recover from coordinates and depth")  # fmt: skip
+    add("--first-scene", type=positive, default=0, metavar="N", help="nocs: number of the first scene, to add to N "
+        "scenes of another CAMERA/train (default 0: readers count from 00000)")  # fmt: skip
+    add("--shard-mb", type=positive, default=SHARD_MB, metavar="MB",
+        help="webdataset: a shard is at most so many millions of bytes (default: %(default)s)")  # fmt: skip
+    add("--fields", nargs="+", choices=tuple(FIELDS), default=(), metavar="NAME", help=f"webdataset: which of "
+        f"{', '.join(FIELDS)} a record must have beside its json (default: all that any record has)")  # fmt: skip
+    add("--split", nargs="+", type=parse_split, default=(), metavar="NAME=SHARE",
+        help="write splits to OUT/NAME, e.g. train=0.8 val=0.2, with no view or object on two sides")  # fmt: skip
+    add("--by", choices=("view", "object"), default="view", help="what a split keeps together: frames and looks of a "
+        "view, or all of an object (default: view)")  # fmt: skip
+    add("folders", type=Path, nargs="+", metavar="DIR", help="dataset folders; several become one, numbered on")
+    add("out", type=Path, metavar="OUT", help="a new folder")
     args = parser.parse_args(arguments)
     if args.split and (len(dict(args.split)) < len(args.split) or abs(sum(dict(args.split).values()) - 1) > 1e-6):
         parser.error("--split takes different names whose shares sum to 1, e.g. train=0.8 val=0.2")
-    if args.labels and args.format != "nocs":
-        parser.error("--labels is for --format nocs; the other formats hold exact poses anyway")
-    if args.first_scene and args.format != "nocs":
-        parser.error("--first-scene is for --format nocs; the other formats have no scenes to add to")
-    if (args.fields or args.shard_mb != SHARD_MB) and args.format != "webdataset":
-        parser.error("--fields and --shard-mb are for --format webdataset")
+    for name, flags in OPTIONS.items():
+        for flag in flags if name != args.format else ():
+            if getattr(args, flag) != parser.get_default(flag):
+                parser.error(f"--{flag.replace('_', '-')} is for --format {name}")
     return args
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from hoi.common.files import write_whole
 from hoi.data.folder import file_of, load_picture, mesh_file_name
 
 # Annotation that formats without hands have no place for, in the units and frames of hoi/data/folder.py.
@@ -51,6 +52,14 @@ def copy_picture(folder: Path, record: dict[str, Any], key: str, target: Path) -
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(file_of(folder, record, key), target)  # not encoded anew: bytes and text chunks stay
     return pixels
+
+
+def copy_mesh(folder: Path, record: dict[str, Any], out: Path) -> str:
+    """Copy the mesh of a record as it is, unless it is there; returns its path in the export."""
+    name = mesh_file_name(record["object_path"])
+    if not (out / name).exists():  # many pictures show one object
+        write_whole(out / name, file_of(folder, record, "object_path").read_bytes())
+    return name
 
 
 def save_mask(path: Path, mask: np.ndarray) -> None:

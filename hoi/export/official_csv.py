@@ -4,7 +4,6 @@ What the columns are is said by assets/exports/csv.md, which goes with every exp
 """
 
 import csv
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
-from hoi.data.folder import CONDITION_KEYS, array_of, file_of, load_label_map, mesh_file_name
-from hoi.export.folder import copy_picture, lacking, save_mask
+from hoi.data.folder import CONDITION_KEYS, array_of, load_label_map
+from hoi.export.folder import copy_mesh, copy_picture, lacking, save_mask
 from hoi.geometry.camera import OPENGL_TO_OPENCV
 from hoi.geometry.hand import MANO_TO_OPENPOSE
 from hoi.sources.official_csv import SCENERY_COLUMNS, TRAIN_COLUMNS
@@ -66,14 +65,11 @@ def _write_pictures(folder: Path, record: dict[str, Any], out: Path) -> dict[str
 
 def _write_label(folder: Path, record: dict[str, Any], out: Path) -> dict[str, Any]:
     """Write depth, label and mesh of a record; returns the columns that test.csv has beside those of train.csv."""
-    stem, mesh = f"{record['index']:06d}", Path(mesh_file_name(record["object_path"]))
+    stem = f"{record['index']:06d}"
     copy_picture(folder, record, "depth_file_name", out / "depth" / f"{stem}.png")
     (out / "label").mkdir(exist_ok=True)
     np.savez(out / "label" / f"{stem}.npz", **label_arrays(record))
-    if not (out / mesh).exists():  # many pictures show one object
-        (out / mesh).parent.mkdir(exist_ok=True)
-        shutil.copyfile(file_of(folder, record, "object_path"), out / mesh)
-    return {"depth": f"depth/{stem}.png", "label": f"label/{stem}.npz", "objpath": mesh.as_posix()}
+    return {"depth": f"depth/{stem}.png", "label": f"label/{stem}.npz", "objpath": copy_mesh(folder, record, out)}
 
 
 def label_arrays(record: dict[str, Any]) -> dict[str, np.ndarray]:

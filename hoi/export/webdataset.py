@@ -6,19 +6,17 @@ shards.jsonl has a line for each whole one, so the same command goes on behind t
 
 import io
 import json
-import shutil
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
 from hoi.common.files import JsonLines, held_alone, short_hash, write_whole
-from hoi.data.folder import PICTURE_FOLDERS, file_of, mesh_file_name
-from hoi.export.folder import checked_picture
+from hoi.data.folder import PICTURE_FOLDERS, file_of
+from hoi.export.folder import checked_picture, copy_mesh
 
 SHARDS = "shards.jsonl"
 SHARD_MB = 500  # millions of bytes: some thousand records of 128 px, and no more files than a store lists at once
@@ -40,45 +38,37 @@ def write_shards(
     """
     fields = [field for field, key in FIELDS.items()
               if field in fields or (not fields and any(record.get(key) for record in whole or records))]  # fmt: skip
-    reasons = [_lacking(record, fields) for record in records]
-    fit = [record for record, reason in zip(records, reasons, strict=True) if not reason]
+    lacking = [[field for field in fields if record.get(FIELDS[field]) is None] for record in records]
+    fit = [record for record, absent in zip(records, lacking, strict=True) if not absent]
     if fit:
         if out.is_dir() and any(out.iterdir()) and not (out / SHARDS).exists():
             raise FileExistsError(f"{out} holds something else than shards; choose another folder, or remove it first")
         with held_alone(out, "an export"):
             open(out / SHARDS, "a").close()  # from now on the folder is ours; not touch(), which changes its time
             _continue_shards(folder, fit, out, shard_mb, fields)
-    return Counter(filter(None, reasons))
-
-
-def _lacking(record: dict[str, Any], fields: Sequence[str]) -> str:
-    absent = [field for field in fields if record.get(FIELDS[field]) is None]
-    return f"they have no {', '.join(absent)}; --fields names what every record shall have" if absent else ""
+    return Counter(f"they have no {', '.join(absent)}; --fields names what every record shall have"
+                   for absent in lacking if absent)  # fmt: skip
 
 
 def _continue_shards(
     folder: Path, records: list[dict[str, Any]], out: Path, shard_mb: int, fields: Sequence[str]
 ) -> None:
     """Write the shards behind those that shards.jsonl names."""
-    lines, start = JsonLines(out / SHARDS), 0
-    finished = list(lines)
-    for line in finished:
-        there = records[start : start + line["records"]]
-        if _content(there, fields) != line["content"]:
+    lines, number, start = JsonLines(out / SHARDS), 0, 0
+    for line in lines:
+        if _content(records[start : start + line["records"]], fields) != line["content"]:
             raise ValueError(f"{out / line['shard']} was made of other records, of other fields, or before they were "
                              "changed; choose another folder, or remove it first")  # fmt: skip
-        start += line["records"]
+        number, start = number + 1, start + line["records"]
     with tqdm(total=len(records), initial=start, unit="record") as bar:
-        for number, part in enumerate(_shards(folder, records[start:], shard_mb, fields), start=len(finished)):
+        while start < len(records):
             name = f"shard-{number:06d}.tar"
-            for record in part:
-                if record.get("object_path") and not (mesh := out / mesh_file_name(record["object_path"])).exists():
-                    with open(file_of(folder, record, "object_path"), "rb") as source:
-                        write_whole(mesh, partial(shutil.copyfileobj, source))
-            write_whole(out / name, partial(_write_tar, folder, part, fields))
+            taken = _write_shard(folder, records[start:], out / name, shard_mb, fields)
             # Only now: what is named here is never made again, and may have been moved to a store.
-            lines.append({"shard": name, "records": len(part), "content": _content(part, fields)})
-            bar.update(len(part))
+            content = _content(records[start : start + taken], fields)
+            lines.append({"shard": name, "records": taken, "content": content})
+            number, start = number + 1, start + taken
+            bar.update(taken)
 
 
 def _content(records: list[dict[str, Any]], fields: Sequence[str]) -> str:
@@ -86,41 +76,35 @@ def _content(records: list[dict[str, Any]], fields: Sequence[str]) -> str:
     return short_hash(json.dumps([fields, records]))
 
 
-def _shards(
-    folder: Path, records: list[dict[str, Any]], shard_mb: int, fields: Sequence[str]
-) -> Iterator[list[dict[str, Any]]]:
-    """Records of each shard in turn: as many as fit into its size."""
-    part, size = [], 0
-    for record in records:
-        sizes = [file_of(folder, record, FIELDS[field]).stat().st_size for field in fields]
-        # Members begin at whole blocks, with a block for the name.
-        more = sum(512 * (1 + -(-count // 512)) for count in (*sizes, len(_described(record))))
-        if part and size + more > shard_mb * 10**6 - tarfile.RECORDSIZE:  # of zeros, at the end
-            yield part
-            part, size = [], 0
-        part.append(record)
-        size += more
-    if part:
-        yield part
+def _write_shard(folder: Path, records: list[dict[str, Any]], path: Path, shard_mb: int, fields: Sequence[str]) -> int:
+    """Write a shard of the first records, as many as fit; returns how many."""
+    taken = 0
+
+    def fill(stream: BinaryIO) -> None:
+        nonlocal taken
+        with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for record in records:
+                members = _members(folder, record, path.parent, fields)
+                # Members begin at whole blocks, with a block for the name; at the end are zeros.
+                size = sum(512 * (1 + -(-len(content) // 512)) for content in members.values())
+                if taken and stream.tell() + size > shard_mb * 10**6 - tarfile.RECORDSIZE:
+                    break
+                for name, content in members.items():
+                    member = tarfile.TarInfo(f"{record['index']:06d}.{name}")  # without time and owner: bytes repeat
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+                taken += 1
+
+    write_whole(path, fill)
+    return taken
 
 
-def _described(record: dict[str, Any]) -> bytes:
-    """The member with everything but the pictures; `object_path` is relative to the export."""
+def _members(folder: Path, record: dict[str, Any], out: Path, fields: Sequence[str]) -> dict[str, bytes]:
+    """What a shard holds of a record; its mesh is copied beside the shards."""
     told = {key: value for key, value in record.items() if key not in PICTURE_FOLDERS}
-    if told.get("object_path"):
-        told["object_path"] = mesh_file_name(told["object_path"])
-    return json.dumps(told).encode()
-
-
-def _write_tar(folder: Path, records: list[dict[str, Any]], fields: Sequence[str], stream: BinaryIO) -> None:
-    """Write one shard: the members of a record stand together, without times and owners, so that bytes repeat."""
-    with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for record in records:
-            members = {"json": _described(record)}
-            for field in fields:
-                checked_picture(folder, record, FIELDS[field])
-                members[f"{field}.png"] = file_of(folder, record, FIELDS[field]).read_bytes()
-            for field, content in members.items():
-                member = tarfile.TarInfo(f"{record['index']:06d}.{field}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
+    told |= {"object_path": copy_mesh(folder, record, out)} if told.get("object_path") else {}
+    members = {"json": json.dumps(told).encode()}
+    for field in fields:
+        checked_picture(folder, record, FIELDS[field])
+        members[f"{field}.png"] = file_of(folder, record, FIELDS[field]).read_bytes()
+    return members

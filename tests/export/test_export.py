@@ -67,7 +67,7 @@ def test_an_interruption_leaves_nothing_behind(export_source, tmp_path, monkeypa
         ("--format bop SOURCE .", r"hoi.export: . exists already; choose another folder"),
         ("--format bop nowhere OUT", "nowhere has no metadata.jsonl: it is no dataset folder"),
         ("--format coco --labels SOURCE OUT", "--labels is for --format nocs"),
-        ("--format coco --shard-mb 5 SOURCE OUT", "--fields and --shard-mb are for --format webdataset"),
+        ("--format coco --shard-mb 5 SOURCE OUT", "--shard-mb is for --format webdataset"),
         ("--format webdataset --shard-mb 5 EMPTY OUT", "no record for webdataset"),
         ("--format coco SOURCE OUT --split train=0.8 val=0.1", "shares sum to 1"),
         ("--format coco SOURCE OUT --split train=0.98 val=0.02", "6 records have 6 groups by view, too few for"),
