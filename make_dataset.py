@@ -7,6 +7,7 @@
     python make_dataset.py --dexycb DexYCB --split s0 train --mano MANO_RIGHT.pkl --workers 8 --out data/dexycb
     python make_dataset.py --ho3d HO3D --models YCB_models --mano MANO_RIGHT.pkl --out data/ho3d
     python make_dataset.py --csv train.csv --normals estimated --out data/hoi4d         # the authors' own format
+    python make_dataset.py --scenes docs/example_scenes.jsonl --shade --out data/mine     # your cameras, poses, grasps
     python make_dataset.py --check data/toy
 
 It prints what it found in the meshes, or why frames of a real dataset were rejected, a progress bar with the time left,
@@ -35,12 +36,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from hoi.common.command import add_size_flags, positive, problems_as_messages
+from hoi.common.command import add_size_flags, first_few, positive, problems_as_messages
 from hoi.common.files import sha256_of, short_hash
 from hoi.common.machine import mapper
 from hoi.data.check import check_folder
 from hoi.data.folder import read_description, read_records
 from hoi.data.scene_maker import SceneMaker, SceneSettings
+from hoi.data.scenes import SceneFile
 from hoi.data.writer import HAND_TERMS, DatasetWriter, folder_description, refuse_other_job
 from hoi.geometry.camera import CAMERA_FOV_DEG, FRAMINGS
 from hoi.geometry.grabnet import load_grabnet
@@ -57,6 +59,7 @@ from hoi.sources.ho3d import HO3D
 from hoi.sources.official_csv import OfficialCSV
 from hoi.toyworld.words import check_placeholders
 
+LEFT_OUT_OF_FILE = "no further grasp was found, or hand or object is hidden, outside or behind the camera"
 BUILT_IN_SIZE = tiny_config().image_size  # pixels
 # How scenes were before these could be chosen.
 OLD_SETTINGS = (("camera", "official"), ("upright", 1.0), ("rounds", False))
@@ -96,8 +99,11 @@ def slice_of(word: str) -> slice:
 def add_object_flags(parser: argparse.ArgumentParser) -> None:
     """Meshes, their size and pose, and whose hands grasp them how."""
     add = parser.add_argument_group("objects and hands").add_argument
-    add("--object", nargs="+", default=list(CATEGORIES), metavar="PATH|NAME",
-        help="mesh files, folders of meshes, or built-in families (default: %(default)s)")
+    add("--object", nargs="+", metavar="PATH|NAME",
+        help=f"mesh files, folders of meshes, or built-in families (default: {' '.join(CATEGORIES)})")
+    add("--scenes", type=Path, metavar="FILE",
+        help="instead: scenes of your own, JSON objects, one a line: object, camera, hand in metres and pixels "
+        "(docs/data.md); --count takes the first N (default: all)")
     add_mesh_flags(add)
     # The defaults are 16 objects with 8 grasps each: a minute of search on one core, once, for a first try.
     add("--object-instances", type=positive, default=4, metavar="K", help="random shapes of each built-in family")
@@ -127,9 +133,10 @@ def add_view_flags(parser: argparse.ArgumentParser) -> None:
     add("--framing", choices=FRAMINGS,
         help="official: the whole field of view; tight: zoomed in, the wrist near the border (default: official, or "
         "tight where neither size nor view is given)")
-    add("--camera", choices=tuple(CAMERA_FOV_DEG), default="official",
+    add("--camera", default="official", metavar="WHICH",
         help="official: 60 degrees field of view; nocs: 45.1 degrees, the middle of a NOCS-CAMERA frame, for python -m "
-        "hoi.export --format nocs (default: official)")
+        "hoi.export --format nocs; or with --scenes a JSON file with the camera of all scenes that have none: "
+        "intrinsics, width, height in pixels, pose in metres (default: official)")
     add("--upright", type=float, default=0.5, metavar="SHARE",
         help="share of scenes whose object stands upright; in the others object and hand are turned at random, as in "
         "the paper; objects without a hand always stand. Folders begun before this flag go on with 1 (default: 0.5)")
@@ -226,8 +233,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     args.content = dict(args.content)
     # Defaults that depend on what is made: of a real dataset all frames are wanted, of scenes there is no end; and the
     # authors' CSV has no meshes to render normals from.
-    if args.count is None and not wants_real_pictures(args):
+    if args.count is None and not wants_real_pictures(args) and not args.scenes:
         args.count = 100
+    args.camera_file = None
+    if args.camera not in CAMERA_FOV_DEG:
+        args.camera, args.camera_file = "official", Path(args.camera)
     args.normals = args.normals or ("estimated" if args.csv else "rendered")
     if args.framing is None:  # what is made without further words is for the built-in model, which knows tight framing
         told = args.size or args.height or args.width or args.official_view or args.camera == "nocs"
@@ -254,6 +264,10 @@ def contradiction(args: argparse.Namespace) -> str | None:
          "--subjects, --cameras and --paint-objects all are for --dexycb"),
         (args.csv and (args.split or args.sequences or args.frame_range != ":"),
          "--split, --sequences and --frame-range are for --dexycb and --ho3d; a CSV is taken as it is"),
+        (args.scenes and (real or args.object or args.grasp != "builtin" or args.content != {"hand_object": 1.0}),
+         "--scenes brings objects and hands: not with --object, --content, --grasp grabnet or real pictures"),
+        (args.camera_file and not args.scenes,
+         f"--camera is {args.camera_file}, expected {' or '.join(CAMERA_FOV_DEG)}, or with --scenes a file"),
         (args.ho3d and len(args.split or ["train"]) != 1, "--split of --ho3d is one word, train or evaluation"),
         (args.camera == "nocs" and (args.framing == "tight" or real),
          "--camera nocs fixes the intrinsics of all pictures: not with --framing tight or real pictures"),
@@ -294,9 +308,11 @@ def scene_settings(args: argparse.Namespace) -> SceneSettings:
     )  # fmt: skip
 
 
-def describe_scenes(args: argparse.Namespace, settings: SceneSettings, objects: list[GraspedObject]) -> dict[str, Any]:
+def describe_scenes(
+    args: argparse.Namespace, settings: SceneSettings, objects: list[GraspedObject], scenes: SceneFile | None = None
+) -> dict[str, Any]:
     """What goes to dataset.json."""
-    meshes = [item.object_mesh for item in objects]
+    meshes = [item.object_mesh for item in objects] if scenes is None else scenes.meshes
     # A mesh file that was edited makes another job; the name alone would not show it.
     digest = [hashlib.sha256(mesh.vertices.tobytes() + mesh.faces.tobytes()).hexdigest()[:8] for mesh in meshes]
     # Without what older folders do not say, and square sizes in their words: they go on.
@@ -307,11 +323,13 @@ def describe_scenes(args: argparse.Namespace, settings: SceneSettings, objects: 
     job |= {"objects": [f"{mesh.object_id} {of}" for mesh, of in zip(meshes, digest, strict=True)]}
     job |= {"hand_content": sha256_of(args.mano)} if args.mano else {}
     job |= {"grasp": args.grasp, "grabnet": load_grabnet(args.grabnet).digest} if args.grasp != "builtin" else {}
+    job |= {"scenes": sha256_of(args.scenes)[:16]} if args.scenes else {}
+    job |= {"camera_file": sha256_of(args.camera_file)[:16]} if args.camera_file else {}
     licences = {"hand": HAND_TERMS["mano" if args.mano else "builtin"]}
     description = folder_description("make_dataset.py", job, args.seed, licences=licences, meshes=meshes)
     if args.grasp == "grabnet":
         description["licences"]["grasps"] = "GrabNet licence (non-commercial research)"
-    for card, item in zip(description["objects"], objects, strict=True):
+    for card, item in zip(description["objects"], objects, strict=False):  # of a scenes file there are none yet
         card["grasps"] = len(item.right) + len(item.left)
     return description
 
@@ -366,37 +384,61 @@ def make_scenes(args: argparse.Namespace) -> None:
     if args.grasp == "grabnet":
         load_grabnet(args.grabnet)
     shapes = range(args.object_seed, args.object_seed + args.object_instances)
-    meshes = collect_objects(args.object, shapes, args.category, args.units, args.up)
+    settings, brought = scene_settings(args), None
+    if args.scenes:
+        brought = SceneFile(args.scenes, load_hand(args.mano), settings.view, args.seed, args.cache, args.camera_file,
+                            args.mano)  # fmt: skip
+    meshes = brought.meshes if brought else collect_objects(
+        args.object or CATEGORIES, shapes, args.category, args.units, args.up)
     for mesh in meshes:
         print("\n".join(f"{mesh.object_id}: {note}" for note in mesh.notes), end="\n" if mesh.notes else "")
-    settings = scene_settings(args)
     # Before minutes of search; objects without grasps drop out, so the list of objects is compared after it.
     refuse_other_job(args.out, describe_scenes(args, settings, []), ignoring=("objects",))
-    per_scene = settings.records_per_scene
-    scenes = -(-args.count // per_scene)  # whole scenes: a trajectory must not end on the way
-    build = partial(SceneMaker, settings, meshes, args.out, args.cache, args.mano, args.grabnet)
+    per_scene = settings.frames * settings.looks
+    # Whole scenes: a trajectory must not end on the way.
+    scenes = min(args.count or len(brought), len(brought)) if brought else -(-args.count // per_scene)
+    records_of = partial(settings.numbers_of, scenes=brought)
+    build = partial(SceneMaker, settings, meshes, args.out, args.cache, args.mano, args.grabnet, brought)
     with mapper(args.workers, build) as run:
         # The first task, so that a renderer that cannot start is told before the search.
         print(f"renderer: {next(iter(run(SceneMaker.renderer_used, [0])))}")
-        writer = DatasetWriter(args.out, describe_scenes(args, settings, find_all_grasps(settings, meshes, run)))
+        objects = [] if brought else find_all_grasps(settings, meshes, run)  # those of a file when they are needed
+        writer = DatasetWriter(args.out, describe_scenes(args, settings, objects, brought))
         before, left_out = len(writer), sum((read_description(args.out).get("rejected") or {}).values())
-        todo = [k for k in range(scenes) if not all(writer.done(i) for i in range(k * per_scene, (k + 1) * per_scene))]
-        print(f"{scenes} scenes x {per_scene} records -> {args.out}, {len(writer)} records are there already")
-        with continued_after(writer), tqdm(total=len(todo) * per_scene, unit="record") as bar:
+        todo = [k for k in range(scenes) if not all(map(writer.done, records_of(k)))]
+        total = records_of(scenes - 1).stop
+        print(f"{scenes} scenes, {total} records -> {args.out}, {len(writer)} records are there already")
+        faulty: dict[int, str] = {}  # line of the scenes file -> what its grasp has that ours must not have
+        with continued_after(writer), tqdm(total=sum(len(records_of(k)) for k in todo), unit="record") as bar:
             # In order of number, whatever worker was first: every run writes the same lines.
-            for records in run(SceneMaker.make_scene, todo):
+            for k, records in zip(todo, run(SceneMaker.make_scene, todo), strict=True):
                 for record in records:
                     if not writer.done(record["index"]):
                         writer.append(record)
-                bar.update(per_scene)
+                    if faults := told_of_grasp(record):
+                        faulty[record["scene_line"]] = faults
+                bar.update(len(records_of(k)))
     # An earlier run may have asked for more.
-    tried = max(scenes * per_scene, -(-writer.end // per_scene) * per_scene, before + left_out)
+    ended = writer.end if brought else -(-writer.end // per_scene) * per_scene
+    tried = max(total, ended, before + left_out)
     left_out = tried - len(writer)
-    writer.description["rejected"] = {LEFT_OUT: left_out} if left_out > 0 else {}
+    why = LEFT_OUT_OF_FILE if brought else LEFT_OUT
+    writer.description["rejected"] = {why: left_out} if left_out > 0 else {}
     writer.finish()
     print(f"{len(writer) - before} new records, {len(writer)} in all")
     if left_out > 0:
-        print(f"{left_out} records were left out: {LEFT_OUT}")
+        print(f"{left_out} records were left out: {why}")
+    if faulty:
+        told = first_few([f"line {line}: the hand {words}" for line, words in faulty.items()], joint="\n  ")
+        print(f"given grasps that ours would be refused for, kept as they are:\n  {told}")
+
+
+def told_of_grasp(record: dict[str, Any]) -> str:
+    """What a given hand does that a searched one must not, as the end of "the hand ..."; empty when nothing."""
+    told = list((record.get("grasp") or {}).get("faults") or ())
+    if (below := record.get("below_support_mm") or 0) > 0:
+        told.append(f"or its forearm goes {below:g} mm below the support")
+    return ", ".join(told)
 
 
 def open_source(args: argparse.Namespace) -> Source:

@@ -2,6 +2,7 @@
 
     python sample.py                                          # mug, bowl, bottle, can in several looks -> ./out
     python sample.py --object path/to/mug.stl --prompt "A hand is grasping a pink {object} on the beach" --count 8
+    python sample.py --scenes docs/example_scenes.jsonl --out out/mine          # your cameras, poses, grasps
     python sample.py --data data/test --out out/test          # conditions and texts of a folder of make_dataset.py
     python sample.py --data data/test --prompts-file looks.txt --cond-scale normal=0.5 --out out/looks
     python sample.py --base model_sd_5000.ckpt --adapter model_ad_5000.pth      # 512 px, the official release's weights
@@ -30,7 +31,8 @@ from hoi.common.command import add_size_flags, not_negative, positive, problems_
 from hoi.common.files import encode_png, sha256_of, short_hash, write_whole
 from hoi.common.machine import barrier, join_processes, keep_freed_memory, rank_and_world_size
 from hoi.common.sheets import contact_sheet
-from hoi.data.views import GRASPS, FolderViews, Request, SceneViews, content_of, plan
+from hoi.data.scenes import SceneFile
+from hoi.data.views import GRASPS, FileViews, FolderViews, Request, SceneViews, content_of, plan
 from hoi.data.writer import DatasetWriter, folder_description, write_pictures
 from hoi.geometry.camera import FRAMINGS
 from hoi.geometry.grasp import default_cache
@@ -56,6 +58,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
                       help=f"mesh files, folders of meshes, or built-in objects (default: {' '.join(CATEGORIES)})")
     what.add_argument("--data", type=Path, nargs="+", metavar="DIR",
                       help="take conditions and annotation from dataset folders, in this order")
+    what.add_argument("--scenes", type=Path, metavar="FILE",
+                      help="scenes of your own, JSON objects, one a line: object, camera, hand in metres and pixels "
+                      "(docs/data.md)")
+    what.add_argument("--camera", type=Path, metavar="FILE",
+                      help="for --scenes: the camera of those that have none, JSON: intrinsics, width and height in "
+                      "pixels, pose in metres")
     what.add_argument("--conditions", action=argparse.BooleanOptionalAction, default=True,
                       help="--no-conditions samples from text alone: scenery, the background buffer (Sec. 3.3)")
     add_mesh_flags(what.add_argument)
@@ -84,10 +92,13 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--batch-size", type=positive, metavar="B", help="pictures at once (default: 8; 2 for 512 px on a CPU or GPU)")
     add_model_flags(parser)
     args = parser.parse_args(arguments)
-    if args.data is not None and args.object:
-        parser.error("--data and --object exclude each other: the folder has its own objects")
-    if not args.conditions and (args.data is not None or args.object):
-        parser.error("--no-conditions samples from text alone: drop --data or --object")
+    sources = [f"--{name}" for name in ("data", "object", "scenes") if getattr(args, name)]
+    if len(sources) > 1:
+        parser.error(f"{' and '.join(sources)} exclude each other: each brings its own objects")
+    if not args.conditions and sources:
+        parser.error(f"--no-conditions samples from text alone: drop {sources[0]}")
+    if args.camera and not args.scenes:
+        parser.error("--camera is for --scenes")
     if args.data is not None and (args.size or args.height or args.width):
         parser.error("--data brings the size of its pictures: drop --size, --height and --width")
     if args.prompt and args.prompts_file:
@@ -110,11 +121,15 @@ def choose_views(args: argparse.Namespace, config: ModelConfig) -> Views:
         return None
     if args.data is not None:
         return FolderViews(*args.data)
-    meshes = collect_objects(args.object or CATEGORIES, category=args.category, units=args.units, up=args.up)
     # As the model was trained: pictures in another framing look wrong.
     framing = args.framing or ("tight" if config.name == "tiny" else "official")
     seen = ViewSettings(*picture_size(args, config), args.hand_side, framing)
-    return SceneViews(meshes, load_hand(args.mano), seen, args.seed, args.grasps_per_object, args.cache)
+    hand = load_hand(args.mano)
+    if args.scenes is not None:
+        scenes = SceneFile(args.scenes, hand, seen, args.seed, args.cache, args.camera, args.mano)
+        return FileViews(scenes, hand)
+    meshes = collect_objects(args.object or CATEGORIES, category=args.category, units=args.units, up=args.up)
+    return SceneViews(meshes, hand, seen, args.seed, args.grasps_per_object, args.cache)
 
 
 def normal_sources(views: Views) -> set[str | None]:
@@ -153,6 +168,8 @@ def describe(
         job["objects"] = [f"{m.object_id} {hashlib.sha256(m.vertices.tobytes()).hexdigest()[:8]}" for m in meshes]
         job |= {"hand_side": args.hand_side, "framing": views.settings.framing, "hand": views.hand.name,
                 "grasps_per_object": args.grasps_per_object}  # fmt: skip
+        files = {"scenes": args.scenes, "camera": args.camera}
+        job |= {name: sha256_of(path)[:16] for name, path in files.items() if path}
         job |= {"hand_content": sha256_of(args.mano)} if args.mano else {}
     size, side = picture_size(args, pipeline.model.config), pipeline.model.config.image_size
     # Older folders, whose pictures are of the model's own size, do not say it: they go on.

@@ -2,6 +2,7 @@
 
     python video.py                                                     # a mug, 16 frames -> ./clip
     python video.py --object bottle --prompt "A hand is grasping a blue {object} in the snow" --seed 3 --gif
+    python video.py --scenes docs/example_scenes.jsonl --scene 1                   # your camera, pose and grasp
     python video.py --trajectory data/approach --trajectory-number 2    # frames made by make_dataset.py --frames 16
     python video.py --base model_sd_5000.ckpt --adapter model_ad_5000.pth --chunk 1      # 512 px in little memory
     python video.py --no-anchor --separate-noise                        # for comparison: pictures side by side
@@ -26,14 +27,15 @@ from hoi.common.files import encode_png, short_hash, write_whole
 from hoi.common.machine import keep_freed_memory
 from hoi.common.sheets import write_video
 from hoi.data.folder import load_conditions, load_image, read_records
+from hoi.data.scenes import SceneFile
 from hoi.data.views import ApproachFrames, TrajectoryFrames, approach_scene, content_of
 from hoi.data.writer import DatasetWriter, folder_description, strip, write_pictures
 from hoi.geometry.camera import FRAMINGS
 from hoi.geometry.grasp import MAX_PENETRATION_MM, default_cache
-from hoi.geometry.hand import load_hand
+from hoi.geometry.hand import HandModel, load_hand
 from hoi.geometry.objects import add_mesh_flags, collect_objects
 from hoi.geometry.render import Renderer
-from hoi.geometry.scene import ViewSettings
+from hoi.geometry.scene import Scene, ViewSettings
 from hoi.network.config import ModelConfig
 from hoi.network.model import stack_conditions
 from hoi.network.pipeline import Pipeline, add_sampling_flags, anchored_pictures, picture_generator
@@ -53,6 +55,13 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     what = parser.add_argument_group("geometry: an object, or a trajectory of a folder")
     what.add_argument("--object", metavar="PATH|NAME", help="a mesh file or a built-in object (default: mug)")
     add_mesh_flags(what.add_argument)
+    what.add_argument("--scenes", type=Path, metavar="FILE",
+                      help="instead: a scene of your own, of a file of JSON objects, one a line: object, camera, hand "
+                      "in metres and pixels (docs/data.md)")
+    what.add_argument("--scene", type=not_negative, default=0, metavar="N", help="which of --scenes, from 0 on")
+    what.add_argument("--camera", type=Path, metavar="FILE",
+                      help="for --scenes: the camera of those that have none, JSON: intrinsics, width and height in "
+                      "pixels, pose in metres")
     what.add_argument("--hand-side", choices=("right", "left"), default="right", help="for --object")
     add_size_flags(what.add_argument, "what the checkpoint was made for")
     what.add_argument("--framing", choices=FRAMINGS, help="default: tight for tiny, official for sd1")
@@ -90,6 +99,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     alone = (args.object, args.hold, args.size, args.height, args.width)
     if args.trajectory is not None and (any(alone) or args.start_distance is not None):
         parser.error("--trajectory brings its own frames: drop --object, --hold, --start-distance and the size")
+    if args.scenes is not None and (args.object or args.trajectory):
+        parser.error("--scenes brings its own object: drop --object and --trajectory")
+    if (args.camera or args.scene) and args.scenes is None:
+        parser.error("--camera and --scene are for --scenes")
     if args.trajectory_number is not None and args.trajectory is None:
         parser.error("--trajectory-number needs --trajectory, the folder")
     if args.no_anchor and args.anchor is not None:
@@ -109,19 +122,39 @@ def choose_frames(args: argparse.Namespace, config: ModelConfig) -> Frames:
     """
     if args.trajectory is not None:
         return TrajectoryFrames(args.trajectory, args.trajectory_number)
-    meshes = collect_objects([args.object or "mug"], category=args.category, units=args.units, up=args.up)
-    if len(meshes) > 1:
-        raise ValueError(f"{args.object} holds {len(meshes)} meshes; a video shows one, so name the file")
-    for note in meshes[0].notes:
-        print(f"{meshes[0].object_id}: {note}")
     # As the model was trained: pictures in another framing look wrong.
     framing = args.framing or ("tight" if config.name == "tiny" else "official")
     start_distance = TIGHT_START if args.start_distance is None and framing == "tight" else args.start_distance
     hand, renderer = load_hand(args.mano), Renderer()
     height, width = args.height or args.size or config.image_size, args.width or args.size or config.image_size
     seen = ViewSettings(height, width, args.hand_side, framing, frames=args.frames, start_distance=start_distance)
+    if args.scenes is not None:
+        return told_frames(*scene_of_file(args, hand, renderer, seen), hand, renderer, args.hold)
+    meshes = collect_objects([args.object or "mug"], category=args.category, units=args.units, up=args.up)
+    if len(meshes) > 1:
+        raise ValueError(f"{args.object} holds {len(meshes)} meshes; a video shows one, so name the file")
+    for note in meshes[0].notes:
+        print(f"{meshes[0].object_id}: {note}")
     scene = approach_scene(meshes[0], hand, renderer, seen, args.seed, args.cache)
-    frames = ApproachFrames(scene, hand, renderer, args.hold, args.straight)
+    return told_frames(scene, args.straight, hand, renderer, args.hold)
+
+
+def scene_of_file(
+    args: argparse.Namespace, hand: HandModel, renderer: Renderer, seen: ViewSettings
+) -> tuple[Scene, bool]:
+    """The chosen scene of --scenes, and whether its path stays as it is: straight, or given as a trajectory."""
+    scenes = SceneFile(args.scenes, hand, seen, args.seed, args.cache, args.camera, args.mano)
+    if args.scene >= len(scenes):
+        raise ValueError(f"--scene {args.scene} is not in {args.scenes}; it has scenes 0 to {len(scenes) - 1}")
+    scene, line = scenes.scene(args.scene, hand, renderer), scenes.line(args.scene, hand)
+    if scene is None:
+        raise ValueError(f"{line.where}: no (further) grasp was found, or no camera sees hand and object")
+    return scene, args.straight or line.is_path
+
+
+def told_frames(scene: Scene, straight: bool, hand: HandModel, renderer: Renderer, hold: int) -> ApproachFrames:
+    """Frames of a scene, and in print how deep the hand cuts on its way."""
+    frames = ApproachFrames(scene, hand, renderer, hold, straight)
     deepest = max(frames.penetration_mm())
     if frames.bent:
         print(f"the straight path cuts more than {MAX_PENETRATION_MM:g} mm deep: the hand comes from the side")
@@ -163,7 +196,7 @@ def describe(
     else:
         # In micrometres: the last bits of another processor's floats make no other job.
         motion = [hand.transl.round(6).tolist() for hand in frames.scene.hand_params]
-        meshes = [frames.scene.object_mesh]
+        meshes = [frames.scene.written_mesh]
         job |= {"object": meshes[0].object_id, "object_content": short_hash(meshes[0].vertices.tobytes().hex())}
         job["intrinsics"] = frames.scene.camera.intrinsics.round(6).tolist()
     job["motion"] = short_hash(repr(motion))  # repr: as in the folders that are there already

@@ -257,6 +257,7 @@ def test_the_strip_has_conditions_above_pictures(clip):
         ("--trajectory {clip} --anchor 4", "--anchor 4 is not in the video; it has frames 0 to 3"),
         ("--trajectory {clip} --trajectory-number 7", "has no trajectory 7; it has 0"),
         ("--trajectory {clip} --hold 2", "--trajectory brings its own frames"),
+        ("--scenes some.jsonl --object can", "--scenes brings its own object"),
         ("--trajectory {clip} --size 64", "--trajectory brings its own frames"),
         ("--anchor 1 --no-anchor", "--anchor and --no-anchor exclude each other"),
         ("--frames 0", "'0' is not a positive whole number"),

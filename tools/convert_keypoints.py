@@ -29,12 +29,12 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from hoi.common.arrays import numbers  # noqa: E402
 from hoi.common.command import problems_as_messages  # noqa: E402
 from hoi.common.files import read_json, write_whole  # noqa: E402
 from hoi.conditions import KEYPOINTS  # noqa: E402
 from hoi.data.folder import load_image, read_records  # noqa: E402
 from hoi.geometry.hand import MANO_TO_OPENPOSE  # noqa: E402
-from hoi.verify.predictions import numbers  # noqa: E402
 
 MEDIAPIPE_MODEL = "https://ai.google.dev/edge/mediapipe/solutions/vision/hand_landmarker"
 MAX_HANDS = 2  # of a picture: the nearest to the annotated one is scored, and more cost time

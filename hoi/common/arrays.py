@@ -6,10 +6,24 @@ Pixel centres lie at integers everywhere, so a picture of width W reaches from -
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+
+def numbers(value: Any, shape: tuple[int, ...], place: str) -> np.ndarray:
+    """A float64 array of that shape; ValueError naming the place for another shape or a number that is not finite."""
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{place} does not hold numbers in {shape} order: {error}") from error
+    if array.shape != shape:
+        raise ValueError(f"{place} is {array.shape}, expected {shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{place} holds {(~np.isfinite(array)).sum()} numbers that are not finite")
+    return array
 
 
 def pictures_to_tensor(pictures: np.ndarray) -> Tensor:

@@ -55,7 +55,8 @@ RECORD_KEYS = (
 # What other keys hold where they are not null.
 KINDS = {
     **dict.fromkeys(("text", "category", "hand_side", "hand_model", "normal_source", "keypoint_convention", "source",
-                     "sampler", "negative_prompt", "skeleton_rule", *FILE_KEYS), (str, "text")),
+                     "sampler", "negative_prompt", "skeleton_rule", "object_frame",
+                     *FILE_KEYS), (str, "text")),
     **dict.fromkeys(("index", "height", "width", "scene", "trajectory", "frame", "seed", "num_inference_steps"),
                     (int, "a whole number")),
     **dict.fromkeys(("penetration_mm", "guidance_scale"), ((int, float), "a finite number")),

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from hoi.data.folder import PICTURE_FOLDERS
+from hoi.data.scenes import SceneFile
 from hoi.data.writer import write_object, write_pictures
 from hoi.geometry.camera import CAMERA_FOV_DEG
 from hoi.geometry.contact import DistanceField
@@ -83,10 +84,14 @@ class SceneSettings:
     upright: float = 1.0
     rounds: bool = False
 
-    @property
-    def records_per_scene(self) -> int:
-        """As many numbers as a scene takes, whether or not all its records can be made."""
-        return self.frames * self.looks
+    def numbers_of(self, number: int, scenes: SceneFile | None = None) -> range:
+        """Numbers that the records of a scene take, whether or not all of them can be made.
+
+        scenes  of a file, where they come from one
+        """
+        frames = range(number * self.frames, (number + 1) * self.frames) if scenes is None else (
+            scenes.frame_range(number))
+        return range(frames.start * self.looks, frames.stop * self.looks)
 
     @property
     def sides(self) -> tuple[str, ...]:
@@ -108,6 +113,7 @@ class SceneMaker:
     folder          the dataset folder that pictures are written to
     cache           folder of grasps that were found before
     mano_path       MANO file; None: the built-in hand
+    scenes          of a file, instead of those composed at random
     grabnet_folder  draw grasps with the GrabNet weights in this folder; None: search them without learned weights
     """
 
@@ -119,10 +125,11 @@ class SceneMaker:
         cache: Path,
         mano_path: str | Path | None = None,
         grabnet_folder: str | Path | None = None,
+        scenes: SceneFile | None = None,
     ) -> None:
         torch.set_num_threads(1)  # hands are small: threads would only wait for each other, in every worker
         self.settings, self.meshes, self.folder, self.cache = settings, meshes, folder, cache
-        self.hand = load_hand(mano_path)
+        self.hand, self.scenes = load_hand(mano_path), scenes
         self.grabnet = load_grabnet(grabnet_folder) if grabnet_folder else None
         self.fields: dict[str, DistanceField] = {}
         self.found: dict[int, tuple[GraspedObject, list[str]]] = {}  # a cache that cannot be written brings none back
@@ -174,6 +181,10 @@ class SceneMaker:
     def make_scene(self, number: int) -> list[dict[str, Any]]:
         """Write the pictures of one scene; returns its complete records."""
         job = self.settings
+        if self.scenes is not None:
+            scene = self.scenes.scene(number, self.hand, self.renderer)
+            return [record for frame in range(scene.frames if scene else 0)
+                    for record in self.make_frame(scene, number, frame)]  # fmt: skip
         generator = np.random.default_rng([job.seed, number])  # whoever makes the scene, and after which others
         shares = np.array(list(job.content.values()))
         content = list(job.content)[generator.choice(len(shares), p=shares / shares.sum())]
@@ -187,14 +198,15 @@ class SceneMaker:
         record = annotate(scene, frame, self.hand, self.field(scene))
         # Points behind the camera have no pixels.
         drawable = record.get("keypoints_2d") is None or np.isfinite(record["keypoints_2d"]).all()
-        if not drawable or (record.get("hand_in_picture") is False and not job.keep_outside):
+        kept = job.keep_outside or scene.keep_outside
+        if not drawable or (record.get("hand_in_picture") is False and not kept):
             return []
         record["scene"] = number  # which frames and looks of one geometry share
-        if job.frames > 1:
+        if max(job.frames, scene.frames) > 1:
             record |= {"trajectory": number, "frame": frame}
         pictures = pictures_of(scene, frame, record, self.hand, self.renderer)
         if scene.object_mesh is not None:
-            record["object_path"] = write_object(self.folder, scene.object_mesh)
+            record["object_path"] = write_object(self.folder, scene.written_mesh)
         # Shaded at twice the size and averaged, so that edges are smooth; the conditions' pixels stay unmixed.
         large = render_picture(scene, frame, self.hand, self.renderer) if pictures and job.shade else None
         records = []
@@ -207,7 +219,7 @@ class SceneMaker:
                 record["look"] = {key: np.asarray(value).tolist() for key, value in asdict(look).items()}
             else:
                 record["text"] = plain_text(scene, job.text)
-            index = (number * job.frames + frame) * job.looks + look_number
+            index = job.numbers_of(number, self.scenes).start + frame * job.looks + look_number
             records.append(write_pictures(self.folder, index, record, image, **pictures))
             # The other looks of this frame point at the same condition files.
             record |= {key: records[0][key] for key in PICTURE_FOLDERS if key != "file_name"}
@@ -216,9 +228,11 @@ class SceneMaker:
 
     def field(self, scene: Scene) -> DistanceField | None:
         """Distance to the object, needed only for the contact of frames before the grasp; built once per object."""
-        if self.settings.frames == 1 or scene.object_mesh is None or scene.grasp is None:
+        if scene.frames == 1 or scene.object_mesh is None or scene.grasp is None:
             return None
         mesh = scene.object_mesh
+        if self.scenes is not None:
+            return self.scenes.fields(mesh.vertices, mesh.faces)
         if mesh.object_id not in self.fields:
             self.fields[mesh.object_id] = DistanceField(mesh.vertices, mesh.faces)
         return self.fields[mesh.object_id]

@@ -1,8 +1,8 @@
 """Where conditions come from, and which pictures are asked for: a folder, meshes or an approach -> views -> requests.
 
-A view is what one picture is made from: condition images and their annotation.  Four sources give views by number, each
-drawn or read when it is asked for and independent of the others: FolderViews and SceneViews for single pictures
-(paper Sec. 3.2, 4), ApproachFrames and TrajectoryFrames for the frames of a video (Sec. 3.2, 4.4).
+A view is what one picture is made from: condition images and their annotation.  Five sources give views by number, each
+drawn or read when it is asked for and independent of the others: FolderViews, SceneViews and FileViews for single
+pictures (paper Sec. 3.2, 4), ApproachFrames and TrajectoryFrames for the frames of a video (Sec. 3.2, 4.4).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from hoi.common.files import short_hash, write_whole
 from hoi.conditions import Conditions
 from hoi.data import folder as dataset
+from hoi.data.scenes import SceneFile
 from hoi.data.writer import write_object, write_pictures
 from hoi.geometry.contact import DistanceField
 from hoi.geometry.hand import HandModel
@@ -196,7 +197,41 @@ class SceneViews:
         if scene is None:
             raise ValueError(f"no camera sees both the hand and {item.object_mesh.object_id} (view {number})")
         record = annotate(scene, 0, self.hand) | {"scene": number}
-        return View(record, mesh=scene.object_mesh, **pictures_of(scene, 0, record, self.hand, self.renderer))
+        return View(record, mesh=scene.written_mesh, **pictures_of(scene, 0, record, self.hand, self.renderer))
+
+
+class FileViews(SceneViews):
+    """Views of a scenes file, one a scene: of an approach or a trajectory the last frame."""
+
+    def __init__(self, scenes: SceneFile, hand: HandModel) -> None:
+        super().__init__(scenes.meshes, hand, scenes.view, scenes.seed, 1, scenes.cache)
+        self.scenes = scenes
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def prepare(self, k: int) -> None:
+        """Nothing: grasps are searched for the lines that give no hand, when they are needed."""
+
+    def size(self, number: int) -> tuple[int, int]:
+        """Height and width of a view, pixels."""
+        return self.scenes.sizes[number % len(self)]
+
+    def noun(self, number: int) -> str:
+        """What a prompt calls the view's object."""
+        return self.scenes.nouns[number % len(self)]
+
+    def __getitem__(self, number: int) -> View:
+        """Raises ValueError naming the line when it gives no picture."""
+        scene = self.scenes.scene(number % len(self), self.hand, self.renderer)
+        where = f"{self.scenes.path} line {self.scenes.lines[number % len(self)]}"
+        if scene is None:
+            raise ValueError(f"{where}: no (further) grasp was found, or no camera sees hand and object")
+        record = annotate(scene, scene.frames - 1, self.hand) | {"scene": number % len(self)}
+        if not np.isfinite(record["keypoints_2d"]).all():
+            raise ValueError(f"{where}: the hand is behind the camera")
+        pictures = pictures_of(scene, scene.frames - 1, record, self.hand, self.renderer)
+        return View(record, mesh=scene.written_mesh, **pictures)
 
 
 @dataclass(frozen=True)
@@ -284,7 +319,8 @@ class ApproachFrames:
             hands = bend_approach(hands, hand, self.field, scene.up)
         # bend_approach hands back the very hands that it did not have to move.
         self.bent = any(after is not before for after, before in zip(hands, scene.hand_params, strict=True))
-        self.scene = replace(scene, hand_params=(*hands, *hands[-1:] * hold))
+        entries = (*scene.entries, *scene.entries[-1:] * hold)
+        self.scene = replace(scene, hand_params=(*hands, *hands[-1:] * hold), entries=entries)
         self.noun = noun(scene.object_mesh)
         self.size = (scene.camera.height, scene.camera.width)
 
@@ -297,7 +333,7 @@ class ApproachFrames:
         if not np.isfinite(record["keypoints_2d"]).all():
             raise ValueError(f"in frame {frame} the hand is behind the camera; take a smaller --start-distance")
         pictures = pictures_of(self.scene, frame, record, self.hand, self.renderer)
-        return View(record, mesh=self.scene.object_mesh, **pictures)
+        return View(record, mesh=self.scene.written_mesh, **pictures)
 
     def penetration_mm(self) -> list[float]:
         """How deep the hand is in the object, each frame."""

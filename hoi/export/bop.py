@@ -40,7 +40,8 @@ def write_scenes(
     paths = sorted({record["object_path"] for record in whole or records})
     ids = {path: number for number, path in enumerate(paths, start=1)}
     meshes = {path: load_mesh(folder, {"object_path": path}) for path in paths}
-    write_models(out / "models", meshes)
+    centres = {record["object_path"]: model_centre(record, meshes[record["object_path"]][0]) for record in records}
+    write_models(out / "models", meshes, centres)
     # BOP keeps one camera for the whole set, to simulate sensors with; each picture has its own in scene_camera.json.
     fx, _, cx, _, fy, cy, *_ = records[0]["intrinsics"]
     camera = {"width": records[0]["width"], "height": records[0]["height"], "fx": fx, "fy": fy, "cx": cx, "cy": cy}
@@ -51,16 +52,17 @@ def write_scenes(
         entries = []  # of one scene at a time: of 50,000 pictures they would take half a gigabyte
         for image_id, record in enumerate(islice(pictures, IMAGES_PER_SCENE)):
             path = record["object_path"]
-            entries.append(_write_image(folder, record, scene, image_id, ids[path], meshes[path], renderer))
+            entry = _write_image(folder, record, scene, image_id, meshes[path], renderer)
+            entries.append(entry | {"scene_gt": [scene_gt(record, ids[path], centres[path])]})
         for name in SCENE_FILES:
             lines = ((str(image_id), entry[name]) for image_id, entry in enumerate(entries))
             (scene / f"{name}.json").write_text(lines_of_json(lines))
 
 
 def _write_image(
-    folder: Path, record: dict[str, Any], scene: Path, image_id: int, obj_id: int, mesh: Mesh, renderer: Renderer
+    folder: Path, record: dict[str, Any], scene: Path, image_id: int, mesh: Mesh, renderer: Renderer
 ) -> dict[str, Any]:
-    """Write one picture with its masks; returns its entry in each of SCENE_FILES."""
+    """Write one picture with its masks; returns its entry in each of SCENE_FILES but scene_gt."""
     name = f"{image_id:06d}"
     copy_picture(folder, record, "file_name", scene / "rgb" / f"{name}.png")
     depth = copy_picture(folder, record, "depth_file_name", scene / "depth" / f"{name}.png")  # millimetres already
@@ -77,21 +79,24 @@ def _write_image(
     }  # fmt: skip
     return {
         "scene_camera": {"cam_K": record["intrinsics"], "depth_scale": 1.0},
-        "scene_gt": [scene_gt(record, obj_id, mesh[0])],
         "scene_gt_info": [info],
         "scene_hand": {"record": record["index"], "text": record.get("text"), "hand": hand_annotation(record)},
     }
 
 
-def scene_gt(record: dict[str, Any], obj_id: int, vertices: np.ndarray) -> dict[str, Any]:
-    """The pose of the model, whose origin is the centre of the mesh's box; vertices (V, 3) metres."""
+def scene_gt(record: dict[str, Any], obj_id: int, centre: np.ndarray) -> dict[str, Any]:
+    """The pose of the model, whose origin is at `centre` (3,) of the mesh, metres."""
     object_to_camera = array_of(record, "object_to_camera")
-    translation = 1000 * (object_to_camera[:3, :3] @ model_centre(vertices) + object_to_camera[:3, 3])
+    translation = 1000 * (object_to_camera[:3, :3] @ centre + object_to_camera[:3, 3])
     return {"cam_R_m2c": object_to_camera[:3, :3].ravel().tolist(), "cam_t_m2c": translation.tolist(), "obj_id": obj_id}
 
 
-def model_centre(vertices: np.ndarray) -> np.ndarray:
-    """Of a mesh (V, 3), metres -> (3,); exactly zero for meshes that are centred but for rounding."""
+def model_centre(record: dict[str, Any], vertices: np.ndarray) -> np.ndarray:
+    """Of a record's mesh (V, 3), metres -> (3,); zero for one that is centred but for rounding, or of a scenes file:
+    that keeps its own frame.
+    """
+    if record.get("object_frame") == "file":
+        return np.zeros(3)
     centre = box_centre(vertices)
     return centre if np.abs(centre).max() > ALREADY_CENTRED else np.zeros(3)
 
@@ -125,12 +130,15 @@ def _box(mask: np.ndarray, left: int = 0, top: int = 0) -> list[int]:
     return [first_x + left, first_y + top, end_x - first_x - 1, end_y - first_y - 1]
 
 
-def write_models(folder: Path, meshes: dict[str, Mesh]) -> None:
-    """Write obj_000001.ply ... in the order of `meshes` (path in the dataset folder -> mesh), and what they are."""
+def write_models(folder: Path, meshes: dict[str, Mesh], centres: dict[str, np.ndarray]) -> None:
+    """Write obj_000001.ply ... in the order of `meshes` (path in the dataset folder -> mesh), and what they are.
+
+    centres  (3,) metres, by path: where the origin of each model lies
+    """
     folder.mkdir()
     infos = []
     for number, (path, (vertices, faces)) in enumerate(meshes.items(), start=1):
-        points = 1000 * (vertices - model_centre(vertices))
+        points = 1000 * (vertices - centres[path])
         write_ascii_ply(folder / f"obj_{number:06d}.ply", points, faces)
         infos.append((str(number), model_info(points) | symmetries(Path(path).stem, vertices)))
     (folder / "models_info.json").write_text(lines_of_json(infos))

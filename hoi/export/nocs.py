@@ -102,6 +102,8 @@ def unfit_for_nocs(record: dict[str, Any]) -> str:
     """Why a record cannot be a frame of NOCS; empty when it can."""
     if absent := lacking(record, NOCS_KEYS):
         return absent
+    if record.get("object_frame") == "file":
+        return "their meshes stand in their own frames (--scenes), and NOCS needs all of a category in one"
     height, width = record["height"], record["width"]
     # Half a frame's height over its focal length is the same at every size, so pictures of any size will do.
     wanted = make_intrinsics(height, height, CAMERA_FOV_DEG["nocs"])

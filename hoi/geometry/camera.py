@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 OFFICIAL_FOV_DEG = 60.0  # vertical; gives focal length 443.405 px at 512
+OFFICIAL_FOCAL = 0.5 / np.tan(np.radians(OFFICIAL_FOV_DEG) / 2)  # focal length over the picture's height
 # Vertical fields of view.  nocs: the middle square of the 640x480 pictures of NOCS-CAMERA, focal length 577.5 px there
 # and 616 at 512, so that pictures shrunk to 480 fit into its frames (hoi/export/nocs.py).
 CAMERA_FOV_DEG = {"official": OFFICIAL_FOV_DEG, "nocs": float(np.degrees(2 * np.arctan(240 / 577.5)))}
@@ -236,7 +237,7 @@ def tighten(camera: Camera, points: np.ndarray, arm: np.ndarray | None, margin: 
 
 def candidate_cameras(
     generator: np.random.Generator, height: int, width: int, official: bool, framing: str, points: np.ndarray,
-    hand_keypoints: np.ndarray, fov_deg: float = OFFICIAL_FOV_DEG,
+    hand_keypoints: np.ndarray, fov_deg: float = OFFICIAL_FOV_DEG, intrinsics: np.ndarray | None = None,
 ) -> list[Camera]:
     """Cameras in order of preference: most frames with the whole hand in the picture, then the wrist at the border.
 
@@ -244,6 +245,8 @@ def candidate_cameras(
     framing         one of FRAMINGS
     points          (N, 3) of the object's surface, world
     hand_keypoints  (frames, 21, 3) world; frames may be 0
+    intrinsics      (3, 3) of a camera that is given: it is not zoomed in, but stands where the object is as large in
+                    the picture as official views have it
     """
     cameras, costs = [], []
     everything = np.concatenate([points, hand_keypoints.reshape(-1, 3)])
@@ -254,7 +257,11 @@ def candidate_cameras(
     for _ in range(CAMERAS_PER_GRASP):
         camera, gap = sample_camera(generator, height, width, official, fov_deg), 0.0
         margin = generator.uniform(*TIGHT_MARGINS)
-        if framing == "tight":
+        if intrinsics is not None:
+            world_to_camera = camera.world_to_camera.copy()
+            world_to_camera[2, 3] *= min(intrinsics[0, 0] / width, intrinsics[1, 1] / height) / OFFICIAL_FOCAL
+            camera = replace(camera, intrinsics=intrinsics, world_to_camera=world_to_camera)
+        elif framing == "tight":
             camera, gap = tighten(camera, everything, arm, margin)
         keypoints_2d = project(transform_points(camera.world_to_camera, hand_keypoints), camera.intrinsics)
         outside = int((~inside_picture(keypoints_2d, height, width)).sum())

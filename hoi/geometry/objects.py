@@ -467,15 +467,21 @@ def collect_objects(
             problems.append(str(error))
     if problems:
         raise ValueError("\n  ".join([f"{len(problems)} object(s) cannot be used, nothing was made:", *problems]))
+    return with_distinct_ids(objects)
+
+
+def with_distinct_ids(objects: Iterable[ObjectMesh]) -> list[ObjectMesh]:
+    """The objects, a number behind the ids of those that have one already taken."""
     taken: set[str] = set()  # in one case: some file systems take Mug.ply for mug.ply
-    for k, mesh in enumerate(objects):
+    named = []
+    for mesh in objects:
         name, number = mesh.object_id, 1
         while name.casefold() in taken:
             number += 1
             name = f"{mesh.object_id}_{number}"
         taken.add(name.casefold())
-        objects[k] = replace(mesh, object_id=name)
-    return objects
+        named.append(replace(mesh, object_id=name))
+    return named
 
 
 def save_object(mesh: ObjectMesh, path: str | Path) -> None:

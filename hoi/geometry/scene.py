@@ -72,6 +72,7 @@ class ViewSettings:
     fov_deg         vertical field of view before a tight framing zooms in, degrees
     frames          1 is the grasp alone, more are the approach to it
     upright         share of scenes whose object stands upright; the others turn object and hand at random
+    intrinsics      (3, 3) of a camera that is given, instead of fov_deg and framing
     start_distance, trajectory  of the approach, see hoi/geometry/trajectory.py: approach
     Raises ValueError for another framing and for a share outside [0, 1].
     """
@@ -86,6 +87,7 @@ class ViewSettings:
     start_distance: float | None = None
     trajectory: str = "paper"
     upright: float = 1.0
+    intrinsics: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.framing not in FRAMINGS:
@@ -110,6 +112,10 @@ class Scene:
     hand_params   one for each frame, canonical object frame; empty without a hand
     skeleton_rule which bones are drawn, see hoi/conditions.py: draw_skeleton; the release's by default
     up            (3,) unit: where up is in the object's frame; z but for an object turned at random
+    file_mesh     the object as it is written, in the frame of the user's own file; None: as it is here
+    file_to_world (4, 4) rigid: from that frame to the canonical one
+    entries       of each frame: what else its record says; empty for scenes that nobody brought
+    keep_outside  whether frames count whose hand leaves the picture: hand or camera were given
     last_gbuffer  render of the last frame, made when the camera was chosen; None: not rendered yet
     """
 
@@ -121,6 +127,15 @@ class Scene:
     skeleton_rule: str = "official"
     up: np.ndarray = field(default_factory=UP.copy, compare=False)
     last_gbuffer: GBuffer | None = field(default=None, repr=False, compare=False)
+    file_mesh: ObjectMesh | None = None
+    file_to_world: np.ndarray = field(default_factory=lambda: np.eye(4), compare=False)
+    entries: tuple[dict[str, Any], ...] = ()
+    keep_outside: bool = False
+
+    @property
+    def written_mesh(self) -> ObjectMesh | None:
+        """The object in the frame that records refer to."""
+        return self.file_mesh or self.object_mesh
 
     @property
     def frames(self) -> int:
@@ -160,10 +175,14 @@ def compose_scene(
     generator: np.random.Generator,
     settings: ViewSettings,
     content: str = "hand_object",
+    cameras: Sequence[Camera] = (),
+    poses: Sequence[HandParams] = (),
 ) -> Scene | None:
     """Choose object, grasp and a camera that sees both.
 
     content  one of CONTENTS
+    cameras  given ones, of which the first that shows enough is taken, else the best; empty: candidates drawn here
+    poses    the hand in every frame, where they are given; empty: the approach to the grasp
     returns  the Scene, its last frame rendered (but for scenery); None when no camera sees hand or object at all
     Raises ValueError for another content, and when no object has a grasp for the hand's side.
     Views that show less than MIN_VISIBLE of hand or object are passed over; if all do, the best of them is taken.
@@ -180,21 +199,21 @@ def compose_scene(
     object_mesh = None if content == "hand" else item.object_mesh
     # Nothing holds an object without a hand, so it stands.
     upright = settings.upright >= 1 or content == "object" or generator.random() < settings.upright
-    best, best_share = None, 0.0
-    for _ in range(1 if content == "object" else GRASPS_PER_SCENE):
+    best, best_share = None, -1.0 if cameras else 0.0
+    given_poses = poses
+    for _ in range(1 if content == "object" or cameras else GRASPS_PER_SCENE):
         turn, grasp, poses, keypoints = np.eye(3), None, (), np.zeros((0, KEYPOINTS, 3))
         if content != "object":
             grasp = item.grasps(side)[generator.integers(len(item.grasps(side)))]
             wrist = hand(grasp.hand_params).joints[0] * (MIRROR if side == "left" else 1)
             turn = np.eye(3) if upright else _random_turn(generator, wrist if settings.frames > 1 else None)
-            poses = _frame_poses(grasp, side, settings, turn[2])
+            poses = tuple(given_poses) or frame_poses(grasp, side, settings, turn[2])
             keypoints = np.stack([hand(pose).keypoints_3d for pose in poses])
         points = np.zeros((0, 3)) if object_mesh is None else object_mesh.vertices
-        cameras = candidate_cameras(
+        for camera in cameras or candidate_cameras(
             generator, settings.height, settings.width, settings.official_view, settings.framing, points @ turn.T,
-            keypoints @ turn.T, settings.fov_deg,
-        )  # fmt: skip
-        for camera in cameras:
+            keypoints @ turn.T, settings.fov_deg, settings.intrinsics,
+        ):  # fmt: skip
             up = tuple(turn[2].tolist())
             camera = replace(camera, world_to_camera=camera.world_to_camera @ _as_rigid(turn), up=up)
             # The last frame is the grasp: what is hidden there is hidden in the picture that counts.
@@ -226,15 +245,18 @@ def _as_rigid(turn: np.ndarray) -> np.ndarray:
     return rigid
 
 
-def _frame_poses(grasp: Grasp, hand_side: str, settings: ViewSettings, up: np.ndarray) -> tuple[HandParams, ...]:
+def frame_poses(
+    grasp: Grasp, hand_side: str, settings: ViewSettings, up: np.ndarray, start: HandParams | None = None
+) -> tuple[HandParams, ...]:
     """The hand in every frame, the grasp last; a left one is the mirror image of the right one that was found.
 
-    up  (3,) unit, in the object's frame
+    up     (3,) unit, in the object's frame
+    start  where the approach begins, as a right hand like the grasp's; None: see approach
     """
     poses = [grasp.hand_params]
     if settings.frames > 1:
         up = up * MIRROR if hand_side == "left" else up
-        poses = approach(grasp, settings.frames, settings.start_distance, settings.trajectory, up)
+        poses = approach(grasp, settings.frames, settings.start_distance, settings.trajectory, up, start)
     return tuple(mirrored_hand(pose) if hand_side == "left" else pose for pose in poses)
 
 
@@ -284,7 +306,9 @@ def annotate(scene: Scene, frame: int, hand: HandModel, field: DistanceField | N
     if scene.content != "scenery":
         record |= {"intrinsics": camera.intrinsics, "normal_source": "geometry"}
     if mesh is not None:
-        record |= {"category": mesh.category or None, "object_to_camera": camera.world_to_camera}
+        record |= {"category": mesh.category or None, "object_to_camera": camera.world_to_camera @ scene.file_to_world}
+    if scene.entries:
+        record |= scene.entries[frame]
     if scene.grasp is None:
         return record
     # Keypoints come from the parameters that are written, so that a record agrees with itself.
@@ -313,7 +337,10 @@ def _contact_of(scene: Scene, frame: int, hand: HandModel, field: DistanceField 
             "force_closure": bool(grasp.force_closure),
             "score": round(float(grasp.score), 6),
         }
-        return {"contact": True, "penetration_mm": round(float(grasp.penetration_mm), 4), "grasp": quality}
+        if scene.entries:  # of a grasp that was brought it is only told what ours must not have
+            quality["faults"] = list(grasp.faults)
+        depth_mm = round(float(grasp.penetration_mm), 4)
+        return {"contact": any(grasp.fingers_in_contact), "penetration_mm": depth_mm, "grasp": quality}
     if field is None:
         return {}
     nearest = float(field.signed_distance(hand(scene.hand_params[frame]).vertices).min())

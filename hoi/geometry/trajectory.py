@@ -63,7 +63,8 @@ def start_pose(
 
 
 def approach(
-    grasp: Grasp, frames: int, start_distance: float | None = None, variant: str = "paper", up: np.ndarray = UP
+    grasp: Grasp, frames: int, start_distance: float | None = None, variant: str = "paper", up: np.ndarray = UP,
+    start: HandParams | None = None,
 ) -> list[HandParams]:
     """Poses of a hand that reaches for the object; the last one is the grasp.
 
@@ -73,6 +74,7 @@ def approach(
                     "official": as the published code, which drops the first third of the way (with frames=8 exactly its
                     frames 4 to 11 of 11)
     up              (3,) unit: where up is in the grasp's frame
+    start           where the way begins; None: at start_pose
     Translation is linear; the wrist and the 15 finger joints turn by spherical interpolation.
     Raises ValueError for frames below 1, a negative distance or another variant.
     """
@@ -84,7 +86,7 @@ def approach(
     if not distance >= 0:
         raise ValueError(f"start_distance is {distance}, expected metres, at least 0")
     end = grasp.hand_params
-    start = start_pose(end, distance, variant, up)
+    start = start or start_pose(end, distance, variant, up)
     first = OFFICIAL_FIRST_FRACTION if variant == "official" else 0.0
     fractions = np.linspace(first, 1.0, frames) if frames > 1 else np.ones(1)
     rotations = interpolate_rotations(_joints(start), _joints(end), fractions)

@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from hoi.common.arrays import numbers
 from hoi.common.files import read_json
 from hoi.data.folder import array_of, load_mesh
 from hoi.export.nocs import Normalization
 from hoi.metrics.intervals import PERCENT, Results, Statistic, mean_of_parts, scaled
-from hoi.verify.predictions import check_covers, numbers
+from hoi.verify.predictions import check_covers
 
 POSE_FORMATS = """Object poses.  For a dataset folder, one list a picture, one entry an object, [] where none was found:
 

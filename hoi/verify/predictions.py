@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from hoi.common.arrays import numbers
 from hoi.common.command import first_few
 from hoi.common.files import read_json
 from hoi.conditions import KEYPOINTS
@@ -64,19 +65,6 @@ class ContactPrediction:
     score: float
     state: int
     hand_side: str | None = None
-
-
-def numbers(value: Any, shape: tuple[int, ...], place: str) -> np.ndarray:
-    """A float64 array of that shape; ValueError naming the place for another shape or a number that is not finite."""
-    try:
-        array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{place} does not hold numbers in {shape} order: {error}") from error
-    if array.shape != shape:
-        raise ValueError(f"{place} is {array.shape}, expected {shape}")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{place} holds {(~np.isfinite(array)).sum()} numbers that are not finite")
-    return array
 
 
 def _known_keys(entry: Any, required: set[str], optional: set[str], place: str) -> dict[str, Any]:
