@@ -14,6 +14,7 @@ import trimesh
 from scipy.spatial import ConvexHull
 from scipy.spatial.distance import cdist
 from tqdm import tqdm
+from trimesh.exchange.ply import export_ply
 
 from hoi.common.arrays import box_centre, box_of
 from hoi.data.folder import array_of, load_label_map, load_mesh, load_object_mask
@@ -139,22 +140,12 @@ def write_models(folder: Path, meshes: dict[str, Mesh], centres: dict[str, np.nd
     infos = []
     for number, (path, (vertices, faces)) in enumerate(meshes.items(), start=1):
         points = 1000 * (vertices - centres[path])
-        write_ascii_ply(folder / f"obj_{number:06d}.ply", points, faces)
+        model = trimesh.Trimesh(points, faces, process=False)  # with normals: BOP's renderer shades by them
+        (folder / f"obj_{number:06d}.ply").write_bytes(export_ply(model, encoding="ascii", vertex_normal=True))
         infos.append((str(number), model_info(points) | symmetries(Path(path).stem, vertices)))
     (folder / "models_info.json").write_text(lines_of_json(infos))
     names = {str(number): model_name(path) for number, path in enumerate(meshes, start=1)}
     (folder / "names.json").write_text(json.dumps(names, indent=2) + "\n")
-
-
-def write_ascii_ply(path: Path, vertices: np.ndarray, faces: np.ndarray) -> None:
-    """vertices (V, 3) in the file's units, faces (F, 3); normals of the vertices go with them."""
-    normals = trimesh.Trimesh(vertices, faces, process=False).vertex_normals  # BOP's renderer shades by them
-    names = "".join(f"property float {name}\n" for name in ("x", "y", "z", "nx", "ny", "nz"))
-    with open(path, "w") as stream:
-        stream.write(f"ply\nformat ascii 1.0\nelement vertex {len(vertices)}\n{names}element face {len(faces)}\n")
-        stream.write("property list uchar int vertex_indices\nend_header\n")
-        np.savetxt(stream, np.hstack([vertices, normals]), "%.6f")
-        np.savetxt(stream, np.hstack([np.full((len(faces), 1), 3), faces]), "%d")
 
 
 def model_info(vertices: np.ndarray) -> dict[str, float]:
