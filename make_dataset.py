@@ -22,6 +22,9 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hoi  # noqa: F401 - before torch: says how its threads wait
+
+# isort: split
 import argparse
 import hashlib
 import sys

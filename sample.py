@@ -13,6 +13,9 @@ It prints what it uses, a progress bar, and what to look at (grid.png).  Running
 it stopped; record i depends on --seed and i alone.  Every PNG carries its prompt and parameters.  Paper: Sec. 3.3, 4.
 """
 
+import hoi  # noqa: F401 - before torch: says how its threads wait
+
+# isort: split
 import argparse
 import hashlib
 import itertools

@@ -18,6 +18,9 @@ The paper's baseline and ablations are switches of stage hoi: --conditions none 
 --conditions skeleton segmentation (Table 4), --reg-mode swap and --trainable encoders (the official code's variants).
 """
 
+import hoi  # noqa: F401 - before torch: says how its threads wait
+
+# isort: split
 import argparse
 import contextlib
 import functools

@@ -14,6 +14,9 @@ are missing.  An approach that would cut more than 2 mm into the object is bent,
 The folder is a dataset folder; its records have `timestamp` in seconds.  Paper: Sec. 4.4.
 """
 
+import hoi  # noqa: F401 - before torch: says how its threads wait
+
+# isort: split
 import argparse
 from pathlib import Path
 from typing import Any

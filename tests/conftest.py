@@ -1,5 +1,8 @@
 """What several test files need: the built-in hand, a renderer, and a dataset folder to export."""
 
+import hoi  # noqa: F401 - before torch: says how its threads wait
+
+# isort: split
 from dataclasses import replace
 from pathlib import Path
 

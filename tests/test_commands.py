@@ -1,6 +1,7 @@
 """Commands that pages, docstrings and recipes show: the scripts accept every one, and every flag explains itself."""
 
 import argparse
+import os
 import re
 import shlex
 import shutil
@@ -128,3 +129,17 @@ def test_every_command_line_is_looked_at():
     paths = [*ROOT.glob("*.py"), *(ROOT / "hoi").rglob("*.py"), ROOT / "tools" / "convert_keypoints.py"]
     with_parser = {str(path.relative_to(ROOT)) for path in paths if "ArgumentParser(" in path.read_text()}
     assert with_parser == set(COMMAND_LINES)
+
+
+@pytest.mark.parametrize("module", ["sample", "video", "train", "make_dataset", "hoi.verify.__main__"])
+def test_threads_are_told_to_sleep_before_torch_is_imported(module):
+    code = (
+        "import importlib.abc, os, sys\n"
+        "class Stop(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'torch': sys.exit(os.environ.get('OMP_WAIT_POLICY'))\n"
+        f"sys.meta_path.insert(0, Stop())\nimport {module}"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ended.stderr.strip() == "passive"
