@@ -163,6 +163,8 @@ def read_hand(value: Any, where: str, hand: HandModel, posed: bool) -> dict[str,
         return given
     if ("hand_pose" in given) == ("pca" in given):
         raise ValueError(f"{where} needs hand_pose (45 radians) or pca (coefficients), one of them")
+    if "pca" in given:
+        given["pca"] = numbers(given["pca"], (min(np.size(given["pca"]), 45),), f"{where} pca")
     if given.setdefault("flat_hand_mean", None if "pca" in given else True) not in (True, False):
         raise ValueError(f"{where} needs flat_hand_mean, true or false: whether MANO's mean pose is left out")
     if hand.name != "mano" and ("pca" in given or not given["flat_hand_mean"] or np.any(given.get("betas", 0))):
@@ -195,6 +197,11 @@ class Line:
     def world_to_camera(self) -> np.ndarray | None:
         """(4, 4), where it is given."""
         return None if self.camera is None else self.camera[3]
+
+    @property
+    def support_height(self) -> float | None:
+        """Of the support, along z of the canonical frame, where it is level; metres."""
+        return None if self.support is None else float(transform_points(self.to_canonical, self.support[0])[2])
 
     def below_mm(self, mesh: HandMesh) -> float | None:
         """How deep the deepest of skin and forearm lies below the support, 0 when none does; None without one.
@@ -365,7 +372,7 @@ class SceneFile:
             entry["joint_residual_mm"] = None if off is None else (1000 * off).round(3).tolist()
         own = next(mesh for mesh in self.meshes if mesh.object_id == line.mesh.object_id)
         return replace(scene, file_mesh=own, file_to_world=own_to_canonical(line.mesh), entries=tuple(entries),
-                       keep_outside=bool(fits or cameras))  # fmt: skip
+                       keep_outside=bool(fits or cameras), support=line.support_height)  # fmt: skip
 
     def _posed(
         self, given: dict[str, Any], where: str, hand: HandModel, places: dict[str, np.ndarray]

@@ -115,6 +115,7 @@ class Scene:
     file_mesh     the object as it is written, in the frame of the user's own file; None: as it is here
     file_to_world (4, 4) rigid: from that frame to the canonical one
     entries       of each frame: what else its record says; empty for scenes that nobody brought
+    support       height (z) of a level plane below the object that was brought, metres; None: there is none
     keep_outside  whether frames count whose hand leaves the picture: hand or camera were given
     last_gbuffer  render of the last frame, made when the camera was chosen; None: not rendered yet
     """
@@ -131,6 +132,7 @@ class Scene:
     file_to_world: np.ndarray = field(default_factory=lambda: np.eye(4), compare=False)
     entries: tuple[dict[str, Any], ...] = ()
     keep_outside: bool = False
+    support: float | None = None
 
     @property
     def written_mesh(self) -> ObjectMesh | None:

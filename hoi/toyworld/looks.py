@@ -127,13 +127,14 @@ def reduce_image(image: np.ndarray, factor: int) -> np.ndarray:
 
 def shade(
     gbuffer: GBuffer, camera: Camera, look: Look, generator: np.random.Generator, reduce: int = 1,
-    background: np.ndarray | None = None,
+    background: np.ndarray | None = None, support: float | None = None,
 ) -> np.ndarray:
     """Picture of one G-buffer in one look.
 
     generator   draws the scenery; the foreground depends on look and geometry (and on the scenery's tint) only
     reduce      area-average the result by this factor, which antialiases silhouettes
     background  (H, W, 3) float32 in [0, 1] instead of a fresh draw of look.background, e.g. from a bank
+    support     height of a plane below the object that the shadow falls on, see Scene; None: the scenery's ground
     returns     (H/reduce, W/reduce, 3) uint8
     Raises ValueError when the sizes of G-buffer, camera and background disagree, or for an unknown word.
     """
@@ -150,7 +151,10 @@ def shade(
     mask = gbuffer.label_map > 0
     if mask.any():  # a view may show nothing of either
         above, below = shading.ambience(image)
-        shading.drop_shadow(image, mask, BACKGROUNDS[look.background].horizon_row(camera.steepness))
+        if support is None:
+            shading.drop_shadow(image, mask, BACKGROUNDS[look.background].horizon_row(camera.steepness))
+        else:
+            shading.fall_on_plane(image, gbuffer, camera, np.asarray(look.light_direction), support)
         light = shading.Light(np.float32(look.light_direction), look.key_strength, look.exposure, above, below)
         for label, part in shading.visible_parts(gbuffer, camera, light.direction).items():
             if label == SLEEVE:
@@ -186,6 +190,6 @@ def shade_scene(
         background = paint_background(look.background, generator, camera.height, camera.width, camera.steepness)
         picture = _as_uint8(reduce_image(background, factor))
     else:
-        picture = shade(gbuffer, camera, look, generator, reduce=factor)
+        picture = shade(gbuffer, camera, look, generator, reduce=factor, support=scene.support)
     category = None if scene.object_mesh is None else noun(scene.object_mesh)
     return picture, caption(look, category, scene.grasp is not None, generator if paraphrase else None)

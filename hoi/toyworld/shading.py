@@ -15,10 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image, ImageFilter
 
 from hoi.common.arrays import box_of, step
 from hoi.geometry.arm import SLEEVE
-from hoi.geometry.camera import Camera
+from hoi.geometry.camera import Camera, project, transform_points
 from hoi.geometry.render import HAND, OBJECT, GBuffer
 
 # Albedos of the colour words, far apart on purpose; looks.PALETTE holds what they look like once lit.
@@ -376,6 +377,26 @@ def drop_shadow(image: np.ndarray, mask: np.ndarray, horizon: float) -> None:
         step(horizon - 0.02, horizon + 0.1, (np.arange(len(mask)) + 0.5) / len(mask)) if horizon > 0 else np.ones(1)
     )
     image *= (1 - 0.6 * np.clip(soft, 0, 1) * ground[:, None])[..., None]  # the sky takes no shadow
+
+
+def fall_on_plane(image: np.ndarray, gbuffer: GBuffer, camera: Camera, direction: np.ndarray, height: float) -> None:
+    """The shadow of what is seen on a level plane, in place, soft as drop_shadow's.
+
+    direction (3,) unit, camera frame, towards the lamp; height of the plane, metres along z of the camera's world
+    """
+    rows, columns = np.nonzero(gbuffer.label_map > 0)
+    rays = np.stack([columns, rows, np.ones_like(rows)], axis=1) @ np.linalg.inv(camera.intrinsics).T
+    points = transform_points(np.linalg.inv(camera.world_to_camera), rays * gbuffer.depth[rows, columns][:, None])
+    towards = camera.world_to_camera[:3, :3].T @ direction
+    towards = np.append(towards[:2] / max(towards[2], 0.3), 1.0)  # lower than 17 degrees it would leave the picture
+    on_plane = points - np.maximum(points[:, 2:] - height, 0) * towards
+    pixels = project(transform_points(camera.world_to_camera, on_plane), camera.intrinsics)
+    inside = ((pixels > -0.5) & (pixels < np.array(image.shape[1::-1]) - 0.5)).all(axis=1)
+    column, row = np.rint(pixels[inside]).astype(int).T
+    shadow = np.zeros(image.shape[:2], np.uint8)
+    shadow[row, column] = 255
+    soft = Image.fromarray(shadow).filter(ImageFilter.MaxFilter(5)).filter(ImageFilter.GaussianBlur(len(image) / 128))
+    image *= (1 - 0.6 / 255 * np.asarray(soft, np.float32))[..., None]
 
 
 def _blur(count: int, shift: float, spread: float) -> np.ndarray:

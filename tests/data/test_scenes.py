@@ -4,10 +4,12 @@ import io
 import json
 import pickle
 import re
+import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
+import real_layouts
 import trimesh
 from PIL import Image, ImageDraw
 from scipy.spatial.transform import Rotation
@@ -17,11 +19,13 @@ import video
 from hoi.data.folder import load_mesh, read_records
 from hoi.data.scenes import SceneFile
 from hoi.export import __main__ as export
-from hoi.geometry.camera import look_at, transform_points
-from hoi.geometry.hand import MANO_TO_OPENPOSE, HandModel, mirrored_hand
-from hoi.geometry.objects import load_object
+from hoi.geometry.camera import Camera, look_at, make_intrinsics, project, transform_points
+from hoi.geometry.hand import MANO_TO_OPENPOSE, HandModel, HandParams, load_hand, mirrored_hand, pca_to_hand_pose
+from hoi.geometry.mano import read_pca
+from hoi.geometry.objects import load_object, make_object
 from hoi.geometry.scene import ViewSettings, grasp_object, mirror_mesh
 from hoi.network.config import tiny_config
+from hoi.toyworld.shading import fall_on_plane
 
 ROOT = Path(__file__).parent.parent.parent
 K = {"fx": 615.3, "fy": 615.1, "cx": 321.7, "cy": 238.9}  # of a RealSense at 640 x 480
@@ -265,6 +269,8 @@ CAMERA = {"intrinsics": K, "width": 640, "height": 480}
         ({"hand": {"global_orient": [0, 0, 0], "transl": [0, 0, 0], "side": "left"}}, "needs hand_pose .* or pca"),
         ({"hand": {"global_orient": [0, 0, 0], "transl": [0, 0, 0], "side": "left", "pca": [1],
                    "flat_hand_mean": False}}, "only MANO's own file explains: pass --mano"),
+        ({"hand": {"global_orient": [0, 0, 0], "transl": [0, 0, 0], "side": "left", "pca": [[1]]}},
+         r"hand pca is \(1, 1\), expected \(1,\)"),
         ({"grasps": 2}, "line 2 has hand and grasps; give one"),
         ({"support": {"point": [0, 0.4, 0], "normal": [0, 1, 0]}}, "the mesh reaches .* mm below its support"),
         ({"support": {"point": [0, 0.4, 0], "normal": [0, 0, 0]}}, "support normal is .* expected a direction"),
@@ -302,10 +308,7 @@ def test_the_documented_example_runs_and_ends_the_same_when_run_again(tmp_path, 
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_lines_take_little_memory(workshop, hand):
-    """44 s and 32 MB more, `pytest -m slow tests/data/test_scenes.py`."""
-    import resource
-
+def test_a_hundred_thousand_lines_are_streamed(workshop, hand):
     text = json.dumps(line(workshop)) + "\n"
     path = workshop / "many.jsonl"
     with open(path, "w") as stream:
@@ -316,3 +319,36 @@ def test_a_hundred_thousand_lines_take_little_memory(workshop, hand):
     assert len(scenes) == 100_000 and scenes.line(99_999, hand).where.endswith("line 100000")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kilobytes
     path.unlink()
+
+
+def test_shadows_fall_on_the_support_where_the_lamp_throws_them(renderer):
+    can = make_object("can", 0)
+    pose = look_at(np.array([0.5, 0.0, 0.4]), np.array([0.0, 0.0, -0.1]), np.array([0.0, 0.0, 1.0]))
+    camera = Camera(make_intrinsics(240, 320), pose, 240, 320)
+    gbuffer = renderer.render(None, None, can.vertices, can.faces, camera)
+    for lamp in ([0, 0, 1.0], [0, 0.6, 0.8]):  # above, and 37 degrees aside
+        image = np.ones((240, 320, 3), np.float32)
+        fall_on_plane(image, gbuffer, camera, pose[:3, :3] @ lamp, -0.15)
+        under = np.array([0.0, -0.15 * lamp[1] / lamp[2], -0.15])
+        (x, y), (far_x, far_y) = project(transform_points(pose, np.stack([under, under + [0, 0.12, 0]])),
+                                         camera.intrinsics).round().astype(int)  # fmt: skip
+        assert image[y, x, 0] < 0.5 and image[far_y, far_x, 0] > 0.98
+
+
+def test_mano_parameters_are_read_with_and_without_the_mean_pose(workshop, tmp_path):
+    _, path = real_layouts.write_mano(tmp_path)
+    hand = load_hand(path)
+    components, mean = read_pca(path, "right")
+    told = {"side": "right", "global_orient": [0.1, 0.2, 0.3], "transl": [0.1, 0.35, 0.0], "betas": [0.5] + [0.0] * 9}
+    pose = pca_to_hand_pose(np.array([0.3, -0.2]), components, mean)
+    words = [{"hand_pose": pose.tolist()}, {"hand_pose": (pose - mean).tolist(), "flat_hand_mean": False},
+             {"pca": [0.3, -0.2], "flat_hand_mean": False}]  # fmt: skip
+    lines = write(workshop, "mano.jsonl", *(line(workshop, hand=told | more) for more in words))
+    scenes = SceneFile(lines, hand, VIEW, 0, workshop / "cache", mano_path=path)
+    wanted = hand(HandParams(told["global_orient"], pose, told["transl"], told["betas"])).keypoints_3d
+    for number in range(3):
+        read = scenes.line(number, hand)
+        posed, off = scenes._posed(read.hands[0], "", hand, {"world": read.to_canonical})
+        points = transform_points(np.linalg.inv(read.to_canonical), hand(posed).keypoints_3d)
+        np.testing.assert_allclose(points, wanted, atol=1e-5)
+        assert off is None
