@@ -23,7 +23,7 @@ from hoi.geometry.camera import Camera, look_at, make_intrinsics, project, trans
 from hoi.geometry.hand import MANO_TO_OPENPOSE, HandModel, HandParams, load_hand, mirrored_hand, pca_to_hand_pose
 from hoi.geometry.mano import read_pca
 from hoi.geometry.objects import load_object, make_object
-from hoi.geometry.scene import ViewSettings, grasp_object, mirror_mesh
+from hoi.geometry.scene import Scene, ViewSettings, grasp_object, mirror_mesh
 from hoi.network.config import tiny_config
 from hoi.toyworld.shading import fall_on_plane
 
@@ -79,12 +79,12 @@ def write(workshop: Path, name: str, *lines: dict) -> Path:
     return path
 
 
-def scene_of(workshop: Path, hand: HandModel, renderer, *lines: dict, number: int = 0, view: ViewSettings = VIEW):
-    return scenes_of(workshop, hand, *lines, view=view).scene(number, hand, renderer)
+def scene_of(workshop: Path, hand: HandModel, renderer, one: dict) -> Scene:
+    return scenes_of(workshop, hand, one).scene(0, hand, renderer)
 
 
-def scenes_of(workshop: Path, hand: HandModel, *lines: dict, view: ViewSettings = VIEW) -> SceneFile:
-    return SceneFile(write(workshop, "some.jsonl", *lines), hand, view, 0, workshop / "cache")
+def scenes_of(workshop: Path, hand: HandModel, *lines: dict) -> SceneFile:
+    return SceneFile(write(workshop, "some.jsonl", *lines), hand, VIEW, 0, workshop / "cache")
 
 
 def pixels_of(points: np.ndarray, pose: np.ndarray, k: dict) -> np.ndarray:
@@ -230,10 +230,9 @@ def test_searched_hands_stay_above_a_support_and_of_a_given_one_it_is_told(works
     mesh = load_object(workshop / "jar.glb", units="mm")
     # The jar lies on its side: what is up for the file is level.
     floor = {"point": [0.12, 0.3, -0.045 - 0.0321], "normal": [0, 0, 1]}
-    for number in range(2):
-        scene = scene_of(workshop, hand, renderer, line(workshop, hand=None, grasps=2, support=floor), number=number)
-        height = transform_points(np.linalg.inv(scene.file_to_world), hand(scene.hand_params[-1]).vertices)[:, 2]
-        assert height.min() > -0.0771 and scene.entries[-1]["below_support_mm"] == 0
+    scene = scene_of(workshop, hand, renderer, line(workshop, hand=None, support=floor))
+    height = transform_points(np.linalg.inv(scene.file_to_world), hand(scene.hand_params[-1]).vertices)[:, 2]
+    assert height.min() > -0.0771 and scene.entries[-1]["below_support_mm"] == 0
     joints = np.array(line(workshop)["hand"]["joints"])
     lowest = joints[:, 1].min()
     above = {"point": [0, min(lowest + 0.01, 0.2449), 0], "normal": [0, 1, 0]}
