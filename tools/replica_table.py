@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from hoi.common.command import problems_as_messages, project_commit  # noqa: E402
 from hoi.common.files import sha256_of, write_json, write_whole  # noqa: E402
 from hoi.common.tensors import WeightFile  # noqa: E402
-from hoi.metrics import toy_tables  # noqa: E402
 from hoi.metrics.intervals import Results, four_digits  # noqa: E402
 from hoi.verify.verifier import BUILT_IN_VERIFIER  # noqa: E402
+from tools import toy_tables  # noqa: E402
 
 RESAMPLES, SEED = 200, 0
 CEILING = "shaded"  # the pictures that the records were shaded with: what the networks say of perfect ones

@@ -1,17 +1,15 @@
 """CLIP for scoring pictures against texts.  Weight file -> Clip; pictures + captions -> CLIPScore.  Paper: Sec. 4.2.
 
-Two models fill the same dataclass: any of open_clip from a file, for photographs, and the small CLIP that `train.py
---stage text` leaves, for the toy world, which CLIP has never seen.
+Any model of open_clip from a file; tools/toy_tables.py fills the same dataclass with the small CLIP of the toy world,
+which CLIP has never seen.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +19,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from hoi.common.arrays import pictures_to_tensor
 from hoi.common.tensors import load_model_file, strict_load
-from hoi.network.text import TextConfig, TextEncoder, tokenize
-from hoi.training.small_clip import FILE_NAME, KIND, PictureText
 
 # What OpenAI's state dicts hold beside tensors of the model.
 OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
-TEXTS_AT_ONCE, PICTURES_AT_ONCE = 256, 64  # encoded together: bounds memory, whatever the folder's size
+TEXTS_AT_ONCE = 256  # encoded together: bounds memory, whatever the folder's size
 # CLIPScore as published (Hessel et al. 2021), with ViT-B/32.
 SCORE_PREFIX, SCORE_WEIGHT = "A photo depicts ", 2.5
 
@@ -41,7 +36,6 @@ class Clip:
     preprocess  RGB picture -> (3, H, W): shorter side to the model's size (bicubic), centre crop, CLIP's mean and
                 standard deviation (those of OpenAI's and LAION's models)
     tokenizer   texts -> (B, 77) token ids
-    The small CLIP's preprocess averages to its own size and range instead.
     """
 
     name: str
@@ -104,26 +98,6 @@ def load_clip(name: str, file: str | Path) -> Clip:
     return Clip(name, model.requires_grad_(False).eval(), preprocess, open_clip.get_tokenizer(name))
 
 
-def load_small_clip(path: str | Path) -> Clip:
-    """The small CLIP of `train.py --stage text`, for inference.
-
-    Raises FileNotFoundError, or ValueError for a file that is damaged or none of stage text's pairs.
-    """
-    state, metadata = load_model_file(path)
-    if metadata.get("kind") != KIND:
-        raise ValueError(f"{path} is no {FILE_NAME} of `train.py --stage text`, which writes one beside its model")
-    sizes = json.loads(metadata["sizes"])  # the file says how large its networks are
-    pair = PictureText(TextEncoder(TextConfig(**sizes["text"])), sizes["embed_dim"], sizes["channels"])
-    strict_load(pair, state, path)
-    return Clip(KIND, pair.requires_grad_(False).eval(), partial(_averaged, side=int(metadata["side"])), tokenize)
-
-
-def _averaged(picture: Image.Image, side: int) -> Tensor:
-    """RGB picture -> (3, side, side) in [-1, 1], every pixel the mean of those that it covers, as in the training."""
-    image = pictures_to_tensor(np.array(picture))
-    return F.adaptive_avg_pool2d(image, side)
-
-
 @torch.no_grad()
 def clip_scores(
     clip: Clip,
@@ -148,15 +122,3 @@ def clip_scores(
     images = F.normalize(torch.from_numpy(image_features).double(), dim=-1)
     cosines = (images * torch.stack([rows[text] for text in texts])).sum(dim=-1)
     return weight * cosines.clamp(min=0).numpy()
-
-
-@torch.no_grad()
-def small_clip_scores(clip: Clip, images: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:
-    """2.5 max(cosine, 0) of each picture (H, W, 3) uint8 with its caption: (N,).
-
-    Without CLIPScore's prefix "A photo depicts": this encoder has never met the word.
-    """
-    batches = [torch.stack([clip.preprocess(Image.fromarray(image)) for image in images[k : k + PICTURES_AT_ONCE]])
-               for k in range(0, len(images), PICTURES_AT_ONCE)]  # fmt: skip
-    features = torch.cat([clip.model.encode_image(batch) for batch in batches])
-    return clip_scores(clip, features.numpy(), texts, prefix="")

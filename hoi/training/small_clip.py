@@ -1,7 +1,7 @@
 """The small CLIP that stage text trains: a picture and a text tower that meet.  pictures, captions -> vectors, loss.
 
 Its text tower becomes the miniature's text encoder.  Both towers, kept as clip.safetensors, stand in for CLIPScore in
-the toy world's tables (Sec. 5; metrics/clip.py): CLIP knows nothing of that world, and this one nothing else.
+the toy world's tables (Sec. 5; tools/toy_tables.py): CLIP knows nothing of that world, and this one nothing else.
 """
 
 from __future__ import annotations

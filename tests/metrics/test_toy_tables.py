@@ -14,15 +14,14 @@ import sample
 import train
 from hoi.data import folder as folder_module
 from hoi.geometry.render import HAND, OBJECT
-from hoi.metrics import toy_tables
-from hoi.metrics.clip import load_small_clip, small_clip_scores
 from hoi.metrics.intervals import Results
 from hoi.network.text import TextConfig, TextEncoder
 from hoi.toyworld.backgrounds import BACKGROUNDS
 from hoi.training.small_clip import PictureText, save_small_clip
 from hoi.verify import report
 from hoi.verify.verifier import Verifier, save_verifier
-from tools import replica_table
+from tools import replica_table, toy_tables
+from tools.toy_tables import load_small_clip, small_clip_scores
 
 ROOT = Path(__file__).parents[2]
 

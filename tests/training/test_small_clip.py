@@ -8,12 +8,12 @@ from PIL import Image
 from training_world import SIDE, make_folder, small_model
 
 import train
-from hoi.metrics.clip import load_small_clip, small_clip_scores
 from hoi.network.text import TextConfig, TextEncoder, tokenize
 from hoi.training import run as training_run
 from hoi.training.data import TrainingSet
 from hoi.training.small_clip import PictureText, save_small_clip
 from hoi.weights.export import export_own
+from tools.toy_tables import load_small_clip, small_clip_scores
 
 CAPTIONS = ["A hand is grasping a red mug", "an orange bowl in the snow", "Waves", "a can on the moon with night sky"]
 

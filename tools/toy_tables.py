@@ -15,24 +15,36 @@ counted exactly here.  No toy number compares with the paper's; the order of the
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
 from scipy import ndimage
+from torch import Tensor
 
+from hoi.common.arrays import pictures_to_tensor
+from hoi.common.tensors import load_model_file, strict_load
 from hoi.data.folder import load_image
 from hoi.geometry.render import HAND, OBJECT
-from hoi.metrics.clip import Clip, load_small_clip, small_clip_scores
+from hoi.metrics.clip import Clip, clip_scores
 from hoi.metrics.features import Extractor, find_pictures, verifier_extractor
 from hoi.metrics.intervals import PERCENT, SHARE, Results, mean_of, mean_of_groups
 from hoi.metrics.pictures import Reference, Run, add_frechet
+from hoi.network.text import TextConfig, TextEncoder, tokenize
+from hoi.training.small_clip import FILE_NAME, KIND, PictureText
 from hoi.verify.report import paired_records
 from hoi.verify.scores import PCK_THRESHOLD, Estimators, load_truth, score_picture
 from hoi.verify.verifier import Verifier, load_verifier
 
 NEIGHBOURS = np.ones((3, 3), bool)  # pixels side by side or corner to corner
 WORKERS = 2  # processes that read pictures
+PICTURES_AT_ONCE = 64  # shown to the small CLIP together: bounds memory, whatever the folder's size
 # Names of the numbers, and which of verify/scores.SCORES some of them are, times what.
 FRECHET, TOY_CLIP, CONTACT = "Frechet distance (verifier)", "toy CLIPScore", "toy contact, %"
 HAND_IOU, OBJECT_IOU, PCK = "hand IoU", "object IoU", f"PCK@{PCK_THRESHOLD:g}"
@@ -71,6 +83,38 @@ def load_toy_estimators(verifier_file: Path, clip_file: Path, reference: Path, c
     extractor, pictures = verifier_extractor(verifier, verifier_file), Reference.read([reference], WORKERS, False)
     run = Run(cache, batch_size=32, workers=WORKERS, device="cpu")
     return ToyEstimators(verifier, load_small_clip(clip_file), extractor, pictures, run)
+
+
+def load_small_clip(path: str | Path) -> Clip:
+    """The small CLIP of `train.py --stage text`, for inference; its preprocess averages to its own size and range.
+
+    Raises FileNotFoundError, or ValueError for a file that is damaged or none of stage text's pairs.
+    """
+    state, metadata = load_model_file(path)
+    if metadata.get("kind") != KIND:
+        raise ValueError(f"{path} is no {FILE_NAME} of `train.py --stage text`, which writes one beside its model")
+    sizes = json.loads(metadata["sizes"])  # the file says how large its networks are
+    pair = PictureText(TextEncoder(TextConfig(**sizes["text"])), sizes["embed_dim"], sizes["channels"])
+    strict_load(pair, state, path)
+    return Clip(KIND, pair.requires_grad_(False).eval(), partial(_averaged, side=int(metadata["side"])), tokenize)
+
+
+def _averaged(picture: Image.Image, side: int) -> Tensor:
+    """RGB picture -> (3, side, side) in [-1, 1], every pixel the mean of those that it covers, as in the training."""
+    image = pictures_to_tensor(np.array(picture))
+    return F.adaptive_avg_pool2d(image, side)
+
+
+@torch.no_grad()
+def small_clip_scores(clip: Clip, images: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:
+    """2.5 max(cosine, 0) of each picture (H, W, 3) uint8 with its caption: (N,).
+
+    Without CLIPScore's prefix "A photo depicts": this encoder has never met the word.
+    """
+    batches = [torch.stack([clip.preprocess(Image.fromarray(image)) for image in images[k : k + PICTURES_AT_ONCE]])
+               for k in range(0, len(images), PICTURES_AT_ONCE)]  # fmt: skip
+    features = torch.cat([clip.model.encode_image(batch) for batch in batches])
+    return clip_scores(clip, features.numpy(), texts, prefix="")
 
 
 def regions_touch(label_map: np.ndarray) -> bool:
