@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import convert_keypoints
+import measure_generated
 import pytest
 
 import make_dataset
@@ -26,8 +27,10 @@ from hoi.weights.load import BUILT_IN_MODEL
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {"sample.py": sample, "make_dataset.py": make_dataset, "train.py": train, "video.py": video}
 MODULES = SCRIPTS | {"hoi.verify": verify, "hoi.metrics": metrics, "hoi.export": export, "hoi.page": page}
+MODULES |= {"tools/measure_generated.py": measure_generated}
 COMMAND_LINES = {script: module.parse_args for script, module in SCRIPTS.items()} | {
     "tools/convert_keypoints.py": convert_keypoints.parse_args,
+    "tools/measure_generated.py": measure_generated.parse_args,
     "hoi/export/__main__.py": export.parse_args,
     "hoi/metrics/__main__.py": metrics.parse_args,
     "hoi/page/__main__.py": page.parse_args,
@@ -126,7 +129,11 @@ def test_every_flag_has_a_help_text(command, monkeypatch):
 
 
 def test_every_command_line_is_looked_at():
-    paths = [*ROOT.glob("*.py"), *(ROOT / "hoi").rglob("*.py"), ROOT / "tools" / "convert_keypoints.py"]
+    paths = [
+        *ROOT.glob("*.py"),
+        *(ROOT / "hoi").rglob("*.py"),
+        *(ROOT / "tools" / name for name in ("convert_keypoints.py", "measure_generated.py")),
+    ]
     with_parser = {str(path.relative_to(ROOT)) for path in paths if "ArgumentParser(" in path.read_text()}
     assert with_parser == set(COMMAND_LINES)
 

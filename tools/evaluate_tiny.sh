@@ -21,7 +21,7 @@ if [ "$mode" = guidance ]; then # the scale is chosen on these
     for scale in 2 3 4.5; do
         generated=$out/$digest/guidance-$scale
         python sample.py --data $shaded --checkpoint "$checkpoint" --out "$generated" --guidance-scale $scale
-        python -m hoi.verify measure --shaded $shaded --generated "$generated"
+        python tools/measure_generated.py --shaded $shaded --generated "$generated"
     done
     exit
 fi
@@ -38,7 +38,7 @@ sample() { # FOLDER NAME FLAG ...: pictures of a folder's conditions and texts
 measure() { # FOLDER NAME ...: a table; more names are shown as shares of the first
     folder=$1; shift
     echo; echo "$folder"
-    python -m hoi.verify measure --verifier "$mode" --shaded $out/$folder --generated "${@/#/$out/$digest/}"
+    python tools/measure_generated.py --verifier "$mode" --shaded $out/$folder --generated "${@/#/$out/$digest/}"
 }
 alone="--cond-scale normal=0 segmentation=0"
 sample scenic scenic

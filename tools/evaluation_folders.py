@@ -5,7 +5,7 @@
     python tools/evaluation_folders.py skeletons SHADED OUT     # each record's text with the next record's conditions
 
 Of the first two the pictures are drawn anew (hoi/verify/perfect.py), so that each word has its ceiling.  In the third
-"other records" of `python -m hoi.verify measure` are the records' own conditions: the skeleton that was not shown.
+"other records" of tools/measure_generated.py are the records' own conditions: the skeleton that was not shown.
 """
 
 import argparse

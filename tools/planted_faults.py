@@ -24,8 +24,9 @@ from hoi.geometry.hand import TIP_KEYPOINTS  # noqa: E402
 from hoi.geometry.render import HAND, OBJECT  # noqa: E402
 from hoi.verify.faults import FAULTS, MOST_TIPS, Fingers, filled_from_around  # noqa: E402
 from hoi.verify.report import RECOMMENDED, choose, parse_keep, perfect_scores  # noqa: E402
-from hoi.verify.scores import PCK_THRESHOLD, Estimators, joints_seen, load_truth, mean_scores  # noqa: E402
+from hoi.verify.scores import PCK_THRESHOLD, Estimators, joints_seen, load_truth  # noqa: E402
 from hoi.verify.verifier import BUILT_IN_VERIFIER, load_verifier  # noqa: E402
+from tools.measure_generated import mean_scores  # noqa: E402
 
 SHOWN = ("iou_hand", "iou_object", "pck", "fingertips", "shading_hand", "color_right")
 SHIFT, BLUR = 5, 1.5  # pixels

@@ -38,9 +38,9 @@ from hoi.metrics.intervals import PERCENT, SHARE, Results, mean_of, mean_of_grou
 from hoi.metrics.pictures import Reference, Run, add_frechet
 from hoi.network.text import TextConfig, TextEncoder, tokenize
 from hoi.training.small_clip import FILE_NAME, KIND, PictureText
-from hoi.verify.report import paired_records
 from hoi.verify.scores import PCK_THRESHOLD, Estimators, load_truth, score_picture
 from hoi.verify.verifier import Verifier, load_verifier
+from tools.measure_generated import paired_records
 
 NEIGHBOURS = np.ones((3, 3), bool)  # pixels side by side or corner to corner
 WORKERS = 2  # processes that read pictures

@@ -4,7 +4,6 @@
     python -m hoi.verify DIR --keep "iou_hand>90%,pck>75%" --list keep.txt        # or --out DIR2; prints the yield
     python -m hoi.verify DIR --keypoints hamer.json --contacts 100doh.json        # formats: see score --help
     python -m hoi.verify train --data runs/toy/any runs/toy/lab --out verifier.safetensors --minutes 20
-    python -m hoi.verify measure --shaded runs/eval/shaded --generated runs/eval/generated
 
 The built-in verifier knows the toy world; for other pictures train one on real pictures, or bring the keypoints of a
 hand estimator.  Nothing is deleted.
@@ -23,7 +22,7 @@ from hoi.verify.scores import PCK_THRESHOLD, SCORES
 from hoi.verify.training import minutes_passed, train_verifier
 from hoi.verify.verifier import BUILT_IN_VERIFIER, DEFAULT_SIDE, save_verifier
 
-COMMANDS = ("score", "train", "measure")
+COMMANDS = ("score", "train")
 MEANINGS = "Scores, null where there is nothing to hold a picture against:\n\n" + "\n".join(
     f"    {name:33}{meaning}" for name, meaning in SCORES.items()
 )
@@ -59,16 +58,6 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of first weights and batches (default %(default)s)")
 
 
-def add_measure_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags of `measure`."""
-    add = parser.add_argument
-    add("--verifier", metavar="FILE", type=Path, default=BUILT_IN_VERIFIER,
-        help="made by `train` (default: the built-in one)")  # fmt: skip
-    add("--shaded", metavar="DIR", type=Path, required=True, help="folder of shaded pictures, not trained on")
-    add("--generated", metavar="DIR", type=Path, nargs="+", required=True,
-        help="sample.py --data SHADED --out GENERATED; more folders are shown as shares of the first")  # fmt: skip
-
-
 def parse_args(words: list[str]) -> argparse.Namespace:
     """Arguments of one of COMMANDS; `score` may be left out.  Ends with argparse's message for what makes no sense."""
     raw = {"formatter_class": argparse.RawDescriptionHelpFormatter}
@@ -77,9 +66,6 @@ def parse_args(words: list[str]) -> argparse.Namespace:
     score = "score the pictures of DIR (the word `score` may be left out); its help has the formats of --keypoints, ..."
     add_score_flags(commands.add_parser("score", help=score, epilog=f"{FORMATS}\n{MEANINGS}", **raw))
     add_train_flags(commands.add_parser("train", help="train a verifier on shaded or real pictures"))
-    add_measure_flags(
-        commands.add_parser("measure", help="score generated pictures beside shaded ones of the same records")
-    )
     # argparse has no default subcommand; a folder named `train` must be given as ./train.
     known = bool(words) and words[0] in (*COMMANDS, "-h", "--help")
     args = parser.parse_args(words if known else ["score", *words])
@@ -129,8 +115,6 @@ def main(args: argparse.Namespace) -> None:
         verifier = train_verifier(args.data, minutes_passed(args.minutes), args.seed, args.side)
         save_verifier(args.out, verifier, {"data": ", ".join(map(str, args.data)), "minutes": str(args.minutes)})
         print(f"wrote {args.out}")
-    elif args.command == "measure":
-        print(report.scores_as_table(report.measure_folders(args.verifier, args.shaded, args.generated)))
     else:
         for place in args.folders:
             score_command(args, place)

@@ -1,15 +1,14 @@
-"""A scored dataset folder.  Records + scores -> report, histograms, best and worst; what passes; folders side by side.
+"""A scored dataset folder.  Records + scores -> report, histograms, best and worst; what passes.
 
 `verify_folder` scores all records and leaves verification/ (report.json, report.md, histograms.png, best_worst.png);
-`choose`, `write_list` and `copy_records` take what passes "iou_hand>90%,pck>90%"; `measure_folders` compares generated
-pictures with shaded ones of the same records.
+`choose`, `write_list` and `copy_records` take what passes "iou_hand>90%,pck>90%".
 """
 
 import hashlib
 import json
 import operator
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,11 +31,9 @@ from hoi.verify.scores import (
     Estimators,
     load_estimators,
     load_truth,
-    mean_scores,
-    score_picture,
     score_records,
 )
-from hoi.verify.verifier import BUILT_IN_VERIFIER, load_verifier
+from hoi.verify.verifier import BUILT_IN_VERIFIER
 
 PERCENTILES = (5, 25, 50, 75, 95)  # the tails decide where to cut, and a mean hides them
 # What histograms show, left and right end; what lies beyond is counted at the end: with an error of half the hand's box
@@ -59,12 +56,6 @@ def _values(records: list[Record], name: str) -> list[float]:
     return [record["verification"][name] for record in records if record["verification"][name] is not None]
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table."""
-    lines = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
-    return [lines[0], "|" + "---|" * len(head), *lines[1:]]
-
-
 def summarize(records: list[Record]) -> dict[str, dict[str, float]]:
     """Of each score that any record has: n, mean and percentiles (p5 to p95)."""
     summary = {}
@@ -84,7 +75,8 @@ def report_as_markdown(report: dict[str, Any]) -> str:
         f"# Verification of {report['folder']}", "",
         f"{report['records']} records, {report['scored']} scored. Verifier: {report['verifier']}. "
         f"Keypoints: {report['keypoints']}. PCK threshold: {report['pck_threshold']} of the hand box.", "",
-        *_table(["score", "n", *columns], rows),
+        f"| score | n | {' | '.join(columns)} |", "|" + "---|" * (2 + len(columns)),
+        *(f"| {' | '.join(cells)} |" for cells in rows),
     ]  # fmt: skip
     problems = report["problems"]
     if problems:
@@ -339,56 +331,3 @@ def copy_records(folder: Path, out: Path, records: list[Record], conditions: lis
         raise ValueError(f"{out} holds something else than this selection; choose another folder")
     description |= {"rejected": rejected, "selected_job": description.get("job"), "job": job}
     copy_folder(folder, chosen, DatasetWriter(out, description))
-
-
-# Scores of the table that tools/evaluate_tiny.sh prints.
-TABLE = ("iou_foreground", "iou_hand", "iou_object", "pck", "fingertips", "shading_hand", "shading_object",
-         "color_right", "material_right", "background_right")  # fmt: skip
-
-
-def paired_records(shaded: Path, generated: Path) -> tuple[list[Record], list[Record]]:
-    """Records of shaded pictures, and of generated ones of the same conditions.
-
-    Raises ValueError when the two folders do not hold the same captions in the same order, or none.
-    """
-    records, others = read_records(shaded), read_records(generated)
-    if not records or [record["text"] for record in others] != [record["text"] for record in records]:
-        other = f"{generated} ({len(others)} records) does not hold the captions of {shaded} ({len(records)})"
-        raise ValueError(f"{other}; make it with sample.py --data {shaded}")
-    return records, others
-
-
-def measure_folders(verifier_path: Path, shaded: Path, generated: Sequence[Path]) -> dict[str, dict[str, float | None]]:
-    """Mean scores of shaded pictures (the ceiling) and of folders of generated ones of the same records, by row.
-
-    The floor, "other records", holds every picture against the truth of the record before: a picture of wrong
-    conditions.  Shares are of the ceiling; those of a second folder and any more, of the first.
-    Raises as paired_records.
-    """
-    estimators = Estimators(load_verifier(verifier_path))
-    pairs = [paired_records(shaded, folder) for folder in generated]
-    records = pairs[0][0]
-    truths = [load_truth(shaded, record) for record in records]
-
-    def means(folder: Path, of: list[Record]) -> list[dict[str, float | None]]:
-        images = [load_image(folder, record) for record in of]
-        seen, words = estimators.predict(images), estimators.verifier.backgrounds
-        return [mean_scores(list(map(score_picture, images, held_against, seen, [words] * len(of))), TABLE)
-                for held_against in (truths, truths[-1:] + truths[:-1])]  # fmt: skip
-
-    base = f"shaded, n = {len(records)}"
-    rows = dict(zip((base, "shaded, other records"), means(shaded, records), strict=True))
-    for folder, (_, others) in zip(generated, pairs, strict=True):
-        name, best = folder.name, rows[base]
-        rows[name], rows[f"{name}, other records"] = means(folder, others)
-        rows[f"{name} / {base.partition(',')[0]}"] = {
-            key: value / best[key] if best[key] and value is not None else None for key, value in rows[name].items()
-        }
-        base = generated[0].name
-    return rows
-
-
-def scores_as_table(rows: dict[str, dict[str, float | None]]) -> str:
-    """Markdown; rows as measure_folders gives them."""
-    cells = [[name, *("-" if row[key] is None else f"{row[key]:.3f}" for key in TABLE)] for name, row in rows.items()]
-    return "\n".join(_table(["pictures", *TABLE], cells))

@@ -310,12 +310,6 @@ def score_picture(
     return {name: None if value is None else round(value, 6) for name, value in scores.items()}
 
 
-def mean_scores(rows: Sequence[dict[str, float | None]], names: Sequence[str]) -> dict[str, float | None]:
-    """Mean of each score over the rows that have it; None where none has."""
-    values = {name: [row[name] for row in rows if row[name] is not None] for name in names}
-    return {name: float(np.mean(numbers)) if numbers else None for name, numbers in values.items()}
-
-
 @dataclass(frozen=True)
 class Estimators:
     """Who says what the pictures show.

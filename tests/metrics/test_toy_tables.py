@@ -18,9 +18,8 @@ from hoi.metrics.intervals import Results
 from hoi.network.text import TextConfig, TextEncoder
 from hoi.toyworld.backgrounds import BACKGROUNDS
 from hoi.training.small_clip import PictureText, save_small_clip
-from hoi.verify import report
 from hoi.verify.verifier import Verifier, save_verifier
-from tools import replica_table, toy_tables
+from tools import measure_generated, replica_table, toy_tables
 from tools.toy_tables import load_small_clip, small_clip_scores
 
 ROOT = Path(__file__).parents[2]
@@ -97,7 +96,7 @@ def measured(world: Path, folder: str, reference: str) -> dict[str, float]:
 
 def test_numbers_are_those_of_the_verifier_and_the_small_clip(world):
     numbers = measured(world, "all/pictures", "reference")
-    rows = report.measure_folders(world / "verifier.safetensors", world / "shaded", [world / "all/pictures"])
+    rows = measure_generated.measure_folders(world / "verifier.safetensors", world / "shaded", [world / "all/pictures"])
     expected = rows["pictures"]
     for name in (toy_tables.HAND_IOU, toy_tables.OBJECT_IOU, toy_tables.PCK, toy_tables.COLOR, toy_tables.BACKGROUND):
         key, factor, _ = toy_tables.SCORED[name]

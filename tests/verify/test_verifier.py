@@ -10,7 +10,8 @@ from hoi.data.folder import load_image, read_records
 from hoi.data.writer import DatasetWriter, write_pictures
 from hoi.toyworld.backgrounds import BACKGROUNDS
 from hoi.verify import training, verifier
-from hoi.verify.scores import load_truth, mean_scores, score_picture
+from hoi.verify.scores import load_truth, score_picture
+from tools.measure_generated import mean_scores
 
 
 def gaussian_logits(points: np.ndarray, height: int, width: int, spread: float) -> torch.Tensor:

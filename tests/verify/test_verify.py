@@ -21,6 +21,7 @@ from hoi.verify import verifier
 from hoi.verify.predictions import HandPrediction
 from hoi.verify.scores import SCORES, Truth, load_truth, score_picture
 from hoi.verify.verifier import Prediction, Verifier, save_verifier
+from tools import measure_generated
 
 WORDS = sorted(BACKGROUNDS)
 
@@ -411,11 +412,11 @@ def test_generated_pictures_are_measured_between_ceiling_and_floor(tmp_path, ver
     shaded = make_folder(tmp_path / "shaded", 6, seed=1)
     made = {"checkpoint": {"name": "x", "sha256": "0"}}
     generated, others = (make_folder(tmp_path / name, 6, seed=1, **made) for name in ("generated", "others"))
-    rows = report_module.measure_folders(verifier_file, shaded, [generated, others])
+    rows = measure_generated.measure_folders(verifier_file, shaded, [generated, others])
     ceiling, floor, same, same_floor = list(rows.values())[:4]
     assert ceiling == same == rows["others"] != floor == same_floor  # the same pictures, the same truth
-    table = report_module.scores_as_table(rows)
+    table = measure_generated.scores_as_table(rows)
     assert "| generated / shaded | 1.000 |" in table and "| others / generated | 1.000 |" in table
     make_folder(tmp_path / "other", 6, text="A hand is grasping a red can")
     with pytest.raises(ValueError, match="does not hold the captions"):
-        report_module.measure_folders(verifier_file, shaded, [tmp_path / "other"])
+        measure_generated.measure_folders(verifier_file, shaded, [tmp_path / "other"])
