@@ -164,7 +164,7 @@ def usable_cpus() -> int:
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     """Arguments from the command line or a list; ends with argparse's message for flags that would go unread."""
     parser = argparse.ArgumentParser(
-        prog="python -m hoi.metrics", description=__doc__, epilog=f"{FORMATS}\n{POSE_FORMATS}",
+        prog="python -m hoi.metrics", description=__doc__, epilog=f"{FORMATS.read_text()}\n{POSE_FORMATS.read_text()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument

@@ -16,26 +16,13 @@ from typing import Any
 import numpy as np
 
 from hoi.common.arrays import numbers
-from hoi.common.files import read_json
+from hoi.common.files import ASSETS, read_json
 from hoi.data.folder import array_of, load_mesh
 from hoi.export.nocs import Normalization
 from hoi.metrics.intervals import PERCENT, Results, Statistic, mean_of_parts, scaled
 from hoi.verify.predictions import check_covers
 
-POSE_FORMATS = """Object poses.  For a dataset folder, one list a picture, one entry an object, [] where none was found:
-
-    {"predictions": {"images/000000.png": [{"category": "mug", "score": 0.9, "model_to_camera": [[sR, t], [0, 0, 0, 1]],
-                                            "size": [0.5, 0.6, 0.7]}]}}
-
-Or truth and predictions together, a list with one entry a picture, in the names of NOCS's own result files (arrays as
-nested lists; read a pickle of theirs where you trust it, and write it as JSON):
-
-    [{"gt_class_ids": [6], "gt_RTs": [[[...]]], "gt_scales": [[...]], "gt_handle_visibility": [1],
-      "pred_class_ids": [6], "pred_RTs": [[[...]]], "pred_scales": [[...]], "pred_scores": [0.9]}]
-
-model_to_camera and RTs are 4x4 [sR|t]: from the model (box centre at the origin, box diagonal 1, y up, a mug's handle
-along x) to the OpenCV camera, metres; size and scales are the model's box.
-"""
+POSE_FORMATS = ASSETS / "formats" / "poses.txt"
 CLASS_NAMES = ("background", "bottle", "bowl", "camera", "can", "laptop", "mug")  # by NOCS's class id
 SYMMETRIC = ("bottle", "bowl", "can")  # about y; so is a mug whose handle is hidden
 TURNS = 20  # of a symmetric object, tried for the best overlap, as published

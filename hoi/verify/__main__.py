@@ -64,7 +64,7 @@ def parse_args(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m hoi.verify", description=__doc__, epilog=MEANINGS, **raw)
     commands = parser.add_subparsers(dest="command", required=True)
     score = "score the pictures of DIR (the word `score` may be left out); its help has the formats of --keypoints, ..."
-    add_score_flags(commands.add_parser("score", help=score, epilog=f"{FORMATS}\n{MEANINGS}", **raw))
+    add_score_flags(commands.add_parser("score", help=score, epilog=f"{FORMATS.read_text()}\n{MEANINGS}", **raw))
     add_train_flags(commands.add_parser("train", help="train a verifier on shaded or real pictures"))
     # argparse has no default subcommand; a folder named `train` must be given as ./train.
     known = bool(words) and words[0] in (*COMMANDS, "-h", "--help")

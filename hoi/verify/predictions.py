@@ -1,6 +1,7 @@
 """What other programs say of the pictures.  JSON -> hand keypoints and contact states by picture.  Paper: Sec. 4.2.
 
-FORMATS says what the files hold; the readers take it exactly or name file, picture and hand of what is wrong.
+FORMATS says what the files hold, and --help shows it; the readers take it exactly or name file, picture and hand of
+what is wrong.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -12,26 +13,10 @@ import numpy as np
 
 from hoi.common.arrays import numbers
 from hoi.common.command import first_few
-from hoi.common.files import read_json
+from hoi.common.files import ASSETS, read_json
 from hoi.conditions import KEYPOINTS
 
-FORMATS = """Keypoints, what any hand estimator found: pixels of the picture as stored, pixel centres at integers
-(python tools/convert_keypoints.py writes it from FrankMocap, HaMeR, MediaPipe):
-
-    {"predictions": {"images/000000.png": [{"keypoints_2d": [[x, y], ...], "scores": [s, ...], "hand_side": "right",
-                                            "keypoints_3d": [[x, y, z], ...]}],
-                     "images/000001.png": []}}
-
-One list a picture, one entry a hand, [] where none was found.  The 21 points are in OpenPose order: wrist, then thumb,
-index, middle, ring, little, each from base to tip; 3D in metres, camera axes, any origin.  All but keypoints_2d may be
-left out or null.
-
-Contact states, what the 100DOH hand-object detector says of each hand: box in pixels; state 0 no contact, 1 self,
-2 another person, 3 portable object, 4 stationary object:
-
-    {"predictions": {"images/000000.png": [{"box": [left, top, right, bottom], "score": 0.98, "state": 3,
-                                            "hand_side": "right"}]}}
-"""
+FORMATS = ASSETS / "formats" / "predictions.txt"
 CONTACT_STATES = ("no contact", "self", "another person", "portable object", "stationary object")
 PORTABLE_OBJECT = 3  # the one state that counts as contact in the evaluation that the paper follows
 NO_HAND = -1  # in place of a state
@@ -113,7 +98,7 @@ def _read(path: str | Path, make: Callable[[Any, str], T]) -> dict[str, list[T]]
 
 
 def read_keypoint_predictions(path: str | Path) -> dict[str, list[HandPrediction]]:
-    """Hands by file_name, from the first of FORMATS.
+    """Hands by file_name, from the first format of FORMATS.
 
     Raises FileNotFoundError, or ValueError naming file, picture and hand: no JSON, unknown keys, another number of
     points, numbers that are not finite, another hand side.
@@ -122,7 +107,7 @@ def read_keypoint_predictions(path: str | Path) -> dict[str, list[HandPrediction
 
 
 def read_contact_predictions(path: str | Path) -> dict[str, list[ContactPrediction]]:
-    """Hands with contact state by file_name, from the second of FORMATS.  Raises as read_keypoint_predictions."""
+    """Hands with contact state by file_name, from the second.  Raises as read_keypoint_predictions."""
     return _read(path, _contact)
 
 
