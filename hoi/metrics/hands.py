@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,22 +29,10 @@ from hoi.verify.predictions import (
 WRIST = 0  # the root joint
 
 
-@dataclass(frozen=True)
-class Similarity:
-    """x -> scale * rotation @ x + translation."""
-
-    scale: float
-    rotation: np.ndarray
-    translation: np.ndarray
-
-    def __call__(self, points: np.ndarray) -> np.ndarray:
-        """(N, 3) -> (N, 3)"""
-        return self.scale * points @ self.rotation.T + self.translation
-
-
-def umeyama(source: np.ndarray, target: np.ndarray) -> Similarity:
+def umeyama(source: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
     """The similarity (never a reflection) that takes source (N, 3) to target (N, 3) with the least squared error.
 
+    returns  scale, rotation (3, 3), translation (3,):  x -> scale * rotation @ x + translation
     Raises ValueError for points on a line or fewer than three, which fix no rotation, and for numbers not finite.
     Source: Umeyama 1991, eq. 40 to 43; the rotation is Kabsch's, by scipy.
     """
@@ -60,43 +47,24 @@ def umeyama(source: np.ndarray, target: np.ndarray) -> Similarity:
         raise ValueError("points on a line or in one place have no rotation; at least three others are needed")
     rotation = Rotation.align_vectors(centred_target, centred)[0].as_matrix()
     scale = float((centred_target * (centred @ rotation.T)).sum() / (centred**2).sum())
-    return Similarity(scale, rotation, target.mean(axis=0) - scale * rotation @ source.mean(axis=0))
+    return scale, rotation, target.mean(axis=0) - scale * rotation @ source.mean(axis=0)
 
 
 def errors_3d_mm(predicted: np.ndarray, target: np.ndarray) -> tuple[float, float]:
     """Mean joint error of (21, 3) metres in mm, root-aligned and after Procrustes alignment."""
     rooted = (predicted - predicted[WRIST]) - (target - target[WRIST])
-    aligned = umeyama(predicted, target)(predicted) - target
+    scale, rotation, translation = umeyama(predicted, target)
+    aligned = scale * predicted @ rotation.T + translation - target
     return tuple(1000 * np.linalg.norm(error, axis=1).mean() for error in (rooted, aligned))
 
 
-@dataclass(frozen=True)
-class HandErrors:
-    """Errors of N pictures; a picture without a found hand has infinite ones.
+def hand_errors(record: dict[str, Any], hands: list[HandPrediction]) -> tuple[np.ndarray, np.ndarray, float, float]:
+    """Compare the hand that lies nearest to a record's keypoints_2d with them.
 
-    pixels        (N, 21)
-    relative      (N, 21)  to the longer side of the target joints' box
-    root_mm       (N,)     mean joint error with both wrists at the origin; NaN without a 3D prediction
-    procrustes_mm (N,)     the same after the best similarity
-    """
-
-    pixels: np.ndarray
-    relative: np.ndarray
-    root_mm: np.ndarray
-    procrustes_mm: np.ndarray
-
-
-def hand_errors(records: Sequence[dict[str, Any]], predictions: Mapping[str, list[HandPrediction]]) -> HandErrors:
-    """Compare the hand that lies nearest to each record's keypoints with them.
-
-    records  with keypoints_2d; predictions by file_name, one entry a record
+    returns  pixels (21,); relative (21,), to the longer side of the target joints' box; both infinite without a hand;
+             mean joint error in mm with both wrists at the origin, and after the best similarity; NaN without 3D
     Raises ValueError for a record whose joints have no extent.
     """
-    rows = [_errors_of(record, predictions[record["file_name"]]) for record in records]
-    return HandErrors(*(np.array(column) for column in zip(*rows, strict=True)))
-
-
-def _errors_of(record: dict[str, Any], hands: list[HandPrediction]) -> tuple[np.ndarray, np.ndarray, float, float]:
     target = array_of(record, "keypoints_2d")
     side = np.ptp(target, axis=0).max()
     if not side > 0:
@@ -126,8 +94,8 @@ def add_keypoint_numbers(
         raise ValueError("no record has keypoints_2d, so keypoint predictions cannot be judged")
     if len(marked) < len(records):
         results.note(f"{len(records) - len(marked)} pictures without annotated keypoints count for no keypoint number")
-    errors, n = hand_errors(marked, predictions), len(marked)
-    relative, widest = errors.relative, max(thresholds)
+    n, widest, rows = len(marked), max(thresholds), [hand_errors(r, predictions[r["file_name"]]) for r in marked]
+    pixels, relative, root_mm, procrustes_mm = (np.array(column) for column in zip(*rows, strict=True))
     # Below the threshold, as MMPose and the verifier's scores have it: an error of just the threshold is wrong.
     for threshold in thresholds:
         results.add(f"PCK@{threshold:g}", mean_of((relative < threshold).mean(axis=1)), n, "higher",
@@ -136,18 +104,18 @@ def add_keypoint_numbers(
     # A joint with error e is right from threshold e on, so the area is a mean of 1 - e / widest: no steps are needed.
     results.add(f"PCK AUC 0..{widest:g}", mean_of((1 - relative / widest).clip(min=0).mean(axis=1)), n, "higher",
                 f"mean of PCK over all thresholds from 0 to {widest:g}, exact", SHARE)  # fmt: skip
-    found = np.isfinite(errors.pixels[:, 0])
+    found = np.isfinite(pixels[:, 0])
     results.add("hand detection rate", mean_of(found), n, "higher", "share of pictures in which a hand was found",
                 SHARE)  # fmt: skip
     # Infinite errors times 0 would be NaN: they are replaced before they are left out.
-    total = np.where(found, np.where(found[:, None], errors.pixels, 0).mean(axis=1), 0)
+    total = np.where(found[:, None], pixels, 0).mean(axis=1)
     results.add("keypoint error, px", ratio_of(total, found), n, "lower", "mean distance over detected hands")
-    measured = np.isfinite(errors.root_mm)
+    measured = np.isfinite(root_mm)
     if not measured.any():
         return
     for name, values, how in (
-        ("MPJPE, mm", errors.root_mm, "with both wrists at the origin"),
-        ("PA-MPJPE, mm", errors.procrustes_mm, "after the best similarity (Procrustes)"),
+        ("MPJPE, mm", root_mm, "with both wrists at the origin"),
+        ("PA-MPJPE, mm", procrustes_mm, "after the best similarity (Procrustes)"),
     ):
         results.add(name, ratio_of(np.where(measured, values, 0), measured), n, "lower",
                     f"mean 3D distance over 21 joints of {measured.sum()} hands predicted in 3D, {how}")  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -55,21 +55,11 @@ def scaled(factor: float, statistic: Statistic) -> Statistic:
     return lambda draws: factor * statistic(draws)
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its interval (None without resampling) over n pictures (or videos)."""
-
-    value: float
-    low: float | None
-    high: float | None
-    n: int
-
-
-def estimate(statistic: Statistic, n: int, resamples: int, seed: int) -> Estimate:
+def estimate(statistic: Statistic, n: int, resamples: int, seed: int) -> tuple[float, float | None, float | None]:
     """Evaluate a statistic on n pictures and on `resamples` draws of n with replacement.
 
-    A single picture has no interval, as all of its draws are equal.  The draws' quantiles are shifted as EXPLANATION
-    says.
+    returns  value, and the ends of its interval, the draws' quantiles shifted as EXPLANATION says; None without
+             resampling, or of a single picture, all of whose draws are equal
     """
     generator = np.random.default_rng(seed)
     draws = generator.multinomial(n, np.full(n, 1 / n), size=resamples if n > 1 else 0)
@@ -77,10 +67,10 @@ def estimate(statistic: Statistic, n: int, resamples: int, seed: int) -> Estimat
     value, *drawn = statistic(np.concatenate([np.ones((1, n)), draws]))
     drawn = np.array(drawn)[np.isfinite(drawn)]  # a draw may miss all pictures that a number is about
     if not len(drawn):
-        return Estimate(float(value), None, None, n)
+        return float(value), None, None
     # A draw holds 63 % of the pictures, the others twice or more: sets that repeat look farther apart than they are.
     low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]) - drawn.mean() + value
-    return Estimate(float(value), float(low), float(high), n)
+    return float(value), float(low), float(high)
 
 
 @dataclass(frozen=True)
@@ -88,24 +78,24 @@ class Measurement:
     """One number.
 
     name        with unit and everything that decides how it compares: "PCK@0.2", "FID (tf1)"
-    estimate    value and interval
+    value       low and high are the ends of its interval, None without resampling
+    n           pictures, or videos, that it is over
     better      whether a "lower" or a "higher" number is better
     definition  one sentence
     """
 
     name: str
-    estimate: Estimate
+    value: float
+    low: float | None
+    high: float | None
+    n: int
     better: Literal["lower", "higher"]
     definition: str
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; null stands for a number that does not exist, such as a mean over nothing."""
-        numbers = {key: _finite_or_none(value) for key, value in asdict(self.estimate).items()}
-        return {"name": self.name, **numbers, "better": self.better, "definition": self.definition}
-
-
-def _finite_or_none(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+        numberless = [key for key in ("value", "low", "high") if not math.isfinite(getattr(self, key) or 0)]
+        return asdict(self) | dict.fromkeys(numberless)
 
 
 @dataclass
@@ -133,10 +123,10 @@ class Results:
 
         bounds  values that the number can have; the interval, whose shift knows no bounds, ends there
         """
-        measured = estimate(statistic, n, self.resamples, self.seed)
-        if measured.low is not None:
-            measured = replace(measured, low=max(measured.low, bounds[0]), high=min(measured.high, bounds[1]))
-        self.measurements.append(Measurement(name, measured, better, definition))
+        value, low, high = estimate(statistic, n, self.resamples, self.seed)
+        if low is not None:
+            low, high = max(low, bounds[0]), min(high, bounds[1])
+        self.measurements.append(Measurement(name, value, low, high, n, better, definition))
 
     def note(self, text: str) -> None:
         """Say something once, however many numbers it is true of."""
@@ -152,10 +142,9 @@ def as_table(measurements: Sequence[Measurement]) -> str:
     """Markdown that reads well on a terminal, too: padded columns, an arrow for the better direction."""
     rows = [["number", "", "value", "95 % interval", "n"]]
     for item in measurements:
-        value = item.estimate
-        interval = "-" if value.low is None else f"{four_digits(value.low)} .. {four_digits(value.high)}"
+        interval = "-" if item.low is None else f"{four_digits(item.low)} .. {four_digits(item.high)}"
         arrow = {"lower": "↓", "higher": "↑"}[item.better]
-        rows.append([item.name, arrow, four_digits(value.value), interval, str(value.n)])
+        rows.append([item.name, arrow, four_digits(item.value), interval, str(item.n)])
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
     lines = ["| " + " | ".join(row) + " |" for row in padded]

@@ -128,8 +128,8 @@ def test_predictions_of_another_class_are_wrong_and_the_mean_is_over_classes():
     )
     assert by_class["IoU75"] == {"bottle": pytest.approx(50), "mug": 0}  # the first bottle is no mug
     first = results.measurements[0]
-    assert (first.name, first.estimate.value, first.estimate.n) == ("IoU25 mAP, % (nocs)", pytest.approx(25), 2)
-    assert first.estimate.low <= 25 <= first.estimate.high
+    assert (first.name, first.value, first.n) == ("IoU25 mAP, % (nocs)", pytest.approx(25), 2)
+    assert first.low <= 25 <= first.high
 
 
 # --- files ---

@@ -52,14 +52,14 @@ def test_contact_counts_categories_alike():
     results = Results(resamples=20, seed=0)
     categories = np.array(["mug", "mug", "can", "can", "can"])
     toy_tables.add_contact(results, np.array([True, False, True, True, True]), categories)
-    values = {item.name: (item.estimate.value, item.estimate.n) for item in results.measurements}
+    values = {item.name: (item.value, item.n) for item in results.measurements}
     assert values == {"toy contact, can, %": (100, 3), "toy contact, mug, %": (50, 2), "toy contact, %": (75, 5)}
 
 
 def test_intervals_of_shares_end_at_100_percent():
     results = Results(resamples=20, seed=5)  # 90 %, whose shifted percentiles end at 100.5
     toy_tables.add_contact(results, np.arange(10) > 0, np.array(["mug"] * 10))
-    assert [item.estimate.high for item in results.measurements] == [100, 100]
+    assert [item.high for item in results.measurements] == [100, 100]
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def estimators_of(world: Path, reference: str) -> toy_tables.ToyEstimators:
 def measured(world: Path, folder: str, reference: str) -> dict[str, float]:
     results = Results(resamples=0, seed=0)
     toy_tables.measure_pictures(results, world / folder, world / "shaded", estimators_of(world, reference))
-    return {item.name: item.estimate.value for item in results.measurements}
+    return {item.name: item.value for item in results.measurements}
 
 
 def test_numbers_are_those_of_the_verifier_and_the_small_clip(world):
