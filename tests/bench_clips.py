@@ -13,7 +13,6 @@ Each object and seed also gets side_by_side.webp: the anchor on, and single pict
 
 import argparse
 import contextlib
-import dataclasses
 import os
 import re
 import sys
@@ -85,7 +84,7 @@ def measure(
     """One clip, or other pictures of its frames."""
     records = read_records(folder)
     pictures = [load_image(folder, record) for record in records] if pictures is None else pictures
-    found = dataclasses.asdict(video_flicker(folder, hand, pictures))
+    found = video_flicker(folder, hand, pictures)
     seen = np.stack([look.label_map for look in predict(verifier, pictures)])
     return found | overlaps(seen, np.stack([load_label_map(folder, record) for record in records]))
 

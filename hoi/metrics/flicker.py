@@ -6,7 +6,6 @@ No optical flow: hand, object and camera are known in every frame, so where a su
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +24,7 @@ DEPTH_TOLERANCE = 0.004  # metres from the depth map, which is in whole millimet
 FOLD = 5 * DEPTH_TOLERANCE  # within 3 x 3 pixels; more is a fold or a finger in between
 
 
-@dataclass(frozen=True)
-class Flicker:
-    """Mean absolute colour difference of what is the same in neighbouring frames, 8-bit levels; NaN: nothing was.
-
-    hand, object  surface points seen in both frames
-    background    pixels that are background in both; NaN where the camera or the object moves
-    """
-
-    hand: float
-    object: float
-    background: float
+PARTS = ("hand", "object", "background")
 
 
 def find_points(
@@ -66,12 +55,16 @@ def colors_at(picture: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     return np.stack([map_coordinates(picture[..., c].astype(np.float64), place, order=1) for c in range(3)], axis=1)
 
 
-def video_flicker(folder: str | Path, hand: HandModel, pictures: Sequence[np.ndarray] | None = None) -> Flicker:
+def video_flicker(
+    folder: str | Path, hand: HandModel, pictures: Sequence[np.ndarray] | None = None
+) -> dict[str, float]:
     """Measure a folder that video.py made, or any trajectory whose records have pictures, depth and segmentation.
 
     hand      the model that the records' hand parameters are of
     pictures  (H, W, 3) uint8 each, in place of the folder's: another version of the same frames
-    returns   the mean over all pairs of neighbouring frames and all points that both show
+    returns   of each of PARTS the mean absolute colour difference in 8-bit levels over all pairs of neighbouring frames
+              and all that is the same in both: surface points of hand and object that both show, pixels that are
+              background in both; NaN where nothing was, of the background where camera or object moves
     Raises ValueError for a single frame, FileNotFoundError or ValueError naming a missing or damaged file.
     """
     records = sorted(read_records(folder), key=lambda record: record.get("frame") or 0)
@@ -81,7 +74,7 @@ def video_flicker(folder: str | Path, hand: HandModel, pictures: Sequence[np.nda
     vertices, faces = load_mesh(folder, records[0])
     on_object = sample_faces(vertices[faces], SPACING)[0]
     frames = [_points_of(folder, record, hand, on_object) for record in records]
-    levels: dict[str, list[np.ndarray]] = {"hand": [], "object": [], "background": []}
+    levels: dict[str, list[np.ndarray]] = {part: [np.zeros(0)] for part in PARTS}
     for i in range(len(records) - 1):
         before, after = frames[i], frames[i + 1]
         for name in ("hand", "object"):
@@ -92,8 +85,8 @@ def video_flicker(folder: str | Path, hand: HandModel, pictures: Sequence[np.nda
             both = before["background"] & after["background"]
             change = pictures[i + 1][both].astype(int) - pictures[i][both].astype(int)
             levels["background"].append(np.abs(change).ravel())
-    joined = {name: np.concatenate(values) if values else np.zeros(0) for name, values in levels.items()}
-    return Flicker(**{name: float(values.mean()) if len(values) else float("nan") for name, values in joined.items()})
+    joined = {part: np.concatenate(values) for part, values in levels.items()}
+    return {part: float(values.mean()) if len(values) else float("nan") for part, values in joined.items()}
 
 
 def _points_of(folder: str | Path, record: dict[str, Any], hand: HandModel, on_object: np.ndarray) -> dict[str, Any]:
@@ -117,8 +110,8 @@ def add_flicker(results: Results, folders: Sequence[Path], mano: str | None) -> 
     """
     hand = load_hand(mano)
     flickers = [video_flicker(folder, hand) for folder in folders]
-    for part in ("hand", "object", "background"):
-        values = np.array([getattr(flicker, part) for flicker in flickers])
+    for part in PARTS:
+        values = np.array([flicker[part] for flicker in flickers])
         values = values[np.isfinite(values)]  # a video with a moving camera has no steady background
         if len(values):
             results.add(f"flicker of the {part}, levels", mean_of(values), len(values), "lower",

@@ -58,7 +58,7 @@ def labels(video: Path) -> list[np.ndarray]:
 def test_things_of_constant_colour_do_not_flicker_though_they_move(video, hand):
     palette = np.array([[10, 200, 30], [220, 180, 160], [90, 20, 20]], dtype=np.uint8)
     measured = video_flicker(video, hand, [palette[label_map] for label_map in labels(video)])
-    assert max(measured.hand, measured.object, measured.background) < 1e-9
+    assert max(measured["hand"], measured["object"], measured["background"]) < 1e-9
 
 
 def test_each_thing_is_measured_by_its_own_change_of_colour(video, hand):
@@ -67,7 +67,7 @@ def test_each_thing_is_measured_by_its_own_change_of_colour(video, hand):
         palette = np.array([[100] * 3, [50 + 6 * frame] * 3, [100 + 20 * (frame % 2)] * 3], dtype=np.uint8)
         pictures.append(palette[label_map])
     measured = video_flicker(video, hand, pictures)
-    assert (measured.hand, measured.object, measured.background) == pytest.approx((6, 20, 0), abs=1e-9)
+    assert (measured["hand"], measured["object"], measured["background"]) == pytest.approx((6, 20, 0), abs=1e-9)
 
 
 def test_a_pattern_that_moves_with_the_hand_is_steady_and_one_that_stays_behind_is_not(video, hand):
@@ -80,15 +80,15 @@ def test_a_pattern_that_moves_with_the_hand_is_steady_and_one_that_stays_behind_
     depth = np.median([np.asarray(Image.open(video / "depth" / "0.png"))[labels(video)[0] == 1]]) / 1000
     along = video_flicker(video, hand, striped(np.arange(5) * FOCAL * 0.004 / depth))
     behind = video_flicker(video, hand, striped(np.zeros(5)))
-    assert along.hand < 4 and behind.hand > 20
-    assert along.object > 20 and behind.object < 1e-9 and behind.background == 0
+    assert along["hand"] < 4 and behind["hand"] > 20
+    assert along["object"] > 20 and behind["object"] < 1e-9 and behind["background"] == 0
 
 
 def test_independent_noise_gives_the_flicker_that_its_spread_predicts(video, hand):
     generator = np.random.default_rng(0)
     noise = [np.clip(128 + generator.normal(0, 20, (SIDE, SIDE, 3)), 0, 255).round().astype(np.uint8) for _ in range(5)]
     measured = video_flicker(video, hand, noise)
-    assert measured.background == pytest.approx(20 * 2 / np.pi**0.5, rel=0.03)  # mean |a - b| of two normal numbers
+    assert measured["background"] == pytest.approx(20 * 2 / np.pi**0.5, rel=0.03)  # mean |a - b| of two normal numbers
 
 
 def test_hidden_points_do_not_count():

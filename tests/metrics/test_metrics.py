@@ -186,8 +186,11 @@ def test_predictions_by_file_give_pck_contact_and_intervals_and_the_report_says_
 
 
 def test_flicker_is_the_mean_over_videos_and_poses_come_with_the_ap_of_each_class(tmp_path, monkeypatch):
-    moving_camera = float("nan")
-    flickers = {"a": flicker.Flicker(4.0, 2.0, 1.0), "b": flicker.Flicker(6.0, 3.0, moving_camera)}
+    parts, moving_camera = flicker.PARTS, float("nan")
+    flickers = {
+        "a": dict(zip(parts, (4.0, 2.0, 1.0), strict=True)),
+        "b": dict(zip(parts, (6.0, 3.0, moving_camera), strict=True)),
+    }
     monkeypatch.setattr(flicker, "video_flicker", lambda folder, hand: flickers[folder.name])
     pose = np.diag([0.2, 0.2, 0.2, 1.0])
     pose[2, 3] = 1
