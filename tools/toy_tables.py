@@ -33,9 +33,9 @@ from hoi.common.tensors import load_model_file, strict_load
 from hoi.data.folder import load_image
 from hoi.geometry.render import HAND, OBJECT
 from hoi.metrics.clip import Clip, clip_scores
-from hoi.metrics.features import Extractor, find_pictures, verifier_extractor
+from hoi.metrics.features import Extractor, Run, find_pictures, verifier_extractor
 from hoi.metrics.intervals import PERCENT, SHARE, Results, mean_of, mean_of_groups
-from hoi.metrics.pictures import Reference, Run, add_frechet
+from hoi.metrics.pictures import Reference, add_frechet
 from hoi.network.text import TextConfig, TextEncoder, tokenize
 from hoi.training.small_clip import FILE_NAME, KIND, PictureText
 from hoi.verify.scores import PCK_THRESHOLD, Estimators, load_truth, score_picture

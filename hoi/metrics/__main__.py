@@ -34,7 +34,7 @@ from hoi.metrics.flicker import add_flicker
 from hoi.metrics.hands import add_contact_numbers, add_keypoint_numbers
 from hoi.metrics.inception import RESIZE_MODES, load_inception
 from hoi.metrics.intervals import Results, as_table
-from hoi.metrics.pictures import Reference, Run, add_clip_numbers, add_frechet, add_inception_numbers, annotated
+from hoi.metrics.pictures import Reference, add_clip_numbers, add_frechet, add_inception_numbers, annotated
 from hoi.metrics.poses import BOXES, POSE_FORMATS, add_pose_numbers, read_poses
 from hoi.verify.predictions import FORMATS, check_covers, read_contact_predictions, read_keypoint_predictions
 from hoi.verify.verifier import BUILT_IN_VERIFIER, load_verifier
@@ -88,7 +88,7 @@ def _measure_features(
 ) -> list[features.Extractor]:
     """Numbers of every network that was given; returns what looked at the pictures."""
     # Hidden, so that an --out inside a folder of pictures adds nothing to it.
-    run = Run(args.features or args.out / ".features", args.batch_size, args.workers, args.device)
+    run = features.Run(args.features or args.out / ".features", args.batch_size, args.workers, args.device)
     extractors = []
     if args.inception:
         inception = load_inception(args.inception).to(args.device)

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from hoi.common.arrays import pictures_to_tensor
@@ -207,17 +207,9 @@ def _for_verifier(picture: Image.Image, side: int) -> Tensor:
     return pictures_to_tensor(resized(np.asarray(picture), side)[None].copy())[0]
 
 
-class _Prepared(Dataset):
-    """What worker processes read: pictures made ready for one network."""
-
-    def __init__(self, paths: Sequence[Path], prepare: Callable[[Image.Image], Tensor]) -> None:
-        self.paths, self.prepare = paths, prepare
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, i: int) -> Tensor:
-        return self.prepare(read_rgb(self.paths[i]))
+def _read_batch(paths: Sequence[Path], prepare: Callable[[Image.Image], Tensor]) -> Tensor:
+    """What worker processes do: pictures made ready for one network, (B, 3, H, W)."""
+    return torch.stack([prepare(read_rgb(path)) for path in paths])
 
 
 class FeatureCache:
@@ -238,9 +230,6 @@ class FeatureCache:
                     part.unlink()  # of a full disk, or of a copy that was broken off
                 continue
             self.places |= {str(digest): (part, row) for row, digest in enumerate(hashes)}
-
-    def __contains__(self, digest: str) -> bool:
-        return digest in self.places
 
     def add(self, hashes: list[str], features: dict[str, np.ndarray]) -> None:
         """Write a part: features {name: (N, D)} of N pictures by their hashes."""
@@ -272,37 +261,49 @@ class FeatureCache:
         return result
 
 
-@torch.no_grad()
-def extract(
-    pictures: PictureSet, extractor: Extractor, cache: str | Path, batch_size: int, workers: int, device: str
-) -> FeatureCache:
-    """Compute what the cache lacks, with a progress bar; `read(pictures.hashes, name)` then gives the features.
+@dataclass(frozen=True)
+class Run:
+    """How features are computed and where they are kept.
 
-    cache       folder of all caches;  device  where the extractor's network is
+    cache       folder of all caches;  device  where the networks are, "cpu" or "cuda"
     batch_size  pictures seen at once;  workers  processes that read them, 0: this one
-    Raises ValueError naming the pictures whose features are not finite.
     """
-    store = FeatureCache(Path(cache) / extractor.key)
-    # By hash, so that equal files are looked at once.
-    new = {digest: path for digest, path in zip(pictures.hashes, pictures.paths, strict=True) if digest not in store}
-    hashes, dataset = list(new), _Prepared(list(new.values()), extractor.prepare)
-    # No more workers than there are batches: a few new pictures are read sooner than many processes start.
-    loader = DataLoader(dataset, batch_size, num_workers=min(workers, len(new) // batch_size + 1))
-    pending: list[dict[str, np.ndarray]] = []
-    done = stored = 0
-    with tqdm(total=len(new), desc=f"{extractor.name}, {pictures.folder.name}", disable=not new, leave=False) as bar:
-        for images in _batches(loader) if new else []:
-            features = extractor.network(images.to(device))
-            batch = {name: values.float().cpu().numpy() for name, values in features.items()}
-            _refuse_not_finite(batch, dataset.paths[done : done + len(images)], extractor.name)
-            pending.append(batch)
-            done += len(images)
-            bar.update(len(images))
-            if done - stored >= ROWS_PER_FILE or done == len(new):
-                joined = {name: np.concatenate([batch[name] for batch in pending]) for name in pending[0]}
-                store.add(hashes[stored:done], joined)
-                pending, stored = [], done
-    return store
+
+    cache: Path
+    batch_size: int
+    workers: int
+    device: str
+
+    @torch.no_grad()
+    def features(self, pictures: PictureSet, extractor: Extractor, name: str = "pool") -> np.ndarray:
+        """(N, D) float32, one row a picture; what the cache lacks is computed, with a progress bar.
+
+        Raises ValueError naming the pictures whose features are not finite.
+        """
+        store = FeatureCache(self.cache / extractor.key)
+        # By hash, so that equal files are looked at once.
+        of_all = zip(pictures.hashes, pictures.paths, strict=True)
+        new = {digest: path for digest, path in of_all if digest not in store.places}
+        hashes, paths = list(new), list(new.values())
+        # No more workers than there are batches: a few new pictures are read sooner than many processes start.
+        loader = DataLoader(paths, self.batch_size, collate_fn=partial(_read_batch, prepare=extractor.prepare),
+                            num_workers=min(self.workers, len(new) // self.batch_size + 1))  # fmt: skip
+        pending: list[dict[str, np.ndarray]] = []
+        done = stored = 0
+        title = f"{extractor.name}, {pictures.folder.name}"
+        with tqdm(total=len(new), desc=title, disable=not new, leave=False) as bar:
+            for images in _batches(loader) if new else []:
+                features = extractor.network(images.to(self.device))
+                batch = {name: values.float().cpu().numpy() for name, values in features.items()}
+                _refuse_not_finite(batch, paths[done : done + len(images)], extractor.name)
+                pending.append(batch)
+                done += len(images)
+                bar.update(len(images))
+                if done - stored >= ROWS_PER_FILE or done == len(new):
+                    joined = {name: np.concatenate([batch[name] for batch in pending]) for name in pending[0]}
+                    store.add(hashes[stored:done], joined)
+                    pending, stored = [], done
+        return store.read(pictures.hashes, name)
 
 
 def _batches(loader: DataLoader) -> Iterator[Tensor]:

@@ -16,7 +16,7 @@ from hoi.common.command import first_few
 from hoi.common.files import sha256_of
 from hoi.metrics import distances
 from hoi.metrics.clip import Clip, clip_scores
-from hoi.metrics.features import Extractor, PictureSet, extract, find_pictures
+from hoi.metrics.features import Extractor, PictureSet, Run, find_pictures
 from hoi.metrics.inception import Inception
 from hoi.metrics.intervals import SHARE, Results, mean_of, scaled
 
@@ -25,24 +25,6 @@ FRECHET_NUMBERS = {
     "FID": ("pool", "the 2048 averaged features"),
     "sFID": ("spatial", "7 channels x 17 x 17 of Mixed_6d.branch1x1"),
 }
-
-
-@dataclass(frozen=True)
-class Run:
-    """How features are computed and where they are kept.
-
-    cache  folder; device "cpu" or "cuda", where the networks are
-    """
-
-    cache: Path
-    batch_size: int
-    workers: int
-    device: str
-
-    def features(self, pictures: PictureSet, extractor: Extractor, name: str = "pool") -> np.ndarray:
-        """(N, D) float32, one row a picture."""
-        store = extract(pictures, extractor, self.cache, self.batch_size, self.workers, self.device)
-        return store.read(pictures.hashes, name)
 
 
 @dataclass(frozen=True)

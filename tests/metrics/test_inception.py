@@ -19,7 +19,7 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 
 from hoi.metrics import __main__ as metrics
 from hoi.metrics.distances import fit_gaussian, frechet
-from hoi.metrics.features import Extractor, FeatureCache, PictureSet, extract, find_pictures
+from hoi.metrics.features import Extractor, FeatureCache, PictureSet, Run, find_pictures
 from hoi.metrics.inception import load_inception, prepare
 
 PICTURES = 6
@@ -80,7 +80,7 @@ def read(ours, pictures, tmp_path_factory):
     def features(resize: str, name: str) -> np.ndarray:
         extractor = Extractor(f"Inception, {resize}", resize, "", partial(prepare, resize=resize), ours)
         found = find_pictures(pictures, 2)
-        return extract(found, extractor, folder, 5, 0, "cpu").read(found.hashes, name)
+        return Run(folder, 5, 0, "cpu").features(found, extractor, name)
 
     return features
 
@@ -223,7 +223,7 @@ class Counting:
 
 def colours(found: PictureSet, network, cache, workers: int = 0) -> np.ndarray:
     extractor = Extractor("mean colour", "colour", "none", mean_colour, network)
-    return extract(found, extractor, cache, 4, workers, "cpu").read(found.hashes, "pool")
+    return Run(cache, 4, workers, "cpu").features(found, extractor)
 
 
 def test_a_cache_that_cannot_be_written_is_told_with_its_flag_and_the_features_come(tmp_path, monkeypatch):
@@ -244,7 +244,7 @@ def test_a_killed_reader_is_told_in_a_sentence(tmp_path):
     found = find_pictures(picture_folder(tmp_path / "a", 10), 2)
     extractor = Extractor("mean colour", "colour", "none", killed, Counting())
     with pytest.raises(OSError, match="a process that reads pictures ended: .*--workers 0 needs none"):
-        extract(found, extractor, tmp_path / "cache", 4, 1, "cpu")
+        Run(tmp_path / "cache", 4, 1, "cpu").features(found, extractor)
 
 
 def test_a_picture_is_seen_once_by_its_content_and_a_damaged_part_of_the_cache_is_made_again(tmp_path, monkeypatch):

@@ -218,7 +218,7 @@ def test_a_second_run_reads_the_cache_that_the_first_one_wrote(clip_file, fake, 
     def never(*_):
         raise AssertionError("a picture was looked at again")
 
-    monkeypatch.setattr("hoi.metrics.features._Prepared.__getitem__", never)
+    monkeypatch.setattr("hoi.metrics.features._read_batch", never)
     second = run(tmp_path / "b", *arguments)
     assert first["numbers"] == second["numbers"]
     assert first["measured"] == second["measured"]
