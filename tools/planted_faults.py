@@ -24,7 +24,7 @@ from hoi.geometry.hand import TIP_KEYPOINTS  # noqa: E402
 from hoi.geometry.render import HAND, OBJECT  # noqa: E402
 from hoi.verify.faults import FAULTS, MOST_TIPS, Fingers, filled_from_around  # noqa: E402
 from hoi.verify.report import RECOMMENDED, choose, parse_keep, perfect_scores  # noqa: E402
-from hoi.verify.scores import PCK_THRESHOLD, Estimators, joints_seen, load_truth  # noqa: E402
+from hoi.verify.scores import Estimators, joints_seen, load_truth  # noqa: E402
 from hoi.verify.verifier import BUILT_IN_VERIFIER, load_verifier  # noqa: E402
 from tools.measure_generated import mean_scores  # noqa: E402
 
@@ -69,13 +69,13 @@ def try_faults(folder: Path, verifier: Path, keep: str, count: int) -> dict[str,
     truths = [load_truth(folder, record) for record in records]
     images = [load_image(folder, record) for record in records]
     pictures = [fingers_of(folder, *each) for each in zip(records, images, truths, strict=True)]
-    perfect = perfect_scores(folder, records, estimators, PCK_THRESHOLD)
+    perfect = perfect_scores(folder, records, estimators)
     found: dict[str, list] = {"none": []}
     for k, (picture, truth, best) in enumerate(zip(pictures, truths, perfect, strict=True)):
         versions = {"none": picture.image} | faulty(picture, pictures[k - 1], generator)
         predictions = estimators.predict(list(versions.values()))
         for (name, image), seen in zip(versions.items(), predictions, strict=True):
-            scores = estimators.score("", image, truth, seen, PCK_THRESHOLD) | {"perfect": best}
+            scores = estimators.score("", image, truth, seen) | {"perfect": best}
             found.setdefault(name, []).append((image, scores))
     return found
 

@@ -9,7 +9,7 @@ import json
 import operator
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +25,24 @@ from hoi.data.writer import REPORT, DatasetWriter, copy_folder, refresh_card, wr
 from hoi.geometry.render import HAND, OBJECT
 from hoi.verify.perfect import can_draw, draw_perfect
 from hoi.verify.scores import (
+    GROUPS,
     PCK_THRESHOLD,
     RELATIVE,
     SCORES,
     Estimators,
     load_estimators,
     load_truth,
+    points_seen,
     score_records,
+    true_keypoints,
 )
 from hoi.verify.verifier import BUILT_IN_VERIFIER
 
 PERCENTILES = (5, 25, 50, 75, 95)  # the tails decide where to cut, and a mean hides them
 # What histograms show, left and right end; what lies beyond is counted at the end: with an error of half the hand's box
 # the hand is elsewhere.
-HISTOGRAMS = {
-    "iou_hand": (0, 1), "iou_object": (0, 1), "pck": (0, 1), "confidence": (0, 1),
-    "keypoint_error_relative": (0, 0.5), "keypoint_error_relative_visible": (0, 0.5),
-    "keypoint_error_relative_hidden": (0, 0.5),
-}  # fmt: skip
+HISTOGRAMS = dict.fromkeys(("iou_hand", "iou_object", "pck", "confidence"), (0, 1))
+HISTOGRAMS |= {f"keypoint_error_relative{group}": (0, 0.5) for group in GROUPS}
 RANKED_BY = ("iou_hand", "iou_object", "pck")  # best and worst are by the mean of those that a record has
 SHEET_COUNT, SHEET_CELL, SHEET_COLUMNS = 16, 192, 8  # pictures of each half, pixels of each, pictures a row
 TINTS = {HAND: (64, 255, 64), OBJECT: (255, 64, 64)}
@@ -122,27 +122,25 @@ def best_and_worst(folder: Path, records: list[Record], estimators: Estimators) 
     halves = {"best": ranked[:SHEET_COUNT], "worst": ranked[-SHEET_COUNT:]}
     chosen = [record for half in halves.values() for record in half]
     images = [load_image(folder, record) for record in chosen]
-    seen = estimators.labels_and_keypoints(chosen, images)
-    drawn = (overlay(image, *found) for image, found in zip(images, seen, strict=True))
-    tiles = (np.asarray(Image.fromarray(picture).resize((SHEET_CELL, SHEET_CELL))) for picture in drawn)
+    tiles = []
+    for record, image, seen in zip(chosen, images, estimators.predict(images), strict=True):
+        points, _ = points_seen(seen, estimators.hands_in(record["file_name"]), true_keypoints(record))
+        drawn = Image.fromarray(overlay(image, None if seen is None else seen.label_map, points))
+        tiles.append(np.asarray(drawn.resize((SHEET_CELL, SHEET_CELL))))
     rows, labels = [], []
     for title, half in halves.items():
         for k in range(0, len(half), SHEET_COLUMNS):
             labels.append([f"{title} {rank(r):.2f}  {Path(r['file_name']).stem}" for r in half[k : k + SHEET_COLUMNS]])
-            rows.append([next(tiles) for _ in labels[-1]])
+            rows.append([tiles.pop(0) for _ in labels[-1]])
     return contact_sheet(rows, labels)
 
 
-def write_report(folder: Path, records: list[Record], estimators: Estimators, pck_threshold: float) -> dict[str, Any]:
-    """Write folder/verification/ and return what report.json holds.
-
-    records  scored, with what by: estimators and pck_threshold
-    """
+def write_report(folder: Path, records: list[Record], estimators: Estimators) -> dict[str, Any]:
+    """Write folder/verification/ and return what report.json holds; the records are scored by the estimators."""
     out = (folder / REPORT).parent
     problems = [record["verification"]["problem"] for record in records if record["verification"]["problem"]]
     report = {"folder": str(folder), "records": len(records), "scored": len(records) - len(problems)}
-    report |= estimators.names | {"pck_threshold": pck_threshold}
-    report |= {"scores": summarize(records), "problems": problems}
+    report |= estimators.about | {"scores": summarize(records), "problems": problems}
     write_json(folder / REPORT, report)
     write_whole(out / "report.md", report_as_markdown(report).encode())
     pictures = {"histograms": histograms(records), "best_worst": best_and_worst(folder, records, estimators)}
@@ -170,34 +168,31 @@ def verify_folder(
         raise ValueError(f"{folder} has {parts[0].name}: its run is not finished; finish it by the same command first")
     before = lines.stat().st_mtime_ns if lines.is_file() else None  # scoring takes minutes; others may write meanwhile
     records = read_records(folder)
-    estimators = load_estimators(folder, records, verifier, keypoints, contacts)
-    found = list(score_records(folder, records, estimators, pck_threshold))
-    perfect = perfect_scores(folder, records, estimators, pck_threshold)
+    estimators = load_estimators(folder, records, verifier, keypoints, contacts, pck_threshold)
+    found, perfect = list(score_records(folder, records, estimators)), perfect_scores(folder, records, estimators)
     records = [record | {"verification": scores | {"perfect": best}}
                for record, scores, best in zip(records, found, perfect, strict=True)]  # fmt: skip
     if lines.stat().st_mtime_ns != before:
         raise ValueError(f"{lines} changed while its pictures were verified; nothing was written, verify again")
     write_records(folder, records)  # as one file that replaces the other
-    report = write_report(folder, records, estimators, pck_threshold)
+    report = write_report(folder, records, estimators)
     refresh_card(folder)
     return records, report
 
 
-def perfect_scores(
-    folder: Path, records: list[Record], estimators: Estimators, pck_threshold: float
-) -> Iterator[dict[str, float] | None]:
+def perfect_scores(folder: Path, records: list[Record], estimators: Estimators) -> Iterator[dict[str, float] | None]:
     """Of each record in turn: what a perfect picture of it scores, of RELATIVE; None where nobody can say.
 
     Drawn anew where the toy world can; else what the verifier's file says of pictures that it was not trained on.
     """
-    verifier, network = estimators.verifier, Estimators(estimators.verifier)
+    verifier, network = estimators.verifier, replace(estimators, keypoints=None, contacts=None)
     for record in tqdm(records, desc="perfect pictures", unit="record"):
         best = None if verifier is None else dict(verifier.reached)
         try:
             truth = load_truth(folder, record)
             if verifier is not None and can_draw(record, truth):
                 image = draw_perfect(folder, record, truth, np.random.default_rng(record["index"]))
-                scores = network.score("", image, truth, *network.predict([image]), pck_threshold)
+                scores = network.score("", image, truth, *network.predict([image]))
                 best = {name: scores[name] for name in RELATIVE if scores[name] is not None}
         except (ValueError, OSError):
             pass  # told as the record's problem already

@@ -249,15 +249,26 @@ def tip_score(seen: np.ndarray | None, truth: Truth) -> dict[str, float]:
     return {"fingertips": float(2 * matched / (len(seen) + len(truth.tips)))}
 
 
+def points_seen(
+    prediction: Prediction | None, hands: list[HandPrediction] | None, true: np.ndarray | None
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Joints (21, 2) and their confidence (21,), None where there is none, of the verifier or of another program.
+
+    hands, true  of its hands the one closest to the true joints (21, 2) counts; None: the verifier's are asked for
+    """
+    if hands is None:
+        return (None, None) if prediction is None else (prediction.keypoints_2d, prediction.confidence)
+    hand = None if true is None else closest_hand(hands, true)
+    return (None, None) if hand is None else (hand.keypoints_2d, hand.scores)
+
+
 def keypoint_scores(
     points: np.ndarray | None, confidence: np.ndarray | None, truth: Truth, pck_threshold: float
 ) -> dict[str, float | None]:
-    """points (21, 2) or None when no hand was found; confidence (21,) or None.  Empty without true keypoints.
+    """points (21, 2) or None when no hand was found; confidence (21,) or None; the truth has keypoints.
 
     Raises ValueError when these lie in one point.
     """
-    if truth.keypoints_2d is None:
-        return {}
     box = np.ptp(truth.keypoints_2d, axis=0).max()  # of all 21 joints, those outside the picture too: the hand's size
     if not box > 0:
         raise ValueError("its keypoints_2d lie in one point, so no error is relative to the hand")
@@ -300,12 +311,8 @@ def score_picture(
         scores |= region_scores(prediction.label_map, truth)
         scores |= shading_scores(image, truth) | tip_score(prediction.tips, truth)
         scores |= word_scores(image, prediction, backgrounds, truth)
-    if hands is not None and truth.keypoints_2d is not None:
-        hand = closest_hand(hands, truth.keypoints_2d)
-        found = (None, None) if hand is None else (hand.keypoints_2d, hand.scores)
-        scores |= keypoint_scores(*found, truth, pck_threshold)
-    elif hands is None and prediction is not None:
-        scores |= keypoint_scores(prediction.keypoints_2d, prediction.confidence, truth, pck_threshold)
+    if truth.keypoints_2d is not None and not (hands is None and prediction is None):
+        scores |= keypoint_scores(*points_seen(prediction, hands, truth.keypoints_2d), truth, pck_threshold)
     # Six digits: more is rounding of float32, and records stay readable.
     return {name: None if value is None else round(value, 6) for name, value in scores.items()}
 
@@ -317,13 +324,13 @@ class Estimators:
     verifier   the network, or None
     keypoints  predictions of another program by file_name, scored in place of the network's; or None
     contacts   of the contact detector; or None
-    names      what the records and the report call them
+    about      what the records and the report say of them: "verifier", "keypoints", and "pck_threshold" of all scores
     """
 
     verifier: Verifier | None
     keypoints: dict[str, list[HandPrediction]] | None = None
     contacts: dict[str, list[ContactPrediction]] | None = None
-    names: dict[str, str] = field(default_factory=lambda: {"verifier": "none", "keypoints": "none"})
+    about: dict[str, Any] = field(default_factory=lambda: {"pck_threshold": PCK_THRESHOLD})
 
     def predict(self, images: list[np.ndarray]) -> list[Prediction | None]:
         """What the verifier sees in each picture (H, W, 3) uint8."""
@@ -332,35 +339,26 @@ class Estimators:
         chunks = (images[k : k + BATCH] for k in range(0, len(images), BATCH))
         return [prediction for chunk in chunks for prediction in predict(self.verifier, chunk)]
 
+    def hands_in(self, name: str) -> list[HandPrediction] | None:
+        """What another program found in the picture of that file name; None where the network is asked."""
+        return None if self.keypoints is None else self.keypoints[name]
+
     def score(
-        self, name: str, image: np.ndarray, truth: Truth, prediction: Prediction | None, pck_threshold: float
+        self, name: str, image: np.ndarray, truth: Truth, prediction: Prediction | None
     ) -> dict[str, float | None]:
         """All SCORES of the picture of that file name; prediction as `predict` gave it.  Raises as score_picture."""
         backgrounds = () if self.verifier is None else self.verifier.backgrounds
-        hands = None if self.keypoints is None else self.keypoints[name]
-        scores = score_picture(image, truth, prediction, backgrounds, hands, pck_threshold)
+        hands = self.hands_in(name)
+        scores = score_picture(image, truth, prediction, backgrounds, hands, self.about["pck_threshold"])
         if self.contacts is not None:
             scores["contact_seen"] = float(contact_state(self.contacts[name]) == PORTABLE_OBJECT)
         return scores
 
-    def labels_and_keypoints(
-        self, records: list[dict[str, Any]], images: list[np.ndarray]
-    ) -> list[tuple[np.ndarray | None, np.ndarray | None]]:
-        """What was scored of each record: label map (H, W) and keypoints (21, 2), None where there was none."""
-        found = []
-        for record, seen in zip(records, self.predict(images), strict=True):
-            points = None if seen is None else seen.keypoints_2d
-            if self.keypoints is not None:
-                true = true_keypoints(record)
-                hand = None if true is None else closest_hand(self.keypoints[record["file_name"]], true)
-                points = None if hand is None else hand.keypoints_2d
-            found.append((None if seen is None else seen.label_map, points))
-        return found
-
 
 def load_estimators(
-    folder: Path, records: list[dict[str, Any]], verifier: Path | None, keypoints: Path | None, contacts: Path | None
-) -> Estimators:
+    folder: Path, records: list[dict[str, Any]], verifier: Path | None, keypoints: Path | None, contacts: Path | None,
+    pck_threshold: float,
+) -> Estimators:  # fmt: skip
     """Read what is given of a verifier's file and the predictions of other programs (predictions.FORMATS).
 
     Raises FileNotFoundError or ValueError when a file is absent, damaged, or of other pictures than the folder's.
@@ -374,15 +372,12 @@ def load_estimators(
             check_covers(predictions, pictures, path)
     # The hash, since several verifiers may have one name.
     name = "none" if verifier is None else f"{verifier.name} {sha256_of(verifier)[:12]}"
-    names = {"verifier": name, "keypoints": name if hands is None else keypoints.name}
-    return Estimators(network, hands, states, names)
+    about = {"verifier": name, "keypoints": name if hands is None else keypoints.name, "pck_threshold": pck_threshold}
+    return Estimators(network, hands, states, about)
 
 
-def score_records(
-    folder: Path, records: list[dict[str, Any]], estimators: Estimators, pck_threshold: float
-) -> Iterator[dict[str, Any]]:
+def score_records(folder: Path, records: list[dict[str, Any]], estimators: Estimators) -> Iterator[dict[str, Any]]:
     """`verification` of every record in turn: SCORES, how they were made, and `problem`, None or why there are none."""
-    about = estimators.names | {"pck_threshold": pck_threshold}
 
     def read(record: dict[str, Any]) -> tuple[np.ndarray, Truth] | str:
         try:
@@ -399,8 +394,8 @@ def score_records(
                 scores, problem = dict.fromkeys(SCORES), each
                 if not isinstance(each, str):
                     try:
-                        scores = estimators.score(record["file_name"], *each, next(predictions), pck_threshold)
+                        scores = estimators.score(record["file_name"], *each, next(predictions))
                         problem = None
                     except ValueError as error:
                         problem = f"{record['file_name']}: {error}"
-                yield scores | about | {"problem": problem}
+                yield scores | estimators.about | {"problem": problem}

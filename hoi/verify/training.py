@@ -30,13 +30,11 @@ from hoi.toyworld.words import MATERIAL_WORDS, words_in
 from hoi.training.data import read_ahead, step_generator
 from hoi.verify.faults import MOST_TIPS, Fingers, with_fault
 from hoi.verify.scores import (
-    BATCH,
     RELATIVE,
     Estimators,
     joints_seen,
     load_rgb,
-    load_truth,
-    score_picture,
+    score_records,
     true_keypoints,
     true_label_map,
 )
@@ -276,12 +274,8 @@ def score_reached(verifier: Verifier, entries: Sequence[tuple[Path, dict]]) -> d
 
     entries  folder and record of each
     """
-    estimators, rows = Estimators(verifier), []
-    for start in range(0, len(entries), BATCH):
-        chunk = entries[start : start + BATCH]
-        images = [load_rgb(*entry) for entry in chunk]
-        rows += [score_picture(image, load_truth(*entry), seen)
-                 for entry, image, seen in zip(chunk, images, estimators.predict(images), strict=True)]  # fmt: skip
+    rows = [row for folder, some in itertools.groupby(entries, key=lambda entry: entry[0])
+            for row in score_records(folder, [record for _, record in some], Estimators(verifier))]  # fmt: skip
     values = {name: [row[name] for row in rows if row[name] is not None] for name in RELATIVE}
     return {name: round(float(np.percentile(found, REACHED_PERCENT)), 6) for name, found in values.items() if found}
 
