@@ -197,7 +197,7 @@ def test_every_fine_tune_is_sampled_on_the_same_captions_and_measured(commands):
         if Path(out).parent.name == "none":
             assert args.prompts_file.name == "captions.txt" and not args.conditions
         else:
-            assert args.data.name == "shaded"
+            assert [folder.name for folder in args.data] == ["shaded"]
     words = commands[-1]
     assert words[0] == "tools/replica_table.py"
     args = replica_table.parse_args(words[1:])
