@@ -56,8 +56,8 @@ def accepted(script: str, flags: str) -> None:
 
 def page_commands() -> list[tuple[str, str]]:
     text = "\n\n".join(page.read_text() for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))))
-    blocks = re.findall(r"```\n(.*?)```", text, re.DOTALL)
-    spans = re.findall(r"`([^`\n]+)`", re.sub(r"```\n.*?```", "", text, flags=re.DOTALL))
+    blocks = re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"```\w*\n.*?```", "", text, flags=re.DOTALL))
     mentioned = [command for command in commands_in(spans) if command[0] in SCRIPTS]  # of modules only the name
     return commands_in([line for block in blocks for line in block.splitlines()]) + mentioned
 

@@ -51,8 +51,8 @@ def documented() -> list[str]:
     lines = []
     for page in PAGES:
         text = page.read_text()
-        lines += [line for block in re.findall(r"```\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
-        lines += re.findall(r"`([^`\n]+)`", re.sub(r"```\n.*?```", "", text, flags=re.DOTALL))
+        lines += [line for block in re.findall(r"```\w*\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+        lines += re.findall(r"`([^`\n]+)`", re.sub(r"```\w*\n.*?```", "", text, flags=re.DOTALL))
     for script in (sample, video, make_dataset, train):
         lines += re.sub(r"\\\n\s*", "", script.__doc__).splitlines()
     parts = [part.strip() for line in lines for part in line.partition("  #")[0].split("&&")]
