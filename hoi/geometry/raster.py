@@ -10,6 +10,7 @@ import sys
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -203,6 +204,9 @@ void main() {
         if sys.platform.startswith("linux"):
             # Before the first import of PyOpenGL. EGL needs no display, and a DISPLAY that is set may lead nowhere.
             os.environ.setdefault("PYOPENGL_PLATFORM", "egl")
+        with suppress(ImportError):
+            # Of torch's compiler, which torch may import later: its LLVM after that of Mesa's GL crashes the process.
+            import triton._C.libtriton  # noqa: F401
         import pyrender
         from pyrender.shader_program import ShaderProgram
 

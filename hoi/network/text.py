@@ -95,7 +95,8 @@ def reading_hints(prompts: Iterable[str]) -> list[str]:
 
 def causal_mask(length: int) -> Tensor:
     """(length, length), added to the attention scores: no position sees a later one."""
-    return torch.full((length, length), -torch.inf).triu(1)
+    # On the CPU, whatever the default device is: on the meta device torch would import its compiler for it.
+    return torch.full((length, length), -torch.inf, device="cpu").triu(1)
 
 
 class QuickGELU(nn.Module):
@@ -134,13 +135,15 @@ class TextEncoder(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config
-        self.token_embedding = nn.Embedding(config.vocab_size, config.width)
+        # nn.Embedding would draw numbers, as _initialise does, and on the meta device import torch's compiler for it.
+        self.token_embedding = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.width), freeze=False)
         self.positional_embedding = nn.Parameter(torch.empty(config.context_length, config.width))
         self.transformer = nn.Module()
         self.transformer.resblocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.ln_final = nn.LayerNorm(config.width)
         self.register_buffer("attn_mask", causal_mask(config.context_length), persistent=False)
-        self._initialise()
+        if not self.positional_embedding.is_meta:
+            self._initialise()
 
     def _initialise(self) -> None:
         """CLIP's own starting values (Radford et al. 2021, following GPT-2): the residual branches start small."""

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -321,3 +322,18 @@ def backend(_):
 print(backend(0), *multiprocessing.get_context("fork").Pool(1).map_async(backend, [0]).get(60))
 """
     assert run_python(code) == "pyrender numpy"
+
+
+def test_torchs_compiler_can_be_imported_after_gl():
+    pyrender_or_skip()
+    code = (
+        "import numpy as np\nfrom hoi.geometry.camera import Camera, make_intrinsics\n"
+        "from hoi.geometry.render import Renderer\n"
+        "camera = Camera(make_intrinsics(8, 8, 60), np.eye(4), 8, 8)\n"
+        "triangle = np.array([[0.0, 0, 1], [1, 0, 1], [0, 1, 1]]), np.array([[0, 1, 2]])\n"
+        "Renderer('pyrender').render(None, None, *triangle, camera)\n"
+        "import torch._dynamo, torch.utils._triton\ntorch.utils._triton.has_triton()"
+    )
+    root = Path(__file__).parents[2]
+    ended = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr  # a crash of LLVM before

@@ -202,7 +202,7 @@ def test_loss_shares_the_target_among_captions_with_the_same_words():
 
 
 def test_captions_learn_to_find_their_pictures():
-    torch.manual_seed(0)  # only the starting weights
+    torch.manual_seed(1)  # only the starting weights
     colors = {"red": (1, -1, -1), "green": (-1, 1, -1), "blue": (-1, -1, 1), "white": (1, 1, 1)}
     images = torch.stack(
         [torch.tensor(c, dtype=torch.float32)[:, None, None].expand(3, 32, 32) for c in colors.values()]

@@ -20,7 +20,7 @@ CAPTIONS = ["A hand is grasping a red mug", "an orange bowl in the snow", "Waves
 
 @pytest.fixture
 def pair() -> PictureText:
-    torch.manual_seed(0)  # only the weights
+    torch.manual_seed(6)  # only the weights
     pair = PictureText(TextEncoder(TextConfig(width=32, heads=2, layers=1)), embed_dim=16, channels=8)
     for parameter in pair.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
