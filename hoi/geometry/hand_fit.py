@@ -4,6 +4,7 @@ Joints say neither how thick a hand is nor how far a finger is turned about its 
 """
 
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 from scipy.optimize import least_squares
@@ -32,13 +33,19 @@ def bone_lengths(joints: np.ndarray) -> np.ndarray:
     return np.linalg.norm(joints[end] - joints[start], axis=1)
 
 
+@lru_cache(maxsize=4)
+def rest_bones(hand: HandModel) -> np.ndarray:
+    """Of the mean hand: (20,) metres.  Remembered: a file of scenes asks once a line."""
+    return bone_lengths(hand(HandParams(np.zeros(3), np.zeros(45), np.zeros(3), np.zeros(10))).keypoints_3d)
+
+
 def joints_fault(joints: np.ndarray, order: str, hand: HandModel) -> str:
     """What is wrong with joints (21, 3) as bone lengths tell, as the end of "joints ..."; empty when nothing is.
 
     order  the one of JOINT_ORDERS that they are said to be in
     """
     length = np.linalg.norm(joints[4 if order == "mano" else 9] - joints[0])  # the middle finger's knuckle
-    rest = bone_lengths(hand(HandParams(np.zeros(3), np.zeros(45), np.zeros(3), np.zeros(10))).keypoints_3d)
+    rest = rest_bones(hand)
     misfits = {}
     for name, rows in JOINT_ORDERS.items():
         bones = bone_lengths(joints[list(rows)])
