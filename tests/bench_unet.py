@@ -35,7 +35,7 @@ from hoi.network.kernels import pack  # noqa: E402
 from hoi.network.model import CONDITION_NAMES, ConditionEncoders  # noqa: E402
 from hoi.network.text import TextConfig, TextEncoder  # noqa: E402
 from hoi.network.unet import UNet, UNetConfig  # noqa: E402
-from hoi.network.vae import VAE, VAEConfig  # noqa: E402
+from hoi.network.vae import VAE, Norm, VAEConfig  # noqa: E402
 
 BF16, FP32 = torch.bfloat16, torch.float32
 Pair = tuple[dict[str, nn.Module], dict[str, Callable[[nn.Module], Tensor]]]  # under "ours" and "theirs": module, call
@@ -121,6 +121,25 @@ def decode_pair(dtype: torch.dtype) -> Pair:
     return prepared(ours, diffusers_twin(ours), dtype), calls
 
 
+def norms_pair(network: str) -> Pair:
+    """A network with the exact norms of our encoder beside itself with PyTorch's."""
+    ours = random_weights(UNet(UNetConfig()) if network == "unet" else VAE(VAEConfig()))
+    modules = prepared(ours, copy.deepcopy(ours), FP32)
+    for side, whole in modules.items():
+        for module in whole.modules():
+            if isinstance(module, nn.GroupNorm):
+                module.__class__, module.exact = Norm, side == "ours"
+    pack(modules["theirs"])
+    latents, image = torch.randn(1, 4, 64, 64), torch.rand(1, 3, 512, 512) * 2 - 1
+    context = torch.randn(1, 77, 768)
+    calls = {
+        "encode": lambda vae: vae.encode(image).mean,
+        "decode": lambda vae: vae.decode(latents),
+        "unet": lambda unet: unet(latents, torch.tensor([500]), context),
+    }
+    return modules, dict.fromkeys(("ours", "theirs"), calls[network])
+
+
 def text_pair(dtype: torch.dtype) -> Pair:
     from fake_networks import text_weights
     from test_text import clip_twin
@@ -140,6 +159,9 @@ PARTS: dict[str, tuple[str, Callable[[], Pair]]] = {
     "conditions-fp32": ("three condition encoders, fp32", functools.partial(conditions_pair, FP32)),
     "decode-bf16": ("VAE decode, bf16", functools.partial(decode_pair, BF16)),
     "decode-fp32": ("VAE decode, fp32", functools.partial(decode_pair, FP32)),
+    "norms-encode": ("VAE encode, fp32, exact norms beside PyTorch's", functools.partial(norms_pair, "encode")),
+    "norms-decode": ("VAE decode, fp32, exact norms beside PyTorch's", functools.partial(norms_pair, "decode")),
+    "norms-unet": ("U-Net, fp32, exact norms beside PyTorch's", functools.partial(norms_pair, "unet")),
     "text-bf16": ("text encoder, 2 prompts, bf16", functools.partial(text_pair, BF16)),
     "text-fp32": ("text encoder, 2 prompts, fp32", functools.partial(text_pair, FP32)),
     "tiny-bf16": ("tiny U-Net, 4 guided, bf16, beside unpacked", functools.partial(tiny_pair, BF16)),

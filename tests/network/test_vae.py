@@ -5,11 +5,12 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from torch import Tensor, nn
 
-from hoi.network.vae import VAE, Posterior, VAEConfig, vae_loss
+from hoi.network.vae import VAE, Norm, Posterior, VAEConfig, vae_loss
 
 # sha256 of the sorted lines "name [d0,d1,...]" of the 248 first-stage tensors in a table of Stable Diffusion 1.x files.
 SD1_FIRST_STAGE = "240432d78215782456548801f5ad9d65371e87418c0228981c16434327af7890"
@@ -71,6 +72,28 @@ def test_both_ways_agree_with_diffusers(config: VAEConfig):
     image, expected = vae.decode(vae.scale(z)), twin.decode(z).sample
     assert image.shape == (2, 3, 64, 64) and image.std() > 0.05
     torch.testing.assert_close(image, expected, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_norms_of_the_encoder_are_exact_in_channels_last_far_from_zero():
+    norm = randomized(Norm(8, 32, eps=1e-6))
+    x = 30 + torch.randn((2, 32, 128, 128), generator=torch.Generator().manual_seed(0))
+    expected = F.group_norm(x.double(), 8, norm.weight.double(), norm.bias.double(), 1e-6).float()
+    norm.exact = True
+    torch.testing.assert_close(norm(x.to(memory_format=torch.channels_last)), expected, atol=2e-6, rtol=0)
+    norms = {name: module.exact for name, module in VAE(TINY).named_modules() if isinstance(module, Norm)}
+    assert len(norms) > 20 and all(exact == name.startswith("encoder.") for name, exact in norms.items())
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_encoder_of_full_size_is_within_2e_5_of_diffusers_in_channels_last():
+    vae = randomized(VAE(VAEConfig()))
+    image, twin = picture(1, 512), diffusers_twin(vae)
+    posterior = vae.to(memory_format=torch.channels_last).encode(image)
+    expected = twin.encode(image).latent_dist
+    torch.testing.assert_close(posterior.mean, expected.mean, atol=2e-5, rtol=0)
+    torch.testing.assert_close(posterior.std, expected.std, atol=2e-5, rtol=0)
 
 
 @torch.no_grad()
