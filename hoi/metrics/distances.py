@@ -122,28 +122,28 @@ def kid(features: np.ndarray, reference: np.ndarray) -> Statistic:
 
     def statistic(draws: np.ndarray) -> np.ndarray:
         n, m = draws.sum(axis=1), len(reference)
-        within, alone = np.zeros(len(draws)), np.zeros(len(draws))
-        across = np.zeros(len(draws))
-        for start, rows in zip(range(0, len(features), BLOCK), blocks(features), strict=True):
-            of_rows = draws[:, start : start + BLOCK]
-            for other, columns in zip(range(0, len(features), BLOCK), blocks(features), strict=True):
-                kernel = _kernel(rows, columns)
-                if start == other:  # the same block: its diagonal pairs each picture with itself
-                    np.fill_diagonal(kernel, 0.0)
-                within += ((of_rows @ kernel) * draws[:, other : other + BLOCK]).sum(axis=1)
-            across += of_rows @ sum(_kernel(rows, columns).sum(axis=1) for columns in blocks(reference))
-            alone += (of_rows**2).sum(axis=1)
-        pairs = n**2 - alone  # none in a draw that repeats a single picture
-        within = np.divide(within, pairs, out=np.full(len(draws), np.nan), where=pairs > 0)
-        return within + reference_term - 2 * across / (n * m)
+        across = sum(draws[:, start : start + BLOCK] @ of_rows for start, of_rows in to_reference.items())
+        return _kernel_within(features, draws) + reference_term - 2 * across / (n * m)
 
-    reference_term = 0.0
-    for i, rows in enumerate(blocks(reference)):
-        for k, columns in enumerate(blocks(reference)):
-            kernel = _kernel(rows, columns)
-            reference_term += kernel.sum() - (np.trace(kernel) if i == k else 0.0)
-    reference_term /= len(reference) * (len(reference) - 1)
+    to_reference = {
+        k * BLOCK: sum(_kernel(rows, columns).sum(axis=1) for columns in blocks(reference))
+        for k, rows in enumerate(blocks(features))
+    }
+    reference_term = _kernel_within(reference, np.ones((1, len(reference))))
     return statistic
+
+
+def _kernel_within(features: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """Mean kernel of all pairs of different pictures in each draw (R, N): (R,); NaN where one picture is repeated."""
+    total, pairs = np.zeros(len(draws)), draws.sum(axis=1) ** 2 - (draws**2).sum(axis=1)
+    for i, rows in enumerate(blocks(features)):
+        for k, columns in enumerate(blocks(features)):
+            kernel = _kernel(rows, columns)
+            if i == k:  # the same block: its diagonal pairs each picture with itself
+                np.fill_diagonal(kernel, 0.0)
+            of_rows, of_columns = (draws[:, j * BLOCK : (j + 1) * BLOCK] for j in (i, k))
+            total += ((of_rows @ kernel) * of_columns).sum(axis=1)
+    return np.divide(total, pairs, out=np.full(len(draws), np.nan), where=pairs > 0)
 
 
 def _kernel(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -124,15 +124,11 @@ def prepare(picture: Image.Image, resize: str) -> Tensor:
 
 def resize_tf1(pixels: Tensor, height: int, width: int) -> Tensor:
     """Bilinear as TensorFlow 1 did it: (C, H, W) -> (C, height, width); output i lies at i * in / out, exactly."""
-    pixels = _along(pixels, 1, height)
-    return _along(pixels, 2, width)
-
-
-def _along(pixels: Tensor, axis: int, size: int) -> Tensor:
-    """One axis of resize_tf1, to `size` samples."""
-    length = pixels.shape[axis]
-    place = torch.arange(size) * torch.tensor(length / size)  # float32, as there
-    low = place.long()
-    fraction = (place - low).reshape([-1 if k == axis else 1 for k in range(3)])
-    before, after = pixels.index_select(axis, low), pixels.index_select(axis, (low + 1).clamp(max=length - 1))
-    return before + (after - before) * fraction
+    for axis, size in ((1, height), (2, width)):
+        length = pixels.shape[axis]
+        place = torch.arange(size) * torch.tensor(length / size)  # float32, as there
+        low = place.long()
+        fraction = (place - low).reshape([-1 if k == axis else 1 for k in range(3)])
+        before, after = pixels.index_select(axis, low), pixels.index_select(axis, (low + 1).clamp(max=length - 1))
+        pixels = before + (after - before) * fraction
+    return pixels

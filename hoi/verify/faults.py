@@ -83,10 +83,9 @@ def add_tip(picture: Fingers, generator: np.random.Generator) -> Fingers | None:
     """A copy of a finger's end grows from another place of the hand's edge.  None where there is no room for it."""
     if not picture.seen:
         return None
-    labels, radius = picture.labels, picture.radius
+    labels, hand, radius = picture.labels, picture.labels == HAND, picture.radius
     joint, tip = picture.end(generator.choice(picture.seen))
-    rows, columns = np.nonzero(capsule(labels, joint, tip, 1.15 * radius) & (labels == HAND))
-    edge = np.argwhere((labels == HAND) & ~ndimage.binary_erosion(labels == HAND, iterations=2))[:, ::-1]
+    edge = np.argwhere(hand & ~ndimage.binary_erosion(hand, iterations=2))[:, ::-1]
     others = picture.tips[np.isfinite(picture.tips[:, 0])]
     for root in edge[generator.integers(len(edge), size=TRIES)]:
         shift = np.rint(root - joint).astype(int)
@@ -97,13 +96,11 @@ def add_tip(picture: Fingers, generator: np.random.Generator) -> Fingers | None:
             break
     else:
         return None
-    to = (rows + shift[1], columns + shift[0])
-    kept = (to[0] >= 0) & (to[0] < labels.shape[0]) & (to[1] >= 0) & (to[1] < labels.shape[1])
-    image, new_labels, tips = picture.image.copy(), labels.copy(), picture.tips.copy()
-    image[to[0][kept], to[1][kept]] = picture.image[rows[kept], columns[kept]]
-    new_labels[to[0][kept], to[1][kept]] = HAND
-    tips[-1] = new_tip
-    return replace(picture, image=image, labels=new_labels, tips=tips)
+    end = (capsule(labels, joint, tip, 1.15 * radius) & hand).astype(np.uint8)
+    new = ndimage.shift(end, shift[::-1], order=0) > 0
+    image = np.where(new[..., None], ndimage.shift(picture.image, (*shift[::-1], 0), order=0), picture.image)
+    tips = np.concatenate([picture.tips[:-1], [new_tip]])
+    return replace(picture, image=image, labels=np.where(new, HAND, labels).astype(np.uint8), tips=tips)
 
 
 def fuse_tips(picture: Fingers, generator: np.random.Generator) -> Fingers | None:
