@@ -120,7 +120,7 @@ def test_mediapipe_runs_on_every_picture_and_its_shares_become_pixels(tmp_path, 
         convert_keypoints.run_mediapipe(folder, tmp_path / "hand_landmarker.task")
     (tmp_path / "hand_landmarker.task").write_bytes(b"")
     read = through_file(tmp_path, convert_keypoints.run_mediapipe(folder, tmp_path / "hand_landmarker.task"))
-    check_covers(read, [record["file_name"] for record in read_records(folder)], "k.json")
+    check_covers(read, read_records(folder), "k.json")
     hand = read[NAME][0]
     # The middle of a picture 32 pixels wide lies between pixels 15 and 16.
     assert hand.keypoints_2d[20].tolist() == [15.5, 7.5] and hand.hand_side == "right"

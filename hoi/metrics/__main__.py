@@ -101,8 +101,8 @@ def _measure_features(
             save_statistics(args.save_statistics, gaussians, args.resize, sha256_of(args.inception))
             results.note(f"the reference's statistics are in {args.save_statistics}")
         if fake is not None:
-            add_inception_numbers(results, run, fake, reference, inception, extractors[0], args.is_splits,
-                                  args.is_bias, args.neighbours)  # fmt: skip
+            how = (args.is_splits, args.is_bias, args.neighbours)
+            add_inception_numbers(results, run, fake, reference, extractors[0], *how)
     if args.clip:
         clip = load_clip(*args.clip)
         clip.model.to(args.device)
@@ -122,11 +122,11 @@ def _measure_predictions(args: argparse.Namespace, results: Results, fake: featu
     contact = None
     if args.keypoints:
         predictions = read_keypoint_predictions(args.keypoints)
-        check_covers(predictions, _names_in(predictions, fake, "--keypoints"), args.keypoints)
+        check_covers(predictions, annotated(fake, "--keypoints"), args.keypoints, fake.damaged)
         add_keypoint_numbers(results, fake.records, predictions, args.pck_thresholds)
     if args.contact:
         contact = read_contact_predictions(args.contact)
-        check_covers(contact, _names_in(contact, fake, "--contact"), args.contact)
+        check_covers(contact, annotated(fake, "--contact"), args.contact, fake.damaged)
     if fake is not None and fake.records is not None:  # contact by geometry stands in the records
         add_contact_numbers(results, fake.records, contact)
     if not args.poses:
@@ -134,11 +134,6 @@ def _measure_predictions(args: argparse.Namespace, results: Results, fake: featu
     of_folder = (None, None) if fake is None else (fake.folder, annotated(fake, "--poses"))
     true, predicted = read_poses(args.poses, *of_folder, [] if fake is None else list(fake.damaged))
     return add_pose_numbers(results, true, predicted, args.boxes)
-
-
-def _names_in(predictions: dict[str, Any], fake: features.PictureSet, flag: str) -> list[str]:
-    """Pictures that predictions must be of: all that are measured, and what they have of those left out as damaged."""
-    return [record["file_name"] for record in annotated(fake, flag)] + [n for n in fake.damaged if n in predictions]
 
 
 def as_markdown(report: dict[str, Any]) -> str:

@@ -17,7 +17,6 @@ from hoi.common.files import sha256_of
 from hoi.metrics import distances
 from hoi.metrics.clip import Clip, clip_scores
 from hoi.metrics.features import Extractor, PictureSet, Run, find_pictures
-from hoi.metrics.inception import Inception
 from hoi.metrics.intervals import SHARE, Results, mean_of, scaled
 
 # Of Inception's features: where a Frechet distance looks, and what stands behind it.
@@ -76,15 +75,14 @@ def add_inception_numbers(
     run: Run,
     fake: PictureSet,
     reference: Reference | None,
-    inception: Inception,
     extractor: Extractor,
-    splits: int | None = None,
-    bias: bool = False,
-    neighbours: int = 3,
+    splits: int | None,
+    bias: bool,
+    neighbours: int,
 ) -> None:
     """Inception Score; with a reference FID and sFID; with its pictures KID, precision and recall.
 
-    extractor   of `inception`; its name, with the resize mode, is put behind each number
+    extractor   of Inception; its name, the resize mode, is put behind each number
     splits      see inception_splits        bias  of the classifier, in the Inception Score
     neighbours  of precision and recall
     """
@@ -92,7 +90,7 @@ def add_inception_numbers(
     n, where, features = len(fake), f"({extractor.name})", run.features(fake, extractor)
     parts = distances.inception_splits(n, splits)
     how = "ADM's chunks of 5,000 in order" if splits is None else f"{splits} shuffled splits"
-    score = distances.inception_score(inception.log_probabilities(features, bias), parts)
+    score = distances.inception_score(extractor.network.log_probabilities(features, bias), parts)
     results.add(f"IS {where}", score, n, "higher",
                 f"exp of the mean KL divergence of the classes{', with bias' if bias else ''}; {how}")  # fmt: skip
     for number, (name, what) in FRECHET_NUMBERS.items() if reference is not None else ():
@@ -100,9 +98,8 @@ def add_inception_numbers(
         if gaussian is None:
             results.note(f"no {number}: {reference.statistics.path} lacks mu_s and sigma_s")
             continue
-        _note_rank(results, n, gaussian)
-        results.add(f"{number} {where}", distances.frechet(run.features(fake, extractor, name), gaussian), n, "lower",
-                    f"squared Frechet distance of {what}, covariance over N - 1, float64")  # fmt: skip
+        what = f"{what}, covariance over N - 1, float64"
+        _add_distance(results, f"{number} {where}", run.features(fake, extractor, name), gaussian, what)
     if reference is None:
         return
     # Kernels and neighbours are of single pictures; a mean and a covariance do not hold them.
@@ -144,30 +141,22 @@ def add_clip_numbers(
         add_frechet(results, run, fake, reference, extractor)
 
 
-def add_frechet(
-    results: Results, run: Run, fake: PictureSet, reference: Reference | None, extractor: Extractor
-) -> None:
-    """Frechet distance on features of a network other than Inception.
-
-    Raises ValueError when the reference has no pictures: statistics files are of Inception's features.
-    """
-    if reference is None or reference.pictures is None:
-        raise ValueError(f"a Frechet distance on {extractor.name} needs pictures as the reference: --real DIR")
+def add_frechet(results: Results, run: Run, fake: PictureSet, reference: Reference, extractor: Extractor) -> None:
+    """Frechet distance on features of a network other than Inception; the reference has pictures."""
     gaussian = distances.fit_gaussian(run.features(reference.pictures, extractor))
-    _note_rank(results, len(fake), gaussian)
-    distance = distances.frechet(run.features(fake, extractor), gaussian)
-    results.add(f"Frechet distance ({extractor.name})", distance, len(fake), "lower",
-                f"squared Frechet distance of {len(gaussian.mean)} features of {extractor.name}")  # fmt: skip
+    what = f"{len(gaussian.mean)} features of {extractor.name}"
+    _add_distance(results, f"Frechet distance ({extractor.name})", run.features(fake, extractor), gaussian, what)
 
 
-def _note_rank(results: Results, n: int, gaussian: distances.Gaussian) -> None:
-    """Covariances of too few pictures are handled exactly, but they do bias the distance."""
-    dimensions = len(gaussian.mean)
+def _add_distance(results: Results, number: str, features: np.ndarray, gaussian: distances.Gaussian, what: str) -> None:
+    """A Frechet distance.  Covariances of too few pictures are handled exactly, but they do bias it."""
+    n, dimensions = len(features), len(gaussian.mean)
     # A reference from a file need not say n; then only the measured set can be found too small.
     of_reference = "" if gaussian.n is None or gaussian.n > dimensions else f" (reference: {gaussian.n})"
     if n <= dimensions or of_reference:
         results.note(f"{n} pictures{of_reference} are few for {dimensions} features: a covariance lacks full rank and "
                      "the Frechet distance is biased upwards; compare it at equal n only")  # fmt: skip
+    results.add(number, distances.frechet(features, gaussian), n, "lower", f"squared Frechet distance of {what}")
 
 
 def annotated(pictures: PictureSet, what: str) -> list[dict]:

@@ -105,7 +105,18 @@ def read_poses(
         raise ValueError(f'{path}: expected {{"predictions": {{file_name: [object, ...]}}}} or a list of pictures')
     if records is None:
         raise ValueError(f"{path} holds no truth; give the dataset folder that it is about as --fake DIR")
-    return _read_folder_poses(path, content["predictions"], folder, records, others)
+    predictions = content["predictions"]
+    check_covers(predictions, records, path, others)
+    # Other categories are left out, as NOCS's protocol knows none; their predictions, if any, count for nothing.
+    records = [record for record in records
+               if record.get("category") in CLASS_NAMES[1:] and record.get("object_to_camera") is not None]  # fmt: skip
+    if not records:
+        known = ", ".join(CLASS_NAMES[1:])
+        raise ValueError(f"{folder} has no record of a category that NOCS has ({known}) with a pose")
+    models: dict[str, tuple[Normalization, np.ndarray]] = {}  # many records share a mesh
+    names = [record["file_name"] for record in records]
+    return ([_truth(folder, record, models) for record in records],
+            [_guess(predictions[name], f"{path}: {name}") for name in names])  # fmt: skip
 
 
 def _read_nocs_list(path: str | Path, content: Sequence[dict[str, Any]]) -> tuple[list[Objects], list[Objects]]:
@@ -125,37 +136,16 @@ def _read_nocs_list(path: str | Path, content: Sequence[dict[str, Any]]) -> tupl
     return true, predicted
 
 
-def _read_folder_poses(
-    path: str | Path,
-    predictions: dict[str, Any],
-    folder: Path,
-    records: Sequence[dict[str, Any]],
-    others: Sequence[str],
-) -> tuple[list[Objects], list[Objects]]:
-    """Truth from the records of a dataset folder whose category NOCS has, predictions from the file."""
-    names = [record["file_name"] for record in records]
-    check_covers(predictions, [*names, *(name for name in others if name in predictions)], path)
-    true, predicted = [], []
-    models: dict[str, tuple[Normalization, np.ndarray]] = {}  # many records share a mesh
-    for record in records:
-        # Other categories are left out, as NOCS's protocol knows none; their predictions, if any, count for nothing.
-        if record.get("category") not in CLASS_NAMES[1:] or record.get("object_to_camera") is None:
-            continue
-        true.append(_truth(folder, record, models))
-        place, entries = f"{path}: {record['file_name']}", predictions[record["file_name"]]
-        if not isinstance(entries, list):
-            raise ValueError(f"{place} is a {type(entries).__name__}, expected a list with one entry an object")
-        for entry in entries:
-            if not isinstance(entry, dict) or set(entry) != PREDICTION_KEYS or entry["category"] not in CLASS_NAMES[1:]:
-                expected = f"{sorted(PREDICTION_KEYS)}, category of {CLASS_NAMES[1:]}"
-                raise ValueError(f"{place}: got {entry}, expected {expected}")
-        class_ids = [CLASS_NAMES.index(entry["category"]) for entry in entries]
-        poses, sizes, scores = ([entry[key] for entry in entries] for key in ("model_to_camera", "size", "score"))
-        predicted.append(objects_of(class_ids, poses, sizes, [True] * len(entries), scores, place))
-    if not true:
-        known = ", ".join(CLASS_NAMES[1:])
-        raise ValueError(f"{folder} has no record of a category that NOCS has ({known}) with a pose")
-    return true, predicted
+def _guess(entries: Any, place: str) -> Objects:
+    if not isinstance(entries, list):
+        raise ValueError(f"{place} is a {type(entries).__name__}, expected a list with one entry an object")
+    for entry in entries:
+        if not isinstance(entry, dict) or set(entry) != PREDICTION_KEYS or entry["category"] not in CLASS_NAMES[1:]:
+            expected = f"{sorted(PREDICTION_KEYS)}, category of {CLASS_NAMES[1:]}"
+            raise ValueError(f"{place}: got {entry}, expected {expected}")
+    class_ids = [CLASS_NAMES.index(entry["category"]) for entry in entries]
+    poses, sizes, scores = ([entry[key] for entry in entries] for key in ("model_to_camera", "size", "score"))
+    return objects_of(class_ids, poses, sizes, [True] * len(entries), scores, place)
 
 
 def _truth(folder: Path, record: dict[str, Any], models: dict[str, tuple[Normalization, np.ndarray]]) -> Objects:

@@ -111,14 +111,18 @@ def read_contact_predictions(path: str | Path) -> dict[str, list[ContactPredicti
     return _read(path, _contact)
 
 
-def check_covers(predictions: Mapping[str, Any], file_names: Iterable[str], path: str | Path) -> None:
-    """Raise ValueError unless the predictions are of exactly these pictures.
+def check_covers(
+    predictions: Mapping[str, Any], records: Iterable[dict[str, Any]], path: str | Path, others: Iterable[str] = ()
+) -> None:
+    """Raise ValueError unless the predictions are of exactly the pictures of these records.
 
+    others  file names that may have predictions, too: pictures left out as damaged
     A picture without an entry is refused, too: [] says that a program looked and found nothing, absence does not.
     """
-    names = set(file_names)  # both ways round: a file of another folder often shares some names
+    names = {record["file_name"] for record in records}
+    # Both ways round: a file of another folder often shares some names.
     for title, odd, advice in (
-        ("pictures are not in the dataset", predictions.keys() - names, "are they of another folder?"),
+        ("pictures are not in the dataset", predictions.keys() - names - set(others), "are they of another folder?"),
         ("pictures of the dataset have no entry", names - predictions.keys(), "write [] where no hand was found"),
     ):
         if odd:

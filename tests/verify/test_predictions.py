@@ -78,11 +78,13 @@ def test_the_state_of_a_picture_is_that_of_the_surest_hand_above_the_threshold(t
 
 
 def test_predictions_must_be_of_exactly_the_pictures():
-    predictions_module.check_covers({"a": [], "b": []}, ["b", "a"], "f.json")
+    records = [{"file_name": name} for name in "abcde"]
+    predictions_module.check_covers({"a": [], "b": []}, records[1::-1], "f.json")
+    predictions_module.check_covers({"a": [], "x": []}, records[:1], "f.json", others=["x", "y"])  # damaged pictures
     with pytest.raises(ValueError, match=r"f.json: 1 pictures are not in the dataset \(c\)"):
-        predictions_module.check_covers({"a": [], "c": []}, ["a"], "f.json")
+        predictions_module.check_covers({"a": [], "c": []}, records[:1], "f.json")
     with pytest.raises(ValueError, match=r"4 pictures of the dataset have no entry \(b, c, d and 1 more\); write \[\]"):
-        predictions_module.check_covers({"a": []}, list("abcde"), "f.json")
+        predictions_module.check_covers({"a": []}, records, "f.json")
 
 
 def test_the_closest_of_several_hands_is_taken():
