@@ -209,7 +209,7 @@ def test_features_are_computed_once_a_view_and_text_once_a_prompt(tmp_path, chec
     monkeypatch.setattr(ConditionEncoders, "forward", count_features)
     monkeypatch.setattr(TextEncoder, "forward", count_texts)
     # Ten pictures of two views in three prompts (the same ones for both) and the empty prompt.
-    prompts = ["red", "green", "blue"]
+    prompts = ["a red can", "a green can", "a blue can"]
     generated(checkpoint, tmp_path, "--data", str(scenes), "--prompt", *prompts, "--count", "10", "--batch-size", "2")
     assert calls == {"views": 2, "texts": 4}
 
