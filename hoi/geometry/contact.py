@@ -130,7 +130,9 @@ class DistanceField:
         # What is outside reaches the grid's border through free nodes.
         free = (distance > SIGN_BAND * self.cell).reshape(self.shape)
         regions, _ = ndimage.label(free)
-        outside = np.isin(regions, np.unique(np.concatenate([regions[s].ravel() for s in _shell()]))) & free
+        border = np.ones(self.shape, dtype=bool)
+        border[1:-1, 1:-1, 1:-1] = False
+        outside = np.isin(regions, regions[border]) & free
         self._orient_normals(outside)
         sign = np.where(outside.ravel(), 1.0, -1.0)
         close = distance[near] <= SIGN_BAND * self.cell
@@ -206,12 +208,6 @@ class DistanceField:
         sign = np.where(np.einsum("ni,ni->n", away, self.normals[face]) >= 0, 1.0, -1.0)
         sign[far] = np.where(self.signed_distance(points[far]) >= 0, 1.0, -1.0)
         return sign * distance, self.normals[face]
-
-
-def _shell() -> list[tuple]:
-    """The six sides of a 3D array."""
-    whole = slice(None)
-    return [tuple(end if axis == a else whole for a in range(3)) for axis in range(3) for end in (0, -1)]
 
 
 def rod_parts(points: np.ndarray, normals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

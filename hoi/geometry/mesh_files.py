@@ -24,7 +24,7 @@ from urllib.parse import unquote
 import numpy as np
 import trimesh
 from trimesh.units import unit_conversion
-from trimesh.util import decode_text, triangle_strips_to_faces
+from trimesh.util import append_faces, decode_text, triangle_strips_to_faces
 
 GLTF_SUFFIXES = (".glb", ".gltf")
 MESH_SUFFIXES = (".obj", ".ply", ".stl", *GLTF_SUFFIXES, ".off")
@@ -96,9 +96,7 @@ def read_mesh(path: Path) -> MeshFile:
     notes = [f"Joined {len(parts)} parts of the scene."] if len(parts) > 1 else []
     if skipped:
         notes.append(f"Left out {skipped} parts without triangles (points, lines or empty).")
-    starts = np.cumsum([0, *(len(vertices) for vertices, _ in parts)])
-    vertices = np.concatenate([vertices for vertices, _ in parts])
-    faces = np.concatenate([faces + start for (_, faces), start in zip(parts, starts[:-1], strict=True)])
+    vertices, faces = append_faces(*zip(*parts, strict=True))
     if faces.min() < 0 or faces.max() >= len(vertices):
         raise ValueError(f"{path}: a face names vertex {faces.max()}, but there are {len(vertices)} vertices")
     vertices, faces = drop_unused(vertices.astype(np.float64), faces.astype(np.int64))

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
+from trimesh.graph import connected_component_labels
+from trimesh.grouping import unique_ordered
 
 from hoi.common.arrays import box_centre
 from hoi.common.command import first_few
@@ -138,12 +138,8 @@ def merge_vertices(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray,
     # A cell is half a millionth of the size, a few times float32's rounding: one point written twice falls together.
     cell = np.round((vertices - low) / extent * (2**GRID_BITS - 1)).astype(np.int64)
     key = (cell[:, 0] << 2 * GRID_BITS) | (cell[:, 1] << GRID_BITS) | cell[:, 2]
-    # np.unique sorts by position; rank brings the vertices back into the file's order.
-    _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    return vertices[first[order]], rank[inverse.reshape(-1)][faces]
+    _, first, inverse = unique_ordered(key, return_index=True, return_inverse=True)
+    return vertices[first], inverse[faces]
 
 
 def _edge_keys(faces: np.ndarray) -> np.ndarray:
@@ -206,9 +202,8 @@ def _disagreeing(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     agree = forward[first] != forward[second]
     partner = np.where(agree, face[second], face[second] + count)
     mirror = np.where(agree, face[second] + count, face[second])
-    rows, columns = np.concatenate([face[first], face[first] + count]), np.concatenate([partner, mirror])
-    graph = coo_matrix((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(2 * count, 2 * count))
-    label = connected_components(graph, directed=False)[1]
+    links = np.concatenate([[face[first], partner], [face[first] + count, mirror]], axis=1).T
+    label = connected_component_labels(links, node_count=2 * count)
     # A piece is a label and its counterpart; the smaller stands for both.
     as_is, turned = label[:count], label[count:]
     piece = np.minimum(as_is, turned)

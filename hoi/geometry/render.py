@@ -7,8 +7,7 @@ there is mixed from the normals of the face's corners, made here.  The layers ar
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
+from trimesh.graph import connected_component_labels
 
 from hoi.geometry.camera import Camera
 from hoi.geometry.raster import Recent, meet_rays, numpy_face_map, start_pyrender
@@ -95,11 +94,9 @@ def crease_normals(vertices: np.ndarray, faces: np.ndarray, crease_deg: float = 
     joined = (edge[first] == edge[second]) & folded_little
     first, second = first[joined], second[joined]
     # Across an edge folded little, corners at the same end join; what hangs together is one group.
-    rows = np.concatenate([low_corner[first], high_corner[first]])
-    columns = np.concatenate([low_corner[second], high_corner[second]])
-    links = coo_matrix((np.ones(len(rows), dtype=bool), (rows, columns)), shape=(corner.size, corner.size))
-    count, group = connected_components(links, directed=False)
-    return _normalized(_sum_by_label(group, parts, count))[group].reshape(-1, 3, 3)
+    links = np.concatenate([of_corner[[first, second]] for of_corner in (low_corner, high_corner)], axis=1).T
+    group = connected_component_labels(links, node_count=corner.size)
+    return _normalized(_sum_by_label(group, parts, group.max() + 1))[group].reshape(-1, 3, 3)
 
 
 def _checked(what: str, vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

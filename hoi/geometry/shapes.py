@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator
+from trimesh.util import append_faces
 
 Mesh = tuple[np.ndarray, np.ndarray]  # vertices (V, 3) metres, faces (F, 3)
 MM = 1e-3
@@ -121,9 +122,7 @@ def sweep(path: np.ndarray, half_widths: np.ndarray, sections: int = TUBE_SECTIO
 
 def join(*meshes: Mesh) -> Mesh:
     """Several closed bodies as one mesh, which may overlap."""
-    offsets = np.cumsum([0] + [len(vertices) for vertices, _ in meshes])
-    faces = [faces + offset for (_, faces), offset in zip(meshes, offsets, strict=False)]
-    return np.concatenate([vertices for vertices, _ in meshes]), np.concatenate(faces)
+    return append_faces(*zip(*meshes, strict=True))
 
 
 def foot_profile(
