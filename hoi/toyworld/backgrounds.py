@@ -15,6 +15,7 @@ from hoi.toyworld import scenery
 from hoi.toyworld.scenery import Color, between, ground_grid, noise, over, picture_grid, ramp, rgb, sample
 
 Painter = Callable[[np.random.Generator, int, int, float], np.ndarray]
+NO_GROUND = (0.0, 0.0)  # horizon of what stands upright and fills the picture
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Background:
     """
 
     paint: Painter
+    horizon: tuple[float, float]
     sentences: tuple[str, ...]
-    horizon: tuple[float, float] = (0.0, 0.0)
     lab: bool = False
     share: float = 1.0
 
@@ -100,11 +101,8 @@ def _kitchen(generator: np.random.Generator, height: int, width: int, horizon: f
     y, x = picture_grid(height, width)
     tint, size = between(generator, "7fa3a0", "e8dcc0"), generator.uniform(0.09, 0.13)
     joint = np.minimum(np.mod(x / size, 1), np.mod((y - horizon) / size, 1))
-    image = (
-        tint
-        * (0.9 + 0.1 * noise(generator, height, width, 9, 9))[..., None]
-        * (1 - 0.3 * step(0.12, 0.05, joint))[..., None]
-    )
+    glaze, groove = 0.9 + 0.1 * noise(generator, height, width, 9, 9), 1 - 0.3 * step(0.12, 0.05, joint)
+    image = tint * glaze[..., None] * groove[..., None]
     over(image, step(0, 0.008, y - horizon) * np.ones_like(x), top)
     return image * (1 + 0.25 * np.exp(-(((y - horizon - 0.015) / 0.01) ** 2)))[..., None]
 
@@ -117,9 +115,8 @@ def _wooden_table(generator: np.random.Generator, height: int, width: int, horiz
     tone = generator.random(64)[np.floor(board).astype(int) % 64] - 0.5
     light = 0.5 + 0.45 * tone + 0.9 * (sample(grain, 0.25 * u + tone, board * 0.37) - 0.5)
     dark, bright = between(generator, "4a2a14", "6e421f"), between(generator, "a86f3c", "cf9a5e")
-    wood = ramp(light, dark, bright) * (1 - 0.55 * step(0.06, 0.0, np.mod(board, 1)))[..., None]
     top = np.zeros((height, width, 3), np.float32)
-    top[rows] = wood
+    top[rows] = ramp(light, dark, bright) * (1 - 0.55 * step(0.06, 0.0, np.mod(board, 1)))[..., None]
     return _kitchen(generator, height, width, horizon, top)
 
 
@@ -185,74 +182,59 @@ PAINTED_TABLES = {"red": "a83232", "blue": "3f6cab", "white": "e6e4de", "pink": 
 SLATS = {"red": "9c3a34", "blue": "4f84b5", "yellow": "dcb750"}
 # Sentences teach scenery alone.  Each holds a clue by which words_in finds its kind, and none that means another.
 BACKGROUNDS: dict[str, Background] = {
-    "on the beach": Background(scenery.beach, (
-        "A quiet beach with blue sky.", "Waves roll onto a sandy beach.", "An empty beach by the water."),
-        (0.14, 0.44)),
-    "on the grass": Background(scenery.grass, (
-        "Fresh grass on a summer lawn.", "A meadow of tall grass.", "Green grass seen from close up."),
-        (0, 0.3)),
-    "in the snow": Background(scenery.snow, (
+    "on the beach": Background(scenery.beach, (0.14, 0.44), (
+        "A quiet beach with blue sky.", "Waves roll onto a sandy beach.", "An empty beach by the water.")),
+    "on the grass": Background(scenery.grass, (0, 0.3), (
+        "Fresh grass on a summer lawn.", "A meadow of tall grass.", "Green grass seen from close up.")),
+    "in the snow": Background(scenery.snow, (0.16, 0.48), (
         "Deep snow under a pale winter sky.", "Snow falls on a field and its pine trees.",
-        "A winter day with fresh snow."),
-        (0.16, 0.48)),
-    "on the moon with night sky": Background(scenery.moon, (
+        "A winter day with fresh snow.")),
+    "on the moon with night sky": Background(scenery.moon, (0.36, 0.62), (
         "The moon with craters and a night sky.", "Stars over the gray ground of the moon.",
-        "A view of the earth from the moon."),
-        (0.36, 0.62)),
-    "in the mountain": Background(scenery.mountain, (
-        "A mountain range with snowy peaks.", "High mountains above a dark forest.", "Mountains in the morning haze."),
-        (0.42, 0.66)),
-    "floating in the sea": Background(scenery.sea, (
-        "The open sea with rolling waves.", "Foam on a dark blue sea.", "A windy sea below the clouds."),
-        (0.08, 0.36)),
-    "in the sand": Background(scenery.sand, (
-        "Sand dunes in a wide desert.", "Golden sand shaped by the wind.", "Ripples on dunes of desert sand."),
-        (0.1, 0.4)),
-    "in a lavender field": Background(scenery.lavender, (
-        "A lavender field in bloom.", "Purple rows of lavender reach the hills.", "Lavender in the evening light."),
-        (0.14, 0.42)),
-    "in bamboo forest": Background(scenery.bamboo, (
-        "A bamboo forest with soft light.", "Tall bamboo stems and leaves.", "A path of shade among bamboo."),
-        (0.3, 0.6)),
-    "in neon-lit cyberpunk nightclub": Background(scenery.nightclub, (
+        "A view of the earth from the moon.")),
+    "in the mountain": Background(scenery.mountain, (0.42, 0.66), (
+        "A mountain range with snowy peaks.", "High mountains above a dark forest.", "Mountains in the morning haze.")),
+    "floating in the sea": Background(scenery.sea, (0.08, 0.36), (
+        "The open sea with rolling waves.", "Foam on a dark blue sea.", "A windy sea below the clouds.")),
+    "in the sand": Background(scenery.sand, (0.1, 0.4), (
+        "Sand dunes in a wide desert.", "Golden sand shaped by the wind.", "Ripples on dunes of desert sand.")),
+    "in a lavender field": Background(scenery.lavender, (0.14, 0.42), (
+        "A lavender field in bloom.", "Purple rows of lavender reach the hills.", "Lavender in the evening light.")),
+    "in bamboo forest": Background(scenery.bamboo, (0.3, 0.6), (
+        "A bamboo forest with soft light.", "Tall bamboo stems and leaves.", "A path of shade among bamboo.")),
+    "in neon-lit cyberpunk nightclub": Background(scenery.nightclub, (0.6, 0.8), (
         "A cyberpunk nightclub full of neon light.", "Neon tubes glow in a dark nightclub.",
-        "Beams of light cross a nightclub."),
-        (0.6, 0.8)),
-    "in the grand canyon": Background(scenery.canyon, (
+        "Beams of light cross a nightclub.")),
+    "in the grand canyon": Background(scenery.canyon, (0.3, 0.52), (
         "The grand canyon in the sun.", "Layers of red rock in the grand canyon.",
-        "Steep canyon walls below the sky."),
-        (0.3, 0.52)),
-    "in a japanese rock garden": Background(scenery.rock_garden, (
+        "Steep canyon walls below the sky.")),
+    "in a japanese rock garden": Background(scenery.rock_garden, (0.06, 0.32), (
         "A japanese rock garden with raked gravel.", "Stones and gravel in a rock garden.",
-        "A rock garden in front of a hedge."),
-        (0.06, 0.32)),
-    "in the underwater city of atlantis": Background(scenery.atlantis, (
+        "A rock garden in front of a hedge.")),
+    "in the underwater city of atlantis": Background(scenery.atlantis, (0.68, 0.88), (
         "The underwater city of atlantis.", "Columns of sunken atlantis below the water.",
-        "Light falls into an underwater city."),
-        (0.68, 0.88)),
-    "on the table": Background(_table, (
-        "A bare table.", "An empty table by a wall.", "A table made of planks."), (0.1, 0.36), lab=True),
-    **{f"on a table covered with {color} cloth": Background(partial(_cloth, shade), (
+        "Light falls into an underwater city.")),
+    "on the table": Background(_table, (0.1, 0.36), (
+        "A bare table.", "An empty table by a wall.", "A table made of planks."), lab=True),
+    **{f"on a table covered with {color} cloth": Background(partial(_cloth, shade), (0.1, 0.36), (
         f"A table covered with {color} cloth.", f"An empty table with {color} cloth.", f"Folds in {color} cloth."),
-        (0.1, 0.36), lab=True) for color, shade in CLOTHS.items()},
-    **{f"in front of a {color} wall": Background(partial(_wall, shade), (
+        lab=True) for color, shade in CLOTHS.items()},
+    **{f"in front of a {color} wall": Background(partial(_wall, shade), NO_GROUND, (
         f"A plain {color} wall.", f"An empty {color} wall.", f"A bare {color} wall in a room."),
         lab=True) for color, shade in WALLS.items()},
-    "on a wooden table": Background(_wooden_table, (
-        "A wooden table in a kitchen.", "Boards of an old wooden table.", "An empty wooden table."),
-        (0.06, 0.34)),
-    "on a marble table": Background(_marble_table, (
-        "A marble table in a kitchen.", "Veins in a marble table.", "An empty marble table."),
-        (0.06, 0.34), share=0.7),
-    **{f"on a {color} table": Background(partial(_painted_table, shade), (
+    "on a wooden table": Background(_wooden_table, (0.06, 0.34), (
+        "A wooden table in a kitchen.", "Boards of an old wooden table.", "An empty wooden table.")),
+    "on a marble table": Background(_marble_table, (0.06, 0.34), (
+        "A marble table in a kitchen.", "Veins in a marble table.", "An empty marble table."), share=0.7),
+    **{f"on a {color} table": Background(partial(_painted_table, shade), (0.06, 0.34), (
         f"A {color} table in a kitchen.", f"An empty {color} table.", f"Light on a {color} table."),
-        (0.06, 0.34), share=0.35) for color, shade in PAINTED_TABLES.items()},
-    **{f"on a {color} cloth": Background(partial(_draped, shade), (
+        share=0.35) for color, shade in PAINTED_TABLES.items()},
+    **{f"on a {color} cloth": Background(partial(_draped, shade), NO_GROUND, (
         f"A {color} cloth in deep folds.", f"Folds of a {color} cloth.", f"Light on a {color} cloth."),
         share=0.4) for color, shade in DRAPES.items()},
-    "in front of a brick wall": Background(_bricks, (
+    "in front of a brick wall": Background(_bricks, NO_GROUND, (
         "A brick wall.", "An old brick wall.", "Mortar in a brick wall."), share=0.7),
-    **{f"in front of a {color} wall": Background(partial(_slats, shade), (
+    **{f"in front of a {color} wall": Background(partial(_slats, shade), NO_GROUND, (
         f"A {color} wall of slats.", f"An old {color} wall.", f"Light on a {color} wall."),
         share=0.35) for color, shade in SLATS.items()},
 }  # fmt: skip
