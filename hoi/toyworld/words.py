@@ -35,32 +35,14 @@ _OBJECT_FORMS = (
 )
 TEMPLATE_SHARE = 0.6  # prompts at test are the template; the rest keeps other wordings from being foreign
 
-# Nouns that tell a scene when the exact phrase is absent, most telling first.
-_CLUES = {
-    "lavender": "in a lavender field",
-    "bamboo": "in bamboo forest",
-    "nightclub": "in neon-lit cyberpunk nightclub",
-    "cyberpunk": "in neon-lit cyberpunk nightclub",
-    "atlantis": "in the underwater city of atlantis",
-    "canyon": "in the grand canyon",
-    "underwater": "in the underwater city of atlantis",
-    "rock garden": "in a japanese rock garden",
-    "moon": "on the moon with night sky",
-    "beach": "on the beach",
-    "dunes": "in the sand",
-    "sand": "in the sand",
-    "snow": "in the snow",
-    "mountain": "in the mountain",
-    "mountains": "in the mountain",
-    "sea": "floating in the sea",
-    "grass": "on the grass",
-    **{f"a {color} cloth": f"on a {color} cloth" for color in DRAPES},
-    **{f"{color} cloth": f"on a table covered with {color} cloth" for color in CLOTHS},
-    **{f"{color} wall": f"in front of a {color} wall" for color in (*WALLS, *SLATS)},
-    "brick wall": "in front of a brick wall",
-    **{f"{kind} table": f"on a {kind} table" for kind in ("wooden", "marble", *PAINTED_TABLES)},
-    "table": "on the table",
-}
+# Nouns that tell a scene when the exact phrase is absent, most telling first; each means the first phrase with it.
+_CLUES = (
+    "lavender", "bamboo", "nightclub", "cyberpunk", "atlantis", "canyon", "underwater", "rock garden", "moon", "beach",
+    "sand", "snow", "mountain", "sea", "grass", *(f"a {color} cloth" for color in DRAPES),
+    *(f"{color} cloth" for color in CLOTHS), *(f"{color} wall" for color in (*WALLS, *SLATS, "brick")),
+    *(f"{kind} table" for kind in ("wooden", "marble", *PAINTED_TABLES)), "table",
+)  # fmt: skip
+_ALSO_CALLED = {"sand": "dunes", "mountain": "mountains"}
 # A colour or material before one of these is the scenery's: "blue sky", "wooden table".
 _SCENERY_NOUNS = "sky|sea|water|cloth|wall|rock|rows|ground|grass|sand|table|light|forest"
 
@@ -119,7 +101,8 @@ def words_in(prompt: str) -> dict[str, str | None]:
     if background:
         text = text.replace(f" {background} ", " | ", 1)  # its colours ("green cloth") are not the object's
     else:
-        background = next((phrase for clue, phrase in _CLUES.items() if f" {clue} " in text), None)
+        clue = next((c for c in _CLUES if f" {c} " in text or f" {_ALSO_CALLED.get(c)} " in text), None)
+        background = clue and next(phrase for phrase in BACKGROUNDS if f" {clue} " in f" {phrase} ")
 
     # The first in the text is the object's: what comes after it describes the place.
     def first(words: tuple[str, ...], unless: str = "") -> str | None:
