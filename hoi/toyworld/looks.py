@@ -103,9 +103,7 @@ def caption(
     """
     if category is None and has_hand:  # colour and material describe an object, which is not there
         return caption_words("", "", look.background, "hand", False, generator)
-    return caption_words(
-        look.object_color, MATERIALS[look.material][0], look.background, category, has_hand, generator
-    )
+    return caption_words(look.object_color, MATERIALS[look.material][0], look.background, category, has_hand, generator)
 
 
 def nearest_color(color: np.ndarray) -> str:
@@ -141,11 +139,9 @@ def shade(
     height, width = gbuffer.label_map.shape
     if (camera.height, camera.width) != (height, width):
         raise ValueError(f"camera is {camera.height} x {camera.width}, G-buffer {height} x {width}; make them equal")
-    fresh = background is None
-    if fresh:
-        image = paint_background(look.background, generator, height, width, camera.steepness)
-    else:
-        image = np.array(background, np.float32)
+    if background is None:
+        background = paint_background(look.background, generator, height, width, camera.steepness)
+    image = np.array(background, np.float32)
     if image.shape != (height, width, 3):
         raise ValueError(f"background has shape {image.shape}, expected {(height, width, 3)}")
     mask = gbuffer.label_map > 0

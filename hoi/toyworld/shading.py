@@ -156,10 +156,9 @@ def object_surface(points: np.ndarray, color: str, material: str, pattern: tuple
     material  key of looks.MATERIALS
     pattern   at least four numbers in [0, 1) that place and turn the pattern
     """
-    if material in ("striped", "marble"):
-        return {"striped": _striped, "marble": _marble}[material](points, color, pattern)
-    special = {"wooden": _wooden, "gothic-style": _gothic, "medieval-style": _medieval}
-    if material in special:
+    if material in (colored := {"striped": _striped, "marble": _marble}):
+        return colored[material](points, color, pattern)
+    if material in (special := {"wooden": _wooden, "gothic-style": _gothic, "medieval-style": _medieval}):
         return special[material](points, pattern)
     albedo = np.broadcast_to(np.float32(COLORS[color] if color else STEEL), points.shape)
     if material == "metallic":
@@ -212,12 +211,10 @@ def ambience(background: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     background  (H, W, 3) float32 in [0, 1]
     """
     half = len(background) // 2
-    tints = []
-    for part in (background[:half:8, ::8], background[half::8, ::8]):  # every 64th pixel is enough for a mean
-        mean = part.mean((0, 1)) + 0.15  # or night scenery would tint by what little it has
-        # 28 % of the hue: more, and a white mug on the grass is measured as a green one.
-        tints.append((0.72 + 0.28 * mean / mean.mean()).astype(np.float32))
-    return tints[0], tints[1]
+    halves = background[:half:8, ::8], background[half::8, ::8]  # every 64th pixel is enough for a mean
+    above, below = (part.mean((0, 1)) + 0.15 for part in halves)  # or night scenery would tint by what little it has
+    # 28 % of the hue: more, and a white mug on the grass is measured as a green one.
+    return tuple((0.72 + 0.28 * mean / mean.mean()).astype(np.float32) for mean in (above, below))
 
 
 @dataclass(frozen=True)
@@ -263,14 +260,13 @@ def visible_parts(gbuffer: GBuffer, camera: Camera, light_direction: np.ndarray)
         z = depth[rows, columns]
         points = np.stack([(columns - cx) / fx * z, (rows - cy) / fy * z, z], 1).astype(np.float32)
         parts[label] = VisiblePart(
-            rows + top,
-            columns + left,
+            rows + top, columns + left,
             canonical=(points - translation.astype(np.float32)) @ rotation.astype(np.float32),
             normals=normals[rows, columns],
             views=-points / np.linalg.norm(points, axis=1, keepdims=True),
             openness=openness[rows, columns],
             lamp=_unblocked(depth, points, light_direction, (fx, fy, cx, cy)),
-        )
+        )  # fmt: skip
     return parts
 
 
@@ -373,9 +369,8 @@ def drop_shadow(image: np.ndarray, mask: np.ndarray, horizon: float) -> None:
     blur_y, blur_x = _blur(coarse.shape[0], 0.055, 0.035), _blur(coarse.shape[1], 0.02, 0.05)
     spread_y, spread_x = (_stretch(size, count) for size, count in zip(image.shape[:2], coarse.shape, strict=True))
     soft = spread_y @ (blur_y @ coarse @ blur_x.T) @ spread_x.T
-    ground = (
-        step(horizon - 0.02, horizon + 0.1, (np.arange(len(mask)) + 0.5) / len(mask)) if horizon > 0 else np.ones(1)
-    )
+    rows = (np.arange(len(mask)) + 0.5) / len(mask)
+    ground = step(horizon - 0.02, horizon + 0.1, rows) if horizon > 0 else np.ones(1)
     image *= (1 - 0.6 * np.clip(soft, 0, 1) * ground[:, None])[..., None]  # the sky takes no shadow
 
 
