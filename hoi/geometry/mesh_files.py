@@ -153,9 +153,10 @@ def _read_by_trimesh(path: Path) -> tuple[Parts, int, Stated]:
             units = part.metadata.get("units")
         else:
             skipped += 1
-    # trimesh takes DAE's unit from the file, its axis it does not; without the element the format says y.
-    axis = re.search(rb"<up_axis>\s*([XYZ])_UP", content) if suffix == ".dae" else None
-    up = (axis[1].decode().lower() if axis else "y") if suffix == ".dae" else None
+    up = None
+    if suffix == ".dae":  # trimesh takes its unit from the file, its axis it does not; without it the format says y
+        axis = re.search(rb"<up_axis>\s*([XYZ])_UP", content)
+        up = axis[1].decode().lower() if axis else "y"
     return parts, skipped, (unit_conversion(units, "m") if units else None, up)
 
 
@@ -200,9 +201,8 @@ def _triangles(vertices: np.ndarray, polygons: Sequence[np.ndarray] | np.ndarray
 
     Convex ones become a fan as trimesh makes it, those with notches are cut.  Raises IndexError for a missing vertex.
     """
-    if isinstance(polygons, np.ndarray):
-        kinds = [polygons]
-    else:
+    kinds = [polygons]
+    if not isinstance(polygons, np.ndarray):
         counts = np.array([len(polygon) for polygon in polygons])
         kinds = [np.stack([polygons[k] for k in np.flatnonzero(counts == n)]) for n in np.unique(counts)]
     faces = [np.zeros((0, 3), dtype=np.int64)]
@@ -217,8 +217,6 @@ def _triangles(vertices: np.ndarray, polygons: Sequence[np.ndarray] | np.ndarray
 
 def _notched(corners: np.ndarray) -> np.ndarray:
     """Whether each of M faces (M, n, 3) turns back somewhere, so that a fan would leave it (M,)."""
-    if corners.shape[1] < 4:
-        return np.zeros(len(corners), dtype=bool)
     before, after = corners - np.roll(corners, 1, axis=1), np.roll(corners, -1, axis=1) - corners
     normal = _area_vector(corners)[:, None]
     lengths = np.linalg.norm(before, axis=2) * np.linalg.norm(after, axis=2) * np.linalg.norm(normal, axis=2)
@@ -275,8 +273,7 @@ def _read_off(path: Path) -> tuple[Parts, int, Stated]:
     head = re.match(r"(ST)?C?N?OFF", lines[0] if lines else "")
     if head is None:
         raise ValueError("it does not begin with OFF")
-    lines[0] = lines[0][head.end() :]
-    lines = lines if lines[0] else lines[1:]
+    lines = list(filter(None, (lines[0][head.end() :], *lines[1:])))
     count, face_count = (int(word) for word in lines[0].split()[:2])
     if not 0 <= count + face_count < len(lines):
         raise ValueError(f"it promises {count} vertices and {face_count} faces and has {len(lines) - 1} lines")
@@ -316,29 +313,23 @@ def _read_ply(path: Path) -> tuple[Parts, int, Stated]:
     of_faces = columns.get("face", {})
     faces = [_triangles(vertices, of_faces.get("vertex_indices", of_faces.get("vertex_index", ())))]
     for strip in columns.get("tristrips", {}).get("vertex_indices", ()):
-        strips = np.split(strip, np.flatnonzero(strip == -1))
-        strips = [part[part != -1].astype(np.int64) for part in strips]
+        strips = (part[part != -1].astype(np.int64) for part in np.split(strip, np.flatnonzero(strip == -1)))
         faces += [triangle_strips_to_faces([part]) for part in strips if len(part) > 2]
     return _one_part(vertices, np.concatenate(faces))
 
 
-def _ply_rows(
-    body: bytes, at: int, count: int, properties: dict[str, list[np.dtype]]
-) -> tuple[dict[str, Any], int]:
+def _ply_rows(body: bytes, at: int, count: int, properties: dict[str, list[np.dtype]]) -> tuple[dict[str, Any], int]:
     """The columns of one element from byte `at` on, and where the next begins.  A list of several lengths is a list.
 
     Raises ValueError when the file ends before the element does.
     """
-    lengths, end = {}, at  # of the first row's lists: mostly those of all rows
+    lengths, fields = {}, []  # of the first row's lists: mostly those of all rows
     for name, types in properties.items():
-        if len(types) == 2 and count:
-            lengths[name] = int(np.frombuffer(body, types[0], 1, end)[0])
-            end += types[0].itemsize
-        end += types[-1].itemsize * lengths.get(name, 1)
-    fields = []
-    for name, types in properties.items():
-        fields += [(f"{name} count", types[0]), (name, types[1], (lengths.get(name, 0),))] if len(types) == 2 else [
-            (name, types[0])]  # fmt: skip
+        if len(types) == 2:
+            place = at + np.dtype(fields).itemsize
+            lengths[name] = int(np.frombuffer(body, types[0], 1, place)[0]) if count else 0
+            fields.append((f"{name} count", types[0]))
+        fields.append((name, types[-1], (lengths[name],) if len(types) == 2 else ()))
     row = np.dtype(fields)
     if at + count * row.itemsize <= len(body):
         table = np.frombuffer(body, row, count, at)
@@ -347,10 +338,8 @@ def _ply_rows(
     columns: dict[str, list[np.ndarray]] = {name: [] for name in properties}
     for _ in range(count):
         for name, types in properties.items():
-            length = 1
-            if len(types) == 2:
-                length = int(np.frombuffer(body, types[0], 1, at)[0])
-                at += types[0].itemsize
+            length = int(np.frombuffer(body, types[0], 1, at)[0]) if len(types) == 2 else 1
+            at += types[0].itemsize * (len(types) - 1)  # of the length, which stands before the list
             columns[name].append(np.frombuffer(body, types[-1], length, at))
             at += length * types[-1].itemsize
     return {n: of if len(properties[n]) == 2 else np.concatenate(of) for n, of in columns.items()}, at
@@ -392,24 +381,21 @@ def _read_gltf(path: Path) -> tuple[Parts, int, Stated]:
             count += len(faces)
             if count > MOST_FACES:
                 raise ValueError(f"its parts have more than {MOST_FACES} faces together: simplify it")
-            if len(faces):
-                parts.append(_placed(vertices, faces, transform))
-            else:
-                skipped += 1
+            skipped += not len(faces)
+            parts += [_placed(vertices, faces, transform)] if len(faces) else []
     return parts, skipped, GLTF_STATES
 
 
 def _gltf_chunks(content: bytes) -> tuple[dict[str, Any], bytes]:
     """The JSON of a .gltf or .glb, and a .glb's binary chunk."""
-    chunks = {b"JSON": content, b"BIN\0": b""}
-    if content[:4] == b"glTF":
-        chunks, at = {b"BIN\0": b""}, 12
-        while at + 8 <= len(content):
-            length, kind = struct.unpack_from("<I4s", content, at)
-            chunks.setdefault(kind, b"")
-            chunks[kind] = chunks[kind] or content[at + 8 : at + 8 + length]
-            at += 8 + length
-    return json.loads(chunks[b"JSON"]), chunks[b"BIN\0"]
+    if content[:4] != b"glTF":
+        return json.loads(content), b""
+    chunks, at = {}, 12
+    while at + 8 <= len(content):
+        length, kind = struct.unpack_from("<I4s", content, at)
+        chunks[kind] = chunks.get(kind) or content[at + 8 : at + 8 + length]
+        at += 8 + length
+    return json.loads(chunks[b"JSON"]), chunks.get(b"BIN\0", b"")
 
 
 def _gltf_buffer(buffer: dict[str, Any], chunk: bytes, folder: Path) -> bytes:
