@@ -144,9 +144,8 @@ def merge_vertices(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray,
 
 def _edge_keys(faces: np.ndarray) -> np.ndarray:
     """One integer per side of every face (3F,), equal for the two directions."""
-    low = np.concatenate([np.minimum(faces[:, k], faces[:, (k + 1) % 3]) for k in range(3)])
-    high = np.concatenate([np.maximum(faces[:, k], faces[:, (k + 1) % 3]) for k in range(3)])
-    return low * (faces.max(initial=0) + 1) + high
+    ends = faces.T, np.roll(faces.T, -1, axis=0)
+    return (np.minimum(*ends) * (faces.max(initial=0) + 1) + np.maximum(*ends)).ravel()
 
 
 def edge_faults(faces: np.ndarray) -> tuple[int, int]:
@@ -194,15 +193,14 @@ def _disagreeing(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     count = len(faces)
     keys, face = _edge_keys(faces), np.tile(np.arange(count), 3)
-    forward = np.concatenate([faces[:, k] < faces[:, (k + 1) % 3] for k in range(3)])
+    forward = (faces.T < np.roll(faces.T, -1, axis=0)).ravel()
     order = np.argsort(keys, kind="stable")
     same = keys[order][1:] == keys[order][:-1]
     pair = np.flatnonzero(same & ~np.append(False, same[:-1]) & ~np.append(same[1:], False))  # exactly two faces
     first, second = order[pair], order[pair + 1]
     agree = forward[first] != forward[second]
-    partner = np.where(agree, face[second], face[second] + count)
-    mirror = np.where(agree, face[second] + count, face[second])
-    links = np.concatenate([[face[first], partner], [face[first] + count, mirror]], axis=1).T
+    partner = face[second] + np.where(agree, 0, count)
+    links = np.concatenate([[face[first], partner], [face[first] + count, (partner + count) % (2 * count)]], axis=1).T
     label = connected_component_labels(links, node_count=2 * count)
     # A piece is a label and its counterpart; the smaller stands for both.
     as_is, turned = label[:count], label[count:]
@@ -246,8 +244,7 @@ def clean_mesh(vertices: np.ndarray, faces: np.ndarray, path: Path) -> tuple[np.
     returns  vertices, faces, notes, watertight
     Raises ValueError when no face is left; `path` is for its message.
     """
-    notes = []
-    given = len(faces)
+    notes, given = [], len(faces)
     vertices, faces = merge_vertices(vertices, faces)
     faces = faces[(faces != np.roll(faces, 1, axis=1)).all(axis=1)]  # three different corners
     empty, distinct = given - len(faces), len(faces)
@@ -390,11 +387,10 @@ def find_objects(path: str | Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise FileNotFoundError(f"object path {path} does not exist")
+        raise FileNotFoundError(f"{path}: no such file or folder, and no built-in family ({', '.join(CATEGORIES)})")
     found = [file for file in files_under(path) if file.suffix.lower() in MESH_SUFFIXES]
     if not found:
-        left_out = _left_out(path)
-        others = f"; {left_out} {CONVERT}" if left_out else ""
+        others = f"; {left_out} {CONVERT}" if (left_out := _left_out(path)) else ""
         raise ValueError(f"folder {path} holds no mesh; looked for {', '.join(MESH_SUFFIXES)}{others}")
     return found
 
@@ -416,11 +412,8 @@ def add_mesh_flags(add: Callable[..., Any]) -> None:
 
 
 def collect_objects(
-    words: Iterable[str],
-    shapes: Iterable[int] = (0,),
-    category: str | Sequence[str] | None = None,
-    units: str | float | None = None,
-    up: str | None = None,
+    words: Iterable[str], shapes: Iterable[int] = (0,), category: str | Sequence[str] | None = None,
+    units: str | float | None = None, up: str | None = None,
 ) -> list[ObjectMesh]:
     """Objects as a command line names them: mesh files, folders of meshes, built-in families.
 
@@ -435,12 +428,8 @@ def collect_objects(
             found.append(word)
             continue
         try:
-            if not Path(word).exists():
-                known = ", ".join(CATEGORIES)
-                raise FileNotFoundError(f"{word}: no such file or folder, and no built-in family ({known})")
-            paths = find_objects(word)
-            found += paths
-            if Path(word).is_dir() and (left_out := _left_out(Path(word))):
+            found += (paths := find_objects(word))
+            if left_out := _left_out(Path(word)):
                 notes[paths[0]] = (left_out,)
         except (ValueError, OSError) as error:  # all problems are told at once, not one a run
             problems.append(str(error))
