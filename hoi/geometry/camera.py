@@ -146,20 +146,13 @@ def crop_intrinsics(
     if crop_height <= 0 or crop_width <= 0:
         raise ValueError(f"crop box is {crop_height} x {crop_width} (height x width) pixels; both must be positive")
     x_ratio, y_ratio = width / crop_width, height / crop_height
-    old_to_new = np.array([
-        [x_ratio, 0.0, (0.5 - left) * x_ratio - 0.5],
-        [0.0, y_ratio, (0.5 - top) * y_ratio - 0.5],
-        [0.0, 0.0, 1.0],
-    ])
+    x_shift, y_shift = (0.5 - left) * x_ratio - 0.5, (0.5 - top) * y_ratio - 0.5
+    old_to_new = np.array([[x_ratio, 0.0, x_shift], [0.0, y_ratio, y_shift], [0.0, 0.0, 1.0]])
     return old_to_new @ np.asarray(intrinsics, dtype=np.float64)
 
 
 def sample_camera(
-    generator: np.random.Generator,
-    height: int,
-    width: int,
-    official: bool = False,
-    fov_deg: float = OFFICIAL_FOV_DEG,
+    generator: np.random.Generator, height: int, width: int, official: bool = False, fov_deg: float = OFFICIAL_FOV_DEG
 ) -> Camera:
     """A random view of an object at the origin, z up.
 
@@ -176,9 +169,8 @@ def sample_camera(
     azimuth = np.radians(generator.uniform(*(OFFICIAL_AZIMUTH_RANGE_DEG if official else AZIMUTH_RANGE_DEG)))
     direction = generator.normal(size=3)
     target = LOOK_AT_RADIUS * direction / np.linalg.norm(direction)
-    position = distance * np.array([
-        np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation),
-    ])
+    level = np.cos(elevation)
+    position = distance * np.array([level * np.cos(azimuth), level * np.sin(azimuth), np.sin(elevation)])
     world_to_camera = look_at(position, target, np.array([0.0, 0.0, 1.0]))
     return Camera(make_intrinsics(height, width, fov_deg), world_to_camera, height, width)
 

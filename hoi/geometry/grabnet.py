@@ -159,10 +159,9 @@ def load_grabnet(folder: str | Path) -> GrabNet:
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(f"GrabNet needs {', '.join(FILES)} in {folder}; missing: {', '.join(missing)}. {WHERE}")
-    networks = [_load_network(network, folder / name) for network, name in zip((CoarseNet, RefineNet), FILES[:2],
-                                                                               strict=True)]
-    digest = " ".join(sha256_of(folder / name) for name in FILES)
-    return GrabNet(*networks, _load_basis(folder / FILES[2]), digest)
+    coarse, refine, basis = (folder / name for name in FILES)
+    digest = " ".join(sha256_of(path) for path in (coarse, refine, basis))
+    return GrabNet(_load_network(CoarseNet, coarse), _load_network(RefineNet, refine), _load_basis(basis), digest)
 
 
 def _load_network(network: type[nn.Module], path: Path) -> nn.Module:

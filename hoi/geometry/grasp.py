@@ -98,7 +98,9 @@ def measure_grasp(hand_params: HandParams, hand: HandModel, field: DistanceField
     distance, normals = field.exact(mesh.vertices[near])
     touching = distance < CONTACT_DISTANCE
     points, fingers = mesh.vertices[near][touching], hand.finger_of_vertex[near][touching]
-    one_per_patch = _first_of_each(np.round(points / PATCH).astype(int), distance[touching])
+    ranked = np.argsort(distance[touching], kind="stable")  # the nearest first, which stands for its patch
+    cells = np.round(points[ranked] / PATCH).astype(int)
+    one_per_patch = ranked[np.unique(cells, axis=0, return_index=True)[1]]
     effort = closure_effort(points[one_per_patch], normals[touching][one_per_patch])
     contact = tuple(bool((fingers == f).any()) for f in range(5))
     score = _score(hand_params, hand, contact, len(one_per_patch), effort)
@@ -107,12 +109,6 @@ def measure_grasp(hand_params: HandParams, hand: HandModel, field: DistanceField
     on_rod = float(rods[tree.query(points[one_per_patch])[1]].mean()) if len(one_per_patch) else 0.0
     depth = max(0.0, -1000 * float(distance.min()))
     return Grasp(hand_params, depth, crossing, contact, effort <= MAX_EFFORT, score, on_rod)
-
-
-def _first_of_each(keys: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Index of the smallest `order` for each distinct row of keys (N, K)."""
-    ranked = np.argsort(order, kind="stable")
-    return ranked[np.unique(keys[ranked], axis=0, return_index=True)[1]]
 
 
 def _score(hand_params: HandParams, hand: HandModel, contact: tuple[bool, ...], patches: int, effort: float) -> float:

@@ -20,7 +20,7 @@ from scipy.spatial.transform import Rotation
 
 from hoi.common.files import ASSETS, read_npz
 from hoi.geometry.camera import transform_points
-from hoi.geometry.mano import MIRROR, check_hand_side, mirror_rotations, read_mano
+from hoi.geometry.mano import MANO_SHAPES, MIRROR, check_hand_side, mirror_rotations, read_mano
 
 # OpenPose's order is wrist, then thumb, index, middle, ring, little, each from base to tip.  Each entry says which of
 # MANO's 16 joints (wrist, index, middle, little, ring, thumb) plus five tips (thumb to little) stands there.
@@ -100,14 +100,6 @@ def rotation_matrices(axis_angle: np.ndarray) -> np.ndarray:
     return np.eye(3) + sine * skew + cosine * (skew @ skew)
 
 
-def finger_of_vertex(weights: np.ndarray) -> np.ndarray:
-    """weights (V, 16) -> (V,) int8: finger of the strongest joint, index into FINGER_NAMES, -1 for palm and wrist."""
-    finger_of_joint = np.full(16, -1, dtype=np.int8)
-    for finger, joints in enumerate(FINGER_JOINTS):
-        finger_of_joint[list(joints)] = finger
-    return finger_of_joint[weights.argmax(axis=1)]
-
-
 def joint_axes(joints: np.ndarray, tips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where a hand's rig does not state them: the axes about which the fingers bend, from geometry alone.
 
@@ -133,10 +125,9 @@ def joint_axes(joints: np.ndarray, tips: np.ndarray) -> tuple[np.ndarray, np.nda
 
 def _smplx_model(arrays: Mapping[str, np.ndarray]) -> smplx.MANO:
     """smplx's module for a right hand; it reads exactly these nine fields.  PCA is off and the mean pose zero."""
-    names = ("f", "v_template", "shapedirs", "J_regressor", "posedirs", "kintree_table", "weights")
-    fields = {name: np.asarray(arrays[name]) for name in names}
-    fields["f"], fields["kintree_table"] = fields["f"].astype(np.int64), fields["kintree_table"].astype(np.int64)
-    fields.update(hands_components=np.eye(45), hands_mean=np.zeros(45))
+    fields = {name: np.asarray(arrays[name]) for name in MANO_SHAPES}
+    fields |= {name: fields[name].astype(np.int64) for name in ("f", "kintree_table")}
+    fields |= {"hands_components": np.eye(45), "hands_mean": np.zeros(45)}
     with contextlib.redirect_stdout(io.StringIO()):  # it prints that ten shape coefficients are few
         model = smplx.MANO(
             model_path="", data_struct=smplx.utils.Struct(**fields), use_pca=False, flat_hand_mean=True, is_rhand=True
@@ -156,7 +147,7 @@ class HandModel:
 
     Knows
     weights              (V, 16)  skinning weights
-    finger_of_vertex     (V,)     int8, -1 palm and wrist, else index into FINGER_NAMES
+    finger_of_vertex     (V,)     int8, of the strongest joint: -1 palm and wrist, else index into FINGER_NAMES
     parents              (16,)    parent joint, -1 for the wrist
     flexion_axes         (15, 3)  unit; joint k + 1 bends towards the palm by a positive turn about row k.  In MANO's
                                   zero-pose frame, so hand_pose[3k:3k+3] = angle * axis; right hand (left: x, -y, -z)
@@ -173,7 +164,9 @@ class HandModel:
         self.weights = np.asarray(arrays["weights"], dtype=np.float64)
         self.parents = np.array([-1, *(int(parent) for parent in arrays["kintree_table"][0][1:])])
         self._faces = np.asarray(arrays["f"]).astype(np.int64)
-        self.finger_of_vertex = finger_of_vertex(self.weights)
+        finger_of_joint = np.full(16, -1, dtype=np.int8)
+        finger_of_joint[np.array(FINGER_JOINTS)] = np.arange(5)[:, None]
+        self.finger_of_vertex = finger_of_joint[self.weights.argmax(axis=1)]
         self._model = _smplx_model(arrays)
         template = np.asarray(arrays["v_template"])
         axes = axes or joint_axes(np.asarray(arrays["J_regressor"]) @ template, template[self.tip_vertices])
@@ -192,11 +185,7 @@ class HandModel:
 
     @torch.no_grad()
     def pose_batch(
-        self,
-        global_orient: np.ndarray,
-        hand_pose: np.ndarray,
-        transl: np.ndarray,
-        hand_betas: np.ndarray,
+        self, global_orient: np.ndarray, hand_pose: np.ndarray, transl: np.ndarray, hand_betas: np.ndarray,
         hand_side: str = "right",
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pose B hands of one side, without their faces.
@@ -217,8 +206,7 @@ class HandModel:
         if hand_side == "left":
             global_orient, hand_pose = mirror_rotations(global_orient), mirror_rotations(hand_pose)
             transl = transl * MIRROR
-        vertices = np.empty((count, len(self.weights), 3))
-        joints = np.empty((count, 16, 3))
+        vertices, joints = np.empty((count, len(self.weights), 3)), np.empty((count, 16, 3))
         for start in range(0, count, CHUNK):
             part = slice(start, start + CHUNK)
             betas, orient, fingers = (
@@ -255,9 +243,7 @@ def load_hand(mano_path: str | Path | None = None) -> HandModel:
     return HandModel(arrays, "builtin", arrays["tip_vertices"], axes)
 
 
-def pca_to_hand_pose(
-    coefficients: np.ndarray, hands_components: np.ndarray, hands_mean: np.ndarray
-) -> np.ndarray:
+def pca_to_hand_pose(coefficients: np.ndarray, hands_components: np.ndarray, hands_mean: np.ndarray) -> np.ndarray:
     """Finger poses given as PCA coefficients with a mean (DexYCB, MANO's own default) -> ours, with flat mean.
 
     coefficients      (..., K)  of the first K axes, K at most 45
@@ -287,12 +273,10 @@ def mirrored_hand(hand_params: HandParams) -> HandParams:
     Applying it twice gives the pose back.  Shape coefficients do not change sides.
     """
     return replace(
-        hand_params,
-        global_orient=mirror_rotations(hand_params.global_orient),
-        hand_pose=mirror_rotations(hand_params.hand_pose),
-        transl=hand_params.transl * MIRROR,
+        hand_params, global_orient=mirror_rotations(hand_params.global_orient),
+        hand_pose=mirror_rotations(hand_params.hand_pose), transl=hand_params.transl * MIRROR,
         hand_side="left" if hand_params.hand_side == "right" else "right",
-    )
+    )  # fmt: skip
 
 
 def hand_in_camera(hand_params: HandParams, hand: HandModel, world_to_camera: np.ndarray) -> HandParams:
@@ -304,9 +288,5 @@ def hand_in_camera(hand_params: HandParams, hand: HandModel, world_to_camera: np
     """
     wrist = hand(hand_params).joints[0]
     rotation = Rotation.from_matrix(world_to_camera[:3, :3]) * Rotation.from_rotvec(hand_params.global_orient)
-    wrist_at_rest = wrist - hand_params.transl
-    return replace(
-        hand_params,
-        global_orient=rotation.as_rotvec(),
-        transl=transform_points(world_to_camera, wrist) - wrist_at_rest,
-    )
+    transl = transform_points(world_to_camera, wrist) - (wrist - hand_params.transl)
+    return replace(hand_params, global_orient=rotation.as_rotvec(), transl=transl)

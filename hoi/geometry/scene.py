@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.linalg import block_diag
 from scipy.spatial.transform import Rotation
 
 from hoi.conditions import KEYPOINTS, draw_conditions
@@ -171,13 +172,8 @@ def graspable(
 
 
 def compose_scene(
-    objects: Sequence[GraspedObject],
-    hand: HandModel,
-    renderer: Renderer,
-    generator: np.random.Generator,
-    settings: ViewSettings,
-    content: str = "hand_object",
-    cameras: Sequence[Camera] = (),
+    objects: Sequence[GraspedObject], hand: HandModel, renderer: Renderer, generator: np.random.Generator,
+    settings: ViewSettings, content: str = "hand_object", cameras: Sequence[Camera] = (),
     poses: Sequence[HandParams] = (),
 ) -> Scene | None:
     """Choose object, grasp and a camera that sees both.
@@ -217,7 +213,7 @@ def compose_scene(
             keypoints @ turn.T, settings.fov_deg, settings.intrinsics,
         ):  # fmt: skip
             up = tuple(turn[2].tolist())
-            camera = replace(camera, world_to_camera=camera.world_to_camera @ _as_rigid(turn), up=up)
+            camera = replace(camera, world_to_camera=camera.world_to_camera @ block_diag(turn, 1.0), up=up)
             # The last frame is the grasp: what is hidden there is hidden in the picture that counts.
             scene = Scene(content, camera, object_mesh, grasp, poses, SKELETON_RULES[settings.framing], turn[2])
             scene = replace(scene, last_gbuffer=render_scene(scene, scene.frames - 1, hand, renderer))
@@ -238,13 +234,6 @@ def _random_turn(generator: np.random.Generator, wrist: np.ndarray | None) -> np
         turn = Rotation.random(random_state=generator).as_matrix()
         if wrist is None or turn[2] @ wrist >= 0.5 * np.linalg.norm(wrist):
             return turn
-
-
-def _as_rigid(turn: np.ndarray) -> np.ndarray:
-    """A rotation (3, 3) as (4, 4)."""
-    rigid = np.eye(4)
-    rigid[:3, :3] = turn
-    return rigid
 
 
 def frame_poses(
@@ -336,9 +325,8 @@ def _contact_of(scene: Scene, frame: int, hand: HandModel, field: DistanceField 
         quality = {
             "crossing_edges": int(grasp.crossing_edges),
             "fingers_in_contact": [bool(touches) for touches in grasp.fingers_in_contact],
-            "force_closure": bool(grasp.force_closure),
-            "score": round(float(grasp.score), 6),
-        }
+            "force_closure": bool(grasp.force_closure), "score": round(float(grasp.score), 6),
+        }  # fmt: skip
         if scene.entries:  # of a grasp that was brought it is only told what ours must not have
             quality["faults"] = list(grasp.faults)
         depth_mm = round(float(grasp.penetration_mm), 4)
