@@ -93,9 +93,7 @@ def sample_look(generator: np.random.Generator, style: str = "any") -> Look:
     )
 
 
-def caption(
-    look: Look, category: str | None, has_hand: bool, generator: np.random.Generator | None = None
-) -> str:
+def caption(look: Look, category: str | None, has_hand: bool, generator: np.random.Generator | None = None) -> str:
     """The sentence for a picture of this look.
 
     category   any noun; None gives a sentence about the scenery alone, or about a hand alone when has_hand
@@ -168,11 +166,7 @@ def _as_uint8(image: np.ndarray) -> np.ndarray:
 
 
 def shade_scene(
-    scene: Scene,
-    gbuffer: GBuffer | None,
-    look: Look,
-    generator: np.random.Generator,
-    factor: int = 2,
+    scene: Scene, gbuffer: GBuffer | None, look: Look, generator: np.random.Generator, factor: int = 2,
     paraphrase: bool = False,
 ) -> tuple[np.ndarray, str]:
     """Toy-world picture of a scene's frame, and its caption.

@@ -189,8 +189,7 @@ def snow(generator: np.random.Generator, height: int, width: int, horizon: float
     top = between(generator, "8ca8cc", "b8cce6")
     image = paint_sky(generator, height, width, horizon, top, "dee8f5", 0.3)
     for layer, shade in enumerate(("9eb5cc", "57738a")):  # the nearer row is darker, taller and has fewer trees
-        base = horizon + 0.02 + 0.02 * layer
-        count = 16 - 6 * layer
+        base, count = horizon + 0.02 + 0.02 * layer, 16 - 6 * layer
         centers, sizes = generator.random(count), generator.uniform(0.08, 0.17, count) * (1 + 0.5 * layer)
         for center, size in zip(centers, sizes, strict=True):
             left, right = max(int((center - 0.5 * size) * width), 0), int((center + 0.5 * size) * width) + 2
@@ -258,10 +257,8 @@ def mountain(generator: np.random.Generator, height: int, width: int, horizon: f
         crest = heights[0].min(1)[None] + 0.05 * (ridge(generator, width, 12, 3) - 0.5)[None]
         side = step(-0.015, 0.015, bent - center[nearest][None] - 0.1 * (y - crest))
         light = 0.8 - 0.5 * (side - 0.15) * np.exp(-4 * np.maximum(y - crest, 0)) + 0.55 * rough
-        if layer == 2:
-            rock = ramp(light, "0a1f14", "214c29", "47703d")
-        else:
-            rock = ramp(light, "293352", "5c6380", "999499")
+        rock = ramp(light, *(("0a1f14", "214c29", "47703d") if layer == 2 else ("293352", "5c6380", "999499")))
+        if layer < 2:
             line = 0.17 - 0.05 * layer + 0.3 * rough  # how far the snow comes down
             over(rock, step(0.02, -0.02, y - crest - line), ramp(light, "99b2e0", "f7faff"))
         haze(rock, far, bottom)
@@ -282,15 +279,14 @@ def sea(generator: np.random.Generator, height: int, width: int, horizon: float)
     wave = sample(swell, 0.25 * u, near) * 0.6 + sample(chop, 0.2 * u + 0.3, 1.2 * near) * 0.4
     light = 0.42 + 2.0 * (wave - 0.5) * np.minimum(1, 0.4 + d) + 0.25 * (1 - d) ** 2  # brighter towards the sky
     deep = between(generator, "001a47", "03294c")
-    water = ramp(light, deep, "08427a", "1a709e", "66b2cc")
-    over(water, step(0.66, 0.74, wave) * 0.9, "f0faff")
-    image[rows] = water
+    image[rows] = ramp(light, deep, "08427a", "1a709e", "66b2cc")
+    over(image[rows], step(0.66, 0.74, wave) * 0.9, "f0faff")
     return image
 
 
 def sand(generator: np.random.Generator, height: int, width: int, horizon: float) -> np.ndarray:
     """Four lines of rippled dunes with a lit and a shaded flank, no cloud.  "in the sand", appendix."""
-    y, x = picture_grid(height, width)
+    y, _ = picture_grid(height, width)
     top, bottom = between(generator, "6199d9", "d9ad8c"), "fae6bd"
     image = paint_sky(generator, height, width, horizon, top, bottom, 0.0)
     for layer in range(4):  # far to near: each lower, steeper, more rippled, less pale
@@ -299,12 +295,9 @@ def sand(generator: np.random.Generator, height: int, width: int, horizon: float
         side = step(-0.004, 0.004, np.roll(crest, 3) - crest)
         below = np.clip(y - crest, 0, 1)
         ripple = np.sin(2 * np.pi * (below * (34 - 5 * layer) + 1.6 * noise(generator, height, width, 3, 6, 2)))
-        light = (
-            0.36
-            + 0.45 * side * np.exp(-below * 5)  # the flank towards the sun
-            + 0.1 * ripple * (0.3 + 0.25 * layer)
-            - 0.4 * np.exp(-below * 8) * (1 - side)  # the other one lies in the shade
-        )
+        # One flank looks to the sun, the other lies in the shade.
+        light = 0.36 + 0.45 * side * np.exp(-below * 5) + 0.1 * ripple * (0.3 + 0.25 * layer)
+        light = light - 0.4 * np.exp(-below * 8) * (1 - side)
         dune = ramp(light + 0.04 * layer, "8c4c1f", "d68f42", "f5c270", "ffe6a8")
         haze(dune, 0.3 - 0.1 * layer, bottom)
         image = np.where((y > crest)[..., None], dune, image)
@@ -357,7 +350,6 @@ def nightclub(generator: np.random.Generator, height: int, width: int, horizon: 
     """Beams, neon tubes and their mirror image in a tiled floor.  "in neon-lit cyberpunk nightclub", appendix."""
     y, x = picture_grid(height, width)
     neon = [rgb(color) for color in NEON]
-    floor = horizon
     smoke = noise(generator, height, width, 4, 4, 3)
     image = ramp(smoke * (1.15 - y), "080314", "240a42", "4c146b")
     for _ in range(generator.integers(3, 6)):  # beams fan out from the ceiling
@@ -365,15 +357,15 @@ def nightclub(generator: np.random.Generator, height: int, width: int, horizon: 
         across = np.abs(x - apex - angle * y) / (0.02 + 0.16 * y)
         image += (np.clip(1 - across, 0, 1) * np.exp(-1.6 * y) * 0.55)[..., None] * neon[generator.integers(5)]
     for _ in range(generator.integers(4, 8)):  # tubes, upright or level, in their own glow
-        color, cx, cy = neon[generator.integers(5)], generator.random(), generator.uniform(0.08, floor - 0.12)
+        color, cx, cy = neon[generator.integers(5)], generator.random(), generator.uniform(0.08, horizon - 0.12)
         upright = generator.random() < 0.6
         long, wide = (generator.uniform(0.08, 0.24), 0.0) if upright else (0.0, generator.uniform(0.06, 0.2))
         off = np.hypot(np.maximum(np.abs(y - cy) - long, 0), np.maximum(np.abs(x - cx) - wide, 0))
         image += (0.55 * np.exp(-off * 22))[..., None] * color
         over(image, step(0.013, 0.006, off), 0.45 + 0.55 * color)
-    first = int(floor * height)
+    first = int(horizon * height)
     mirrored = image[np.clip(2 * first - 1 - np.arange(first, height), 0, None)]
-    tiles = ((np.abs(np.mod((x - 0.5) / (y[first:] - floor + 0.12) * 0.7, 1) - 0.5) < 0.46) * 0.75 + 0.1)[..., None]
+    tiles = ((np.abs(np.mod((x - 0.5) / (y[first:] - horizon + 0.12) * 0.7, 1) - 0.5) < 0.46) * 0.75 + 0.1)[..., None]
     image[first:] = (0.6 * np.roll(mirrored, 1, 1) + 0.2 * mirrored) * tiles + np.float32([0.05, 0.015, 0.1])
     return np.minimum(image, 1)
 
@@ -397,12 +389,8 @@ def canyon(generator: np.random.Generator, height: int, width: int, horizon: flo
         # make a tartan of them.
         wobble = 0.09 * gully + 0.1 * layer + 0.1 * (x - gap) ** 2
         band = strata[np.clip(((y + wobble) * height * 1.3).astype(int), 0, 2 * height - 1)]
-        light = (
-            0.46
-            + 1.5 * (band - 0.5)
-            + 0.5 * (gully - 0.5)
-            + 0.25 * np.exp(-np.maximum(y - crest, 0) * 14)  # the sun on the rim
-        )
+        sun = 0.25 * np.exp(-np.maximum(y - crest, 0) * 14)  # on the rim
+        light = 0.46 + 1.5 * (band - 0.5) + 0.5 * (gully - 0.5) + sun
         rock = ramp(light, "571f12", "a84a26", "db8047", "f7c78f")
         haze(rock, 0.45 * (1 - t), "c7adbd")
         over(image, step(0, 0.006, y - crest), rock)
@@ -414,9 +402,7 @@ def rock_garden(generator: np.random.Generator, height: int, width: int, horizon
     y, x = picture_grid(height, width)
     centers = zip(generator.uniform(0.3, 0.92, 4), (np.arange(4) + generator.uniform(0.15, 0.85, 4)) / 4, strict=True)
     rocks = [(cy, cx, generator.uniform(0.07, 0.13) * (0.4 + 0.7 * cy)) for cy, cx in centers]  # nearer is larger
-    far = np.full((height, width), 1.0, np.float32)
-    for cy, cx, size in rocks:
-        far = np.minimum(far, np.hypot((y - cy) * 1.7, x - cx) - size)
+    far = np.min([np.hypot((y - cy) * 1.7, x - cx) - size for cy, cx, size in rocks], axis=0)
     straight = (y + 0.04 * np.sin(4 * x + generator.random() * 6)) * generator.uniform(22, 28)
     lines = np.where(far < 0.11, far * 34, straight)  # the rake goes in rings around the stones
     rake = 0.5 + 0.5 * np.cos(2 * np.pi * lines)
@@ -445,21 +431,19 @@ def atlantis(generator: np.random.Generator, height: int, width: int, horizon: f
     source, rays = generator.uniform(0.2, 0.8), noise(generator, 1, 256, 1, 24, 2)[0]
     angle = np.arctan2(x - source, y + 0.35) / 1.6 + 0.5  # around a point above the picture
     image += (step(0.5, 0.8, rays[(np.clip(angle, 0, 1) * 255).astype(int)]) * np.exp(-1.8 * y) * 0.4)[..., None]
-    floor = horizon
-    for layer in range(2):
-        tone = rgb(("1a758c", "08425c")[layer])
+    for layer, tone in enumerate((rgb("1a758c"), rgb("08425c"))):
         for center in (np.arange(5) + generator.uniform(0.2, 0.8, 5)) / 5:
             half, top = generator.uniform(0.02, 0.032) * (1 + 0.6 * layer), generator.uniform(0.3, 0.62)
             across = (x - center) / half
-            shaft = (np.abs(across) < 1) & (y > top) & (y < floor + 0.06)
+            shaft = (np.abs(across) < 1) & (y > top) & (y < horizon + 0.06)
             cap = (np.abs(across) < 1.6) & (np.abs(y - top) < 0.02)
             flute = 0.75 + 0.25 * np.cos(across * 9) + 0.25 * np.sign(-across)  # grooves; the left half is lit
             over(image, (shaft | cap).astype(np.float32) * 0.9, tone * (0.7 + 0.5 * flute[..., None]) + 0.05)
         if generator.random() < 0.7:
             dome, _ = soft_disc(height, width, 0.62, generator.random(), generator.uniform(0.1, 0.17))
             over(image, dome * (y < 0.62) * 0.85, tone * 1.15)
-    ground = floor + 0.05 * (ridge(generator, width, 4, 2) - 0.5)[None]
-    bed = ramp(noise(generator, height, width, 30, 8, 3) - 0.3 * (y - floor), "0d4c5c", "4c998f", "a6d1b2")
+    ground = horizon + 0.05 * (ridge(generator, width, 4, 2) - 0.5)[None]
+    bed = ramp(noise(generator, height, width, 30, 8, 3) - 0.3 * (y - horizon), "0d4c5c", "4c998f", "a6d1b2")
     over(image, step(0, 0.01, y - ground), bed)
     dots(image, generator, int(generator.integers(20, 50)), 0, 1, "ccf7ff", 0.007)
     return np.minimum(image, 1)

@@ -62,11 +62,7 @@ def _with_article(words: str) -> str:
 
 
 def caption_words(
-    color: str,
-    material: str,
-    background: str,
-    category: str | None,
-    has_hand: bool,
+    color: str, material: str, background: str, category: str | None, has_hand: bool,
     generator: np.random.Generator | None = None,
 ) -> str:
     """Write the sentence for one picture.
