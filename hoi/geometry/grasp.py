@@ -33,6 +33,7 @@ NEAR = 0.006  # metres: skin measured exactly, all that the contact distance or 
 POOL = 4  # accepted grasps to choose one from: mean score of eight chosen 1.56, 1.75, 1.86, 1.91 for 1, 2, 4, 8
 SHARE_OF_KIND = 4  # one of so many chosen grasps is by thumb and one or two fingers, and one by a handle, if there are
 LEAST_APART = 0.4  # of one object's grasps: 40 mm or 24 degrees, see choose_grasps
+NUMBERS = ("penetration_mm", "crossing_edges", "force_closure", "score", "on_rod")  # fields kept as they are
 CACHE_VERSION = 2  # raise it when the search changes, so that old caches are not taken for new results
 
 
@@ -74,15 +75,15 @@ class Grasp:
         }
         return tuple(reason for reason, failed in tests.items() if failed)
 
+    @property
+    def few_fingers(self) -> bool:
+        """Whether only thumb, index and middle finger touch."""
+        return not any(self.fingers_in_contact[3:])
 
-def few_fingers(grasp: Grasp) -> bool:
-    """Whether only thumb, index and middle finger touch."""
-    return not any(grasp.fingers_in_contact[3:])
-
-
-def by_rod(grasp: Grasp) -> bool:
-    """Whether most contacts are on a handle or grip."""
-    return grasp.on_rod > 0.5
+    @property
+    def by_rod(self) -> bool:
+        """Whether most contacts are on a handle or grip."""
+        return self.on_rod > 0.5
 
 
 def measure_grasp(hand_params: HandParams, hand: HandModel, field: DistanceField) -> Grasp:
@@ -158,7 +159,7 @@ def choose_grasps(found: list[Grasp], hand: HandModel, count: int) -> list[Grasp
     feature = 0.7 * np.concatenate([place, rotation[:, :, 0], rotation[:, :, 1], turned.reshape(-1, 9),
                                     0.15 * touching], axis=1)  # fmt: skip
     score = np.array([grasp.score for grasp in found])
-    few, on_rod = (np.array([kind(grasp) for grasp in found]) for kind in (few_fingers, by_rod))
+    few, on_rod = np.array([(grasp.few_fingers, grasp.by_rod) for grasp in found]).T
     kinds = {1: few, 2: on_rod, 5: few & ~touching[:, 2], 6: on_rod}  # by place; the sixth by thumb and index alone
     chosen, far = [int(score.argmax())], np.full(len(found), np.inf)
     while len(chosen) < count:
@@ -213,8 +214,7 @@ def cached_search(
 def _write_cache(path: Path, grasps: list[Grasp], note: str) -> None:
     """One .npz: a column for each field of the grasps and of their hands, and the note; N may be 0."""
     columns = stack_params([grasp.hand_params for grasp in grasps])
-    columns |= {name: np.array([getattr(grasp, name) for grasp in grasps])
-                for name in ("penetration_mm", "crossing_edges", "force_closure", "score", "on_rod")}
+    columns |= {name: np.array([getattr(grasp, name) for grasp in grasps]) for name in NUMBERS}
     columns["fingers_in_contact"] = np.array([g.fingers_in_contact for g in grasps], dtype=bool).reshape(-1, 5)
     columns["note"] = np.array(note)
     stream = io.BytesIO()
@@ -229,9 +229,8 @@ def _read_cache(path: Path) -> tuple[list[Grasp], str] | None:
     try:
         c = read_npz(path, "cache of grasps")
         poses = [HandParams(*row) for row in zip(*(c[name] for name in PARAM_SIZES), strict=True)]
-        grasps = [Grasp(pose, float(c["penetration_mm"][i]), int(c["crossing_edges"][i]),
-                        tuple(bool(x) for x in c["fingers_in_contact"][i]), bool(c["force_closure"][i]),
-                        float(c["score"][i]), float(c["on_rod"][i])) for i, pose in enumerate(poses)]
+        grasps = [Grasp(pose, fingers_in_contact=tuple(c["fingers_in_contact"][i].tolist()),
+                        **{name: c[name][i].item() for name in NUMBERS}) for i, pose in enumerate(poses)]
         return grasps, str(c.get("note", ""))
     except (ValueError, KeyError, IndexError):
         return None

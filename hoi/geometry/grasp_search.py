@@ -22,17 +22,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from hoi.geometry.contact import DistanceField
-from hoi.geometry.grasp import (
-    CONTACT_DISTANCE,
-    POOL,
-    SHARE_OF_KIND,
-    Grasp,
-    by_rod,
-    cached_search,
-    choose_grasps,
-    few_fingers,
-    measure_grasp,
-)
+from hoi.geometry.grasp import CONTACT_DISTANCE, POOL, SHARE_OF_KIND, Grasp, cached_search, choose_grasps, measure_grasp
 from hoi.geometry.hand import FINGER_JOINTS, JOINT_ROWS, HandModel, HandParams, rotation_matrices
 from hoi.geometry.objects import ObjectMesh
 
@@ -116,9 +106,8 @@ class Rig:
         self.axes = hand.flexion_axes[JOINT_ROWS]
         # The weights of the joint and of all beyond it.
         self.follow = np.zeros((len(self.weights), 5, 3), dtype=np.float32)
-        for f, joints in enumerate(FINGER_JOINTS):
-            for k in range(3):
-                self.follow[:, f, k] = self.weights[:, list(joints[k:])].sum(axis=1)
+        for f, k in np.ndindex(5, 3):
+            self.follow[:, f, k] = self.weights[:, list(FINGER_JOINTS[f][k:])].sum(axis=1)
         self.moving = [np.flatnonzero(self.follow[:, f, 0] > 0.02) for f in range(5)]
 
     def finger_turns(self, hands: Hands) -> np.ndarray:
@@ -422,8 +411,7 @@ def _fingers_collide(joints: np.ndarray) -> np.ndarray:
         ends = joints[:, list(chain)]
         tip = ends[:, 2] + 0.5 * (ends[:, 2] - ends[:, 1])  # inside the last link, which has no joint at its end
         ends = np.concatenate([ends, tip[:, None]], axis=1)
-        share = np.linspace(0, 1, 5)[:, None]
-        return np.concatenate([ends[:, k:k + 1] * (1 - share) + ends[:, k + 1:k + 2] * share for k in range(3)], axis=1)
+        return np.linspace(ends[:, :-1], ends[:, 1:], 5, axis=2).reshape(-1, 15, 3)
     thumb = points(FINGER_JOINTS[0])[:, 5:]
     others = np.concatenate([points(chain) for chain in FINGER_JOINTS[1:]], axis=1)
     gap = np.linalg.norm(thumb[:, :, None] - others[:, None], axis=3).min(axis=(1, 2))
@@ -525,7 +513,7 @@ def find_grasps(object_mesh: ObjectMesh, hand: HandModel, count: int, generator:
         found += _try_grasps(hand, rig, field, table, pinch_share, generator)
         # A hard object ends early: after a quarter of the tries what was asked for is enough, without a choice.
         # Nor does one wait long for two fingers, or for a handle that is out of reach.
-        kinds = sum(map(few_fingers, found)), sum(map(by_rod, found))
+        kinds = sum(grasp.few_fingers for grasp in found), sum(grasp.by_rod for grasp in found)
         wanted = 0 if tries >= max_tries / 8 else (count + 1) // SHARE_OF_KIND
         enough = kinds[0] >= wanted and (kinds[1] >= wanted or not field.rods[1].any())
         if enough and len(found) >= (POOL * count if tries < max_tries / 4 else count):
