@@ -26,6 +26,9 @@ import trimesh
 from trimesh.units import unit_conversion
 from trimesh.util import append_faces, decode_text, triangle_strips_to_faces
 
+from hoi.common.command import first_few
+from hoi.common.files import files_under
+
 GLTF_SUFFIXES = (".glb", ".gltf")
 MESH_SUFFIXES = (".obj", ".ply", ".stl", *GLTF_SUFFIXES, ".off")
 # Read when the file is named itself and the package is there; in folders they mostly stand beside an .obj of the same.
@@ -56,6 +59,12 @@ COARSEST = 1e-3  # of the longest side; float32 steps above it show as stairs
 Parts = list[tuple[np.ndarray, np.ndarray]]  # vertices (V, 3) and faces (F, 3) of each part
 Stated = tuple[float | None, str | None]  # metres per unit and vertical axis; None where the file does not say
 GLTF_STATES = (1.0, "y")
+
+
+def left_out_of(folder: Path) -> str:
+    """A sentence about files under a folder that are meshes of kinds not looked for; empty when there are none."""
+    names = [str(file.relative_to(folder)) for file in files_under(folder) if file.suffix.lower() in OTHER_SUFFIXES]
+    return f"Left out of {folder}, for their kinds are read only when named: {first_few(names)}." if names else ""
 
 
 @dataclass(frozen=True)

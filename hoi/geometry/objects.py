@@ -20,17 +20,8 @@ from trimesh.graph import connected_component_labels
 from trimesh.grouping import unique_ordered
 
 from hoi.common.arrays import box_centre
-from hoi.common.command import first_few
 from hoi.common.files import files_under, unlike_a_split, write_whole
-from hoi.geometry.mesh_files import (
-    CONVERT,
-    GLTF_SUFFIXES,
-    MESH_SUFFIXES,
-    OTHER_SUFFIXES,
-    MeshFile,
-    drop_unused,
-    read_mesh,
-)
+from hoi.geometry.mesh_files import CONVERT, GLTF_SUFFIXES, MESH_SUFFIXES, MeshFile, drop_unused, left_out_of, read_mesh
 from hoi.geometry.shapes import FAMILIES
 
 CATEGORIES = tuple(FAMILIES)
@@ -390,15 +381,9 @@ def find_objects(path: str | Path) -> list[Path]:
         raise FileNotFoundError(f"{path}: no such file or folder, and no built-in family ({', '.join(CATEGORIES)})")
     found = [file for file in files_under(path) if file.suffix.lower() in MESH_SUFFIXES]
     if not found:
-        others = f"; {left_out} {CONVERT}" if (left_out := _left_out(path)) else ""
+        others = f"; {left_out} {CONVERT}" if (left_out := left_out_of(path)) else ""
         raise ValueError(f"folder {path} holds no mesh; looked for {', '.join(MESH_SUFFIXES)}{others}")
     return found
-
-
-def _left_out(folder: Path) -> str:
-    """A sentence about files under a folder that are meshes of kinds not looked for; empty when there are none."""
-    names = [str(file.relative_to(folder)) for file in files_under(folder) if file.suffix.lower() in OTHER_SUFFIXES]
-    return f"Left out of {folder}, for their kinds are read only when named: {first_few(names)}." if names else ""
 
 
 def add_mesh_flags(add: Callable[..., Any]) -> None:
@@ -429,7 +414,7 @@ def collect_objects(
             continue
         try:
             found += (paths := find_objects(word))
-            if left_out := _left_out(Path(word)):
+            if left_out := left_out_of(Path(word)):
                 notes[paths[0]] = (left_out,)
         except (ValueError, OSError) as error:  # all problems are told at once, not one a run
             problems.append(str(error))
