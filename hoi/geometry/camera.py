@@ -63,6 +63,12 @@ class Camera:
         rotation, translation = self.world_to_camera[:3, :3], self.world_to_camera[:3, 3]
         return -rotation.T @ translation
 
+    def scaled(self, factor: int) -> Camera:
+        """The same view with `factor` times as many pixels a side."""
+        height, width = factor * self.height, factor * self.width
+        intrinsics = crop_intrinsics(self.intrinsics, 0, 0, self.height, self.width, height, width)
+        return replace(self, intrinsics=intrinsics, height=height, width=width)
+
 
 def make_intrinsics(height: int, width: int, fov_deg: float = OFFICIAL_FOV_DEG) -> np.ndarray:
     """Square pixels, principal point in the middle of the picture.
@@ -173,13 +179,6 @@ def sample_camera(
     position = distance * np.array([level * np.cos(azimuth), level * np.sin(azimuth), np.sin(elevation)])
     world_to_camera = look_at(position, target, np.array([0.0, 0.0, 1.0]))
     return Camera(make_intrinsics(height, width, fov_deg), world_to_camera, height, width)
-
-
-def scale_camera(camera: Camera, factor: int) -> Camera:
-    """The same view with `factor` times as many pixels a side."""
-    height, width = factor * camera.height, factor * camera.width
-    intrinsics = crop_intrinsics(camera.intrinsics, 0, 0, camera.height, camera.width, height, width)
-    return replace(camera, intrinsics=intrinsics, height=height, width=width)
 
 
 def inside_picture(keypoints_2d: np.ndarray, height: int, width: int) -> np.ndarray:

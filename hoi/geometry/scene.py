@@ -16,16 +16,7 @@ from scipy.spatial.transform import Rotation
 
 from hoi.conditions import KEYPOINTS, draw_conditions
 from hoi.geometry.arm import add_arm
-from hoi.geometry.camera import (
-    FRAMINGS,
-    OFFICIAL_FOV_DEG,
-    Camera,
-    candidate_cameras,
-    inside_picture,
-    project,
-    sample_camera,
-    scale_camera,
-)
+from hoi.geometry.camera import OFFICIAL_FOV_DEG, Camera, candidate_cameras, inside_picture, project, sample_camera
 from hoi.geometry.contact import DistanceField
 from hoi.geometry.grasp import CONTACT_DISTANCE, Grasp
 from hoi.geometry.grasp_search import cached_grasps
@@ -91,8 +82,8 @@ class ViewSettings:
     intrinsics: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        if self.framing not in FRAMINGS:
-            raise ValueError(f"framing is {self.framing!r}, expected one of {', '.join(FRAMINGS)}")
+        if self.framing not in MIN_VISIBLE:
+            raise ValueError(f"framing is {self.framing!r}, expected one of {', '.join(MIN_VISIBLE)}")
         if not 0 <= self.upright <= 1:
             raise ValueError(f"upright is {self.upright}, expected a share from 0 to 1")
 
@@ -262,7 +253,7 @@ def render_scene(scene: Scene, frame: int, hand: HandModel, renderer: Renderer, 
     """G-buffer of one frame, `factor` times as large as the camera's picture; the scene's own where it has it."""
     if scene.last_gbuffer is not None and frame == scene.frames - 1 and factor == 1:
         return scene.last_gbuffer
-    camera = scene.camera if factor == 1 else scale_camera(scene.camera, factor)
+    camera = scene.camera if factor == 1 else scene.camera.scaled(factor)
     hand_mesh = hand(scene.hand_params[frame]) if scene.hand_params else None
     return renderer.render(*_arrays(hand_mesh), *_arrays(scene.object_mesh), camera)
 
@@ -272,7 +263,7 @@ def render_picture(scene: Scene, frame: int, hand: HandModel, renderer: Renderer
     gbuffer = render_scene(scene, frame, hand, renderer, factor)
     if not scene.hand_params:
         return gbuffer
-    return add_arm(gbuffer, hand(scene.hand_params[frame]), scale_camera(scene.camera, factor), renderer)
+    return add_arm(gbuffer, hand(scene.hand_params[frame]), scene.camera.scaled(factor), renderer)
 
 
 def _arrays(mesh: HandMesh | ObjectMesh | None) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hoi.geometry.arm import SLEEVE
-from hoi.geometry.camera import Camera, scale_camera
+from hoi.geometry.camera import Camera
 from hoi.geometry.render import HAND, GBuffer
 from hoi.geometry.scene import Scene, noun
 from hoi.toyworld import shading
@@ -175,7 +175,7 @@ def shade_scene(
     paraphrase  word some captions differently; otherwise all follow the paper's template
     returns     (H, W, 3) uint8, averaged over factor x factor pixels, and the caption
     """
-    camera = scale_camera(scene.camera, factor)
+    camera = scene.camera.scaled(factor)
     if scene.content == "scenery":
         background = paint_background(look.background, generator, camera.height, camera.width, camera.steepness)
         picture = _as_uint8(reduce_image(background, factor))

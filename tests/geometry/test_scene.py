@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
-from hoi.geometry.camera import WRIST_MARGIN, project, sample_camera, scale_camera, transform_points
+from hoi.geometry.camera import WRIST_MARGIN, project, sample_camera, transform_points
 from hoi.geometry.grasp import Grasp
 from hoi.geometry.hand import HandParams, hand_in_camera
 from hoi.geometry.objects import make_object
@@ -114,7 +114,7 @@ def test_a_scene_keeps_its_last_frame_as_a_fresh_render_would_draw_it(objects, h
 def test_an_enlarged_camera_sees_the_same_points_twice_as_far_apart():
     camera = sample_camera(np.random.default_rng(0), SIZE, SIZE)
     points = np.random.default_rng(1).uniform(-0.1, 0.1, (20, 3)) + [0, 0, 0.5]
-    once, twice = project(points, camera.intrinsics), project(points, scale_camera(camera, 2).intrinsics)
+    once, twice = project(points, camera.intrinsics), project(points, camera.scaled(2).intrinsics)
     np.testing.assert_allclose(twice + 0.5, 2 * (once + 0.5), atol=1e-9)  # pixel areas double, centres are at integers
 
 
