@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -216,20 +217,6 @@ void main() {
             def _load(self, shader_filename: str) -> str:
                 return shaders[shader_filename]
 
-        class FaceNumberCache:
-            """Stands in pyrender's place for its own shaders, whatever it asks for."""
-
-            program: Any = None
-
-            def get_program(self, *unused: Any, **also_unused: Any) -> Any:
-                if self.program is None:
-                    self.program = FaceNumberProgram("vertex", "fragment")
-                    self.program._add_to_context()
-                return self.program
-
-            def clear(self) -> None:
-                self.program = None
-
         class PinholeCamera(pyrender.camera.Camera):
             """OpenCV axes and any intrinsics, so the scene's poses need no flip."""
 
@@ -247,7 +234,11 @@ void main() {
         self.process = os.getpid()
         self.pyrender = pyrender
         self.offscreen = pyrender.OffscreenRenderer(16, 16)
-        self.offscreen._renderer._program_cache = FaceNumberCache()
+        program = FaceNumberProgram("vertex", "fragment")
+        program._add_to_context()
+        # Stands in the place of pyrender's own shaders, whatever it asks for.
+        cache_of_one = SimpleNamespace(get_program=lambda *_, **__: program, clear=lambda: None)
+        self.offscreen._renderer._program_cache = cache_of_one
         self.scene = pyrender.Scene()
         self.camera_node = self.scene.add(PinholeCamera(znear=NEAR, zfar=FAR))
         self.node_of = Recent(self._upload, CACHED_MESHES, self.scene.remove_node)
