@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from hoi.common.files import ASSETS
 from hoi.geometry.camera import Camera, transform_points
 
 NEAR, FAR = 0.01, 100.0  # metres; nothing nearer or farther is seen
@@ -188,19 +189,6 @@ class PyrenderFaceMap:
     faces seen from behind, so every face is drawn in both windings.
     """
 
-    VERTEX_SHADER = """#version 330 core
-layout(location = 0) in vec3 position;
-uniform mat4 P; uniform mat4 V; uniform mat4 M;
-void main() { gl_Position = P * V * M * vec4(position, 1.0); }
-"""
-    FRAGMENT_SHADER = """#version 330 core
-out vec4 number;
-void main() {
-    int n = gl_PrimitiveID + 1;
-    number = vec4(float(n & 255), float((n >> 8) & 255), float((n >> 16) & 255), 255.0) / 255.0;
-}
-"""
-
     def __init__(self) -> None:
         if sys.platform.startswith("linux"):
             # Before the first import of PyOpenGL. EGL needs no display, and a DISPLAY that is set may lead nowhere.
@@ -210,12 +198,6 @@ void main() {
             import triton._C.libtriton  # noqa: F401
         import pyrender
         from pyrender.shader_program import ShaderProgram
-
-        shaders = {"vertex": self.VERTEX_SHADER, "fragment": self.FRAGMENT_SHADER}
-
-        class FaceNumberProgram(ShaderProgram):
-            def _load(self, shader_filename: str) -> str:
-                return shaders[shader_filename]
 
         class PinholeCamera(pyrender.camera.Camera):
             """OpenCV axes and any intrinsics, so the scene's poses need no flip."""
@@ -234,7 +216,7 @@ void main() {
         self.process = os.getpid()
         self.pyrender = pyrender
         self.offscreen = pyrender.OffscreenRenderer(16, 16)
-        program = FaceNumberProgram("vertex", "fragment")
+        program = ShaderProgram(*(str(ASSETS / "shaders" / f"face_number.{kind}") for kind in ("vert", "frag")))
         program._add_to_context()
         # Stands in the place of pyrender's own shaders, whatever it asks for.
         cache_of_one = SimpleNamespace(get_program=lambda *_, **__: program, clear=lambda: None)
