@@ -530,9 +530,8 @@ def cached_grasps(object_mesh: ObjectMesh, hand: HandModel, count: int, seed: in
     cache_dir  folder, made if missing; any number of processes may share it (files appear whole, by renaming)
     A file that cannot be read is searched anew and replaced.
     """
-    def search(generator: np.random.Generator) -> tuple[list[Grasp], str]:
-        return find_grasps(object_mesh, hand, count, generator), ""
-    return cached_search(search, object_mesh, hand, count, seed, cache_dir)[0]
+    return cached_search(lambda generator: (find_grasps(object_mesh, hand, count, generator), ""), object_mesh, hand,
+                         count, seed, cache_dir)[0]
 
 
 def reach_faults(hand_params: HandParams, hand: HandModel, field: DistanceField, table: float) -> tuple[str, ...]:

@@ -207,12 +207,10 @@ class HandModel:
             global_orient, hand_pose = mirror_rotations(global_orient), mirror_rotations(hand_pose)
             transl = transl * MIRROR
         vertices, joints = np.empty((count, len(self.weights), 3)), np.empty((count, 16, 3))
+        given = {"betas": hand_betas, "global_orient": global_orient, "hand_pose": hand_pose}
         for start in range(0, count, CHUNK):
             part = slice(start, start + CHUNK)
-            betas, orient, fingers = (
-                torch.tensor(value[part], dtype=torch.float32) for value in (hand_betas, global_orient, hand_pose)
-            )
-            output = self._model(betas=betas, global_orient=orient, hand_pose=fingers)
+            output = self._model(**{name: torch.tensor(of[part], dtype=torch.float32) for name, of in given.items()})
             vertices[part], joints[part] = output.vertices.numpy(), output.joints.numpy()
         # The translation is added in float64: hands far from the origin keep their shape.
         vertices += transl[:, None]
@@ -254,13 +252,10 @@ def pca_to_hand_pose(coefficients: np.ndarray, hands_components: np.ndarray, han
     Not to be left to smplx: with num_pca_comps=45, DexYCB's number, it takes the coefficients for angles.
     Global orientation, translation and shape of such poses mean the same as in HandParams.
     """
-    coefficients, hands_components, hands_mean = (
-        np.asarray(value, dtype=np.float64) for value in (coefficients, hands_components, hands_mean)
-    )
+    coefficients, hands_components, hands_mean = map(np.asarray, (coefficients, hands_components, hands_mean))
     if hands_components.shape != (45, 45) or hands_mean.shape != (45,):
-        raise ValueError(
-            f"hands_components is {hands_components.shape} and hands_mean {hands_mean.shape}, expected (45, 45), (45,)"
-        )
+        raise ValueError(f"hands_components is {hands_components.shape} and hands_mean {hands_mean.shape}, "
+                         "expected (45, 45), (45,)")
     count = coefficients.shape[-1] if coefficients.ndim else 0
     if not 1 <= count <= 45:
         raise ValueError(f"coefficients have shape {coefficients.shape}, expected (..., K) with K from 1 to 45")

@@ -146,9 +146,8 @@ class Renderer:
             raise ValueError(f'backend is {backend!r}; expected "auto", "pyrender" or "numpy"')
         started = "not asked for" if backend == "numpy" else start_pyrender()
         if backend == "pyrender" and isinstance(started, str):
-            raise RuntimeError(
-                f'pyrender\'s GL does not start ({started}); install libegl1, libgl1 and libxrender1, or use "auto"'
-            )
+            raise RuntimeError(f"pyrender's GL does not start ({started}); install libegl1, libgl1 and libxrender1, "
+                               'or use "auto"')
         self.backend = "numpy" if isinstance(started, str) else "pyrender"
         self.reason = f"pyrender: {started}" if isinstance(started, str) else "pyrender's GL starts"
         self._face_map = numpy_face_map if isinstance(started, str) else started

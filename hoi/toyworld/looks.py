@@ -104,11 +104,6 @@ def caption(look: Look, category: str | None, has_hand: bool, generator: np.rand
     return caption_words(look.object_color, MATERIALS[look.material][0], look.background, category, has_hand, generator)
 
 
-def nearest_color(color: np.ndarray) -> str:
-    """Word of the palette colour nearest to a mean colour (3,) in [0, 1]."""
-    return min(PALETTE, key=lambda name: float(np.sum((np.asarray(color) - PALETTE[name]) ** 2)))
-
-
 def reduce_image(image: np.ndarray, factor: int) -> np.ndarray:
     """Area-average a picture (H, W, ...) by a whole factor, same dtype.  Raises ValueError if it does not fit."""
     if factor == 1:

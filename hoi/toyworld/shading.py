@@ -262,9 +262,8 @@ def visible_parts(gbuffer: GBuffer, camera: Camera, light_direction: np.ndarray)
         parts[label] = VisiblePart(
             rows + top, columns + left,
             canonical=(points - translation.astype(np.float32)) @ rotation.astype(np.float32),
-            normals=normals[rows, columns],
+            normals=normals[rows, columns], openness=openness[rows, columns],
             views=-points / np.linalg.norm(points, axis=1, keepdims=True),
-            openness=openness[rows, columns],
             lamp=_unblocked(depth, points, light_direction, (fx, fy, cx, cy)),
         )  # fmt: skip
     return parts

@@ -54,11 +54,6 @@ DEFAULT_PROMPTS = (
     "A hand is grasping a wooden {object} in the snow",
     "A hand is grasping a blue {object} on the table",
 )
-SCENERY_FILES = {"tiny": ASSETS / "toy_scenery_prompts.txt"}  # other presets: scenery_prompts.txt
-
-
-def _with_article(words: str) -> str:
-    return ("an " if words[0] in "aeiou" else "a ") + words
 
 
 def caption_words(
@@ -81,7 +76,8 @@ def caption_words(
     form = forms[generator.integers(1, len(forms))] if other else forms[0]
     if not background:
         form = re.sub(r"^{place}, ", "", form).replace(" {place}", "")
-    text = form.format(thing=_with_article(" ".join(filter(None, (color, material, category)))), place=background)
+    thing = " ".join(filter(None, (color, material, category)))
+    text = form.format(thing=f"{'an' if thing[0] in 'aeiou' else 'a'} {thing}", place=background)
     return text if form.startswith("a ") else text[0].upper() + text[1:]  # one form is in small letters on purpose
 
 
@@ -136,7 +132,7 @@ def read_prompts(path: str | Path) -> list[str]:
 
 def default_scenery_prompts(preset: str) -> list[str]:
     """Sentences for a background buffer: of the toy world for the built-in model, of this world for the others."""
-    return read_prompts(SCENERY_FILES.get(preset, ASSETS / "scenery_prompts.txt"))
+    return read_prompts(ASSETS / ("toy_scenery_prompts.txt" if preset == "tiny" else "scenery_prompts.txt"))
 
 
 def check_placeholders(prompt: str) -> None:
