@@ -43,12 +43,14 @@ MAX_HANDS = 2  # of a picture: the nearest to the annotated one is scored, and m
 def from_frankmocap(people: Any, place: str) -> Iterator[dict[str, Any]]:
     """The value of one picture -> its hands, as the JSON has them.  Raises ValueError naming the place."""
     for number, person in enumerate(_list(people, place)):
+        if person and not isinstance(person, dict):
+            raise ValueError(f"{place} person {number} is a {type(person).__name__}, expected an object")
         for side in ("left", "right") if person else ():
             hand = person.get(f"{side}_hand")
             if hand:
                 where = f"{place} person {number} {side}_hand"
-                points = np.asarray(_value(hand, "pred_joints_img", where), dtype=np.float64)
-                points = points[..., :2]  # the third is a depth in pixels
+                points = _list(_value(hand, "pred_joints_img", where), f"{where} pred_joints_img")
+                points = [_list(point, where)[:2] for point in points]  # the third is a depth in pixels
                 yield {"keypoints_2d": numbers(points, (KEYPOINTS, 2), f"{where} pred_joints_img"), "hand_side": side}
 
 

@@ -15,7 +15,6 @@ counted exactly here.  No toy number compares with the paper's; the order of the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +28,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from hoi.common.arrays import pictures_to_tensor
+from hoi.common.files import content_expected, parse_json
 from hoi.common.tensors import load_model_file, strict_load
 from hoi.data.folder import load_image
 from hoi.geometry.render import HAND, OBJECT
@@ -93,10 +93,11 @@ def load_small_clip(path: str | Path) -> Clip:
     state, metadata = load_model_file(path)
     if metadata.get("kind") != KIND:
         raise ValueError(f"{path} is no {FILE_NAME} of `train.py --stage text`, which writes one beside its model")
-    sizes = json.loads(metadata["sizes"])  # the file says how large its networks are
-    pair = PictureText(TextEncoder(TextConfig(**sizes["text"])), sizes["embed_dim"], sizes["channels"])
+    with content_expected(path, "metadata that says how large its networks and pictures are"):
+        sizes, side = parse_json(metadata["sizes"]), int(metadata["side"])
+        pair = PictureText(TextEncoder(TextConfig(**sizes["text"])), sizes["embed_dim"], sizes["channels"])
     strict_load(pair, state, path)
-    return Clip(KIND, pair.requires_grad_(False).eval(), partial(_averaged, side=int(metadata["side"])), tokenize)
+    return Clip(KIND, pair.requires_grad_(False).eval(), partial(_averaged, side=side), tokenize)
 
 
 def _averaged(picture: Image.Image, side: int) -> Tensor:

@@ -15,12 +15,15 @@ from torch import Tensor
 
 def numbers(value: Any, shape: tuple[int, ...], place: str) -> np.ndarray:
     """A float64 array of that shape; ValueError naming the place for another shape or a number that is not finite."""
-    try:
-        array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{place} does not hold numbers in {shape} order: {error}") from error
-    if array.shape != shape:
-        raise ValueError(f"{place} is {array.shape}, expected {shape}")
+    items = np.asarray(value, dtype=object)
+    if items.shape != shape:
+        raise ValueError(f"{place} is {items.shape}, expected {shape}")
+    # numpy would take text and true for numbers, too, and whole numbers may have more digits than it has.
+    plain = (float, np.ndarray)  # the second of numbers that were read one by one
+    other = [x for x in items.flat if not isinstance(x, plain) and not (type(x) is int and abs(x) < 2**63)]
+    if other:
+        raise ValueError(f"{place} holds {other[0]!r:.40}, expected numbers")
+    array = items.astype(np.float64)
     if not np.isfinite(array).all():
         raise ValueError(f"{place} holds {(~np.isfinite(array)).sum()} numbers that are not finite")
     return array

@@ -108,6 +108,9 @@ def problems_as_messages(script: str, interrupted: str) -> Iterator[None]:
         yield
     except (ValueError, OSError) as problem:
         raise SystemExit(f"{script}: {problem}") from problem
+    except (MemoryError, torch.OutOfMemoryError) as problem:
+        why = f" ({str(problem).splitlines()[0]})" if str(problem) else ""
+        raise SystemExit(f"{script}: out of memory{why}; smaller batches or fewer --workers need less") from problem
     except KeyboardInterrupt:
         raise SystemExit(interrupted) from None  # a text as the code of SystemExit is printed, and the code is 1
     finally:

@@ -1,28 +1,34 @@
-"""Files that appear whole or not at all; hashes; and JSON, JSON lines, .npz and pickles read without running code.
+"""Files that appear whole or not at all; hashes; and one reader for each kind of file, which runs no code from it.
 
-What is read and written, whatever it means.  A damaged file is told in one sentence that names it.
+What is read and written, whatever it means.  A damaged file is told in one sentence that names it, and what would take
+much memory is refused before it does: pictures, JSON, CSV, .npz and .npy, pickles.
 """
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
 import io
+import itertools
 import json
+import math
 import os
 import pickle
 import re
 import shutil
 import struct
+import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.lib import format as npy
 from PIL import Image, PngImagePlugin
 
 try:
@@ -32,12 +38,17 @@ except ImportError:  # Windows, which has no such locks
 
 ASSETS = Path(__file__).parents[1] / "assets"  # what is delivered with the package: hand, prompts, trained weights
 ZIP_MAGIC, GIT_LFS_MAGIC = b"PK\x03\x04", b"version https://git-lfs"
-# Whatever numpy, zipfile, zlib and pickle raised for 18,000 files that were cut or had bytes changed at random.
+# Whatever numpy, zipfile, zlib, pickle, json, yaml and Pillow raise for files that are cut, or whose bytes are others.
 DAMAGE = (
-    AttributeError, EOFError, IndexError, KeyError, MemoryError, NotImplementedError, OSError, OverflowError,
-    RuntimeError, SystemError, TypeError, ValueError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile,
-    zlib.error,
+    ArithmeticError, AttributeError, EOFError, Image.DecompressionBombError, LookupError, MemoryError, OSError,
+    RuntimeError, SyntaxError, SystemError, TypeError, ValueError, pickle.UnpicklingError, struct.error,
+    tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
+MOST_UNPACKED = 1 << 27  # bytes that a small archive may hold; a large one four times its size
+DEEPEST = 100  # lists in lists of a JSON file
+TOO_DEEP = "its values are nested too deeply"
+MOST_TUPLES = 10_000  # of a pickle; an array takes three
+NPY_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 LITTLE_ROOM = 1 << 20  # bytes; a disk with less is taken for full when a library does not say why it could not write
 
 
@@ -151,17 +162,6 @@ def held_alone(folder: str | Path, what: str) -> Iterator[None]:
             folder.rmdir()  # only where nothing was made
 
 
-def encode_png(pixels: np.ndarray, png_text: dict[str, str] | None = None) -> bytes:
-    """PNG bytes of (H, W, 3) uint8, (H, W) uint8 or (H, W) uint16, with optional text chunks."""
-    info = PngImagePlugin.PngInfo()
-    for key, value in (png_text or {}).items():
-        info.add_text(key, value)
-    stream = io.BytesIO()
-    # Level 1 is five times faster than the default and 10 to 20 % larger on these pictures.
-    Image.fromarray(pixels).save(stream, format="PNG", compress_level=1, pnginfo=info)
-    return stream.getvalue()
-
-
 # --- names ---
 
 # Words from which Hugging Face's `datasets` concludes that a folder has splits, and between which signs it looks.
@@ -229,7 +229,83 @@ def readable_file(path: str | Path) -> Path:
     return path
 
 
-# --- JSON ---
+# --- pictures ---
+
+# Of Pillow's other readers some start programs, and no dataset needs them.
+PICTURE_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+MOST_PIXELS = 40_000_000  # as RGB and turned Pillow takes 8 bytes for each; larger photographs are cut down first
+ORIENTATION = 0x0112  # EXIF's tag: how the camera was held
+TURNS = dict(enumerate((
+    Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
+    Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90,
+), start=2))  # fmt: skip
+
+
+def read_picture(path: str | Path, mode: str | None = None) -> np.ndarray:
+    """A picture file as people see it, turned as its EXIF orientation says: OpenCV, the authors' reader, does so, too.
+
+    mode     "RGB": converted; None: as the file holds it, such as 16-bit depth
+    returns  (H, W, 3) or (H, W)
+    Raises ValueError naming a file that is missing, damaged, of another format, of more than MOST_PIXELS pixels (said
+    before they are unpacked), or of more than 8 bits a channel where RGB is asked for.
+    """
+    try:
+        with Image.open(path, formats=PICTURE_FORMATS) as picture:
+            if picture.width * picture.height > MOST_PIXELS:
+                raise ValueError(f"it has {picture.width} x {picture.height} pixels, more than {MOST_PIXELS // 10**6} "
+                                 "million: make it smaller")  # fmt: skip
+            if mode and picture.mode.startswith(("I", "F")):  # Pillow would cut them at 255, to a white picture
+                raise ValueError(f"it has {picture.mode} pixels: a depth map or the like, not 8 bits a channel")
+            picture.load()
+            turn = TURNS.get(picture.getexif().get(ORIENTATION))
+            turned = picture if turn is None else picture.transpose(turn)
+            return np.array(turned if mode in (None, turned.mode) else turned.convert(mode))
+    except DAMAGE as error:
+        raise ValueError(f"{path} is no picture that can be read: {' '.join(str(error).split())}") from error
+
+
+def encode_png(pixels: np.ndarray, png_text: dict[str, str] | None = None) -> bytes:
+    """PNG bytes of (H, W, 3) uint8, (H, W) uint8 or (H, W) uint16, with optional text chunks."""
+    info = PngImagePlugin.PngInfo()
+    for key, value in (png_text or {}).items():
+        info.add_text(key, value)
+    stream = io.BytesIO()
+    # Level 1 is five times faster than the default and 10 to 20 % larger on these pictures.
+    Image.fromarray(pixels).save(stream, format="PNG", compress_level=1, pnginfo=info)
+    return stream.getvalue()
+
+
+@contextmanager
+def content_expected(path: str | Path, what: str) -> Iterator[None]:
+    """Within this block whatever the content of a file causes is told as what the file should hold."""
+    try:
+        yield
+    except (LookupError, TypeError, ArithmeticError, AssertionError, RuntimeError, ValueError) as error:
+        if str(path) in str(error):  # told already
+            raise
+        why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise ValueError(f"{path}: expected {what} ({why})") from error
+
+
+# --- text: JSON, JSON lines, CSV ---
+
+
+def read_text(path: str | Path) -> str:
+    """A text file with its line ends as they are.  Raises ValueError naming a file that is not UTF-8."""
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error})") from error
+
+
+def read_csv(path: str | Path) -> Iterator[tuple[int, list[str]]]:
+    """Line number and cells of every row.  Raises ValueError naming file and line of what is no CSV."""
+    rows = csv.reader(io.StringIO(read_text(path), newline=""))
+    try:
+        for row in rows:
+            yield rows.line_num, row
+    except csv.Error as error:  # a quote that never ends makes one cell of the rest: at most 131,072 characters
+        raise ValueError(f"{path} line {rows.line_num} is not CSV ({error}); is a quote missing?") from error
 
 
 def user_cache() -> Path:
@@ -240,6 +316,22 @@ def user_cache() -> Path:
 def write_json(path: str | Path, content: Any) -> None:
     """Write a small JSON file whole, indented by one space."""
     write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def parse_json(text: str) -> Any:
+    """What JSON says.  Raises ValueError, also for values nested so deeply that nobody could write them again."""
+    try:
+        content = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(TOO_DEEP) from error
+    if text.count("[") + text.count("{") > DEEPEST:  # else there is no need to walk through it
+        below = [content]
+        for _ in range(DEEPEST):
+            below = [child for value in below if isinstance(value, (dict, list))
+                     for child in (value.values() if isinstance(value, dict) else value)]  # fmt: skip
+        if below:
+            raise ValueError(TOO_DEEP)
+    return content
 
 
 def read_json(path: str | Path, what: str, advice: str = "", kind: type = dict) -> Any:
@@ -253,7 +345,7 @@ def read_json(path: str | Path, what: str, advice: str = "", kind: type = dict) 
     if not path.is_file():
         raise FileNotFoundError(f"the {what} {path} is missing{advice}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_text(path))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}){advice}") from error
     if not isinstance(content, kind):
@@ -261,19 +353,25 @@ def read_json(path: str | Path, what: str, advice: str = "", kind: type = dict) 
     return content
 
 
-def read_json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
+def read_json_lines(path: str | Path, needs: Mapping[str, type] | None = None) -> Iterator[tuple[int, Any]]:
     """Number and content of each line, from 1 on; a last line that an interruption cut short counts as absent.
 
-    Raises ValueError naming file and line for a line that is not JSON.
+    needs  keys of objects, with the type of what they hold; None: a line may hold anything
+    Raises ValueError naming file and line for a line that is not JSON or lacks what it needs.
     """
     with open(path, "rb") as stream:
         for number, line in enumerate(stream, start=1):
             if not line.endswith(b"\n"):
                 return
             try:
-                yield number, json.loads(line)
+                entry = parse_json(line.decode())
+                if absent := [key for key, kind in (needs or {}).items()
+                              if type(entry.get(key) if isinstance(entry, dict) else None) is not kind]:  # fmt: skip
+                    raise ValueError(f"it lacks {', '.join(absent)}")
             except ValueError as error:
-                raise ValueError(f"{path} line {number} is not JSON ({error}); delete the line to drop it") from error
+                raise ValueError(f"{path} line {number} is not JSON as it is written there ({error}); delete the line "
+                                 "to drop it") from error  # fmt: skip
+            yield number, entry
 
 
 class JsonLines:
@@ -283,9 +381,9 @@ class JsonLines:
     (read_json_lines), for others may be writing.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        """path: need not exist; the first line makes it."""
-        self.path = Path(path)
+    def __init__(self, path: str | Path, **needs: type) -> None:
+        """path: need not exist; the first line makes it.  needs: as of read_json_lines."""
+        self.path, self._needs = Path(path), needs
         if self.path.exists():
             with open(self.path, "rb") as stream:  # line by line: half a million records are a gigabyte
                 whole = sum(len(line) for line in stream if line.endswith(b"\n"))
@@ -294,7 +392,7 @@ class JsonLines:
 
     def __iter__(self) -> Iterator[Any]:
         """What the whole lines hold; nothing where there is no file yet."""
-        return (entry for _, entry in read_json_lines(self.path)) if self.path.exists() else iter(())
+        return (entry for _, entry in read_json_lines(self.path, self._needs)) if self.path.exists() else iter(())
 
     def append(self, entry: Mapping[str, Any], allow_nan: bool = True) -> None:
         """Write one line, or none: on a full disk the begun line is taken back.
@@ -316,35 +414,85 @@ class JsonLines:
 # --- arrays and pickles, without code ---
 
 
-def read_npz(path: str | Path, what: str, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-    """Arrays of an .npz file by name; nothing in it is run.
+def read_npz(
+    path: str | Path, what: str, names: Sequence[str] | None = None, words: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
+    """Arrays of numbers of an .npz file by name; nothing in it is run.
 
     what    it should be, for the message
     names   read these alone, those of them that are there; None: all
-    Raises ValueError when the file is missing, empty, damaged or holds more than plain arrays.
+    words   names of arrays that may hold text
+    Raises ValueError when the file is missing, empty, damaged, holds more than plain arrays, or unpacks to many times
+    its size: said before memory is taken.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files if names is None or name in names}
-        # numpy gives the bytes of members that are no arrays, such as a text file packed with them.
-        if odd := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
-            raise ValueError(f"{odd[0]} is no array")
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            members = {name: info for name, info in members.items() if names is None or name in names}
+            check_unpacked(members.values(), Path(path).stat().st_size)
+            arrays = {}
+            for name, info in members.items():
+                with archive.open(info) as stream:
+                    _check_header(stream, info.file_size, "biufU" if name in words else "biuf")
+                    arrays[name] = npy.read_array(stream, allow_pickle=False)
+                    arrays[name].dtype.kind == "U" and arrays[name].tolist()  # numbers that are no characters show here
         return arrays
     except DAMAGE as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{path} is not a readable .npz of arrays ({reason}), so it is no {what}") from error
 
 
+def read_npy(path: str | Path, what: str) -> np.ndarray:
+    """The array of numbers of an .npy file, mapped: read when it is used.  Raises ValueError as read_npz."""
+    try:
+        with open(path, "rb") as stream:
+            _check_header(stream, Path(path).stat().st_size, "biuf")
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except DAMAGE as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} is not a readable .npy of numbers ({reason}), so it is no {what}") from error
+
+
+def check_unpacked(members: Iterable[zipfile.ZipInfo], size: int) -> None:
+    """Raise ValueError for members of a zip archive of `size` bytes that are packed in a way or unpack to a size that
+    none of the files read here has.
+    """
+    members = list(members)
+    if any(info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for info in members):
+        raise ValueError("it is packed by another method than zip's own")
+    if (unpacked := sum(info.file_size for info in members)) > max(MOST_UNPACKED, 4 * size):
+        raise ValueError(f"its {size} bytes unpack to {unpacked}")
+
+
+def _check_header(stream: BinaryIO, size: int, kinds: str) -> None:
+    """Hold what the header of an .npy of `size` bytes asks for against what is there; ValueError unless it fits."""
+    shape, _, dtype = NPY_HEADERS[npy.read_magic(stream)](stream)
+    wanted, there = math.prod(shape) * dtype.itemsize, size - stream.tell()
+    if dtype.kind not in kinds:
+        raise ValueError(f"it holds {dtype} values, expected numbers")
+    if wanted > there:
+        raise ValueError(f"its header asks for {wanted} bytes, and there are {there}")
+    stream.seek(0)
+
+
 def array_globals() -> dict[tuple[str, str], Any]:
     """What a pickle of numpy arrays and numbers names, in the spellings of both Pythons and of old and new numpy."""
-    numpy = {
-        "_reconstruct": np.empty(0).__reduce__()[0], "scalar": np.float64(0).__reduce__()[0],
-        "ndarray": np.ndarray, "dtype": np.dtype,
-    }  # fmt: skip
+    numpy = {"_reconstruct": _empty_array, "scalar": _scalar, "ndarray": None, "dtype": np.dtype}
     modules = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
     return {(module, name): value for module in modules for name, value in numpy.items()} | {
         ("_codecs", "encode"): _latin1
     }
+
+
+def _empty_array(*_: Any) -> np.ndarray:
+    """An array before its state, which says shape and values; numpy's own takes memory for any shape at once."""
+    return np.empty(0)
+
+
+def _scalar(dtype: np.dtype, *state: Any) -> Any:
+    if not state:  # numpy would make one of zeros, of any size
+        raise pickle.UnpicklingError("it holds a number without a value")
+    return np.float64(0).__reduce__()[0](dtype, *state)
 
 
 def _latin1(text: str, encoding: str) -> bytes:
@@ -361,15 +509,27 @@ def restricted_load(path: str | Path, allowed: Mapping[tuple[str, str], Any], wh
     what     the file should be, with its article, for the message
     Raises ValueError when the file is damaged or names anything else.
     """
+    # Python's own unpickler: C's takes gigabytes for a memo in which seven bytes name a far place, and both take any
+    # room for bytearrays before they look what is there.  Tuples in tuples by the hundred thousand end the process when
+    # one is a key.
+    plain, tuples = dict(pickle._Unpickler.dispatch), itertools.count()
+    del plain[pickle.BYTEARRAY8[0]]
 
-    class Restricted(pickle.Unpickler):
+    def counted(unpickler: pickle._Unpickler, code: bytes) -> None:
+        if next(tuples) > MOST_TUPLES:
+            raise pickle.UnpicklingError(f"it holds more than {MOST_TUPLES} tuples")
+        plain[code[0]](unpickler)
+
+    class Restricted(pickle._Unpickler):
+        codes = (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3)
+        dispatch = plain | {code[0]: partial(counted, code=code) for code in codes}
+
         def find_class(self, module: str, name: str) -> Any:
             if (module, name) not in allowed:
                 raise pickle.UnpicklingError(f"it names {module}.{name}, which {what} does not contain")
             return allowed[module, name]
 
     try:
-        with open(path, "rb") as file:
-            return Restricted(file, encoding="latin1").load()
+        return Restricted(io.BytesIO(Path(path).read_bytes()), encoding="latin1").load()
     except DAMAGE as error:
         raise ValueError(f"{path} cannot be read as {what}: {error}. Nothing in it was run") from error

@@ -8,11 +8,13 @@ Lightning name are stood for by inert or harmless ones.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import warnings
+import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -21,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hoi.common.command import first_few
-from hoi.common.files import ZIP_MAGIC, array_globals, readable_file, write_whole
+from hoi.common.files import MOST_UNPACKED, ZIP_MAGIC, array_globals, check_unpacked, readable_file, write_whole
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -68,6 +70,9 @@ class WeightFile(Mapping[str, Tensor]):
                 raise ValueError(f"{self.path} is not a readable safetensors file {reason}") from error
         else:
             tensors = only_tensors(load_torch_file(self.path, mapped=True), self.path)
+            wanted = sum(tensor.nbytes for tensor in tensors.values())  # a stride of 0 makes gigabytes of one number
+            if wanted > max(MOST_UNPACKED, 4 * self.path.stat().st_size):
+                raise ValueError(f"{self.path}: its tensors stand for {wanted} bytes, more than four times the file's")
             shapes, read = shapes_of(tensors), tensors.__getitem__
         self._before = "module." if all(name.startswith("module.") for name in shapes) else ""
         self.shapes = {name.removeprefix(self._before): shape for name, shape in shapes.items()}
@@ -114,6 +119,8 @@ def load_torch_file(path: str | Path, mapped: bool = False) -> dict[str, Any]:
         is_zip = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
     misnamed = path.name.endswith(".safetensors")  # torch would believe the name of a path, which alone can be mapped
     try:
+        if is_zip:
+            check_unpacked(zipfile.ZipFile(path).infolist(), path.stat().st_size)
         with torch.serialization.safe_globals(_lightning_globals()), open(path, "rb") as file:
             source, mapped = (file, False) if misnamed else (path, mapped and is_zip)
             content = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
@@ -184,7 +191,15 @@ def is_finite(tensor: Tensor) -> bool:
 def save_model(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors, of any device, and string metadata as one safetensors file, whole or not at all."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    write_whole(path, lambda stream: save_file(tensors, stream.name, metadata=dict(metadata)))
+
+    def save(stream: BinaryIO) -> None:
+        try:
+            save_file(tensors, stream.name, metadata=dict(metadata))
+        except SafetensorError as error:  # its own kind, which says a full disk by the system's number alone
+            number = errno.ENOSPC if f"os error {errno.ENOSPC}" in str(error) else errno.EIO
+            raise OSError(number, f"cannot be written ({error})", str(path)) from error
+
+    write_whole(path, save)
 
 
 def load_model_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

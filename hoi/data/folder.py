@@ -18,18 +18,18 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from hoi.common.files import read_json, read_json_lines, short_hash, unlike_a_split
+from hoi.common.files import read_json, read_json_lines, read_picture, short_hash, unlike_a_split
 from hoi.conditions import KEYPOINTS, Conditions, read_segmentation
 from hoi.geometry.camera import Camera
 from hoi.geometry.hand import HandParams
-from hoi.geometry.mesh_files import MESH_SUFFIXES, read_mesh
+from hoi.geometry.mesh_files import read_mesh
 
 # Numbers in a record and the shapes of their arrays; a record holds them flat, row after row.
 NUMBER_SHAPES = {
@@ -40,6 +40,7 @@ PICTURE_FOLDERS = {
     "file_name": "images", "skeleton_file_name": "skeleton", "segmentation_file_name": "segmentation",
     "normal_file_name": "normal", "depth_file_name": "depth", "object_mask_file_name": "object_mask",
 }  # fmt: skip
+FLAT_KEYS = ("depth_file_name", "object_mask_file_name")  # pictures without colours
 CONDITION_KEYS = ("skeleton_file_name", "segmentation_file_name", "normal_file_name")
 FILE_KEYS = (*PICTURE_FOLDERS, "object_path")
 # Every record has all of these, null where unknown: readers of the folder want one schema.
@@ -125,12 +126,12 @@ def _fault(key: str, value: Any) -> str:
     """What is wrong with a value of a record that is not null; empty when nothing is."""
     if key in NUMBER_SHAPES:
         count = math.prod(NUMBER_SHAPES[key])
-        try:
-            if len(value) == count and all(map(math.isfinite, value)):
-                return ""
-            found = f"has {len(value)} numbers"
-        except (TypeError, OverflowError):  # no list, no numbers, or one of hundreds of digits
-            found = f"is {_shown(value)}"
+        found = f"is {_shown(value)}"
+        if isinstance(value, list) and {type(x) for x in value} <= {int, float}:  # Python counts with true, too
+            with suppress(OverflowError):  # of a number with hundreds of digits
+                if len(value) == count and all(map(math.isfinite, value)):
+                    return ""
+                found = f"has {len(value)} numbers"
         return f"{found}, expected {count}, all finite, in one list"
     kind, words = KINDS.get(key, (object, "finite numbers"))
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool) and key in KINDS):
@@ -261,16 +262,21 @@ def pictured(folder: str | Path, records: Sequence[dict[str, Any]]) -> list[dict
 
 
 def load_picture(folder: str | Path, record: dict[str, Any], key: str) -> np.ndarray:
-    """The picture that record[key] names, as its PNG holds it: uint8 (H, W, 3) or (H, W), or uint16 (H, W).
+    """The picture that record[key] names: uint8 (H, W, 3), of object masks uint8 (H, W), of depth uint16 (H, W).
 
-    Raises as file_of, and ValueError naming a damaged file.
+    Raises as file_of, and ValueError naming a file that is damaged, of another kind or not of the record's size.
     """
     path = file_of(folder, record, key)
     try:
-        with Image.open(path) as picture:
-            return np.array(picture)
-    except (OSError, SyntaxError) as error:  # SyntaxError: Pillow's word for a broken PNG
-        raise ValueError(f"{path} is damaged: {error}; delete it and run the command that made it again") from error
+        pixels = read_picture(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; delete it and run the command that made it again") from error
+    kind = np.dtype(np.uint16 if key == "depth_file_name" else np.uint8)
+    size = record.get("height") or pixels.shape[0], record.get("width") or pixels.shape[1]
+    expected = size if key in FLAT_KEYS else (*size, 3)
+    if pixels.shape != expected or pixels.dtype != kind:
+        raise ValueError(f"{path} is {pixels.shape} {pixels.dtype}, expected {expected} {kind}, as its record says")
+    return pixels
 
 
 def load_conditions(folder: str | Path, record: dict[str, Any]) -> Conditions | None:
@@ -307,9 +313,9 @@ def load_mesh(folder: str | Path, record: dict[str, Any]) -> tuple[np.ndarray, n
     Raises as file_of, and ValueError naming a damaged file.
     """
     path = file_of(folder, record, "object_path")
-    if path.suffix.lower() not in MESH_SUFFIXES:  # trimesh would unpack archives and run through any XML
-        raise ValueError(f"{path} (object_path of record {record.get('index')}) is no mesh file: expected one of "
-                         f"{', '.join(MESH_SUFFIXES)}")  # fmt: skip
+    if path.suffix.lower() != ".ply":  # nothing else is written here, and other formats are whole programs to read
+        raise ValueError(f"{path} (object_path of record {record.get('index')}) is no .ply, as which a dataset folder "
+                         "holds its meshes")  # fmt: skip
     try:
         file = read_mesh(path)  # merges no vertices: a re-render is the same pixels
     except ValueError as error:

@@ -6,7 +6,6 @@ are searched in the canonical frame, z up and the box centred; `to_canonical` le
 mesh's own frame again.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,7 +16,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from hoi.common.arrays import numbers
-from hoi.common.files import read_json
+from hoi.common.files import parse_json, read_json
 from hoi.data.writer import BUILT_IN
 from hoi.geometry.arm import arm_direction
 from hoi.geometry.camera import OPENGL_TO_OPENCV, Camera, project, transform_points
@@ -283,9 +282,10 @@ class SceneFile:
         """A line, every key checked, without the costly steps."""
         where = f"{self.path} line {number}"
         try:
-            given = part(json.loads(text), LINE_KEYS, ("object",), where)
-        except json.JSONDecodeError as error:
+            given = parse_json(text.decode())
+        except ValueError as error:
             raise ValueError(f"{where} is not JSON ({error})") from error
+        given = part(given, LINE_KEYS, ("object",), where)
         sources = [key for key in ("hand", "trajectory", "grasps") if key in given]
         if len(sources) > 1:
             raise ValueError(f"{where} has {' and '.join(sources)}; give one of hand, trajectory, grasps")

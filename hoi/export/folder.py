@@ -34,21 +34,12 @@ def model_name(object_path: str) -> str:
     return Path(mesh_file_name(object_path)).stem
 
 
-def checked_picture(folder: Path, record: dict[str, Any], key: str) -> np.ndarray:
-    """Pixels of a picture of a record.  Raises ValueError for one that is damaged or not of the record's size.
+def copy_picture(folder: Path, record: dict[str, Any], key: str, target: Path) -> np.ndarray:
+    """Copy a picture of a record as it is and return its pixels.
 
-    Every picture of an export is decoded on the way, so that faults are named now, not by whoever reads it.
+    Every picture is decoded on the way, so that a damaged one is named now, not by whoever reads the export.
     """
     pixels = load_picture(folder, record, key)
-    if pixels.shape[:2] != (record["height"], record["width"]):
-        expected = (record["height"], record["width"])
-        raise ValueError(f"{folder / record[key]} is {pixels.shape[:2]}, its record says {expected} (height, width)")
-    return pixels
-
-
-def copy_picture(folder: Path, record: dict[str, Any], key: str, target: Path) -> np.ndarray:
-    """Copy a picture of a record as it is and return its pixels.  Raises as checked_picture."""
-    pixels = checked_picture(folder, record, key)
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(file_of(folder, record, key), target)  # not encoded anew: bytes and text chunks stay
     return pixels

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 from tqdm import tqdm
 
 from hoi.common.files import JsonLines, held_alone, short_hash, write_whole
-from hoi.data.folder import PICTURE_FOLDERS, file_of
-from hoi.export.folder import checked_picture, copy_mesh
+from hoi.data.folder import PICTURE_FOLDERS, file_of, load_picture
+from hoi.export.folder import copy_mesh
 
 SHARDS = "shards.jsonl"
 SHARD_MB = 500  # millions of bytes: some thousand records of 128 px, and no more files than a store lists at once
@@ -105,6 +105,6 @@ def _members(folder: Path, record: dict[str, Any], out: Path, fields: Sequence[s
     told |= {"object_path": copy_mesh(folder, record, out)} if told.get("object_path") else {}
     members = {"json": json.dumps(told).encode()}
     for field in fields:
-        checked_picture(folder, record, FIELDS[field])
+        load_picture(folder, record, FIELDS[field])
         members[f"{field}.png"] = file_of(folder, record, FIELDS[field]).read_bytes()
     return members

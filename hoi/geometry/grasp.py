@@ -227,10 +227,10 @@ def _read_cache(path: Path) -> tuple[list[Grasp], str] | None:
     if not path.exists():
         return None
     try:
-        c = read_npz(path, "cache of grasps")
+        c = read_npz(path, "cache of grasps", words=["note"])
         poses = [HandParams(*row) for row in zip(*(c[name] for name in PARAM_SIZES), strict=True)]
         grasps = [Grasp(pose, fingers_in_contact=tuple(c["fingers_in_contact"][i].tolist()),
                         **{name: c[name][i].item() for name in NUMBERS}) for i, pose in enumerate(poses)]
-        return grasps, str(c.get("note", ""))
-    except (ValueError, KeyError, IndexError):
+        return grasps, str(c["note"])
+    except (ValueError, LookupError, TypeError):  # numbers of other shapes than were written
         return None

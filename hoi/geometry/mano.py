@@ -120,29 +120,38 @@ def _plain_array(value: object, where: str) -> np.ndarray:
             value = value.state["x"]
         elif isinstance(value, _Select):
             source = _plain_array(value.state["a"], where)
-            value = source.ravel()[np.asarray(value.state["idxs"])].reshape(value.state["preferred_shape"])
+            value = source.ravel()[np.fromiter(value.state["idxs"], np.int64)].reshape(value.state["preferred_shape"])
         elif isinstance(value, _SparseColumns):
             value = _dense(value.state)
-        return np.array(value, dtype=np.float64)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+        return _numbers(value).astype(np.float64)
+    except (LookupError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ValueError(f"{where} cannot be evaluated ({type(error).__name__}: {error})") from error
+
+
+def _numbers(value: object) -> np.ndarray:
+    """An array of numbers as it is; lists are none, for lists in lists can stand for more than fits into memory."""
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "iuf":
+        raise TypeError(f"it is {value.dtype if isinstance(value, np.ndarray) else type(value).__name__}, no numbers")
+    return value
 
 
 def _dense(state: Mapping) -> np.ndarray:
     """Expand a compressed sparse column matrix: column k holds entries indptr[k] to indptr[k + 1]."""
-    columns = np.repeat(np.arange(len(state["indptr"]) - 1), np.diff(state["indptr"]))
-    dense = np.zeros(state["_shape"])
-    np.add.at(dense, (state["indices"], columns), state["data"])
+    starts, rows, data = (_numbers(state[name]) for name in ("indptr", "indices", "data"))
+    if (shape := tuple(state["_shape"])) != (16, MANO_VERTICES):
+        raise ValueError(f"its shape is {shape}, expected (16, {MANO_VERTICES})")
+    dense = np.zeros(shape)
+    np.add.at(dense, (rows, np.searchsorted(starts, np.arange(len(data)), side="right") - 1), data)
     return dense
 
 
 def _check_shapes(arrays: Mapping[str, np.ndarray], path: Path) -> None:
     """All as in MANO_SHAPES and PCA_SHAPES, with one V and one F, and finite."""
-    sizes = {"V": arrays["v_template"].shape[0], "F": arrays["f"].shape[0]}
+    sizes = {"V": arrays["v_template"].shape[:1], "F": arrays["f"].shape[:1]}
     for name, expected in {**MANO_SHAPES, **PCA_SHAPES}.items():
         if name not in arrays:
             continue
-        expected = tuple(sizes.get(size, size) for size in expected)
+        expected = tuple(size for sides in expected for size in sizes.get(sides, (sides,)))
         if arrays[name].shape != expected:
             raise ValueError(f"MANO file {path}: {name} has shape {arrays[name].shape}, expected {expected}")
         if not np.isfinite(arrays[name]).all():

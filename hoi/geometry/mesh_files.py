@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import re
 import struct
 import zipfile
@@ -27,7 +26,7 @@ from trimesh.units import unit_conversion
 from trimesh.util import append_faces, decode_text, triangle_strips_to_faces
 
 from hoi.common.command import first_few
-from hoi.common.files import files_under
+from hoi.common.files import files_under, parse_json
 
 GLTF_SUFFIXES = (".glb", ".gltf")
 MESH_SUFFIXES = (".obj", ".ply", ".stl", *GLTF_SUFFIXES, ".off")
@@ -38,6 +37,7 @@ OTHER_SUFFIXES = (
     *READERS, ".fbx", ".blend", ".usd", ".usda", ".usdc", ".usdz", ".3ds", ".wrl", ".x3d", ".vtk", ".igs", ".iges",
     ".drc", ".max", ".skp",
 )  # fmt: skip
+ARCHIVES = (".zip", ".gz", ".bz2", ".tar", ".tgz")
 CONVERT = f"convert it to one of {', '.join(MESH_SUFFIXES)}"
 PLY_TYPES = {
     "char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4",
@@ -51,8 +51,8 @@ GLTF_WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
 GLTF_READ = ("material", "texture", "light", "KHR_mesh_quantization", "KHR_xmp", "animation", "variants", "EXT_image")
 TRIANGLES, STRIP, FAN = 4, 5, 6  # modes of glTF primitives
 MOST_CORNERS = 5000  # of a face with notches: cutting ears takes the square of it
-MOST_FACES = 10_000_000  # of a glTF: a small one can place its mesh ten thousand times
-MOST_UNPACKED = 1 << 28  # bytes that a 3MF, which is a zip, may hold
+MOST_FACES = 1_000_000  # or vertices of a glTF without as many bytes: a small one can place its mesh often
+MOST_UNPACKED = 1 << 26  # bytes that a 3MF, which is a zip, may hold: read, they take several times as much
 FLAT = 1e-6  # thickness over length below which a mesh is a sheet
 FLAT_TURN = 1e-5  # sine of the angle below which a corner that turns back counts as straight: coordinates are rounded
 COARSEST = 1e-3  # of the longest side; float32 steps above it show as stairs
@@ -94,12 +94,15 @@ def read_mesh(path: Path) -> MeshFile:
     package = READERS.get(suffix)
     if package and find_spec(MODULES.get(package, package)) is None:
         raise ValueError(f"{path}: reading {suffix} needs another package: pip install {package}; or {CONVERT}")
+    if suffix not in (*MESH_SUFFIXES, *READERS):  # trimesh knows more: archives, drawings, JSON with code-like trees
+        why = "it is an archive; unpack it and name the mesh in it" if suffix in ARCHIVES else f"unknown; {CONVERT}"
+        raise ValueError(f"{path} cannot be read as a {suffix or 'mesh'} file: {why}")
     readers = {".ply": _read_ply, ".off": _read_off} | dict.fromkeys(GLTF_SUFFIXES, _read_gltf)
     try:
         parts, skipped, stated = readers.get(suffix, _read_by_trimesh)(path)
     except Exception as error:  # the readers behind trimesh raise whatever their format's parser meets
         known = "" if suffix in MESH_SUFFIXES else f"; {CONVERT}"
-        raise ValueError(f"{path} cannot be read as a {suffix or 'mesh'} file: {error}{known}") from error
+        raise ValueError(f"{path} cannot be read as a {suffix} file: {str(error)[:500]}{known}") from error
     if not parts:
         raise ValueError(f"{path} has no triangles ({skipped} parts of other kinds); expected a surface mesh")
     notes = [f"Joined {len(parts)} parts of the scene."] if len(parts) > 1 else []
@@ -145,8 +148,6 @@ def _check_numbers(vertices: np.ndarray, path: Path) -> None:
 def _read_by_trimesh(path: Path) -> tuple[Parts, int, Stated]:
     """Parts, number of parts without triangles, and what the file states, of any format that trimesh knows."""
     suffix, content = path.suffix.lower(), path.read_bytes()
-    if suffix in (".zip", ".gz", ".bz2", ".tar", ".tgz"):
-        raise ValueError("it is an archive; unpack it and name the mesh in it")
     if suffix == ".3mf" and sum(of.file_size for of in zipfile.ZipFile(path).infolist()) > MOST_UNPACKED:
         raise ValueError(f"it unpacks to more than {MOST_UNPACKED >> 20} MB; simplify it")
     if suffix == ".obj":
@@ -219,7 +220,8 @@ def _triangles(vertices: np.ndarray, polygons: Sequence[np.ndarray] | np.ndarray
         corners = corners.astype(np.int64)
         notched = _notched(vertices[corners]) if corners.shape[1] > 3 else np.zeros(len(corners), dtype=bool)
         fan = [(0, 1, 2), *((k, k + 1, 0) for k in range(2, corners.shape[1] - 1))]
-        faces += [corners[~notched][:, triangle] for triangle in fan]
+        whole = corners[~notched]
+        faces += [whole[:, triangle] for triangle in fan]
         faces += [polygon[_cut_ears(vertices[polygon])] for polygon in corners[notched]]
     return np.concatenate(faces)
 
@@ -349,6 +351,8 @@ def _ply_rows(body: bytes, at: int, count: int, properties: dict[str, list[np.dt
         for name, types in properties.items():
             length = int(np.frombuffer(body, types[0], 1, at)[0]) if len(types) == 2 else 1
             at += types[0].itemsize * (len(types) - 1)  # of the length, which stands before the list
+            if not 0 <= length * types[-1].itemsize <= len(body) - at:  # numpy takes -1 for all that follows
+                raise ValueError(f"a list of {name!r} promises {length} numbers")
             columns[name].append(np.frombuffer(body, types[-1], length, at))
             at += length * types[-1].itemsize
     return {n: of if len(properties[n]) == 2 else np.concatenate(of) for n, of in columns.items()}, at
@@ -387,8 +391,8 @@ def _read_gltf(path: Path) -> tuple[Parts, int, Stated]:
                 faces = np.stack([corners[1:-1], corners[2:], np.full(max(len(corners) - 2, 0), corners[0])], axis=1)
             else:
                 faces = ()
-            count += len(faces)
-            if count > MOST_FACES:
+            count += max(len(faces), len(vertices))
+            if count > max(MOST_FACES, sum(map(len, buffers))):
                 raise ValueError(f"its parts have more than {MOST_FACES} faces together: simplify it")
             skipped += not len(faces)
             parts += [_placed(vertices, faces, transform)] if len(faces) else []
@@ -398,13 +402,13 @@ def _read_gltf(path: Path) -> tuple[Parts, int, Stated]:
 def _gltf_chunks(content: bytes) -> tuple[dict[str, Any], bytes]:
     """The JSON of a .gltf or .glb, and a .glb's binary chunk."""
     if content[:4] != b"glTF":
-        return json.loads(content), b""
+        return parse_json(content.decode()), b""
     chunks, at = {}, 12
     while at + 8 <= len(content):
         length, kind = struct.unpack_from("<I4s", content, at)
         chunks[kind] = chunks.get(kind) or content[at + 8 : at + 8 + length]
         at += 8 + length
-    return json.loads(chunks[b"JSON"]), chunks.get(b"BIN\0", b"")
+    return parse_json(chunks[b"JSON"].decode()), chunks.get(b"BIN\0", b"")
 
 
 def _gltf_buffer(buffer: dict[str, Any], chunk: bytes, folder: Path) -> bytes:
@@ -414,7 +418,10 @@ def _gltf_buffer(buffer: dict[str, Any], chunk: bytes, folder: Path) -> bytes:
         return chunk
     if address.startswith("data:"):
         return base64.b64decode(address.partition(",")[2])
-    return (folder / unquote(address)).read_bytes()
+    path = folder / unquote(address)
+    if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
+        raise ValueError(f"its buffer {address!r:.80} is no file beside it")
+    return path.read_bytes()
 
 
 def _gltf_nodes(tree: dict[str, Any]) -> Iterator[tuple[int, np.ndarray]]:

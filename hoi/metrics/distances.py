@@ -267,7 +267,9 @@ def load_statistics(path: str | Path) -> Statistics:
         raise FileNotFoundError(f"no reference at {path}: give a folder of pictures, or an .npz with mu and sigma")
     # The reference batches of ADM hold their pictures too, gigabytes of them as arr_0.
     names = ("mu", "sigma", "mu_s", "sigma_s", "n", "resize", "inception_sha256")
-    found = read_npz(path, "reference statistics", names)
+    found = read_npz(path, "reference statistics", names, ("resize", "inception_sha256"))
+    if found.get("n", np.zeros(())).shape != ():
+        raise ValueError(f"{path}: n is {found['n'].shape}, expected one number, of pictures")
     gaussians, n = {}, int(found["n"]) if "n" in found else None
     for name, mu, sigma in (("pool", "mu", "sigma"), ("spatial", "mu_s", "sigma_s")):
         if mu not in found or sigma not in found:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import struct
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +29,7 @@ from tqdm import tqdm
 
 from hoi.common.arrays import pictures_to_tensor
 from hoi.common.command import first_few
-from hoi.common.files import files_under, read_npz, sha256_of, write_whole
+from hoi.common.files import files_under, read_npz, read_picture, sha256_of, write_whole
 from hoi.common.tensors import load_model_file, strict_load
 from hoi.data.folder import path_of, pictured, read_folders
 from hoi.metrics.clip import Clip
@@ -40,8 +39,6 @@ from hoi.verify.verifier import Verifier, resized
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
 OTHER_SUFFIXES = {".gif", ".jp2", ".jxl", ".avif", ".heic", ".heif", ".tga", ".exr", ".hdr", ".dng", ".psd"}
 ROWS_PER_FILE = 512  # pictures in one file of the cache: 8 MB of Inception's, at most so many are looked at again
-# What Pillow raises for files that are cut, of another format, or made to exhaust memory.
-DAMAGE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -74,14 +71,6 @@ class PictureSet:
         return {"folder": str(self.folder), "n": len(self), "sha256_of_the_set": digest, "left_out": self.damaged}
 
 
-def read_rgb(path: Path) -> Image.Image:
-    """Raises one of DAMAGE when the file is no picture of 8 bits a channel."""
-    with Image.open(path) as picture:
-        if picture.mode.startswith(("I", "F")):  # 16 bits or more: Pillow would cut them at 255, to a white picture
-            raise ValueError(f"has {picture.mode} pixels: a depth map or the like, not a picture of 8 bits a channel")
-        return picture.convert("RGB")
-
-
 def _listed(folders: Sequence[Path]) -> tuple[Path, list[Path], list[dict[str, Any]] | None, list[Path]]:
     """The folder of it all, files of the pictures, records if all are dataset folders, and pictures of kinds not read.
 
@@ -106,10 +95,10 @@ def _listed(folders: Sequence[Path]) -> tuple[Path, list[Path], list[dict[str, A
 def _inspect(path: Path) -> tuple[str, str]:
     """SHA-256 of a picture file and an empty string, or an empty string and what is wrong with it."""
     try:
-        read_rgb(path)
+        read_picture(path, "RGB")
         return hashlib.sha256(path.read_bytes()).hexdigest(), ""
-    except DAMAGE as error:
-        return "", " ".join(str(error).split())
+    except (ValueError, OSError) as error:
+        return "", str(error).removeprefix(f"{path} ")
 
 
 def find_pictures(folders: str | Path | Sequence[Path], workers: int, skip_damaged: bool = False) -> PictureSet:
@@ -160,7 +149,8 @@ class Extractor:
 
 def cache_key(kind: str, file: str | Path) -> str:
     """Names the cache of a network: its kind with the preprocessing, and the hash of its weights."""
-    return f"{kind}-{sha256_of(file)[:16]}".replace("/", "-")  # timm has names with a slash
+    # "upright": pictures are turned as EXIF says; caches of before hold others by the same hash.
+    return f"{kind}-upright-{sha256_of(file)[:16]}".replace("/", "-")  # timm has names with a slash
 
 
 def inception_extractor(inception: Inception, file: str | Path, resize: str) -> Extractor:
@@ -209,7 +199,7 @@ def _for_verifier(picture: Image.Image, side: int) -> Tensor:
 
 def _read_batch(paths: Sequence[Path], prepare: Callable[[Image.Image], Tensor]) -> Tensor:
     """What worker processes do: pictures made ready for one network, (B, 3, H, W)."""
-    return torch.stack([prepare(read_rgb(path)) for path in paths])
+    return torch.stack([prepare(Image.fromarray(read_picture(path, "RGB"))) for path in paths])
 
 
 class FeatureCache:
@@ -224,7 +214,7 @@ class FeatureCache:
         self.places: dict[str, tuple[Path, int]] = {}
         for part in sorted(folder.glob("*.npz")):
             try:
-                hashes = read_npz(part, "part of a cache", ["hashes"])["hashes"]
+                hashes = read_npz(part, "part of a cache", ["hashes"], ["hashes"])["hashes"].ravel()
             except (ValueError, KeyError):
                 with suppress(OSError):  # which the next writer replaces
                     part.unlink()  # of a full disk, or of a copy that was broken off
@@ -254,10 +244,13 @@ class FeatureCache:
             rows.setdefault(self.places[digest][0], []).append(i)
         result = None
         for part, of_part in rows.items():
-            stored = read_npz(part, "part of a cache", [name])[name]
-            if result is None:
+            stored = read_npz(part, "part of a cache", [name]).get(name, np.empty(0))
+            places = [self.places[hashes[i]][1] for i in of_part]
+            if result is None and stored.ndim == 2:
                 result = np.empty((len(hashes), stored.shape[1]), dtype=np.float32)
-            result[of_part] = stored[[self.places[hashes[i]][1] for i in of_part]]
+            if result is None or stored.shape[1:] != result.shape[1:] or max(places) >= len(stored):
+                raise ValueError(f"{part} is damaged: {name} is {stored.shape}; delete it, it is made again")
+            result[of_part] = stored[places]
         return result
 
 

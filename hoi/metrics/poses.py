@@ -145,7 +145,7 @@ def _guess(entries: Any, place: str) -> Objects:
             raise ValueError(f"{place}: got {entry}, expected {expected}")
     class_ids = [CLASS_NAMES.index(entry["category"]) for entry in entries]
     poses, sizes, scores = ([entry[key] for entry in entries] for key in ("model_to_camera", "size", "score"))
-    return objects_of(class_ids, poses, sizes, [True] * len(entries), scores, place)
+    return objects_of(class_ids, poses, sizes, [1] * len(entries), scores, place)
 
 
 def _truth(folder: Path, record: dict[str, Any], models: dict[str, tuple[Normalization, np.ndarray]]) -> Objects:
@@ -160,7 +160,7 @@ def _truth(folder: Path, record: dict[str, Any], models: dict[str, tuple[Normali
     model_to_camera[:3, :3], model_to_camera[:3, 3] = normalization.diagonal * rotation, translation
     class_id = CLASS_NAMES.index(record["category"])
     # Records do not say whether a handle shows; taken for visible, a mug's turn about y counts, the stricter rule.
-    return objects_of([class_id], [model_to_camera], [size], [True], [1.0], f"{folder} record {record['index']}")
+    return objects_of([class_id], [model_to_camera], [size], [1], [1.0], f"{folder} record {record['index']}")
 
 
 def corners(model_to_camera: np.ndarray, size: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hoi.common.command import first_few
+from hoi.common.files import parse_json
 from hoi.network.diffusion import NoiseSchedule
 from hoi.network.text import TextConfig
 from hoi.network.unet import UNetConfig
@@ -79,10 +80,10 @@ class ModelConfig:
     def from_json(text: str) -> ModelConfig:
         """Raises ValueError when the text does not describe a configuration of this version."""
         try:
-            fields = json.loads(text)
+            fields = parse_json(text)
             parts = {"unet": UNetConfig, "vae": VAEConfig, "text": TextConfig}
             return ModelConfig(**fields | {name: part(**fields[name]) for name, part in parts.items()})
-        except (KeyError, TypeError, ArithmeticError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, ArithmeticError, ValueError) as error:
             raise ValueError(f"not a model configuration ({type(error).__name__}: {error}): {text[:200]}") from error
 
 

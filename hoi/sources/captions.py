@@ -3,8 +3,6 @@
 What is captioned are the crops in images/, never whole frames: a caption should name what the network will see.
 """
 
-import csv
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from hoi.common.files import JsonLines
+from hoi.common.files import JsonLines, parse_json, read_csv, read_text
 from hoi.data.folder import load_image, read_records
 from hoi.data.writer import write_records
 
@@ -48,14 +46,11 @@ def read_captions(path: str | Path) -> dict[str, str]:
     if not path.is_file():
         raise FileNotFoundError(f"no caption file at {path}")
     captions = {}
-    try:
-        for number, key, text in _jsonl_rows(path) if path.suffix == ".jsonl" else _csv_rows(path):
-            if not (isinstance(key, str) and isinstance(text, str) and key and text.strip()):
-                raise ValueError(f"{path} line {number}: expected a picture ({', '.join(KEY_COLUMNS)}) and a caption "
-                                 f"({', '.join(CAPTION_COLUMNS)}), got {key!r} and {text!r}")  # fmt: skip
-            captions[key] = " ".join(text.split())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error})") from error
+    for number, key, text in _jsonl_rows(path) if path.suffix == ".jsonl" else _csv_rows(path):
+        if not (isinstance(key, str) and isinstance(text, str) and key and text.strip()):
+            raise ValueError(f"{path} line {number}: expected a picture ({', '.join(KEY_COLUMNS)}) and a caption "
+                             f"({', '.join(CAPTION_COLUMNS)}), got {key!r:.80} and {text!r:.80}")  # fmt: skip
+        captions[key] = " ".join(text.split())
     if not captions:
         raise ValueError(f"{path} holds no caption")
     return captions
@@ -69,10 +64,10 @@ def _first_of(row: dict[str, Any], names: tuple[str, ...]) -> Any:
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, Any, Any]]:
     """Line number, picture and caption; anything but a JSON object gives None for both."""
     # Not read_json_lines: a file of other origin may end without a line break, and its last line counts.
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             try:
-                row = json.loads(line)
+                row = parse_json(line)
             except ValueError as error:
                 raise ValueError(f"{path} line {number} is not JSON ({error})") from error
             row = row if isinstance(row, dict) else {}
@@ -81,18 +76,16 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, Any, Any]]:
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, Any, Any]]:
     """Line number, picture and caption."""
-    with open(path, newline="", encoding="utf-8-sig") as stream:
-        reader = csv.reader(stream)
-        header: list[str] | None = None
-        for row in reader:
-            if header is None:
-                named = set(row) & set(KEY_COLUMNS) and set(row) & set(CAPTION_COLUMNS)
-                header = row if named else [KEY_COLUMNS[0], CAPTION_COLUMNS[0]]
-                if named:
-                    continue
-            if row and row != header:  # a header that repeats is a second run's
-                columns = dict(zip(header, row, strict=False))
-                yield reader.line_num, _first_of(columns, KEY_COLUMNS), _first_of(columns, CAPTION_COLUMNS)
+    header: list[str] | None = None
+    for number, row in read_csv(path):
+        if header is None:
+            named = set(row) & set(KEY_COLUMNS) and set(row) & set(CAPTION_COLUMNS)
+            header = row if named else [KEY_COLUMNS[0], CAPTION_COLUMNS[0]]
+            if named:
+                continue
+        if row and row != header:  # a header that repeats is a second run's
+            columns = dict(zip(header, row, strict=False))
+            yield number, _first_of(columns, KEY_COLUMNS), _first_of(columns, CAPTION_COLUMNS)
 
 
 def apply_captions(folder: str | Path, captions: dict[str, str]) -> tuple[int, int]:

@@ -111,7 +111,7 @@ def convert_source(
     Raises ValueError when the folder has no record at the end.
     """
     _check_frames(source, order, writer.folder)
-    rejected = JsonLines(writer.folder / REJECTED_FILE)
+    rejected = JsonLines(writer.folder / REJECTED_FILE, index=int, rejected=str)
     known = {line["index"]: line for line in rejected if not writer.done(line["index"])}  # the later one holds
     left_alone = {index for index, line in known.items() if not line["rejected"].endswith(OUTSIDE)}
     todo = [k for k in range(len(order)) if not writer.done(k) and k not in left_alone]

@@ -7,8 +7,7 @@ Layout, splits and conventions are those of the dataset's own toolkit: seg holds
 take model points to the OpenCV camera, hands are 45 PCA coefficients about a mean pose, as manopth takes them.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import astuple, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,12 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hoi.common.files import read_npz
+from hoi.common.files import DAMAGE, content_expected, read_npz, read_text
 from hoi.geometry.hand import HandParams, pca_to_hand_pose
 from hoi.geometry.mano import read_pca
 from hoi.geometry.mesh_files import read_mesh
 from hoi.geometry.objects import ObjectMesh
-from hoi.sources.frame import PosedObject, Rejected, SourceFrame, read_millimetres, read_picture
+from hoi.sources.frame import MOST_NUMBER, PosedObject, Rejected, SourceFrame, read_millimetres, read_picture
 
 # Name of each model, and what captions call it: a plain noun, without the catalogue's number and brands, which text
 # encoders know.  Ids run from 1.
@@ -40,6 +39,7 @@ MODEL_EXTENT = (0.01, 0.6)
 
 HEIGHT, WIDTH = 480, 640  # of all pictures and labels
 HAND_LABEL = 255  # in seg, for hands of both sides
+MOST_YAML, MOST_FRAMES = 1 << 16, 10_000  # bytes of a .yml and frames of a recording; they have hundreds
 # Serial numbers in the toolkit's order, by which splits name cameras.
 CAMERAS = (
     "836212060125", "839512060362", "840412060917", "841412060263", "932122060857", "932122060861", "932122061900",
@@ -106,28 +106,24 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ValueError(f"reading {path} needs PyYAML: pip install pyyaml") from error
 
     class Loader(yaml.SafeLoader):  # a class of our own: the constructor must not be added to everybody's
-        pass
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):  # a kilobyte of them, each in the next, stands for gigabytes
+                raise ValueError("it repeats values by aliases, which DexYCB's files do not")
+            return super().compose_node(parent, index)
 
     # The calibration files carry this tag, which a plain SafeLoader refuses.
     Loader.add_constructor("tag:yaml.org,2002:python/tuple", Loader.construct_sequence)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; it is part of DexYCB")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        if path.stat().st_size > MOST_YAML:  # PyYAML reads 50 kB a second
+            raise ValueError(f"it has more than {MOST_YAML >> 10} kB, expected a few hundred bytes")
+        content = yaml.load(read_text(path), Loader)
+    except (yaml.YAMLError, *DAMAGE) as error:
         raise ValueError(f"{path} cannot be read as plain YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected a mapping")
     return content
-
-
-@contextmanager
-def _expected(path: Path, what: str) -> Iterator[None]:
-    """Errors within this block are told as what the file should hold."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise ValueError(f"{path}: expected {what} ({type(error).__name__}: {error})") from error
 
 
 def read_recording(folder: Path) -> Recording:
@@ -135,21 +131,26 @@ def read_recording(folder: Path) -> Recording:
     path = folder / "meta.yml"
     content = read_yaml(path)
     # One hand a sequence, and lists of one all the same.
-    fields = f"num_frames, ycb_ids from 1 to {len(YCB)}, ycb_grasp_ind into them, mano_sides, mano_calib"
-    with _expected(path, fields):
+    fields = (f"num_frames, ycb_ids from 1 to {len(YCB)}, ycb_grasp_ind into them, mano_sides, mano_calib, "
+              f"at most {MOST_FRAMES} frames")  # fmt: skip
+    with content_expected(path, fields):
         ids, grasped = tuple(int(i) for i in content["ycb_ids"]), int(content["ycb_grasp_ind"])
         side = content["mano_sides"][0]
-        if side not in ("right", "left") or not all(1 <= i <= len(YCB) for i in ids) or not 0 <= grasped < len(ids):
-            raise ValueError(f"mano_sides {side}, ycb_ids {ids}, ycb_grasp_ind {grasped}")
-        return Recording(folder, int(content["num_frames"]), ids, grasped, side, str(content["mano_calib"][0]))
+        frames = int(content["num_frames"])
+        known = side in ("right", "left") and all(1 <= i <= len(YCB) for i in ids) and 0 <= frames <= MOST_FRAMES
+        if not known or not 0 <= grasped < len(ids):
+            raise ValueError(f"num_frames {frames}, mano_sides {side}, ycb_ids {ids}, ycb_grasp_ind {grasped}")
+        return Recording(folder, frames, ids, grasped, side, str(content["mano_calib"][0]))
 
 
 @lru_cache(maxsize=64)  # more than there are cameras: one file serves half a million frames
 def read_intrinsics(path: Path) -> np.ndarray:
     """(3, 3) of the colour camera, pixels; depth pictures are aligned to it.  Raises as read_yaml, or ValueError."""
     content = read_yaml(path)
-    with _expected(path, "color with fx, fy, ppx, ppy"):
+    with content_expected(path, "color with fx, fy, ppx, ppy"):
         fx, fy, cx, cy = (float(content["color"][key]) for key in ("fx", "fy", "ppx", "ppy"))
+        if not (min(fx, fy) > 0 and np.abs([fx, fy, cx, cy]).max() < MOST_NUMBER):
+            raise ValueError(f"fx {fx}, fy {fy}, ppx {cx}, ppy {cy}")
         return np.array([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])
 
 
@@ -157,8 +158,11 @@ def read_intrinsics(path: Path) -> np.ndarray:
 def read_hand_betas(path: Path) -> np.ndarray:
     """(10,) MANO shape of a subject's hand.  Raises as read_yaml, or ValueError."""
     content = read_yaml(path)
-    with _expected(path, "betas, ten numbers"):
-        return np.array(content["betas"], dtype=np.float64).reshape(10)
+    with content_expected(path, "betas, ten numbers"):
+        hand_betas = np.array(content["betas"], dtype=np.float64).reshape(10)
+        if not (np.abs(hand_betas) < MOST_NUMBER).all():
+            raise ValueError(f"betas {hand_betas.tolist()}")
+        return hand_betas
 
 
 def read_labels(path: Path, num_objects: int) -> dict[str, np.ndarray]:
@@ -180,10 +184,15 @@ def read_labels(path: Path, num_objects: int) -> dict[str, np.ndarray]:
     for name, shape in shapes.items():
         if name not in labels:
             raise Rejected("the label file is damaged", f"{path} has no {name}")
-        if labels[name].shape != shape or not np.isfinite(labels[name]).all():
-            raise Rejected("the label file is damaged", f"{path}: {name} is {labels[name].shape}, expected {shape}")
+        if labels[name].shape != shape or not (np.abs(labels[name]) < MOST_NUMBER).all():
+            found = f"{path}: {name} is {labels[name].shape}"
+            raise Rejected("the label file is damaged", f"{found}, expected {shape} finite numbers")
         if name != "seg":
             labels[name] = labels[name].astype(np.float64)
+    turns = labels["pose_y"][..., :3]
+    rigid = np.abs(turns @ turns.swapaxes(1, 2) - np.eye(3)).max(axis=(1, 2)) < 1e-3
+    if not (rigid | ~labels["pose_y"].any(axis=(1, 2))).all():  # zeros: it is not in the picture
+        raise Rejected("the label file is damaged", f"{path}: a matrix of pose_y is no rotation")
     return labels | {name: labels[name][0] for name in ("pose_m", "joint_3d", "joint_2d")}  # of the only hand
 
 

@@ -4,6 +4,7 @@ Files of a dataset -> SourceFrame -> the pixels and cameras of its Crop.  Every 
 so that all of them share one conversion; a frame that cannot become one raises Rejected and says why.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,10 +12,13 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from hoi.common import files
 from hoi.common.arrays import box_of, resized_points
 from hoi.geometry.camera import crop_intrinsics
 from hoi.geometry.hand import HandParams
 from hoi.geometry.objects import ObjectMesh
+
+MOST_NUMBER = 1e6  # of an annotation, metres, pixels or radians: beyond it a file is damaged
 
 
 class Rejected(Exception):  # not a ValueError: damaged calibration stops a conversion, a damaged frame does not
@@ -109,17 +113,16 @@ class Source(Protocol):
 
 
 def read_picture(path: Path, what: str, mode: str | None = "RGB") -> np.ndarray:
-    """A picture file as an array; mode None keeps the file's own (16-bit depth).
+    """A picture file as an array; mode as of files.read_picture.
 
     Raises Rejected with "<what> is missing" or "<what> is damaged".
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # also where a table's cell can be no path at all
         raise Rejected(f"{what} is missing", str(path))
     try:
-        with Image.open(path) as picture:
-            return np.array(picture.convert(mode) if mode else picture)
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow tells a broken PNG by SyntaxError
-        raise Rejected(f"{what} is damaged", f"{path}: {error}") from error
+        return files.read_picture(path, mode)
+    except ValueError as error:
+        raise Rejected(f"{what} is damaged", str(error)) from error
 
 
 def read_millimetres(path: Path) -> np.ndarray:

@@ -4,6 +4,7 @@ Single files (pickles) -> checked values; the dataset.  Annotation is in OpenGL 
 turned to OpenCV's.  There are no segmentation files: hand and object are rendered from the annotation.
 """
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +13,11 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from hoi.common.files import array_globals, restricted_load
+from hoi.common.files import array_globals, read_text, restricted_load
 from hoi.geometry.camera import OPENGL_TO_OPENCV, project, transform_points
 from hoi.geometry.hand import MANO_TO_OPENPOSE, HandModel, HandParams, hand_in_camera, load_hand
 from hoi.sources.dexycb import YCB_NOUNS, load_ycb, missing_ycb, model_path
-from hoi.sources.frame import PosedObject, Rejected, SourceFrame, read_picture
+from hoi.sources.frame import MOST_NUMBER, PosedObject, Rejected, SourceFrame, read_picture
 
 DEPTH_SCALE = 0.00012498664727900177  # metres per step of the depth pictures, from the dataset's own scripts
 SPLIT_FOLDERS = ("train", "evaluation")
@@ -47,14 +48,25 @@ def checked_fields(meta: dict[str, Any], where: str) -> dict[str, np.ndarray]:
         raise Rejected("the source has no annotation of it", where)
     values = {}
     for name, count in FIELDS.items():
-        try:
-            values[name] = np.asarray(meta[name], dtype=np.float64).ravel()
-        except (TypeError, ValueError) as error:
-            raise Rejected("the annotation file is damaged", f"{where}: {name}: {error}") from error
-        if len(values[name]) != count or not np.isfinite(values[name]).all():
-            raise Rejected("the annotation file is damaged", f"{where}: {name} has {len(values[name])} numbers, "
-                           f"expected {count}, all finite")  # fmt: skip
+        array = meta[name]
+        fits = isinstance(array, np.ndarray) and array.dtype.kind in "iuf" and array.size == count
+        if not fits or not (np.abs(array) < MOST_NUMBER).all():
+            found = f"{array.shape} {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
+            raise Rejected("the annotation file is damaged", f"{where}: {name} is {found}, expected {count} finite "
+                           f"numbers below {MOST_NUMBER:g}")  # fmt: skip
+        values[name] = array.astype(np.float64).ravel()
+    camera = values["camMat"]
+    if camera[[0, 4]].min() < 1 or camera[6:].tolist() != [0, 0, 1]:
+        raise Rejected("the annotation file is damaged", f"{where}: camMat is no camera: {camera.tolist()}")
     return values
+
+
+def object_name(meta: dict[str, Any], where: str) -> str:
+    """Of the YCB model, a folder's name; raises Rejected for a frame without it: it must not lead elsewhere."""
+    name = meta.get("objName")
+    if not isinstance(name, str) or not re.fullmatch(r"[\w-]{1,80}", name):
+        raise Rejected("the annotation file is damaged", f"{where}: objName is {name!r:.80}, expected a YCB model's")
+    return str(name)
 
 
 class HO3D:
@@ -103,7 +115,7 @@ class HO3D:
         path = self.root / f"{self.split}.txt"
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing; it lists the annotated frames of HO-3D, one SEQ/0000 a line")
-        lines = [line.strip() for line in path.read_text().splitlines()]
+        lines = [line.strip() for line in read_text(path).splitlines()]
         for number, line in enumerate(lines, start=1):
             if line and line.count("/") != 1:
                 raise ValueError(f"{path} line {number} is {line!r}, expected SEQ/0000")
@@ -126,10 +138,10 @@ class HO3D:
         names = set()
         for line in first.values():
             try:
-                names.add(self._annotation(line).get("objName"))
+                names.add(object_name(self._annotation(line), line))
             except Rejected:  # told when the frame is converted
                 continue
-        return missing_ycb(self.models, {name for name in names if isinstance(name, str)})
+        return missing_ycb(self.models, names)
 
     @cached_property
     def hand(self) -> HandModel:
@@ -160,7 +172,7 @@ class HO3D:
         object_to_opengl = np.eye(4)
         object_to_opengl[:3, :3] = Rotation.from_rotvec(values["objRot"]).as_matrix()
         object_to_opengl[:3, 3] = values["objTrans"]
-        name = str(meta["objName"])
+        name = object_name(meta, line)
         if (mesh := load_ycb(str(self.models), name)) is None:  # it would not be drawn, and too little of it be seen
             raise Rejected("the model of the object is missing", str(model_path(self.models, name)))
         return SourceFrame(

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from hoi.common.files import DAMAGE
+from hoi.common.files import read_npy
 from hoi.conditions import normals_from_inverse_depth, scale_inverse_depth
 from hoi.sources.frame import Crop, Rejected, box_around, read_picture
 
@@ -21,6 +21,7 @@ from hoi.sources.frame import Crop, Rejected, box_around, read_picture
 # wide at DexYCB's distance, with its neighbours.
 FIT_SIGMA_PX, FIT_REACH_PX = 2.5, 7
 FARTHEST = 0.3  # metres from a region's median depth; what lies beyond is a fault of the sensor, not hand or object
+MOST_DEPTH = 1e9  # in whatever unit; squares of more would leave the range of floats
 DPT_HYBRID = "Intel/dpt-hybrid-midas"  # the network of the paper's code in the format of transformers
 
 
@@ -92,14 +93,14 @@ def read_depth_file(folder: str | Path, name: str) -> tuple[np.ndarray, bool]:
     npy, png = Path(f"{stem}.npy"), Path(f"{stem}.png")
     if npy.is_file():
         try:
-            values = np.load(npy, allow_pickle=False).astype(np.float64)
-        except DAMAGE as error:
-            raise Rejected("the depth file is damaged", f"{npy}: {error}") from error
+            values = read_npy(npy, "depth file").astype(np.float64)
+        except ValueError as error:
+            raise Rejected("the depth file is damaged", str(error)) from error
     elif png.is_file():
         values = read_picture(png, "the depth file", None).astype(np.float64) / 1000
     else:
         raise Rejected("the depth file is missing", f"{npy} or .png")
-    if values.ndim != 2 or not np.isfinite(values).all():
+    if values.ndim != 2 or not values.size or not (np.abs(values) < MOST_DEPTH).all():
         raise Rejected("the depth file is damaged", f"{folder}/{name} is {values.shape}, expected finite (H, W)")
     return values, not npy.is_file()
 

@@ -6,8 +6,8 @@ Columns image, skeleton, top, bottom, left, right, sentence, seg, mask; or image
 our segmentation, its `seg` the binary mask.  It has no 3D annotation.
 """
 
-import csv
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hoi.common.files import read_csv
 from hoi.conditions import read_segmentation
 from hoi.sources.frame import Rejected, SourceFrame, read_millimetres, read_picture
 
@@ -54,27 +55,23 @@ class OfficialCSV:
 
     def _read(self) -> Iterator[tuple[int, dict[str, str]]]:
         """Line number and columns of every row."""
-        try:
-            with open(self.path, newline="", encoding="utf-8-sig") as stream:
-                reader = csv.DictReader(stream)
-                header = reader.fieldnames or []
-                self.is_scenery = "skeleton" not in header
-                wanted = SCENERY_COLUMNS if self.is_scenery else TRAIN_COLUMNS
-                if absent := [name for name in wanted if name not in header]:
-                    raise ValueError(
-                        f"{self.path} has no column {', '.join(absent)}; it has {', '.join(header)}; expected "
-                        f"{', '.join(TRAIN_COLUMNS)}, or image, sentence for scenery"
-                    )
-                for row in reader:
-                    if row["image"] == "image":  # the header of a second run
-                        continue
-                    # csv pads short rows with None and collects what is too many under the key None.
-                    if any(row[name] is None for name in wanted) or None in row:
-                        raise ValueError(f"{self.path} line {reader.line_num} has another number of cells than the "
-                                         f"{len(header)} of the header; sentences with commas need quotes")  # fmt: skip
-                    yield reader.line_num, row
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{self.path} is not UTF-8 text ({error})") from error
+        rows = ((number, row) for number, row in read_csv(self.path) if row)
+        _, header = next(rows, (0, []))
+        self.is_scenery = "skeleton" not in header
+        wanted = SCENERY_COLUMNS if self.is_scenery else TRAIN_COLUMNS
+        if absent := [name for name in wanted if name not in header]:
+            raise ValueError(
+                f"{self.path} has no column {', '.join(absent)}; it has {', '.join(header)[:200]}; expected "
+                f"{', '.join(TRAIN_COLUMNS)}, or image, sentence for scenery"
+            )
+        for number, cells in rows:
+            row = dict(zip(header, cells, strict=False))
+            if row.get("image") == "image":  # the header of a second run
+                continue
+            if len(cells) > len(header) or not row.keys() >= set(wanted):
+                raise ValueError(f"{self.path} line {number} has another number of cells than the {len(header)} of the "
+                                 "header; sentences with commas need quotes")  # fmt: skip
+            yield number, row
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -119,7 +116,7 @@ class OfficialCSV:
         with its pictures.
         """
         path = self.path.parent / cell  # an absolute path stays what it is
-        return path if path.is_file() or not Path(cell).is_file() else Path(cell)
+        return path if os.path.isfile(path) or not os.path.isfile(cell) else Path(cell)
 
     def _picture(self, row: dict[str, str], name: str) -> np.ndarray:
         """One of a row's pictures, (H, W, 3) uint8; raises Rejected as read_picture."""
@@ -130,7 +127,7 @@ class OfficialCSV:
         """Numbers through float, as their reader takes them; bottom and right are exclusive."""
         try:
             left, top, right, bottom = (int(float(row[name])) for name in ("left", "top", "right", "bottom"))
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:  # no number, or an infinite one
             raise Rejected("its box is no box", f"line {line}: {error}") from error
         if not (0 <= left < right <= width and 0 <= top < bottom <= height):
             detail = f"line {line}: left {left}, top {top}, right {right}, bottom {bottom} in {width}x{height}"

@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hoi.common.arrays import pictures_to_tensor
-from hoi.common.files import write_whole
+from hoi.common.files import read_npy, write_whole
 from hoi.common.machine import barrier
 from hoi.common.tensors import weights_hash
 from hoi.data.folder import CONDITION_KEYS, load_conditions, load_image, path_of, read_records, require
@@ -129,16 +129,8 @@ class TrainingSet:
 
     def images(self, indices: Sequence[int]) -> Tensor:
         """(B, 3, H, W) in [-1, 1]."""
-        pictures = np.stack(list(self._readers.map(self._image, indices)))
+        pictures = np.stack(list(self._readers.map(lambda index: load_image(*self.entries[index]), indices)))
         return pictures_to_tensor(pictures)
-
-    def _image(self, index: int) -> np.ndarray:
-        folder, record = self.entries[index]
-        image = load_image(folder, record)
-        if image.shape != (self.height, self.width, 3):
-            expected = (self.height, self.width, 3)
-            raise ValueError(f"{folder / record['file_name']} has shape {image.shape}, its record says {expected}")
-        return image
 
     def conditions(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """skeleton, normal, segmentation: each (B, 3, H, W) in [0, 1]; zeros for scenery (paper section 4.1)."""
@@ -179,7 +171,7 @@ class RowsOnDisk:
         if missing := [path for path in paths if not path.exists()]:
             raise FileNotFoundError(f"{missing[0]} is missing; with several machines --out must be on a shared disk")
         self.paths, self.count = paths, count
-        self._open = lru_cache(OPEN)(partial(np.load, mmap_mode="r"))
+        self._open = lru_cache(OPEN)(partial(read_npy, what="part of a cache; delete its folder, it is made again"))
         if (found := sum(len(self._open(path)) for path in paths)) != count:
             raise ValueError(f"{folder} holds {found} rows, expected {count}: delete the folder, it is made again")
         self.shape = self._open(paths[0]).shape[1:]
@@ -311,7 +303,7 @@ def measured_scaling_factor(latents: LatentCache) -> float:
     """1 / standard deviation of all cached posterior means: the VAE's `scaling_factor` once it is trained."""
     sums = np.zeros(3)  # file by file, in float64: all latents together may not fit into memory
     for path in latents.values.paths:
-        means = np.load(path, mmap_mode="r")[:, 0].astype(np.float64)
+        means = read_npy(path, "part of a cache")[:, 0].astype(np.float64)
         sums += means.size, means.sum(), np.square(means).sum()
     count, total, squares = sums
     return float(1 / np.sqrt(squares / count - (total / count) ** 2))

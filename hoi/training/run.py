@@ -175,7 +175,7 @@ class TrainingLog:
     """
 
     def __init__(self, folder: Path, start: int) -> None:
-        self.lines = JsonLines(folder / "log.jsonl")
+        self.lines = JsonLines(folder / "log.jsonl", step=int)
         self._logged, self._time = start, time.monotonic()
         kept = [json.dumps(line) + "\n" for line in self.lines if line["step"] <= start]
         if self.lines.path.exists():

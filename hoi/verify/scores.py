@@ -98,15 +98,6 @@ class Truth:
     tips: np.ndarray | None = None
 
 
-def load_rgb(folder: Path, record: dict[str, Any]) -> np.ndarray:
-    """(H, W, 3) uint8.  Raises FileNotFoundError or ValueError naming a picture that is missing, damaged or not RGB."""
-    image = load_image(folder, record)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        found = f"{record['file_name']} is {image.shape} {image.dtype}"
-        raise ValueError(f"{found}, expected (H, W, 3) uint8: an RGB picture")
-    return image
-
-
 def true_label_map(folder: Path, record: dict[str, Any]) -> np.ndarray | None:
     """(H, W) 0/1/2 of the record's segmentation; all 0 for scenery, which has no conditions at all; None if unsaid."""
     if record.get("segmentation_file_name") is not None:
@@ -380,7 +371,7 @@ def score_records(folder: Path, records: list[dict[str, Any]], estimators: Estim
 
     def read(record: dict[str, Any]) -> tuple[np.ndarray, Truth] | str:
         try:
-            return load_rgb(folder, record), load_truth(folder, record)
+            return load_image(folder, record), load_truth(folder, record)
         except (ValueError, OSError) as error:
             return str(error)
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from hoi.common.arrays import pictures_to_tensor, resized_points
 from hoi.common.machine import fast_dtype
 from hoi.conditions import KEYPOINTS
-from hoi.data.folder import read_records, require
+from hoi.data.folder import load_image, read_records, require
 from hoi.geometry.hand import TIP_KEYPOINTS
 from hoi.geometry.render import HAND, OBJECT
 from hoi.toyworld.backgrounds import BACKGROUNDS
@@ -33,7 +33,6 @@ from hoi.verify.scores import (
     RELATIVE,
     Estimators,
     joints_seen,
-    load_rgb,
     score_records,
     true_keypoints,
     true_label_map,
@@ -88,7 +87,7 @@ class VerifierTrainingSet:
         if index in self._kept:
             return self._kept[index]
         folder, record = self.entries[index]
-        image, label_map = load_rgb(folder, record), true_label_map(folder, record)
+        image, label_map = load_image(folder, record), true_label_map(folder, record)
         label_map = np.full(image.shape[:2], UNKNOWN, np.uint8) if label_map is None else label_map
         points = true_keypoints(record)
         tips = np.full((MOST_TIPS, 2), np.nan)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from hoi.common import tensors
 from hoi.common.arrays import pictures_to_tensor, resized_points
-from hoi.common.files import ASSETS
+from hoi.common.files import ASSETS, content_expected, parse_json
 from hoi.conditions import KEYPOINTS
 
 LABELS = ("background", "hand", "object")
@@ -242,9 +242,10 @@ def load_verifier(path: Path = BUILT_IN_VERIFIER) -> Verifier:
         # Before keypoints were added the network was called so in its file.
         kind = "a judge of an older version" if metadata.get("kind") == "judge" else "no verifier"
         raise ValueError(f"{path} is {kind}; train a verifier with `{TRAIN_COMMAND}`")
-    # Files from before 2026-12 have neither.
-    materials, reached = (json.loads(metadata.get(key, "null")) for key in ("materials", "reached"))
-    verifier = Verifier(json.loads(metadata["backgrounds"]), int(metadata["side"]), materials=materials or ())
-    verifier.reached = reached or {}
+    with content_expected(path, "metadata that says backgrounds and side"):
+        # Files from before 2026-12 have neither of these two.
+        materials, reached = (parse_json(metadata.get(key, "null")) for key in ("materials", "reached"))
+        verifier = Verifier(parse_json(metadata["backgrounds"]), int(metadata["side"]), materials=materials or ())
+        verifier.reached = reached or {}
     tensors.strict_load(verifier, state, path)
     return verifier.eval()

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from hoi.common.files import read_json
+from hoi.common.files import content_expected, read_json
 from hoi.network.config import PRESETS, ModelConfig
 from hoi.network.diffusion import NoiseSchedule
 from hoi.network.text import BOS_ID, EOS_ID, TextConfig
@@ -208,18 +208,13 @@ def read_folder_config(folder: Path) -> ModelConfig:
     settings = {part: read_json(folder / part / "config.json", "configuration") for part in FOLDER_PARTS}
     scheduler = read_json(folder / SCHEDULER_FILE, "configuration")
     _refuse_other_families(settings["unet"], folder)
-    try:
+    with content_expected(folder, "the settings of Stable Diffusion 1.x in each config.json"):
         unet, vae = _unet_from(settings["unet"], folder), _vae_from(settings["vae"], folder)
         text = _text_from(settings["text_encoder"], folder)
         predicts, terminal_signal = _schedule_from(scheduler, folder / SCHEDULER_FILE)
         side = _size("sample_size", settings["unet"].get("sample_size") or 64, folder / "unet" / "config.json")
         config = ModelConfig("custom", unet, vae, text, side * vae.factor, predicts=predicts,  # 64 latents: 512 px
                              terminal_signal=terminal_signal)  # fmt: skip
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, ValueError) and str(folder) in str(error):
-            raise
-        told = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{folder}: a config.json lacks a setting or has a wrong one ({told})") from error
     for known in (preset() for preset in PRESETS.values()):  # a preset also knows how it is best sampled
         its_vae = replace(known.vae, scaling_factor=vae.scaling_factor)  # which is measured after each training
         if (known.unet, its_vae, known.text, known.predicts) == (unet, vae, text, predicts):

@@ -7,10 +7,17 @@ import os
 import pickle
 import random
 import shutil
+import struct
+import tracemalloc
+import zipfile
+import zlib
 from collections import namedtuple
 
+import cv2
 import numpy as np
 import pytest
+from numpy.lib import format as npy
+from PIL import Image
 
 from hoi.common import files
 from hoi.geometry.mano import read_mano
@@ -62,6 +69,52 @@ def test_sha256_is_that_of_the_content_also_after_the_file_changed(tmp_path):
     assert files.sha256_of(path) == hashlib.sha256(b"abd").hexdigest()
 
 
+# --- pictures ---
+
+
+def save_turned(path, pixels, orientation):
+    exif = Image.Exif()
+    exif[files.ORIENTATION] = orientation
+    Image.fromarray(pixels).save(path, exif=exif, quality=95)
+
+
+@pytest.mark.parametrize("orientation", range(10))  # 0 and 9 mean nothing
+def test_photographs_are_turned_as_opencv_the_authors_reader_turns_them(tmp_path, orientation):
+    columns, rows = np.meshgrid(np.arange(48), np.arange(32))
+    pixels = np.stack([5 * columns, 7 * rows, 100 + columns], axis=-1).astype(np.uint8)
+    save_turned(tmp_path / "photo.jpg", pixels, orientation)
+    read = files.read_picture(tmp_path / "photo.jpg", "RGB")
+    theirs = cv2.imread(str(tmp_path / "photo.jpg"))[..., ::-1]
+    assert read.shape == theirs.shape and np.abs(read.astype(int) - theirs).max() <= 3  # two JPEG decoders
+    assert (read.shape == (48, 32, 3)) == (5 <= orientation <= 8)
+
+
+def png_bomb(width, height):
+    """A kilobyte that unpacks to one black picture of any size."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(1000))),
+              (b"IEND", b"")]  # fmt: skip
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+
+
+def test_what_is_no_picture_of_a_usual_size_is_told_by_name(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(np.full((4, 4), 1000, dtype=np.uint16)).save(path)
+    assert files.read_picture(path).dtype == np.uint16
+    whole = path.read_bytes()
+    for content, mode, reason in (
+        (whole, "RGB", "it has I;16 pixels: a depth map or the like"), (whole[:50], None, "truncated"),
+        (png_bomb(8000, 8000), None, "it has 8000 x 8000 pixels, more than 40 million: make it smaller"),
+        (png_bomb(30000, 30000), None, "exceeds limit"), (b"%!PS-Adobe-3.0 EPSF-3.0\n", None, "cannot identify"),
+    ):  # fmt: skip
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"a.png is no picture that can be read: .*{reason}"):
+            files.read_picture(path, mode)
+    with pytest.raises(ValueError, match="b.png is no picture that can be read: .*No such file"):
+        files.read_picture(tmp_path / "b.png")
+
+
 # --- JSON ---
 
 
@@ -93,6 +146,33 @@ def test_a_line_that_was_cut_is_absent_for_readers_and_removed_for_the_next_line
         list(again)
 
 
+@pytest.mark.parametrize("deep", ["[" * 100_000, "[" * 500 + "]" * 500, '{"a":' * 200 + "1" + "}" * 200])
+def test_json_in_json_in_json_is_told_wherever_it_stands(tmp_path, deep):
+    (tmp_path / "a.json").write_text(deep)
+    with pytest.raises(ValueError, match="a.json is not JSON .*(nested too deeply|Expecting value)"):
+        files.read_json(tmp_path / "a.json", "thing")
+    (tmp_path / "a.jsonl").write_text(f'{{"a": 1}}\n{deep}\n')
+    with pytest.raises(ValueError, match="a.jsonl line 2 is not JSON"):
+        list(files.read_json_lines(tmp_path / "a.jsonl"))
+    (tmp_path / "a.json").write_text("[" * 90 + "]" * 90 + " " * 1000)
+    files.read_json(tmp_path / "a.json", "thing", kind=list)
+
+
+def test_lines_without_what_is_read_of_them_are_told(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"step": 1}\n{"step": "2"}\n')
+    with pytest.raises(ValueError, match="a.jsonl line 2 .*lacks step.*delete the line"):
+        list(files.JsonLines(tmp_path / "a.jsonl", step=int))
+
+
+def test_a_csv_that_is_none_is_told_by_its_line(tmp_path):
+    (tmp_path / "a.csv").write_text('a,b\n1,"' + "x" * 200_000)
+    with pytest.raises(ValueError, match="a.csv line 2 is not CSV .*is a quote missing"):
+        list(files.read_csv(tmp_path / "a.csv"))
+    (tmp_path / "a.csv").write_bytes(b"a,b\n\xff,1\n")
+    with pytest.raises(ValueError, match="a.csv is not UTF-8 text"):
+        list(files.read_csv(tmp_path / "a.csv"))
+
+
 # --- arrays and pickles ---
 
 
@@ -120,7 +200,7 @@ def test_whatever_is_damaged_in_an_npz_is_told_in_one_sentence(tmp_path, save):
     for _ in range(200):
         path.write_bytes(damaged(stream.getvalue(), generator))
         try:
-            files.read_npz(path, "set of points")
+            files.read_npz(path, "set of points", words=["b"])
         except ValueError as error:
             told += str(error).startswith(f"{path} is not a readable .npz of arrays (")
     assert told > 100
@@ -136,6 +216,58 @@ def test_an_npz_gives_the_names_that_were_asked_for_and_refuses_objects_and_othe
         np.save(stream, np.arange(3))
     with pytest.raises(ValueError, match="so it is no thing"):
         files.read_npz(path, "thing")
+
+
+def header_that_asks_for(shape):
+    stream = io.BytesIO()
+    npy.write_array_header_1_0(stream, {"descr": "<f8", "fortran_order": False, "shape": shape})
+    return stream.getvalue() + bytes(80)
+
+
+def test_arrays_that_ask_for_more_than_is_there_are_refused_before_memory_is_taken(tmp_path):
+    path, big = tmp_path / "a.npz", tmp_path / "b.npy"
+    big.write_bytes(header_that_asks_for((1000, 5_000_000)))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("asks.npy", big.read_bytes())
+        archive.writestr("zeros.npy", bytes(files.MOST_UNPACKED + 1))
+    with zipfile.ZipFile(tmp_path / "c.npz", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("a.npy", big.read_bytes())
+    tracemalloc.start()
+    for read, reason in (
+        (lambda: files.read_npz(path, "thing", ["asks"]), "its header asks for 40000000000 bytes, and there are 80"),
+        (lambda: files.read_npz(path, "thing", ["zeros"]), "its .* bytes unpack to 134217729"),
+        (lambda: files.read_npz(tmp_path / "c.npz", "thing"), "another method than zip's own"),
+        (lambda: files.read_npy(big, "thing"), "its header asks for 40000000000 bytes, and there are 80"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{reason}.*, so it is no thing"):
+            read()
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
+    np.save(big, np.arange(6.0).reshape(2, 3))
+    np.testing.assert_array_equal(files.read_npy(big, "thing"), np.arange(6.0).reshape(2, 3))
+    np.save(big, np.array(["text"]))
+    with pytest.raises(ValueError, match="b.npy is not a readable .npy of numbers .*it holds <U4 values"):
+        files.read_npy(big, "thing")
+
+
+@pytest.mark.parametrize("content, reason", [
+    (b"Nr\xff\xff\xff\x7f.", None),  # C's unpickler takes 32 GB for this memo
+    (b"\x96" + (1 << 40).to_bytes(8, "little") + b".", "150"),
+    (b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(VS2000000000\ntRtR.", "a number without a value"),
+    (b"cnumpy\nndarray\n(I10000000000\ntR.", "not callable"),
+    (b"}(" + b")" + b"\x85" * 1_000_000 + b"Nu.", "more than 10000 tuples"),  # ends the process where it is hashed
+])  # fmt: skip
+def test_a_pickle_of_a_few_bytes_cannot_ask_for_gigabytes(tmp_path, content, reason):
+    path = tmp_path / "a.pkl"
+    path.write_bytes(content)
+    tracemalloc.start()
+    if reason is None:
+        assert files.restricted_load(path, {}, "a thing") is None
+    else:
+        with pytest.raises(ValueError, match=f"a.pkl cannot be read as a thing: .*{reason}"):
+            files.restricted_load(path, files.array_globals(), "a thing")
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])

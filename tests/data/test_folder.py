@@ -173,6 +173,7 @@ WRONG = {
     "too few": ("hand_pose", [0.0] * 44, "hand_pose has 44 numbers, expected 45"),
     "words among numbers": ("transl", ["a", 0, 0], r"transl is \['a', 0, 0\], expected 3, all finite"),
     "no list": ("intrinsics", 3, "intrinsics is 3, expected 9"),
+    "true among numbers": ("transl", [True, 0, 0], r"transl is \[True, 0, 0\], expected 3, all finite"),
     "hundreds of digits": ("transl", [10**400, 0, 0], "transl is .*, expected 3"),
     "number for text": ("text", 5, "text is 5, expected text"),
     "text for number": ("height", "8", "height is '8', expected a whole number"),
@@ -213,7 +214,7 @@ def test_a_link_out_of_the_folder_is_refused_by_every_reader_and_one_inside_is_n
     path.symlink_to(private)
     (tmp_path / "out").mkdir()
     scored = [record | {"verification": dict.fromkeys(SCORES) | {"pck": 1.0}}]
-    pictured = record | {"file_name": record["depth_file_name"]}
+    pictured = record | {"file_name": record["skeleton_file_name"]}
     readers = [lambda: FolderViews(folder)[0], lambda: copy_records(folder, tmp_path / "kept", scored, keep)]
     keep = parse_keep("pck>0.5")
     if key == "object_path":
@@ -480,9 +481,9 @@ CORRUPTIONS = {
     "normal": (lambda f: repaint(f, "normal/000000.png", lambda p: p[:, ::-1]), "normal differs"),
     "depth": (lambda f: repaint(f, "depth/000000.png", lambda p: p + np.uint16(2)), "depth differs"),
     "object mask": (lambda f: repaint(f, "object_mask/000000.png", lambda p: np.roll(p, 3, 0)), "object_mask differs"),
-    "size": (lambda f: repaint(f, "depth/000000.png", lambda p: p[:-1]), r"depth is \(95, 96\) uint16, expected"),
+    "size": (lambda f: repaint(f, "depth/000000.png", lambda p: p[:-1]), r"000000.png is \(95, 96\) uint16, expected"),
     "picture gone": (lambda f: (f / "normal/000001.png").unlink(), "record 1: normal/000001.png is missing"),
-    "picture cut short": (lambda f: os.truncate(f / "skeleton/000002.png", 60), "000002.png is damaged"),
+    "picture cut short": (lambda f: os.truncate(f / "skeleton/000002.png", 60), "000002.png is no picture that can"),
     "numbers lost": (lambda f: edit(f, 0, hand_pose=[0.0] * 44), "hand_pose has 44 numbers, expected 45"),
     "line lost": (lambda f: write_records(f, read_records(f)[:-1]), "counts 4 records, the metadata holds 3"),
     "metadata gone": (lambda f: (f / "metadata.jsonl").unlink(), "no metadata.jsonl"),

@@ -29,7 +29,7 @@ def copy(export_source, tmp_path):
 @pytest.mark.parametrize("name", [name for name, target in FORMATS.items() if not target.grows])
 def test_a_fault_on_the_way_leaves_nothing_behind_and_names_the_file(copy, tmp_path, name):
     os.truncate(copy / "images" / "000002.png", 900)
-    with pytest.raises(ValueError, match=r"images/000002\.png is damaged"):
+    with pytest.raises(ValueError, match=r"images/000002\.png is no picture that can be read"):
         export_folders([copy], name, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy"]
 
@@ -195,13 +195,13 @@ def test_a_mesh_called_like_a_split_hides_no_record_from_datasets(export_source,
     assert list(table) == ["train"] and len(table["train"]) == len(names)
 
 
-def test_an_object_of_a_folder_is_read_by_the_suffixes_of_meshes_alone(export_source, tmp_path):
+def test_an_object_of_a_folder_is_read_as_the_ply_that_was_written_and_as_nothing_else(export_source, tmp_path):
     folder = tmp_path / "folder"
     shutil.copytree(export_source, folder)
     record = read_records(folder)[0]
-    for name in ("mug.svg", "mug.xaml", "mug.json", "mug.ply.bz2", "mug.zip", "mug"):
+    for name in ("mug.svg", "mug.xaml", "mug.json", "mug.ply.bz2", "mug.zip", "mug", "mug.obj"):
         shutil.copy(folder / record["object_path"], folder / "objects" / name)
-        with pytest.raises(ValueError, match=f"{name} .object_path of record 0. is no mesh file: expected one of .obj"):
+        with pytest.raises(ValueError, match=f"{name} .object_path of record 0. is no .ply, as which"):
             load_mesh(folder, record | {"object_path": f"objects/{name}"})
     shutil.copy(folder / record["object_path"], folder / "objects" / "mug.PLY")
     np.testing.assert_array_equal(load_mesh(folder, record | {"object_path": "objects/mug.PLY"})[0],

@@ -87,7 +87,7 @@ def test_a_stopped_export_continues_to_the_same_bytes_and_a_finished_one_keeps_e
     out, whole = tmp_path / "out", tmp_path / "whole"
     words = ["--format", "webdataset", "--shard-mb", "1", str(many)]
     run([*words, str(whole)])
-    checked, calls = shards.checked_picture, []
+    checked, calls = shards.load_picture, []
 
     def stopped(*arguments):
         calls.append(arguments)
@@ -95,11 +95,11 @@ def test_a_stopped_export_continues_to_the_same_bytes_and_a_finished_one_keeps_e
             raise KeyboardInterrupt
         return checked(*arguments)
 
-    monkeypatch.setattr(shards, "checked_picture", stopped)
+    monkeypatch.setattr(shards, "load_picture", stopped)
     with pytest.raises(SystemExit, match="whole shards stay, the same command continues"):
         run([*words, str(out)])
     assert [path.name for path in out.glob("*.tar")] == ["shard-000000.tar"] and not list(out.glob(".*"))
-    monkeypatch.setattr(shards, "checked_picture", checked)
+    monkeypatch.setattr(shards, "load_picture", checked)
     run([*words, str(out)])
     before = content_of(out)
     assert {name: data for name, (data, _) in before.items()} == {n: data for n, (data, _) in content_of(whole).items()}
@@ -128,6 +128,6 @@ def test_shards_are_not_put_among_other_files_and_a_damaged_picture_is_named(man
     with pytest.raises(FileExistsError, match="other holds something else than shards"):
         export_folders([many], "webdataset", tmp_path / "other")
     os.truncate(many / read_records(many)[29]["file_name"], 900)
-    with pytest.raises(ValueError, match=r"images/00000\d\.png is damaged"):
+    with pytest.raises(ValueError, match=r"images/00000\d\.png is no picture that can be read"):
         export_folders([many], "webdataset", tmp_path / "out", {"shard_mb": 1})
     assert {path.suffix for path in (tmp_path / "out").rglob("*") if path.is_file()} <= {".tar", ".ply", ".jsonl"}

@@ -245,7 +245,7 @@ def test_other_tools_still_read_the_folder(folder):
 def test_a_damaged_line_a_damaged_depth_and_a_way_out_of_the_folder_are_named(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     os.truncate(copy / "depth/000001.png", 90)
-    with pytest.raises(SystemExit, match=r"hoi.page: .*depth/000001\.png is damaged"):
+    with pytest.raises(SystemExit, match=r"hoi.page: .*depth/000001\.png is no picture that can be read"):
         run([str(copy)])
     shutil.move(copy / "images/000001.png", tmp_path / "elsewhere.png")
     (copy / "images/000001.png").symlink_to(tmp_path / "elsewhere.png")

@@ -114,6 +114,20 @@ def tiny_dpt(tmp_path_factory):
     return folder
 
 
+def test_masks_and_boxes_of_a_csv_are_of_the_photograph_as_its_exif_says_it_was_held(tmp_path):
+    """The same frame, once turned by its camera and once by EXIF alone: as the authors' reader, OpenCV, has it."""
+    write_official_csv(tmp_path)
+    source, photograph = OfficialCSV(tmp_path / "train.csv"), tmp_path / "mask/image.jpg"
+    upright = source.read(0)
+    with Image.open(photograph) as picture:
+        lying, exif = picture.transpose(Image.Transpose.ROTATE_90), Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees to see it as it was
+    lying.save(photograph, exif=exif, quality=95)
+    frame = source.read(0)
+    np.testing.assert_array_equal(frame.label_map, upright.label_map)
+    assert frame.box == upright.box and np.abs(frame.image.astype(int) - upright.image).mean() < 10
+
+
 def test_the_csv_gives_what_it_has_and_null_for_the_rest(tiny_dpt, tmp_path):
     labels = write_official_csv(tmp_path / "csv")
     records, description = convert(["--csv", tmp_path / "csv/train.csv", "--depth-model", tiny_dpt], tmp_path / "out")

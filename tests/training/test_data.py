@@ -63,10 +63,10 @@ def test_a_damaged_picture_or_one_that_its_record_belies_is_named_when_it_is_rea
     path = folder / "images" / "000002.png"
     path.write_bytes(path.read_bytes()[:300])
     pictures = TrainingSet([folder], SIDE, SIDE)
-    with pytest.raises(ValueError, match="images/000002.png is damaged"):
+    with pytest.raises(ValueError, match="images/000002.png is no picture that can be read"):
         pictures.images([0, 2])
     Image.new("RGB", (16, 32)).save(path)
-    with pytest.raises(ValueError, match=r"images/000002.png has shape \(32, 16, 3\), its record says \(32, 32, 3\)"):
+    with pytest.raises(ValueError, match=r"images/000002.png is \(32, 16, 3\) uint8, expected \(32, 32, 3\)"):
         pictures.images([0, 2])
     assert len(pictures.images([0, 1])) == 2
 

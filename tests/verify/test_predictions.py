@@ -34,7 +34,10 @@ def test_keypoints_and_what_is_optional_are_read_as_they_were_written(tmp_path):
     [
         ({"keypoints_2d": POINTS[:20]}, r"000000.png hand 0 keypoints_2d is \(20, 2\), expected \(21, 2\)"),
         ({"keypoints_2d": [*POINTS[:20], [0.0, float("nan")]]}, "hand 0 keypoints_2d holds 1 numbers .* not finite"),
-        ({"keypoints_2d": [*POINTS[:20], [0.0]]}, "does not hold numbers"),
+        ({"keypoints_2d": [*POINTS[:20], [0.0]]}, r"keypoints_2d is \(21,\), expected \(21, 2\)"),
+        ({"keypoints_2d": POINTS, "scores": [0.5] * 20 + ["1"]}, "scores holds '1', expected numbers"),
+        ({"keypoints_2d": POINTS, "scores": [True] * 21}, "scores holds True, expected numbers"),
+        ({"keypoints_2d": POINTS, "scores": [10**400] * 21}, "scores holds 1000.*, expected numbers"),
         ({"keypoints_2d": POINTS, "scores": [1.0]}, r"scores is \(1,\), expected \(21,\)"),
         ({"keypoints_2d": POINTS, "hand_side": "Right"}, 'hand_side is \'Right\', expected "left", "right" or null'),
         ({"keypoints_2d": POINTS, "keypoints3d": []}, "keypoints3d.*optional .*keypoints_3d"),

@@ -252,10 +252,10 @@ def test_damaged_pictures_are_named_and_counted_and_the_others_scored(folder, ve
     records, report = report_module.verify_folder(folder, verifier_file)
     assert report["scored"] == 16 and len(report["problems"]) == 4
     for index, message in (
-        (3, "000003.png is damaged"),
+        (3, "000003.png is no picture that can be read"),
         (7, "segmentation/000007.png is missing"),
-        (9, "(16, 16)"),
-        (11, "RGB"),
+        (9, "is (16, 16, 3) uint8, expected (32, 32, 3)"),
+        (11, "is (32, 32, 4) uint8, expected (32, 32, 3)"),
     ):
         verification = records[index]["verification"]
         assert message in verification["problem"] and {verification[name] for name in SCORES} == {None}
