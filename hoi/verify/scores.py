@@ -354,12 +354,13 @@ def load_estimators(
 
     Raises FileNotFoundError or ValueError when a file is absent, damaged, or of other pictures than the folder's.
     """
+    pictures = pictured(folder, records)  # before minutes are spent on a folder of conditions
     network = None if verifier is None else load_verifier(verifier)
     hands = None if keypoints is None else read_keypoint_predictions(keypoints)
     states = None if contacts is None else read_contact_predictions(contacts)
     for path, predictions in ((keypoints, hands), (contacts, states)):
         if predictions is not None:
-            check_covers(predictions, pictured(folder, records), path)
+            check_covers(predictions, pictures, path)
     # The hash, since several verifiers may have one name.
     name = "none" if verifier is None else f"{verifier.name} {sha256_of(verifier)[:12]}"
     about = {"verifier": name, "keypoints": name if hands is None else keypoints.name, "pck_threshold": pck_threshold}
