@@ -361,7 +361,8 @@ def describe_pictures(args: argparse.Namespace, source: Source) -> dict[str, Any
 def continued_after(writer: DatasetWriter) -> Iterator[None]:
     """Ctrl-C in this block says how far the folder is, and that the same command goes on from there."""
     try:
-        yield
+        with writer:
+            yield
     except KeyboardInterrupt:
         sys.exit(f"interrupted: {len(writer)} records are complete; the same command continues")
 

@@ -261,7 +261,7 @@ def main(args: argparse.Namespace) -> None:
     # Neighbours stay in one process: they share a view, whose features are computed once.
     mine = [todo[i] for i in np.array_split(np.arange(len(todo)), world_size)[rank]]
     features, annotation = {}, {}  # by view; only those of the current batch are kept: a view has megabytes of them
-    with tqdm(total=len(mine), unit="picture", disable=rank > 0) as bar:
+    with writer, tqdm(total=len(mine), unit="picture", disable=rank > 0) as bar:
         for (height, width), batch in batches(mine, size_of, args.batch_size):
             numbers = {request.view for request in batch} - {None}  # None: text alone
             features, annotation = ({k: old[k] for k in old.keys() & numbers} for old in (features, annotation))

@@ -244,7 +244,7 @@ def main(args: argparse.Namespace) -> None:
     # Both chosen by trial.  At 512 px one frame beside the anchor takes 7.5 GB, four take 7.7 GB (docs/clips.md).
     chunk = args.chunk or (8 if height * width < 512 * 512 else 1)
     todo = [frame for frame in range(len(frames)) if not writer.done(frame)]
-    with tqdm(total=len(todo), unit="frame") as bar:
+    with writer, tqdm(total=len(todo), unit="frame") as bar:
         pictures = anchored_pictures(
             pipeline, prompt, frame_features, frame_generator, todo, anchor, chunk, args.anchor_in,
             lambda step, steps, _: bar.set_postfix_str(f"step {step} of {steps}"), height, width,

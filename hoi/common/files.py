@@ -15,6 +15,7 @@ import json
 import math
 import os
 import pickle
+import platform
 import re
 import shutil
 import struct
@@ -22,6 +23,7 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from pathlib import Path
@@ -55,43 +57,94 @@ LITTLE_ROOM = 1 << 20  # bytes; a disk with less is taken for full when a librar
 # --- written whole ---
 
 
-def write_whole(path: str | Path, content: bytes | Callable[[BinaryIO], Any]) -> None:
+def write_whole(path: str | Path, content: bytes | Callable[[BinaryIO], Any], lasting: bool = True) -> None:
     """Write under a temporary name beside `path`, then rename: `path` holds the old content or the new, never a part.
 
-    content  bytes of a small file, which several processes may write at once: each has a temporary name of its own;
-             or a function that writes to the stream it is given (or to the file of its name), for a big file with one
-             writer: it is also made to last through a power cut, and what a killed writer left is replaced by the next
-    Folders above are made; a file that holds these bytes already is left alone.  Raises OSError saying so when the disk
-    is full.
+    content  bytes; or a function that writes to the stream it is given, or to the file of its name
+    lasting  also through a power cut.  False, for thousands of small files: the caller has `make_lasting` do it for
+             many at once, before anything says that they are there, and `remove_leftovers` what it else does here
+    Folders above are made, what a killed writer of this file left is removed, and a file that holds these bytes already
+    is left alone.  Several processes may write one file at once.  Raises OSError saying so when the disk is full.
     """
-    path = Path(path)
+    path, small = Path(path), isinstance(content, bytes)
     path.parent.mkdir(parents=True, exist_ok=True)
-    small = isinstance(content, bytes)
+    if lasting:
+        remove_leftovers(path.parent, re.escape(path.name))
     if small and path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content:
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp" if small else f".{path.name}.tmp")
+    temporary, folder = _temporary(path, "tmp"), _temporary(path, "unfinished")
+    # In a folder: safetensors has a temporary file of its own, whose name tells nothing.
+    written = temporary if small else folder / path.name
     try:
         with full_disk_told(path):
-            with open(temporary, "wb") as stream:
+            written.parent.mkdir(exist_ok=True)
+            with open(written, "wb") as stream:
                 stream.write(content) if small else content(stream)
-            if not small:  # thousands of small files would wait for the disk thousands of times
-                with open(temporary, "rb+") as stream:  # again: safetensors puts another file in the place of this one
-                    os.fsync(stream.fileno())
-            os.replace(temporary, path)
             if not small:
-                _sync_folder(path.parent)
+                os.rename(written, temporary)
+                folder.rmdir()  # now, for what is done behind the last rename is not done again after a kill
+            if lasting:
+                _sync(temporary)
+            os.replace(temporary, path)
+            if lasting:
+                _sync(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
+        _remove(folder)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make renames in a folder last through a power cut; where folders cannot be opened (Windows), do nothing."""
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _temporary(path: Path, kind: str) -> Path:
+    """A name beside `path` that no other process takes, and that says whose it is."""
+    return path.with_name(f".{path.name}.{os.getpid()}@{platform.node()}.{kind}")
+
+
+def remove_leftovers(folder: Path, names: str = ".+?") -> None:
+    """Remove from a folder what processes that were killed had begun; that of living ones and other machines stays.
+
+    names  what the finished files are called, a regular expression; any only where nobody else has hidden files
+    """
+    # Versions before gave no machine, or no process, or a word at random.
+    pattern = re.compile(rf"\.{names}(?:\.(\w{{1,9}})(?:@(.*))?)?\.(?:tmp|unfinished)")
+    for entry in os.scandir(folder) if folder.is_dir() else ():
+        left = pattern.fullmatch(entry.name)
+        if left and not (str(left[1]).isdigit() and _may_run(int(left[1]), left[2])):
+            _remove(Path(entry))
+
+
+def _may_run(process: int, machine: str | None) -> bool:
+    """Whether a temporary name is another running process's; containers give all of them one number."""
+    if fcntl is None or machine not in (None, platform.node()):  # Windows would end the process that is asked for
+        return True
+    try:
+        os.kill(process, 0)
+    except OSError as error:
+        return error.errno == errno.EPERM  # another user's
+    return process != os.getpid()
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or folder, if it is there."""
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def make_lasting(paths: Iterable[Path]) -> None:
+    """Have the disk keep these files and their names through a power cut, for what is said of them afterwards.
+
+    At once: the disk then writes its journal for all, 0.3 ms a file instead of 6 one after the other (60 files, ext4).
+    """
+    files = set(paths)
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(_sync, files | {path.parent for path in files}))
+
+
+def _sync(path: Path) -> None:
+    if os.name == "nt":  # where neither folders nor what was opened for reading can be synced
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -115,23 +168,27 @@ def full_disk_told(path: Path, left: str = "what was finished is safe") -> Itera
 
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """An empty folder to fill; it becomes `path` at the end of the block and is removed when the block fails.
+    """An empty folder to fill; it becomes `path` at the end of the block and is removed when the block fails, by the
+    next for the same `path` when its process was killed.
 
     Raises FileExistsError when `path` is there already, OSError saying so when the disk is full.
     """
     path = Path(path)
     if path.exists():
         raise FileExistsError(f"{path} exists already; choose another folder, or remove it first")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent, re.escape(path.name))
     # Made here and not by tempfile, whose folders are for their owner alone.
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed and had the same number
-    unfinished.mkdir(parents=True)
+    unfinished = _temporary(path, "unfinished")
+    unfinished.mkdir()
     try:
         with full_disk_told(path, "the unfinished export was removed"):
             yield unfinished
+            make_lasting(each for each in unfinished.rglob("*") if each.is_file())
             os.rename(unfinished, path)
+            _sync(path.parent)
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        _remove(unfinished)
 
 
 @contextmanager

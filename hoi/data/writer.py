@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from hoi.common import files
 from hoi.common.command import first_few, how_made
 from hoi.common.files import ASSETS, JsonLines, encode_png, read_json, unlike_a_split, write_json, write_whole
 from hoi.common.sheets import contact_sheet
@@ -35,6 +37,7 @@ WRITTEN = (
 LATER_ENTRIES = {"frames", "depth_files", "hand_content", "data_content", "object_content", "grabnet"}
 HASH = re.compile(r" ?\b(?=[0-9]*[a-f])[0-9a-f]{8,64}\b")
 SHOWN_LENGTH = 40  # characters of a value in which two jobs differ
+SHARE_OF_DISK = 0.05  # of the time: waiting for it costs nearly as much for one record as for a hundred
 MOST_METRES = 65.535  # what 16 bits of millimetres hold
 
 BUILT_IN = "built-in family"
@@ -205,7 +208,7 @@ def write_pictures(
     depth        (H, W) metres, 0 = nothing, or None
     object_mask  (H, W) bool or None
     A `*_file_name` already in the record (several looks of one view, or conditions of another folder) is kept.
-    Worker processes call this and hand the result to `DatasetWriter.append`.
+    Worker processes call this and hand the result to `DatasetWriter.append`, which makes the pictures last.
     """
     full = complete_record(index, record)
     pictures = {"file_name": image, "depth_file_name": depth, "object_mask_file_name": object_mask}
@@ -220,7 +223,8 @@ def write_pictures(
     full |= {key: f"{dataset.PICTURE_FOLDERS[key]}/{index:06d}.png" for key in pictures}
     for key, pixels in pictures.items():
         is_generated = key == "file_name" and full["checkpoint"] is not None
-        write_whole(folder / full[key], encode_png(pixels, png_text(full) if is_generated else None))
+        content = encode_png(pixels, png_text(full) if is_generated else None)
+        write_whole(folder / full[key], content, lasting=False)
     return full
 
 
@@ -373,7 +377,8 @@ def _shortly(value: Any) -> str:
 
 
 class DatasetWriter:
-    """Appends records to a folder; opening an existing folder continues it.
+    """Appends records to a folder; opening an existing folder continues it.  `with writer:` around all that appends
+    leaves the lines of all records behind, also when it fails.
 
     folder       made when absent
     description  goes to dataset.json as it is.  Its entry "job" (a dict) says what determines the pictures; a folder
@@ -385,15 +390,20 @@ class DatasetWriter:
 
     def __init__(self, folder: str | Path, description: dict[str, Any], rank: int = 0, world_size: int = 1) -> None:
         self.folder, self.description, self.rank = Path(folder), description, rank
+        self._waiting: list[dict[str, Any]] = []
+        self._due = 0.0
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             refuse_other_job(self.folder, description)
+            # By one, before any of this job writes.
+            for place in ("objects", *dataset.PICTURE_FOLDERS.values()) if rank == 0 else ():
+                files.remove_leftovers(self.folder / place)
             name = "metadata.jsonl" if world_size == 1 else f"metadata-{rank:05d}.jsonl"
             self._lines = JsonLines(self.folder / name)
             known = self._records(("index", *dataset.FILE_KEYS))  # whole records would take gigabytes
             # A record that lost a file is made again; its new line replaces the old one.
-            files = dataset.FolderFiles(self.folder)
-            self._done = {record["index"] for record in known if not files.missing(record)}
+            there = dataset.FolderFiles(self.folder)
+            self._done = {record["index"] for record in known if not there.missing(record)}
             self._card_stands = (self.folder / "dataset.json").is_file()
             if rank == 0 and not self._card_stands:
                 self._write_description()
@@ -426,18 +436,36 @@ class DatasetWriter:
         return max(self._done, default=-1) + 1
 
     def append(self, record: dict[str, Any]) -> None:
-        """Append the line of a record whose pictures are in place (the result of `write_pictures`)."""
-        if self._card_stands and self.rank == 0:  # its counts are no longer true
+        """Append the line of a record whose pictures are in place (the result of `write_pictures`), at once or soon."""
+        self._waiting.append(record)
+        self._done.add(record["index"])
+        if time.monotonic() > self._due:
+            self.flush()
+
+    def flush(self) -> None:
+        """Append the lines that wait, as soon as what they name would survive a power cut."""
+        if self._waiting and self._card_stands and self.rank == 0:  # its counts are no longer true
             self._write_description()
             self._card_stands = False
-        self._lines.append(record, allow_nan=False)  # other readers of JSON know no NaN
-        self._done.add(record["index"])
+        records, self._waiting, began = self._waiting, [], time.monotonic()
+        named = {record[key] for record in records for key in dataset.FILE_KEYS if record.get(key) is not None}
+        files.make_lasting(self.folder / name for name in named)
+        for record in records:
+            self._lines.append(record, allow_nan=False)  # other readers of JSON know no NaN
+        self._due = time.monotonic() + (time.monotonic() - began) / SHARE_OF_DISK
+
+    def __enter__(self) -> DatasetWriter:
+        return self
+
+    def __exit__(self, *fault: object) -> None:
+        self.flush()
 
     def finish(self, grid: bool = True) -> None:
         """Merge the ranks' lines in order of index, count, and draw grid.png.  Does nothing on ranks other than 0.
 
         May be repeated: what an interruption left undone is done, and a finished folder keeps every byte.
         """
+        self.flush()
         if self.rank != 0:
             return
         records = self._records()
@@ -455,12 +483,13 @@ class DatasetWriter:
 
 def copy_folder(folder: Path, records: Sequence[dict[str, Any]], writer: DatasetWriter) -> None:
     """Copy records that are not there yet with all their files, under the same names and indices, and finish."""
-    for record in tqdm(records, desc="copying", unit="record"):
-        if writer.done(record["index"]):
-            continue
-        named = {key: unlike_a_split(record[key]) for key in dataset.FILE_KEYS if record.get(key) is not None}
-        for key, name in named.items():
-            if not (writer.folder / name).exists():  # several looks share one view
-                write_whole(writer.folder / name, dataset.file_of(folder, record, key).read_bytes())
-        writer.append(record | named)
+    with writer:
+        for record in tqdm(records, desc="copying", unit="record"):
+            if writer.done(record["index"]):
+                continue
+            named = {key: unlike_a_split(record[key]) for key in dataset.FILE_KEYS if record.get(key) is not None}
+            for key, name in named.items():  # several looks share one view, which is written once
+                content = dataset.file_of(folder, record, key).read_bytes()
+                write_whole(writer.folder / name, content, lasting=False)
+            writer.append(record | named)
     writer.finish()

@@ -20,11 +20,12 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hoi.common.files import JsonLines, write_whole
+from hoi.common.files import JsonLines, encode_png, make_lasting, remove_leftovers, write_whole
 from hoi.common.sheets import curve, smooth
 from hoi.common.tensors import load_torch_file
 
@@ -194,6 +195,7 @@ class TrainingLog:
         line = {"step": step, **{name: torch.stack(list(each)).mean().item() for name, each in losses.items()}}
         line |= {**others, "pictures_per_second": round(rate, 1)}
         self.lines.append(line)
+        make_lasting([self.lines.path])  # as the state that says that its step is done
         return line
 
     def draw(self) -> None:
@@ -204,7 +206,8 @@ class TrainingLog:
         names = sorted({name for line in lines for name in line} - NO_LOSS)
         series = {name: smooth([(line["step"], line[name]) for line in lines if name in line], 10) for name in names}
         folder = self.lines.path.parent
-        curve(series, f"{folder.name}: step {lines[-1]['step']}").save(folder / "loss.png")
+        drawn = curve(series, f"{folder.name}: step {lines[-1]['step']}")
+        write_whole(folder / "loss.png", encode_png(np.asarray(drawn)))
 
 
 def save_training_state(folder: str | Path, step: int, state: Mapping[str, Any], keep: int = 2) -> Path:
@@ -222,8 +225,9 @@ def save_training_state(folder: str | Path, step: int, state: Mapping[str, Any],
     write_whole(path, lambda stream: torch.save(dict(state), stream.name))
     states = training_states(folder)
     place = states.index(path)
-    for old in [*states[: max(place + 1 - keep, 0)], *states[place + 1 :], *Path(folder).glob(".state_*.pt.tmp")]:
+    for old in [*states[: max(place + 1 - keep, 0)], *states[place + 1 :]]:
         old.unlink()
+    remove_leftovers(Path(folder), r"state_\d+\.pt")
     return path
 
 

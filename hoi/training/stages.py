@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hoi.common.arrays import to_uint8
+from hoi.common.files import encode_png, write_whole
 from hoi.common.sheets import contact_sheet
 from hoi.network.diffusion import TrainingBatch, draw_training_noise, eps_loss, hoi_loss
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion
@@ -60,7 +61,7 @@ class Stage(nn.Module):
     def save_preview(self, path: Path) -> None:
         """Write the preview as one picture, if the stage has one."""
         if rows := self.preview():
-            contact_sheet(rows).save(path)
+            write_whole(path, encode_png(np.asarray(contact_sheet(rows))))
 
     def picture_names(self, batch: Batch) -> list[str]:
         """The files that a batch was made of, for messages."""

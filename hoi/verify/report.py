@@ -172,11 +172,11 @@ def verify_folder(
     found, perfect = list(score_records(folder, records, estimators)), perfect_scores(folder, records, estimators)
     records = [record | {"verification": scores | {"perfect": best}}
                for record, scores, best in zip(records, found, perfect, strict=True)]  # fmt: skip
-    if lines.stat().st_mtime_ns != before:
-        raise ValueError(f"{lines} changed while its pictures were verified; nothing was written, verify again")
-    write_records(folder, records)  # as one file that replaces the other
     report = write_report(folder, records, estimators)
     refresh_card(folder)
+    if lines.stat().st_mtime_ns != before:
+        raise ValueError(f"{lines} changed while its pictures were verified; nothing was written to it, verify again")
+    write_records(folder, records)  # last: records with scores say that all else is there
     return records, report
 
 

@@ -5,13 +5,16 @@ import hashlib
 import io
 import os
 import pickle
+import platform
 import random
 import shutil
 import struct
+import subprocess
 import tracemalloc
 import zipfile
 import zlib
 from collections import namedtuple
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -50,13 +53,76 @@ def test_a_full_disk_is_told_also_where_a_library_does_not_say_why_it_could_not_
     assert not list(tmp_path.iterdir())
 
 
-def test_what_a_killed_writer_left_of_a_big_file_is_replaced_and_other_writers_of_a_small_one_are_left_alone(tmp_path):
-    for name in (".file.tmp", ".file.1.tmp"):
+def a_process_that_ended() -> int:
+    child = subprocess.Popen(["true"])
+    child.wait()
+    return child.pid
+
+
+@pytest.mark.parametrize("content", [b"whole", lambda stream: stream.write(b"whole")])
+def test_what_killed_writers_left_is_removed_by_the_next_and_that_of_others_stays(tmp_path, content):
+    ended, here = a_process_that_ended(), platform.node()
+    # As this version names them, and as versions before did.
+    left = [f".file.{ended}@{here}.tmp", f".file.{ended}.tmp", f".file.{os.getpid()}@{here}.tmp", ".file.tmp"]
+    stays = [f".file.{os.getppid()}@{here}.tmp", f".file.{os.getppid()}.tmp", f".file.{ended}@elsewhere.tmp"]
+    stays += [f".file.png.{ended}.tmp", f".other.{ended}.tmp", "file.tmp", ".file"]  # these are not of this file
+    for name in (*left[1:], *stays):
         (tmp_path / name).write_bytes(b"half")
+    (tmp_path / left[0]).mkdir()
+    (tmp_path / left[0] / ".tmpX6w2").write_bytes(b"half")  # as safetensors names it
+    files.write_whole(tmp_path / "file", content)
+    assert sorted(os.listdir(tmp_path)) == sorted(["file", *stays]) and (tmp_path / "file").read_bytes() == b"whole"
+
+
+def test_what_killed_exports_left_is_removed_by_the_next_of_the_same_name(tmp_path):
+    ended = a_process_that_ended()
+    stays = [f".out.{os.getppid()}.unfinished", f".out.{ended}@elsewhere.unfinished", f".out2.{ended}.unfinished"]
+    for name in (f".out.{ended}.unfinished", ".out.k3_x9ab2.unfinished", *stays):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").write_bytes(b"")
+    with files.new_folder(tmp_path / "out") as folder:
+        (folder / "a").write_text("b")
+    assert sorted(os.listdir(tmp_path)) == sorted(["out", *stays])
+
+
+def calls_of_the_disk(monkeypatch) -> list[tuple[str, str]]:
+    """What is synced and renamed from now on, in order, by the names of the files."""
+    calls, names = [], {}
+
+    def note(kind, call, name_of):
+        def noted(first, *rest, **more):
+            result = call(first, *rest, **more)
+            if kind == "open":
+                names[result] = Path(os.fsdecode(first)).name
+            else:
+                calls.append((kind, name_of(first, *rest)))
+            return result
+
+        return noted
+
+    monkeypatch.setattr(os, "open", note("open", os.open, None))
+    monkeypatch.setattr(os, "fsync", note("sync", os.fsync, lambda descriptor: names[descriptor]))
+    monkeypatch.setattr(os, "replace", note("rename", os.replace, lambda source, target: Path(target).name))
+    monkeypatch.setattr(os, "rename", note("rename", os.rename, lambda source, target: Path(target).name))
+    return calls
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows syncs nothing that was opened for reading")
+def test_a_file_and_a_folder_are_on_the_disk_before_their_name_says_so(tmp_path, monkeypatch):
+    home = tmp_path.name
+    calls = calls_of_the_disk(monkeypatch)
     files.write_whole(tmp_path / "file", lambda stream: stream.write(b"whole"))
-    assert sorted(os.listdir(tmp_path)) == [".file.1.tmp", "file"]
-    files.write_whole(tmp_path / "file", b"small")
-    assert sorted(os.listdir(tmp_path)) == [".file.1.tmp", "file"] and (tmp_path / "file").read_bytes() == b"small"
+    own = f".file.{os.getpid()}@{platform.node()}.tmp"
+    assert calls == [("rename", own), ("sync", own), ("rename", "file"), ("sync", home)]
+    calls.clear()
+    files.write_whole(tmp_path / "small", b"small")
+    assert [kind for kind, _ in calls] == ["sync", "rename", "sync"]
+    calls.clear()
+    with files.new_folder(tmp_path / "out") as folder:
+        for name in ("a", "b"):
+            (folder / name).write_text(name)
+    assert set(calls[:3]) == {("sync", "a"), ("sync", "b"), ("sync", folder.name)}
+    assert calls[3:] == [("rename", "out"), ("sync", home)]
 
 
 def test_sha256_is_that_of_the_content_also_after_the_file_changed(tmp_path):

@@ -83,6 +83,7 @@ def write(writer: DatasetWriter, index: int, record: dict, **pictures) -> dict:
     """Write one record whole, as the scripts do."""
     full = write_pictures(writer.folder, index, record, **pictures)
     writer.append(full)
+    writer.flush()
     return full
 
 

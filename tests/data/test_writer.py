@@ -1,15 +1,22 @@
 """The data card says where records come from and under whose terms, and counts what was kept."""
 
 import json
+import os
+import platform
 import re
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from hoi.common import files
 from hoi.common.command import how_made
+from hoi.common.files import JsonLines
+from hoi.conditions import Conditions
 from hoi.data.check import check_folder
+from hoi.data.folder import FILE_KEYS, read_records
 from hoi.data.writer import (
     DatasetWriter,
     card_text,
@@ -113,3 +120,58 @@ def test_the_commit_is_gits_own():
         assert commit is None
     else:
         assert re.fullmatch(rf"{head.stdout.strip()}(-dirty)?", commit)
+
+
+# --- killed processes and power cuts ---
+
+
+def pictures(folder: Path, index: int) -> dict:
+    drawn = np.full((8, 8, 3), index, np.uint8)
+    return write_pictures(folder, index, {"text": "x"}, drawn, Conditions(drawn, drawn, drawn))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows syncs nothing that was opened for reading")
+def test_a_line_is_written_when_the_disk_keeps_what_it_names_and_many_lines_wait_for_the_disk_together(
+    tmp_path, monkeypatch
+):
+    kept, waits, append = set(), [], JsonLines.append
+
+    def slow_disk(path: Path) -> None:
+        time.sleep(0.02)
+        kept.add(str(path.relative_to(tmp_path)))
+
+    monkeypatch.setattr(files, "_sync", slow_disk)
+    make_lasting = files.make_lasting
+    monkeypatch.setattr(files, "make_lasting", lambda paths: waits.append(make_lasting(paths)))
+
+    def line_of(self, record, **more):
+        named = {record[key] for key in FILE_KEYS if record[key]}
+        assert len(named) == 4 and named | {str(Path(name).parent) for name in named} <= kept
+        append(self, record, **more)
+
+    monkeypatch.setattr(JsonLines, "append", line_of)
+    with pytest.raises(KeyboardInterrupt), DatasetWriter(tmp_path, {}) as writer:
+        for index in range(30):
+            writer.append(pictures(tmp_path, index))
+        raise KeyboardInterrupt
+    assert len(read_records(tmp_path)) == 30 and len(waits) < 15
+
+
+def test_the_first_process_of_a_job_removes_what_killed_ones_left_and_nothing_of_others(tmp_path):
+    with DatasetWriter(tmp_path, {}) as writer:
+        writer.append(pictures(tmp_path, 0))
+    child = subprocess.Popen(["true"])
+    child.wait()
+    (tmp_path / "objects").mkdir()
+    left = [f"objects/.can_0000.ply.{child.pid}.tmp", f"images/.000000.png.{child.pid}@{platform.node()}.tmp"]
+    living = [f"objects/.can_0000.ply.{os.getppid()}.tmp", f"normal/.000000.png.{child.pid}@elsewhere.tmp", ".a.1.tmp"]
+    for name in (*left, *living):
+        (tmp_path / name).write_bytes(b"half")
+
+    def there() -> list[str]:
+        return [name for name in (*left, *living) if (tmp_path / name).exists()]
+
+    DatasetWriter(tmp_path, {}, rank=1, world_size=2)
+    assert there() == left + living  # process 0 does it, before any other writes
+    DatasetWriter(tmp_path, {}, rank=0, world_size=2)
+    assert there() == living

@@ -226,6 +226,17 @@ def test_an_interrupted_run_and_a_full_disk_change_nothing(folder, verifier_file
     assert not [path for path in folder.rglob("*.tmp")]
 
 
+def test_a_verification_that_is_ended_before_its_report_leaves_no_scores(folder, verifier_file, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(report_module, "histograms", killed)
+        report_module.verify_folder(folder, verifier_file)
+    assert not any(record.get("verification") for record in read_records(folder))
+
+
+def killed(*_) -> None:
+    raise KeyboardInterrupt
+
+
 def test_records_that_someone_adds_meanwhile_are_not_lost(folder, verifier_file, monkeypatch):
     lines = folder / "metadata.jsonl"
 
