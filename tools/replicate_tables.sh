@@ -26,7 +26,8 @@ case ${1:-} in
     *) echo "unknown table '${1:-}'; expected 4, 5, 2 or all" >&2; exit 1 ;;
 esac
 for needed in "$toy"/{{base/model,text/clip}.safetensors,{lab,buffer}/metadata.jsonl} "$verifier"; do
-    [ -e "$needed" ] || { echo "$needed is missing; the head of $0 says what makes it" >&2; exit 1; }
+    [ -e "$needed" ] || { echo "$needed is missing; the head of $0 says what makes it. Without training, the end of" \
+        "docs/lesson.md compares conditions at sampling time, in a quarter of an hour" >&2; exit 1; }
 done
 
 mkdir -p "$out/latents" # one autoencoder, one set of pictures: encoded once for all fine-tunes
