@@ -50,7 +50,7 @@ GLTF_WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
 # Parts of the names of extensions that leave shapes alone, or that are read; any other required one is refused.
 GLTF_READ = ("material", "texture", "light", "KHR_mesh_quantization", "KHR_xmp", "animation", "variants", "EXT_image")
 TRIANGLES, STRIP, FAN = 4, 5, 6  # modes of glTF primitives
-MOST_CORNERS = 5000  # of a face with notches: cutting ears takes the square of it
+MOST_CORNERS = 3000  # of a face with notches: cutting ears takes the square of it
 MOST_FACES = 1_000_000  # or vertices of a glTF without as many bytes: a small one can place its mesh often
 MOST_UNPACKED = 1 << 26  # bytes that a 3MF, which is a zip, may hold: read, they take several times as much
 FLAT = 1e-6  # thickness over length below which a mesh is a sheet
@@ -244,19 +244,23 @@ def _cut_ears(points: np.ndarray) -> np.ndarray:
     """One face (n, 3) with notches -> n - 2 triangles (n - 2, 3) of its corners' numbers (Meisters 1975).
 
     An ear is a corner that turns the face's way and whose triangle holds no other corner.  A face that crosses itself
-    has none at last; then any corner is cut.  Raises ValueError for more than MOST_CORNERS corners.
+    has none at last; the rest is a fan.  Raises ValueError for more than MOST_CORNERS corners.
     """
     if len(points) > MOST_CORNERS:
         raise ValueError(f"a face with notches has {len(points)} corners, more than {MOST_CORNERS}: export triangles")
     normal = _area_vector(points)
     axis = np.abs(normal).argmax()
     flat = np.roll(points - points[0], -axis - 1, axis=1)[:, :2] * [np.sign(normal[axis]) or 1.0, 1.0]
-    left, ears = list(range(len(points))), []
+    left, ears, ear = list(range(len(points))), [], 0
     while len(left) > 3:
-        ear = next((k for k in range(len(left)) if _is_ear(flat, left, k)), 0)
+        # From the last ear on: one is mostly near, where the first corners of a spiral are none for long.
+        around = (k % len(left) for k in range(ear, ear + len(left)))
+        ear = next((k for k in around if _is_ear(flat, left, k)), None)
+        if ear is None:
+            break
         ears.append((left[ear - 1], left[ear], left[(ear + 1) % len(left)]))
         del left[ear]
-    return np.array([*ears, left])
+    return np.array([*ears, *((left[0], b, c) for b, c in zip(left[1:-1], left[2:], strict=True))])
 
 
 def _is_ear(flat: np.ndarray, left: list[int], k: int) -> bool:

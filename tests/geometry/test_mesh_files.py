@@ -341,3 +341,18 @@ def test_small_files_that_would_unfold_to_giants_are_refused(tmp_path, monkeypat
     shutil.copy(tmp_path / "bomb.3mf", tmp_path / "mug.zip")
     with pytest.raises(ValueError, match="archive; unpack it"):
         load_object(tmp_path / "mug.zip")
+
+
+def test_a_spiral_of_a_thousand_corners_is_cut_to_its_area(tmp_path):
+    """From its first corner on most are no ears: searched from there each time, it took minutes."""
+    turns = np.linspace(0, 20 * np.pi, 500)
+    inner, outer = (np.stack([(turns + gap) * np.cos(turns), (turns + gap) * np.sin(turns)], axis=1) for gap in (4, 5))
+    corners = np.concatenate([outer, inner[::-1]])
+    x, y = corners.T
+    area = abs(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1))) / 2
+    lines = [f"v {a} {b} 0" for a, b in corners] + ["v 0 0 9", "f " + " ".join(map(str, range(1, 1001))), "f 1 2 1001"]
+    (tmp_path / "spiral.obj").write_text("\n".join(lines))
+    mesh = read_mesh(tmp_path / "spiral.obj")
+    triangles = mesh.vertices[mesh.faces[(mesh.vertices[mesh.faces][..., 2] == 0).all(axis=1)]]
+    sizes = np.linalg.norm(np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0]), axis=1) / 2
+    assert len(triangles) == 998 and sizes.sum() == pytest.approx(area)
