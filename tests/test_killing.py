@@ -3,6 +3,7 @@
 Killed just before a file operation of every kind and place (an audit hook counts them), and at random times.
 """
 
+import hashlib
 import json
 import random
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from training_world import make_world, small_model
 from verifier_world import make_folder
@@ -102,12 +104,24 @@ def server():
     server.process.wait()
 
 
-def contents(home: Path) -> dict[str, bytes]:
+def contents(home: Path) -> dict[str, bytes | str]:
     """All that a job left, hidden files and empty folders too; without what a clock wrote, a training's speed."""
     found = {str(path.relative_to(home)): path.read_bytes() if path.is_file() else b"" for path in home.rglob("*")}
+    for name in found:
+        if name.endswith(".pt"):  # pickle writes a text twice or refers back, by where it came from
+            found[name] = told(torch.load(home / name, weights_only=True))
     if "out/log.jsonl" in found:
         found["out/log.jsonl"] = re.sub(rb'"pictures_per_second": [0-9.]+', b"", found["out/log.jsonl"])
     return found
+
+
+def told(value) -> str:
+    """A training state, every bit of it."""
+    if isinstance(value, dict):
+        return str({key: told(item) for key, item in value.items()})
+    if isinstance(value, torch.Tensor):
+        return f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(value.numpy().tobytes()).hexdigest()}"
+    return repr(value)
 
 
 class Whole:

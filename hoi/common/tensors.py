@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import warnings
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -198,8 +199,22 @@ def save_model(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[
         except SafetensorError as error:  # its own kind, which says a full disk by the system's number alone
             number = errno.ENOSPC if f"os error {errno.ENOSPC}" in str(error) else errno.EIO
             raise OSError(number, f"cannot be written ({error})", str(path)) from error
+        _sort_header(stream.name)
 
     write_whole(path, save)
+
+
+def _sort_header(path: str) -> None:
+    """Sort the names in a safetensors header: the library draws the order of metadata anew each time, so that equal
+    weights would have unequal hashes.
+    """
+    with open(path, "rb+") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        text = json.dumps(header, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+        assert len(text) <= length, "it has room for itself"
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def load_model_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

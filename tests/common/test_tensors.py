@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from hoi.common import tensors
@@ -52,6 +53,19 @@ def test_model_file_gives_back_tensors_and_metadata_and_any_safetensors_reader_o
     assert metadata == {"preset": "tiny"} and loaded.keys() == state.keys()
     assert all(torch.equal(loaded[name], state[name]) for name in state)
     assert os.listdir(path.parent) == ["model.safetensors"]
+
+
+def test_equal_weights_make_equal_files(tmp_path):
+    """safetensors alone orders metadata by chance."""
+    state = {"b": torch.ones(3), "a": torch.zeros(2)}
+    metadata = {f"{k} \u00e9\n\x1f\"\\/\x7f\u2028": "x" for k in range(9)}
+    for k in range(5):
+        tensors.save_model(tmp_path / f"{k}", state, metadata)
+    assert len({(tmp_path / f"{k}").read_bytes() for k in range(5)}) == 1
+    read, told = tensors.load_model_file(tmp_path / "0")
+    assert told == metadata and all(torch.equal(read[name], tensor) for name, tensor in state.items())
+    with safe_open(tmp_path / "0", "pt") as file:
+        assert file.metadata() == metadata and torch.equal(file.get_tensor("b"), state["b"])
 
 
 def test_torch_files_are_unwrapped_and_other_content_is_refused(tmp_path):
