@@ -9,6 +9,7 @@ import time
 from importlib.metadata import version
 
 import pytest
+import torch
 
 from hoi.common.command import first_few, how_made, positive, problems_as_messages
 
@@ -18,6 +19,9 @@ from hoi.common.command import first_few, how_made, positive, problems_as_messag
     [
         (ValueError("mug.stl has no faces"), "make.py: mug.stl has no faces"),
         (FileNotFoundError("mug.stl is missing"), "make.py: mug.stl is missing"),
+        (MemoryError(), "make.py: out of memory; smaller batches or fewer --workers need less"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to\nallocate"),
+         "make.py: out of memory (CUDA out of memory. Tried to); smaller batches or fewer --workers need less"),
         (KeyboardInterrupt(), "the same command continues"),
         (SystemExit("told already"), "told already"),
     ],

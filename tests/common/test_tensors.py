@@ -5,13 +5,14 @@ import pickle
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from hoi.common import tensors
@@ -180,3 +181,30 @@ def test_what_could_not_be_read_back_is_refused_when_it_is_saved(tmp_path):
     with pytest.raises(ValueError, match="keep is 0"):
         training_run.save_training_state(tmp_path, 1, {}, keep=0)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("code, words", [(28, "the disk is full; what was finished is safe"), (13, "cannot be written")])
+def test_what_safetensors_cannot_write_is_told_and_the_old_file_stays(tmp_path, monkeypatch, code, words):
+    path = tmp_path / "model.safetensors"
+    tensors.save_model(path, {"a": torch.ones(3)}, {})
+    before = path.read_bytes()
+
+    def refuse(*_, **__):  # as it says so; its own temporary file is gone by then, and the disk has room again
+        raise SafetensorError(f"Error while serializing: I/O error: No space left on device (os error {code})")
+
+    monkeypatch.setattr(tensors, "save_file", refuse)
+    with pytest.raises(OSError, match=f"{words}.*model.safetensors"):
+        tensors.save_model(path, {"a": torch.zeros(3)}, {})
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_torch_file_of_a_few_bytes_cannot_ask_for_gigabytes(tmp_path):
+    torch.save({"a": torch.zeros(1).expand(10**9)}, tmp_path / "stride.ckpt")
+    with pytest.raises(ValueError, match="stride.ckpt: its tensors stand for 4000000000 bytes"):
+        tensors.load_model_file(tmp_path / "stride.ckpt")
+    torch.save({"a": torch.zeros(9)}, tmp_path / "a.ckpt")
+    with zipfile.ZipFile(tmp_path / "a.ckpt") as whole, zipfile.ZipFile(tmp_path / "b.ckpt", "w", 8) as packed:
+        for name in whole.namelist():
+            packed.writestr(name, whole.read(name) if not name.endswith("/0") else bytes(1 << 28))
+    with pytest.raises(ValueError, match="b.ckpt is not a readable torch file .*its .* bytes unpack to"):
+        tensors.load_model_file(tmp_path / "b.ckpt")
