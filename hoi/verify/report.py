@@ -322,7 +322,9 @@ def copy_records(folder: Path, out: Path, records: list[Record], conditions: lis
     # Scores are part of it: after another verifier the same condition chooses others, and must not go on here.
     digest = hashlib.sha256(json.dumps(chosen).encode()).hexdigest()
     job = {"selected_from": str(folder.resolve()), "keep": keep, "records": digest}
-    if out.is_dir() and any(out.iterdir()) and read_description(out).get("job") != job:
+    # Without a description it may hold what a killed copy left; the writer refuses what is not of a copy.
+    there = read_description(out) if out.is_dir() else {}
+    if there and there.get("job") != job:
         raise ValueError(f"{out} holds something else than this selection; choose another folder")
     description |= {"rejected": rejected, "selected_job": description.get("job"), "job": job}
     copy_folder(folder, chosen, DatasetWriter(out, description))

@@ -1,6 +1,9 @@
 """python -m hoi.verify and what it is made of: what scores mean, nothing is lost, what passes is chosen as asked."""
 
 import json
+import platform
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -317,6 +320,10 @@ def test_what_passes_is_copied_as_a_valid_folder_by_the_stored_scores(folder, tm
     expected = [r for r in records if r["verification"]["iou_hand"] > limit]
     monkeypatch.setattr(verify, "BUILT_IN_VERIFIER", tmp_path / "absent")  # stored scores need no verifier
     words = [str(folder), "--keep", f"iou_hand>{limit}", "--out", str(tmp_path / "kept")]
+    (tmp_path / "kept").mkdir()
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    (tmp_path / f"kept/.dataset.json.{ended.pid}@{platform.node()}.tmp").write_text("{")  # a copy that was killed began
     for _ in range(2):  # the second run finds all done
         verify.main(verify.parse_args(words))
     assert 0 < len(expected) < 20 and read_records(tmp_path / "kept") == expected
