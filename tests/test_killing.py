@@ -48,6 +48,8 @@ JOBS = {
     "export nocs": "hoi.export --format nocs --labels {root}/scene_of_nocs out",
     "export coco": "hoi.export --format coco {export_source} out",
     "export csv": "hoi.export --format csv {export_source} out",
+    "export folder": "hoi.export --format folder {export_source} out",
+    "export webdataset": "hoi.export --format webdataset --shard-mb 1 {export_source} out",
     "metrics": "hoi.metrics --fake {root}/hands --real {root}/other --verifier {root}/verifier.safetensors "
                "--bootstrap 3 --workers 0 --out out",
     "metrics, statistics": "hoi.metrics --real {root}/other --inception {root}/verifier.safetensors --workers 0 "
