@@ -37,7 +37,7 @@ WRITTEN = (
 LATER_ENTRIES = {"frames", "depth_files", "hand_content", "data_content", "object_content", "grabnet"}
 HASH = re.compile(r" ?\b(?=[0-9]*[a-f])[0-9a-f]{8,64}\b")
 SHOWN_LENGTH = 40  # characters of a value in which two jobs differ
-SHARE_OF_DISK = 0.05  # of the time: waiting for it costs nearly as much for one record as for a hundred
+SHARE_OF_DISK = 0.02  # of the time: waiting for it costs nearly as much for one record as for a hundred
 MOST_METRES = 65.535  # what 16 bits of millimetres hold
 
 BUILT_IN = "built-in family"
