@@ -24,7 +24,7 @@ from hoi.geometry.hand import HandMesh, HandModel, HandParams, hand_in_camera, m
 from hoi.geometry.mano import MIRROR
 from hoi.geometry.objects import ObjectMesh
 from hoi.geometry.render import HAND, OBJECT, GBuffer, Renderer
-from hoi.geometry.trajectory import UP, approach
+from hoi.geometry.trajectory import approach
 
 SKELETON_RULES = {"official": "official", "tight": "all"}  # in tight framings palms are longer than the release draws
 CONTENTS = ("hand_object", "object", "hand", "scenery")
@@ -103,7 +103,6 @@ class Scene:
     grasp         the grasp that hand_params end in; None without a hand
     hand_params   one for each frame, canonical object frame; empty without a hand
     skeleton_rule which bones are drawn, see hoi/conditions.py: draw_skeleton; the release's by default
-    up            (3,) unit: where up is in the object's frame; z but for an object turned at random
     file_mesh     the object as it is written, in the frame of the user's own file; None: as it is here
     file_to_world (4, 4) rigid: from that frame to the canonical one
     entries       of each frame: what else its record says; empty for scenes that nobody brought
@@ -118,13 +117,17 @@ class Scene:
     grasp: Grasp | None = None
     hand_params: tuple[HandParams, ...] = ()
     skeleton_rule: str = "official"
-    up: np.ndarray = field(default_factory=UP.copy, compare=False)
     last_gbuffer: GBuffer | None = field(default=None, repr=False, compare=False)
     file_mesh: ObjectMesh | None = None
     file_to_world: np.ndarray = field(default_factory=lambda: np.eye(4), compare=False)
     entries: tuple[dict[str, Any], ...] = ()
     keep_outside: bool = False
     support: float | None = None
+
+    @property
+    def up(self) -> np.ndarray:
+        """(3,) unit: where up is in the object's frame; z but for an object turned at random."""
+        return np.array(self.camera.up)
 
     @property
     def written_mesh(self) -> ObjectMesh | None:
@@ -206,7 +209,7 @@ def compose_scene(
             up = tuple(turn[2].tolist())
             camera = replace(camera, world_to_camera=camera.world_to_camera @ block_diag(turn, 1.0), up=up)
             # The last frame is the grasp: what is hidden there is hidden in the picture that counts.
-            scene = Scene(content, camera, object_mesh, grasp, poses, SKELETON_RULES[settings.framing], turn[2])
+            scene = Scene(content, camera, object_mesh, grasp, poses, SKELETON_RULES[settings.framing])
             scene = replace(scene, last_gbuffer=render_scene(scene, scene.frames - 1, hand, renderer))
             share = _visible_share(scene)
             if share >= MIN_VISIBLE[settings.framing]:
