@@ -39,10 +39,11 @@ def write_scenes(
     whole  the records of all splits, so that models have the same numbers in each; None: there are no others
     """
     whole = whole or records
-    paths = sorted({record["object_path"] for record in whole})
+    shown = {record["object_path"]: record for record in whole}  # of each mesh one record
+    paths = sorted(shown)
     ids = {path: number for number, path in enumerate(paths, start=1)}
     meshes = {path: load_mesh(folder, {"object_path": path}) for path in paths}
-    centres = {record["object_path"]: model_centre(record, meshes[record["object_path"]][0]) for record in whole}
+    centres = {path: model_centre(shown[path], meshes[path][0]) for path in paths}
     write_models(out / "models", meshes, centres)
     # BOP keeps one camera for the whole set, to simulate sensors with; each picture has its own in scene_camera.json.
     fx, _, cx, _, fy, cy, *_ = records[0]["intrinsics"]
