@@ -192,15 +192,15 @@ def compose_scene(
     # Nothing holds an object without a hand, so it stands.
     upright = settings.upright >= 1 or content == "object" or generator.random() < settings.upright
     best, best_share = None, -1.0 if cameras else 0.0
-    given_poses = poses
     for _ in range(1 if content == "object" or cameras else GRASPS_PER_SCENE):
-        turn, grasp, poses, keypoints = np.eye(3), None, (), np.zeros((0, KEYPOINTS, 3))
+        turn, grasp, hands, keypoints = np.eye(3), None, (), np.zeros((0, KEYPOINTS, 3))
         if content != "object":
             grasp = item.grasps(side)[generator.integers(len(item.grasps(side)))]
-            wrist = hand(grasp.hand_params).joints[0] * (MIRROR if side == "left" else 1)
-            turn = np.eye(3) if upright else _random_turn(generator, wrist if settings.frames > 1 else None)
-            poses = tuple(given_poses) or frame_poses(grasp, side, settings, turn[2])
-            keypoints = np.stack([hand(pose).keypoints_3d for pose in poses])
+            if not upright:
+                wrist = hand(grasp.hand_params).joints[0] * (MIRROR if side == "left" else 1)
+                turn = _random_turn(generator, wrist if settings.frames > 1 else None)
+            hands = tuple(poses) or frame_poses(grasp, side, settings, turn[2])
+            keypoints = np.stack([hand(pose).keypoints_3d for pose in hands])
         points = np.zeros((0, 3)) if object_mesh is None else object_mesh.vertices
         for camera in cameras or candidate_cameras(
             generator, settings.height, settings.width, settings.official_view, settings.framing, points @ turn.T,
@@ -209,7 +209,7 @@ def compose_scene(
             up = tuple(turn[2].tolist())
             camera = replace(camera, world_to_camera=camera.world_to_camera @ block_diag(turn, 1.0), up=up)
             # The last frame is the grasp: what is hidden there is hidden in the picture that counts.
-            scene = Scene(content, camera, object_mesh, grasp, poses, SKELETON_RULES[settings.framing])
+            scene = Scene(content, camera, object_mesh, grasp, hands, SKELETON_RULES[settings.framing])
             scene = replace(scene, last_gbuffer=render_scene(scene, scene.frames - 1, hand, renderer))
             share = _visible_share(scene)
             if share >= MIN_VISIBLE[settings.framing]:
