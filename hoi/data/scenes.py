@@ -18,8 +18,7 @@ from scipy.spatial.transform import Rotation
 from hoi.common.arrays import numbers
 from hoi.common.files import parse_json, read_json
 from hoi.data.writer import BUILT_IN
-from hoi.geometry.arm import arm_direction
-from hoi.geometry.camera import OPENGL_TO_OPENCV, Camera, project, transform_points
+from hoi.geometry.camera import OPENGL_TO_OPENCV, Camera, arm_direction, project, transform_points
 from hoi.geometry.contact import DistanceField
 from hoi.geometry.grasp import POOL, Grasp, measure_grasp
 from hoi.geometry.grasp_search import FOREARM

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from hoi.common.arrays import box_centre
-from hoi.geometry.camera import PALM, Camera, transform_points
+from hoi.geometry.camera import Camera, arm_direction, transform_points
 from hoi.geometry.hand import HandMesh
 from hoi.geometry.render import HAND, GBuffer, Renderer
 
@@ -23,12 +23,6 @@ LENGTH = 1.2  # metres, longer than an arm: one that points away shall leave the
 # Metres behind the wrist and width there, of the wrist's: it grows towards the elbow, the sleeve is wider than the arm.
 PROFILE = ((-0.016, 0.96), (0.0, 1.0), (SLEEVE_START, 0.99), (SLEEVE_START, 1.2), (0.25, 1.7), (LENGTH, 2.2))
 SIDES = 28
-
-
-def arm_direction(keypoints_3d: np.ndarray) -> np.ndarray:
-    """Where the arm goes from the wrist, straight on from the palm: (..., 21, 3) -> (..., 3) unit."""
-    along = keypoints_3d[..., 0, :] - keypoints_3d[..., PALM, :].mean(axis=-2)
-    return along / np.linalg.norm(along, axis=-1, keepdims=True)
 
 
 def forearm(hand_mesh: HandMesh, length: float = LENGTH) -> tuple[np.ndarray, np.ndarray]:

@@ -186,6 +186,12 @@ def inside_picture(keypoints_2d: np.ndarray, height: int, width: int) -> np.ndar
     return ((keypoints_2d >= 0) & (keypoints_2d <= np.array([width - 1, height - 1]))).all(axis=(-1, -2))
 
 
+def arm_direction(keypoints_3d: np.ndarray) -> np.ndarray:
+    """Where the arm goes from the wrist, straight on from the palm: (..., 21, 3) -> (..., 3) unit."""
+    along = keypoints_3d[..., 0, :] - keypoints_3d[..., PALM, :].mean(axis=-2)
+    return along / np.linalg.norm(along, axis=-1, keepdims=True)
+
+
 def tighten(camera: Camera, points: np.ndarray, arm: np.ndarray | None, margin: float) -> tuple[Camera, float]:
     """Zoom a camera in on points, the border that the arm points to pushed against the wrist.
 
@@ -242,9 +248,9 @@ def candidate_cameras(
     cameras, costs = [], []
     everything = np.concatenate([points, hand_keypoints.reshape(-1, 3)])
     arm = None
-    if len(hand_keypoints):  # the wrist, and a centimetre behind it, straight on from the palm
-        wrist, palm = hand_keypoints[-1, 0], hand_keypoints[-1, PALM].mean(axis=0)
-        arm = np.stack([wrist, wrist + 0.01 * (wrist - palm) / np.linalg.norm(wrist - palm)])
+    if len(hand_keypoints):  # the wrist, and a centimetre behind it
+        wrist = hand_keypoints[-1, 0]
+        arm = np.stack([wrist, wrist + 0.01 * arm_direction(hand_keypoints[-1])])
     for _ in range(CAMERAS_PER_GRASP):
         camera, gap = sample_camera(generator, height, width, official, fov_deg), 0.0
         margin = generator.uniform(*TIGHT_MARGINS)

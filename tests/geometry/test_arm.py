@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import trimesh
 
-from hoi.geometry.arm import SLEEVE, arm_direction, forearm
-from hoi.geometry.camera import project, transform_points
+from hoi.geometry.arm import SLEEVE, forearm
+from hoi.geometry.camera import arm_direction, project, transform_points
 from hoi.geometry.grasp import Grasp
 from hoi.geometry.hand import HandParams, mirrored_hand
 from hoi.geometry.objects import make_object
