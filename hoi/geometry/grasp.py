@@ -7,7 +7,6 @@ HandParams + object -> Grasp (measure_grasp) -> some good and different ones (ch
 import hashlib
 import io
 import json
-import os
 import re
 import warnings
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from hoi.common.files import read_npz, write_whole
+from hoi.common.files import read_npz, user_cache, write_whole
 from hoi.geometry.contact import DistanceField, closure_effort, crossing_edges, mesh_edges
 from hoi.geometry.hand import JOINT_ROWS, PARAM_SIZES, HandModel, HandParams, rotation_matrices, stack_params
 from hoi.geometry.objects import ObjectMesh
@@ -177,7 +176,7 @@ def choose_grasps(found: list[Grasp], hand: HandModel, count: int) -> list[Grasp
 
 def default_cache() -> Path:
     """Where found grasps are kept unless the user says otherwise."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "hoidiffusion" / "grasps"
+    return user_cache() / "grasps"
 
 
 def cached_search(
