@@ -41,7 +41,7 @@ def choose_device(device: str | None) -> str:
     """
     device = device or next((kind for kind in ACCELERATORS if _count(kind)), "cpu")
     kind, _, number = device.partition(":")
-    if device != "cpu" and not (number or "0").isdigit() or int(number or 0) >= (_count(kind) or device == "cpu"):
+    if device != "cpu" and not ((number or "0").isdigit() and int(number or 0) < _count(kind)):
         there = [f"{kind}:{k}" for kind in ACCELERATORS for k in range(_count(kind))]
         raise ValueError(f"device {device!r} is not there; expected cpu{''.join(f' or {name}' for name in there)}")
     if device in ACCELERATORS and "LOCAL_RANK" in os.environ:
