@@ -201,7 +201,8 @@ class HoiStage(BaseStage):
             batch["hoi"] = self.draw(self.data, share, step, purpose=0)
             if self.model.condition_encoders is not None:
                 batch["hoi"]["conditions"] = self.pictures.conditions(batch["hoi"]["indices"].tolist())
-                batch["hoi"]["condition_weights"] = share.of(self.condition_weights(step, share.total))
+                if self.condition_dropout:
+                    batch["hoi"]["condition_weights"] = share.of(self.condition_weights(step, share.total))
         if reg is not None and (swapped or reg.mode == "sum"):
             # A swapped step stands in for a batch of the other kind, and is as large.
             size = share.batch_size if swapped else reg.batch_size
@@ -228,7 +229,7 @@ class HoiStage(BaseStage):
         batches = {term: self.training_batch(each) for term, each in batch.items()}
         weight = 1.0 if self.regularization is None else self.regularization.weight
         network = self.model
-        if self.condition_dropout and "condition_weights" in batch.get("hoi", {}):
+        if "condition_weights" in batch.get("hoi", {}):
             background = len(batch["reg"]["noise"]) if "reg" in batch else 0  # its black pictures keep weight 1
             shown = F.pad(batch["hoi"]["condition_weights"], (0, 0, 0, background), value=1)
             network = partial(self.model, condition_weights=shown.T[..., None, None, None])
