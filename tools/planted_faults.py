@@ -18,11 +18,9 @@ sys.path.insert(0, str(ROOT))
 
 from hoi.common.command import problems_as_messages  # noqa: E402
 from hoi.common.sheets import contact_sheet  # noqa: E402
-from hoi.conditions import KEYPOINTS  # noqa: E402
 from hoi.data.folder import load_image, read_records  # noqa: E402
-from hoi.geometry.hand import TIP_KEYPOINTS  # noqa: E402
 from hoi.geometry.render import HAND, OBJECT  # noqa: E402
-from hoi.verify.faults import FAULTS, MOST_TIPS, Fingers, filled_from_around  # noqa: E402
+from hoi.verify.faults import FAULTS, Fingers, filled_from_around, fingertips  # noqa: E402
 from hoi.verify.report import RECOMMENDED, choose, parse_keep, perfect_scores  # noqa: E402
 from hoi.verify.scores import Estimators, joints_seen, load_truth  # noqa: E402
 from hoi.verify.verifier import BUILT_IN_VERIFIER, load_verifier  # noqa: E402
@@ -34,10 +32,8 @@ SHIFT, BLUR = 5, 1.5  # pixels
 
 def fingers_of(folder: Path, record: dict, image: np.ndarray, truth) -> Fingers:
     """The picture with the fingertips that it shows."""
-    tips = np.full((MOST_TIPS, 2), np.nan)
     shown = joints_seen(folder, record, truth.keypoints_2d, truth.label_map)[2]
-    tips[:-1] = np.where(shown[:, None], truth.keypoints_2d, np.nan)[list(TIP_KEYPOINTS)]
-    return Fingers(image, truth.label_map, truth.keypoints_2d.reshape(KEYPOINTS, 2), tips)
+    return Fingers(image, truth.label_map, truth.keypoints_2d, fingertips(truth.keypoints_2d, shown))
 
 
 def with_hand_of(picture: Fingers, other: Fingers) -> np.ndarray:

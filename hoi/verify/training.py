@@ -23,12 +23,11 @@ from hoi.common.arrays import pictures_to_tensor, resized_points
 from hoi.common.machine import fast_dtype
 from hoi.conditions import KEYPOINTS
 from hoi.data.folder import load_image, read_records, require
-from hoi.geometry.hand import TIP_KEYPOINTS
 from hoi.geometry.render import HAND, OBJECT
 from hoi.toyworld.backgrounds import BACKGROUNDS
 from hoi.toyworld.words import MATERIAL_WORDS, words_in
 from hoi.training.data import read_ahead, step_generator
-from hoi.verify.faults import MOST_TIPS, Fingers, with_fault
+from hoi.verify.faults import Fingers, fingertips, with_fault
 from hoi.verify.scores import (
     RELATIVE,
     Estimators,
@@ -88,14 +87,13 @@ class VerifierTrainingSet:
             return self._kept[index]
         folder, record = self.entries[index]
         image, label_map = load_image(folder, record), true_label_map(folder, record)
-        label_map = np.full(image.shape[:2], UNKNOWN, np.uint8) if label_map is None else label_map
         points = true_keypoints(record)
-        tips = np.full((MOST_TIPS, 2), np.nan)
         if points is None:
-            points = np.full((KEYPOINTS, 2), np.nan)
+            points, seen = np.full((KEYPOINTS, 2), np.nan), np.zeros(KEYPOINTS, bool)
         else:
-            seen = joints_seen(folder, record, points, None if (label_map == UNKNOWN).all() else label_map)[2]
-            tips[:-1] = np.where(seen[:, None], points, np.nan)[list(TIP_KEYPOINTS)]
+            seen = joints_seen(folder, record, points, label_map)[2]
+        tips = fingertips(points, seen)
+        label_map = np.full(image.shape[:2], UNKNOWN, np.uint8) if label_map is None else label_map
         points, tips = (resized_points(each, image.shape[:2], (self.side, self.side)).astype(np.float32)
                         for each in (points, tips))  # fmt: skip
         labels = np.asarray(Image.fromarray(label_map).resize((self.side, self.side), Image.Resampling.NEAREST))
