@@ -19,7 +19,7 @@ from tqdm import tqdm
 from hoi.common.arrays import box_centre, box_of
 from hoi.data.folder import array_of, load_depth, load_image, load_label_map, load_mesh
 from hoi.export.folder import OBJECT_KEYS, hand_annotation, lacking, lines_of_json, model_name
-from hoi.geometry.camera import CAMERA_FOV_DEG, Camera, make_intrinsics
+from hoi.geometry.camera import CAMERA_FOV_DEG, Camera, make_intrinsics, unproject
 from hoi.geometry.render import OBJECT, Renderer
 from hoi.geometry.shapes import Mesh
 
@@ -205,8 +205,8 @@ def draw_frame(
     depth = np.where(visible, seen.depth, _in_frame(load_depth(folder, record)))
     rotation, translation = normalization.pose(object_to_camera)
     rows, columns = np.nonzero(visible)
-    rays = np.stack([columns, rows, np.ones_like(rows)], axis=1) @ np.linalg.inv(INTRINSICS).T
-    points = (rays * depth[visible][:, None] - translation) @ rotation / normalization.diagonal
+    points = unproject(columns, rows, depth[visible], INTRINSICS)
+    points = (points - translation) @ rotation / normalization.diagonal
     coordinates = np.zeros((HEIGHT, WIDTH, 3))
     coordinates[visible] = points * READERS_SIGNS + 0.5
     return Frame(color_frame(load_image(folder, record)), visible, np.rint(1000 * depth).astype(np.uint16), coordinates)

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from hoi.common.arrays import box_centre
-from hoi.geometry.camera import Camera, arm_direction, transform_points
+from hoi.geometry.camera import Camera, arm_direction, transform_points, unproject
 from hoi.geometry.hand import HandMesh
 from hoi.geometry.render import HAND, GBuffer, Renderer
 
@@ -60,8 +60,8 @@ def add_arm(gbuffer: GBuffer, hand_mesh: HandMesh, camera: Camera, renderer: Ren
     def beyond(depth: np.ndarray) -> np.ndarray:
         """How far behind the end of the hand's mesh lies what is seen in each pixel (H, W), metres."""
         y, x = np.indices(depth.shape)
-        rays = np.stack([x, y, np.ones_like(x)], axis=-1) @ np.linalg.inv(camera.intrinsics).T
-        return transform_points(np.linalg.inv(camera.world_to_camera), rays * depth[..., None]) @ along - end
+        points = unproject(x, y, depth, camera.intrinsics)
+        return transform_points(np.linalg.inv(camera.world_to_camera), points) @ along - end
 
     nothing, skin = gbuffer.label_map == 0, gbuffer.label_map == HAND
     cap = skin & (arm.depth < gbuffer.depth) & (beyond(gbuffer.depth) > -CAP)

@@ -137,6 +137,12 @@ def project(points_camera: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
     return rays @ np.asarray(intrinsics)[:2, :2].T + np.asarray(intrinsics)[:2, 2]
 
 
+def unproject(columns: np.ndarray, rows: np.ndarray, depth: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
+    """Back from pixels to points: columns, rows (...) int, depth (...) metres -> (..., 3) metres, camera frame."""
+    rays = np.stack([columns, rows, np.ones_like(rows)], axis=-1) @ np.linalg.inv(intrinsics).T
+    return rays * depth[..., None]
+
+
 def crop_intrinsics(
     intrinsics: np.ndarray, left: float, top: float, crop_height: float, crop_width: float, height: int, width: int
 ) -> np.ndarray:

@@ -19,7 +19,7 @@ from PIL import Image, ImageFilter
 
 from hoi.common.arrays import box_of, step
 from hoi.geometry.arm import SLEEVE
-from hoi.geometry.camera import Camera, project, transform_points
+from hoi.geometry.camera import Camera, project, transform_points, unproject
 from hoi.geometry.render import HAND, OBJECT, GBuffer
 
 # Albedos of the colour words, far apart on purpose; looks.PALETTE holds what they look like once lit.
@@ -379,8 +379,8 @@ def fall_on_plane(image: np.ndarray, gbuffer: GBuffer, camera: Camera, direction
     direction (3,) unit, camera frame, towards the lamp; height of the plane, metres along z of the camera's world
     """
     rows, columns = np.nonzero(gbuffer.label_map > 0)
-    rays = np.stack([columns, rows, np.ones_like(rows)], axis=1) @ np.linalg.inv(camera.intrinsics).T
-    points = transform_points(np.linalg.inv(camera.world_to_camera), rays * gbuffer.depth[rows, columns][:, None])
+    points = unproject(columns, rows, gbuffer.depth[rows, columns], camera.intrinsics)
+    points = transform_points(np.linalg.inv(camera.world_to_camera), points)
     towards = camera.world_to_camera[:3, :3].T @ direction
     towards = np.append(towards[:2] / max(towards[2], 0.3), 1.0)  # lower than 17 degrees it would leave the picture
     on_plane = points - np.maximum(points[:, 2:] - height, 0) * towards
