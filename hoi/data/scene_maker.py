@@ -21,6 +21,7 @@ from hoi.geometry.grabnet import find_grabnet_grasps, load_grabnet
 from hoi.geometry.grasp import cached_search
 from hoi.geometry.hand import load_hand
 from hoi.geometry.objects import ObjectMesh
+from hoi.geometry.raster import Recent
 from hoi.geometry.render import Renderer
 from hoi.geometry.scene import (
     GraspedObject,
@@ -131,7 +132,7 @@ class SceneMaker:
         self.settings, self.meshes, self.folder, self.cache = settings, meshes, folder, cache
         self.hand, self.scenes = load_hand(mano_path), scenes
         self.grabnet = load_grabnet(grabnet_folder) if grabnet_folder else None
-        self.fields: dict[str, DistanceField] = {}
+        self.fields = scenes.fields if scenes else Recent(DistanceField, len(meshes))
         self.found: dict[int, tuple[GraspedObject, list[str]]] = {}  # a cache that cannot be written brings none back
 
     def grasps_of(self, k: int) -> tuple[GraspedObject, list[str]]:
@@ -183,12 +184,11 @@ class SceneMaker:
         job = self.settings
         if self.scenes is not None:
             scene = self.scenes.scene(number, self.hand, self.renderer)
-            return [record for frame in range(scene.frames if scene else 0)
-                    for record in self.make_frame(scene, number, frame)]  # fmt: skip
-        generator = np.random.default_rng([job.seed, number])  # whoever makes the scene, and after which others
-        shares = np.array(list(job.content.values()))
-        content = list(job.content)[generator.choice(len(shares), p=shares / shares.sum())]
-        scene = compose_scene(self.shown_in(number), self.hand, self.renderer, generator, job.view, content)
+        else:
+            generator = np.random.default_rng([job.seed, number])  # whoever makes the scene, and after which others
+            shares = np.array(list(job.content.values()))
+            content = list(job.content)[generator.choice(len(shares), p=shares / shares.sum())]
+            scene = compose_scene(self.shown_in(number), self.hand, self.renderer, generator, job.view, content)
         frames = range(0 if scene is None else scene.frames)
         return [record for frame in frames for record in self.make_frame(scene, number, frame)]
 
@@ -230,9 +230,4 @@ class SceneMaker:
         """Distance to the object, needed only for the contact of frames before the grasp; built once per object."""
         if scene.frames == 1 or scene.object_mesh is None or scene.grasp is None:
             return None
-        mesh = scene.object_mesh
-        if self.scenes is not None:
-            return self.scenes.fields(mesh.vertices, mesh.faces)
-        if mesh.object_id not in self.fields:
-            self.fields[mesh.object_id] = DistanceField(mesh.vertices, mesh.faces)
-        return self.fields[mesh.object_id]
+        return self.fields(scene.object_mesh.vertices, scene.object_mesh.faces)
