@@ -42,7 +42,7 @@ def words_of(kind: str, k: int, text: str) -> tuple[dict[str, str | None], str]:
 def make_folder(kind: str, shaded: Path, out: Path) -> None:
     """Write the folder; the same command continues."""
     records = read_records(shaded)
-    views = FolderViews(shaded, records[0]["height"])
+    views = FolderViews(shaded)
     job = {"kind": kind, "of": str(shaded.resolve()), "records": len(records)}
     writer = DatasetWriter(out, folder_description("evaluation_folders.py", job, 0, None, sources=[shaded]))
     for k, record in enumerate(records):
