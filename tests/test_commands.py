@@ -19,6 +19,7 @@ import train
 import video
 from hoi.export import __main__ as export
 from hoi.metrics import __main__ as metrics
+from hoi.metrics import pose_network
 from hoi.page import __main__ as page
 from hoi.verify import __main__ as verify
 from hoi.weights import __main__ as weights
@@ -27,12 +28,13 @@ from hoi.weights.load import BUILT_IN_MODEL
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {"sample.py": sample, "make_dataset.py": make_dataset, "train.py": train, "video.py": video}
 MODULES = SCRIPTS | {"hoi.verify": verify, "hoi.metrics": metrics, "hoi.export": export, "hoi.page": page}
-MODULES |= {"tools/measure_generated.py": measure_generated}
+MODULES |= {"tools/measure_generated.py": measure_generated, "hoi.metrics.pose_network": pose_network}
 COMMAND_LINES = {script: module.parse_args for script, module in SCRIPTS.items()} | {
     "tools/convert_keypoints.py": convert_keypoints.parse_args,
     "tools/measure_generated.py": measure_generated.parse_args,
     "hoi/export/__main__.py": export.parse_args,
     "hoi/metrics/__main__.py": metrics.parse_args,
+    "hoi/metrics/pose_network.py": pose_network.parse_args,
     "hoi/page/__main__.py": page.parse_args,
     "hoi/weights/__main__.py": weights.main,
     "hoi/verify/__main__.py": lambda: verify.parse_args([]),

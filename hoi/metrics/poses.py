@@ -115,7 +115,7 @@ def read_poses(
         raise ValueError(f"{folder} has no record of a category that NOCS has ({known}) with a pose")
     models: dict[str, tuple[Normalization, np.ndarray]] = {}  # many records share a mesh
     names = [record["file_name"] for record in records]
-    return ([_truth(folder, record, models) for record in records],
+    return ([true_objects(folder, record, models) for record in records],
             [_guess(predictions[name], f"{path}: {name}") for name in names])  # fmt: skip
 
 
@@ -148,7 +148,10 @@ def _guess(entries: Any, place: str) -> Objects:
     return objects_of(class_ids, poses, sizes, [1] * len(entries), scores, place)
 
 
-def _truth(folder: Path, record: dict[str, Any], models: dict[str, tuple[Normalization, np.ndarray]]) -> Objects:
+def true_objects(
+    folder: Path, record: dict[str, Any], models: dict[str, tuple[Normalization, np.ndarray]]
+) -> Objects:
+    """The one object of a record; models keeps what was read of each mesh for further records."""
     path = record["object_path"]
     if path not in models:
         vertices, _ = load_mesh(folder, record)

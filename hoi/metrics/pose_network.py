@@ -1,0 +1,340 @@
+"""A small category-level pose network, to compare training pictures by: crop -> coordinates -> pose.  Paper: Table 3.
+
+    python -m hoi.metrics.pose_network train --data DIR ... --out pose.safetensors --steps 600
+    python -m hoi.metrics.pose_network predict --data DIR ... --network pose.safetensors --out poses.json
+    python -m hoi.metrics --fake DIR ... --poses poses.json
+
+As in NOCS (Wang et al. 2019) every pixel of a crop is told whether it shows the object, and where on the normalised
+model it lies; with the depth of the records a similarity then gives pose and size.  Category and box of the object are
+those of the record, as if a perfect detector had found it, so that pictures are compared and not detectors.
+"""
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from hoi.common import tensors
+from hoi.common.arrays import box_of, pictures_to_tensor
+from hoi.common.command import not_negative, positive, problems_as_messages
+from hoi.common.files import write_whole
+from hoi.common.machine import fast_dtype, keep_freed_memory
+from hoi.data.folder import array_of, load_depth, load_image, load_label_map, read_folders
+from hoi.export.folder import lacking
+from hoi.export.nocs import MIN_PIXELS, NOCS_KEYS
+from hoi.geometry.camera import transform_points, unproject
+from hoi.geometry.render import OBJECT
+from hoi.metrics.hands import umeyama
+from hoi.metrics.poses import CLASS_NAMES, SYMMETRIC, true_objects
+from hoi.training.data import read_ahead, step_generator
+from hoi.verify.verifier import CELL, block
+
+SIDE = 64  # pixels of a crop
+CHANNELS = (32, 48, 64, 96)  # of each level: half a million weights
+MARGIN = 1.2  # side of the crop over the longer side of the box
+MAX_SHIFT, MAX_ZOOM = 0.1, 0.15  # of the crop's side, in training: detections are not exact
+LEARNING_RATE, WARM_UP = 2e-3, 30  # as the verifier's
+BEND, COORDINATE_WEIGHT = 0.1, 10.0  # where the loss of coordinates turns from square to straight, as published
+KEPT_BYTES = 2 << 30  # of pictures in memory; beyond that they are read again
+# Fits of a pose, each without points farther than FAR times the median error, and NEAR metres, which depth is told to.
+ROUNDS, FAR, NEAR = 5, 2.0, 0.001
+SMALLEST = 0.01  # metres, diagonal: what is found smaller is no object that a hand grasps
+
+
+@dataclass(frozen=True)
+class View:
+    """An object in a picture.
+
+    image           (H, W, 3) uint8
+    depth           (H, W) metres, 0 = unknown
+    visible         (H, W) bool, the object's pixels
+    intrinsics      (3, 3) pixels
+    class_id        index into poses.CLASS_NAMES
+    model_to_camera (4, 4) [sR|t], see hoi/metrics/poses.py
+    """
+
+    image: np.ndarray
+    depth: np.ndarray
+    visible: np.ndarray
+    intrinsics: np.ndarray
+    class_id: int
+    model_to_camera: np.ndarray
+
+    def square(self) -> tuple[float, float, float]:
+        """Left, top (outer edges, so that pixel k reaches from k to k + 1) and side of the object's crop."""
+        left, top, right, bottom = box_of(self.visible)
+        side = MARGIN * max(right - left, bottom - top)
+        return (left + right - side) / 2, (top + bottom - side) / 2, side
+
+    def crop(self, left: float, top: float, side: float, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A square of the picture, in size x size pixels; black beyond the border.
+
+        returns  image (size, size, 3) uint8; points (size, size, 3) metres in the camera frame, of the nearest pixel
+                 each, 0 where nothing is known; visible (size, size) bool
+        """
+        step = side / size
+        affine = (step, 0, left, 0, step, top)
+        image = Image.fromarray(self.image).transform((size, size), Image.Transform.AFFINE, affine, Image.BILINEAR)
+        at = (np.arange(size) + 0.5) * step
+        columns, rows = np.meshgrid(np.floor(left + at).astype(int), np.floor(top + at).astype(int))
+        height, width = self.depth.shape
+        inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
+        near = rows.clip(0, height - 1), columns.clip(0, width - 1)
+        points = unproject(columns, rows, self.depth[near] * inside, self.intrinsics)
+        return np.array(image), points, self.visible[near] & inside
+
+
+def unfit(record: dict[str, Any]) -> str:
+    """Why a record cannot be learned from or predicted, as far as it says itself; empty when it can."""
+    if record.get("category") not in CLASS_NAMES[1:]:
+        return f"their category is none of NOCS's ({', '.join(CLASS_NAMES[1:])})"
+    if record.get("object_frame") == "file":
+        return "their meshes stand in their own frames (--scenes), and a category needs all in one"
+    return lacking(record, NOCS_KEYS)
+
+
+def read_view(folder: Path, record: dict[str, Any], models: dict[str, Any]) -> View | None:
+    """The view of a record that is not `unfit`; None where less than MIN_PIXELS of the object are visible.
+
+    models  read so far, see poses.true_objects
+    """
+    visible, true = load_label_map(folder, record) == OBJECT, true_objects(folder, record, models)
+    if visible.sum() < MIN_PIXELS:
+        return None
+    image, depth = load_image(folder, record), load_depth(folder, record)
+    return View(image, depth, visible, array_of(record, "intrinsics"), int(true.class_ids[0]), true.poses[0])
+
+
+class PoseNetwork(nn.Module):
+    """A U-Net of half a million weights with a mask and coordinates for every class of NOCS; side: a multiple of 16."""
+
+    def __init__(self, side: int = SIDE) -> None:
+        super().__init__()
+        self.side = side
+        pairs = list(zip(CHANNELS[:-1], CHANNELS[1:], strict=True))
+        self.stem = block(3 * CELL**2, CHANNELS[0])
+        self.down = nn.ModuleList(block(a, b, stride=2) for a, b in pairs)
+        self.up = nn.ModuleList(block(b + a, a) for a, b in reversed(pairs))
+        self.head = nn.Conv2d(CHANNELS[0], 4 * len(CLASS_NAMES) * CELL**2, 1)
+
+    def forward(self, image: Tensor, class_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """image (B, 3, S, S) in [-1, 1], class_ids (B,) -> mask (B, S, S) logits, coordinates (B, 3, S, S)."""
+        levels = [self.stem(F.pixel_unshuffle(image, CELL))]
+        for down in self.down:
+            levels.append(down(levels[-1]))
+        x = levels.pop()
+        for up in self.up:
+            x = up(torch.cat([F.interpolate(x, scale_factor=2.0), levels.pop()], dim=1))
+        every = F.pixel_shuffle(self.head(x), CELL).unflatten(1, (len(CLASS_NAMES), 4))
+        chosen = every[torch.arange(len(image)), class_ids].float()  # (B, 4, S, S)
+        return chosen[:, 0], chosen[:, 1:]
+
+
+def turned_to_fit(target: Tensor, coordinates: Tensor, seen: Tensor) -> Tensor:
+    """target (B, 3, S, S) turned about y by the angle that brings it nearest to coordinates, over seen (B, S, S) bool.
+
+    NOCS tries six angles and takes the least loss; the least squares of all angles is as short.
+    """
+    (x, y, z), (u, _, w) = target.unbind(1), coordinates.detach().unbind(1)
+    # A turn takes (x, z) to (c x + s z, c z - s x); its product with (u, w) is largest at this angle.
+    angle = torch.atan2(((z * u - x * w) * seen).sum((1, 2)), ((x * u + z * w) * seen).sum((1, 2)))[:, None, None]
+    c, s = angle.cos(), angle.sin()
+    return torch.stack([c * x + s * z, y, c * z - s * x], dim=1)
+
+
+def pose_loss(mask: Tensor, coordinates: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """Cross-entropy of the mask and a smooth L1 of the coordinates, of symmetric classes that of the best turn about y.
+
+    mask (B, S, S), coordinates (B, 3, S, S) as of PoseNetwork; batch as of `read_batch`
+    """
+    seen, target = batch["seen"], batch["target"]
+    symmetric = torch.tensor([name in SYMMETRIC for name in CLASS_NAMES])[batch["class_id"], None, None, None]
+    target = torch.where(symmetric, turned_to_fit(target, coordinates, seen), target)
+    each = F.smooth_l1_loss(coordinates, target, reduction="none", beta=BEND).mean(1)
+    missed = (each * seen).sum() / seen.sum().clamp_min(1)
+    return F.binary_cross_entropy_with_logits(mask, batch["visible"].float()) + COORDINATE_WEIGHT * missed
+
+
+def read_batch(views: Sequence[View], seeds: Sequence[int], size: int) -> dict[str, Tensor]:
+    """Crops of views, each moved, zoomed and tinted a little as its seed decides.
+
+    returns  image (B, 3, S, S) in [-1, 1] or a little beyond, class_id (B,), visible and seen (B, S, S) bool, the
+             latter where depth is known, too; target (B, 3, S, S), the coordinates there
+    """
+    rows = []
+    for view, seed in zip(views, seeds, strict=True):
+        generator = np.random.default_rng(seed)
+        left, top, side = view.square()
+        shift, zoom = generator.uniform(-MAX_SHIFT, MAX_SHIFT, 2), generator.uniform(-MAX_ZOOM, MAX_ZOOM)
+        left, top = np.array([left, top]) + (shift - zoom / 2) * side
+        image, points, visible = view.crop(left, top, side * (1 + zoom), size)
+        target = transform_points(np.linalg.inv(view.model_to_camera), points).astype(np.float32)
+        # As the verifier's: drawn, generated and real pictures differ in fine texture and in tint.
+        gain, noise = 1 + 0.1 * generator.standard_normal((3, 1, 1)), generator.standard_normal((3, size, size))
+        picture = pictures_to_tensor(image) * torch.tensor(gain).float() + 0.04 * torch.tensor(noise).float()
+        rows.append((picture, torch.tensor(view.class_id), torch.tensor(visible),
+                     torch.tensor(visible & (points[..., 2] > 0)), torch.tensor(target).movedim(-1, 0)))  # fmt: skip
+    names = ("image", "class_id", "visible", "seen", "target")
+    return dict(zip(names, map(torch.stack, zip(*rows, strict=True)), strict=True))
+
+
+def train_pose_network(
+    folders: Sequence[Path], steps: int, seed: int, side: int = SIDE, batch_size: int = 32
+) -> tuple[PoseNetwork, Counter[str]]:
+    """Train on the pictures of dataset folders, of whatever make.
+
+    seed     of first weights and batches; neither threads nor processes matter beyond rounding
+    returns  the network, for inference, and how many records taught nothing, by reason
+    Raises ValueError when no record can be learned from, and as load_picture does.
+    """
+    folder, records = read_folders(folders)
+    reasons = [unfit(record) for record in records]
+    left_out, models = Counter(filter(None, reasons)), {}
+    records = [record for record, reason in zip(records, reasons, strict=True) if not reason]
+    kept = lru_cache(KEPT_BYTES // (8 * records[0]["height"] * records[0]["width"]) if records else 1)
+    read = kept(lambda k: read_view(folder, records[k], models))
+    visible = [k for k in range(len(records)) if read(k) is not None]
+    if hidden := len(records) - len(visible):
+        left_out[f"less than {MIN_PIXELS} pixels of the object are visible"] = hidden
+    if not visible:
+        raise ValueError(f"{', '.join(map(str, folders))}: nothing to learn poses from; {dict(left_out)}")
+    with torch.random.fork_rng():  # fresh weights come from torch's global generator, which is put back
+        torch.manual_seed(seed)
+        network = PoseNetwork(side).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=1e-3)
+    bf16 = fast_dtype("cpu") == torch.bfloat16
+
+    def batch_of(step: int, _: int) -> dict[str, Tensor]:
+        generator = step_generator(seed, step)
+        picked = torch.randint(len(visible), (batch_size,), generator=generator).tolist()
+        seeds = torch.randint(2**62, (batch_size,), generator=generator).tolist()
+        return read_batch([read(visible[k]) for k in picked], seeds, side)
+
+    batches = tqdm(read_ahead(batch_of, ((step, 0) for step in range(steps))), "poses", steps, unit="step")
+    for step, batch in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * max(0.02, 1 - step / steps) * min(1.0, (step + 1) / WARM_UP)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            outputs = network(batch["image"].contiguous(memory_format=torch.channels_last), batch["class_id"])
+        loss = pose_loss(*outputs, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        batches.set_postfix(loss=f"{float(loss.detach()):.3f}", refresh=False)
+    return network.eval(), left_out
+
+
+def fit_pose(coordinates: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, float] | None:
+    """Pose and size from coordinates (N, 3) on the model and points (N, 3), metres, in the camera frame.
+
+    returns  model_to_camera (4, 4) [sR|t]; size (3,) of the model's box; the share of the points that it is fitted to.
+             None where they fix no pose
+    Points that lie far off (a finger's depth taken for the mug's) are left out, round by round, where NOCS draws at
+    random.  The box lies around the origin, so its sides are twice the largest coordinates, as published.
+    """
+    near = np.ones(len(points), bool)
+    for _ in range(ROUNDS):
+        try:
+            scale, rotation, translation = umeyama(coordinates[near], points[near])
+        except ValueError:  # all on a line, or of one coordinate
+            return None
+        error = np.linalg.norm(points - scale * coordinates @ rotation.T - translation, axis=1)
+        near = error <= max(FAR * np.median(error), NEAR)
+    if scale < SMALLEST:
+        return None
+    pose = np.eye(4)
+    pose[:3, :3], pose[:3, 3] = scale * rotation, translation
+    return pose, 2 * np.abs(coordinates[near]).max(axis=0), float(near.mean())
+
+
+@torch.no_grad()
+def predict_pose(network: PoseNetwork, view: View) -> list[dict[str, Any]]:
+    """What the network finds in a view: one object in the form of poses.POSE_FORMATS, or none."""
+    image, points, _ = view.crop(*view.square(), network.side)
+    mask, coordinates = network(pictures_to_tensor(image)[None], torch.tensor([view.class_id]))
+    chance = mask[0].sigmoid().double().numpy()
+    found = (chance > 0.5) & (points[..., 2] > 0)
+    if found.sum() < 3:
+        return []
+    fitted = fit_pose(coordinates[0].movedim(0, -1).double().numpy()[found], points[found])
+    if fitted is None:
+        return []
+    pose, size, share = fitted
+    score = float(chance[found].mean() * share)
+    category = CLASS_NAMES[view.class_id]
+    return [{"category": category, "score": score, "model_to_camera": pose.tolist(), "size": size.tolist()}]
+
+
+def predictions_of(network: PoseNetwork, folders: Sequence[Path]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """file_name of every picture and its objects, [] where the record is unfit; names as hoi.metrics has them."""
+    folder, records = read_folders(folders)
+    models: dict[str, Any] = {}
+    for record in tqdm(records, "poses", unit="picture"):
+        if record["file_name"] is not None:
+            view = None if unfit(record) else read_view(folder, record, models)
+            yield record["file_name"], [] if view is None else predict_pose(network, view)
+
+
+def save_pose_network(path: Path, network: PoseNetwork, more: dict[str, str] | None = None) -> None:
+    """Write the weights in half precision; `more` are further strings for the file's metadata."""
+    state = {name: tensor.half() for name, tensor in network.state_dict().items()}
+    tensors.save_model(path, state, {"kind": "pose network", "side": str(network.side)} | (more or {}))
+
+
+def load_pose_network(path: Path) -> PoseNetwork:
+    """The network of a file that save_pose_network wrote, for inference.  Raises FileNotFoundError or ValueError."""
+    state, metadata = tensors.load_model_file(path)
+    if metadata.get("kind") != "pose network":
+        raise ValueError(f"{path} is no pose network; make one with `python -m hoi.metrics.pose_network train`")
+    network = PoseNetwork(int(metadata["side"]))
+    tensors.strict_load(network, state, path)
+    return network.eval()
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line, or a list."""
+    parser = argparse.ArgumentParser(prog="python -m hoi.metrics.pose_network", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    commands = parser.add_subparsers(dest="command", required=True)
+    train = commands.add_parser("train", help="train on dataset folders with pictures, drawn, generated or real")
+    predict = commands.add_parser("predict", help="find the objects, for python -m hoi.metrics --poses")
+    for command in (train, predict):
+        command.add_argument("--data", type=Path, nargs="+", required=True, metavar="DIR", help="dataset folders")
+        command.add_argument("--out", type=Path, required=True, metavar="FILE", help="network or JSON to write")
+    train.add_argument("--steps", type=positive, default=600, help="of 32 crops each (default %(default)s)")
+    train.add_argument("--seed", type=not_negative, default=0, help="of weights and batches (default %(default)s)")
+    predict.add_argument("--network", type=Path, required=True, metavar="FILE", help="made by train")
+    return parser.parse_args(arguments)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Train, or predict."""
+    keep_freed_memory()
+    if args.command == "train":
+        network, left_out = train_pose_network(args.data, args.steps, args.seed)
+        for reason, count in left_out.items():
+            print(f"{count} records left out: {reason}")
+        told = {"data": ", ".join(map(str, args.data)), "steps": str(args.steps), "seed": str(args.seed)}
+        save_pose_network(args.out, network, told)
+    else:
+        found = dict(predictions_of(load_pose_network(args.network), args.data))
+        write_whole(args.out, json.dumps({"predictions": found}).encode())
+        print(f"{sum(map(bool, found.values()))} objects found in {len(found)} pictures")
+    print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    with problems_as_messages("python -m hoi.metrics.pose_network", "interrupted; the same command begins again"):
+        main(parse_args())
