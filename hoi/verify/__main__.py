@@ -20,7 +20,7 @@ from hoi.verify import report
 from hoi.verify.predictions import FORMATS
 from hoi.verify.scores import PCK_THRESHOLD, SCORES
 from hoi.verify.training import minutes_passed, train_verifier
-from hoi.verify.verifier import BUILT_IN_VERIFIER, DEFAULT_SIDE, save_verifier
+from hoi.verify.verifier import BUILT_IN_VERIFIER, DEFAULT_SIDE, load_verifier, save_verifier
 
 COMMANDS = ("score", "train")
 MEANINGS = "Scores, null where there is nothing to hold a picture against:\n\n" + "\n".join(
@@ -52,6 +52,7 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data", metavar="DIR", nargs="+", type=Path, required=True, help="dataset folders, none of them generated")
     add("--out", metavar="FILE", type=Path, required=True, help="the verifier's file (.safetensors)")
+    add("--verifier", metavar="FILE", type=Path, help="go on from this one, with a new optimizer and a new --seed")
     add("--minutes", type=float, default=6.0, help="training time (minutes, default %(default)s)")
     add("--side", type=int, default=DEFAULT_SIDE,
         help="pixels that pictures are resized to (multiple of 32, default %(default)s)")  # fmt: skip
@@ -112,7 +113,8 @@ def main(args: argparse.Namespace) -> None:
     """Run the chosen command."""
     keep_freed_memory()  # batches come and go: giving their memory back each time costs a third of the speed
     if args.command == "train":
-        verifier = train_verifier(args.data, minutes_passed(args.minutes), args.seed, args.side)
+        start = load_verifier(args.verifier) if args.verifier else None
+        verifier = train_verifier(args.data, minutes_passed(args.minutes), args.seed, args.side, start=start)
         save_verifier(args.out, verifier, {"data": ", ".join(map(str, args.data)), "minutes": str(args.minutes)})
         print(f"wrote {args.out}")
     else:

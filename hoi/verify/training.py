@@ -223,20 +223,26 @@ def verifier_loss(outputs: Outputs, batch: VerifierBatch) -> Tensor:
 
 
 def train_verifier(
-    folders: Sequence[Path], progress: Iterable[float], seed: int, side: int, batch_size: int = 32
-) -> Verifier:
+    folders: Sequence[Path], progress: Iterable[float], seed: int, side: int, batch_size: int = 32,
+    start: Verifier | None = None,
+) -> Verifier:  # fmt: skip
     """Train one step for each entry of `progress`, the share of the training that has passed (`minutes_passed`).
 
     folders   dataset folders of shaded or real pictures;  side  pixels that the network sees
+    start     a trained one to go on from, of the same side and words
     returns   the trained verifier, for inference
     Takes up to 2 GB of memory for pictures.  Raises ValueError as VerifierTrainingSet does, for generated pictures for
-    instance, and when the loss is not finite.
+    instance, when `start` has another side or other words, and when the loss is not finite.
     """
     training_set = VerifierTrainingSet(folders, side)
     with torch.random.fork_rng():  # fresh weights come from torch's global generator, which is put back
         torch.manual_seed(seed)
         verifier = Verifier(training_set.backgrounds, side, materials=training_set.materials)
     torch.nn.init.constant_(verifier.tips.bias, TIP_BIAS)
+    if start is not None:
+        if (start.side, start.backgrounds, start.materials) != (side, verifier.backgrounds, verifier.materials):
+            raise ValueError(f"the verifier to go on from sees {start.side} pixels, or other words than these pictures")
+        verifier.load_state_dict(start.state_dict())
     verifier = verifier.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(verifier.parameters(), lr=LEARNING_RATE, weight_decay=1e-3)
     bf16 = fast_dtype("cpu") == torch.bfloat16

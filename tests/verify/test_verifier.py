@@ -144,6 +144,15 @@ def trained(tmp_path_factory) -> verifier.Verifier:
     return verifier.load_verifier(folder / "v.safetensors")
 
 
+def test_training_goes_on_from_another_verifier_of_the_same_words(trained, tmp_path):
+    pictures = make_folder(tmp_path / "new", 20)
+    same = training.train_verifier([pictures], [], seed=3, side=SIDE, start=trained)
+    for name, weights in trained.state_dict().items():
+        assert torch.equal(same.state_dict()[name], weights)
+    with pytest.raises(ValueError, match=f"the verifier to go on from sees {SIDE} pixels, or other words"):
+        training.train_verifier([pictures], [], seed=3, side=2 * SIDE, start=trained)
+
+
 @pytest.mark.parametrize("factor", [1, 4])
 def test_a_trained_verifier_finds_hand_object_and_joints_in_new_pictures_of_any_size(trained, tmp_path, factor):
     folder = make_folder(tmp_path / "new", 16, seed=1)
