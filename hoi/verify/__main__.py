@@ -13,13 +13,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from hoi.common.command import problems_as_messages
+from hoi.common.command import positive, problems_as_messages
 from hoi.common.machine import keep_freed_memory
 from hoi.data import folder
 from hoi.verify import report
 from hoi.verify.predictions import FORMATS
 from hoi.verify.scores import PCK_THRESHOLD, SCORES
-from hoi.verify.training import minutes_passed, train_verifier
+from hoi.verify.training import minutes_passed, steps_passed, train_verifier
 from hoi.verify.verifier import BUILT_IN_VERIFIER, DEFAULT_SIDE, load_verifier, save_verifier
 
 COMMANDS = ("score", "train")
@@ -54,6 +54,11 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     add("--out", metavar="FILE", type=Path, required=True, help="the verifier's file (.safetensors)")
     add("--verifier", metavar="FILE", type=Path, help="go on from this one, with a new optimizer and a new --seed")
     add("--minutes", type=float, default=6.0, help="training time (minutes, default %(default)s)")
+    add("--steps", type=positive, metavar="N",
+        help="so many steps of 32 pictures, in place of --minutes: the same on every machine")  # fmt: skip
+    add("--allow-generated", action=argparse.BooleanOptionalAction, default=False,
+        help="learn from generated pictures, too, to measure what they teach of hands (Table 3); such a verifier is no "
+        "judge of generated pictures (default: refuse them)")  # fmt: skip
     add("--side", type=int, default=DEFAULT_SIDE,
         help="pixels that pictures are resized to (multiple of 32, default %(default)s)")  # fmt: skip
     add("--seed", type=int, default=0, help="of first weights and batches (default %(default)s)")
@@ -114,8 +119,13 @@ def main(args: argparse.Namespace) -> None:
     keep_freed_memory()  # batches come and go: giving their memory back each time costs a third of the speed
     if args.command == "train":
         start = load_verifier(args.verifier) if args.verifier else None
-        verifier = train_verifier(args.data, minutes_passed(args.minutes), args.seed, args.side, start=start)
-        save_verifier(args.out, verifier, {"data": ", ".join(map(str, args.data)), "minutes": str(args.minutes)})
+        progress, told = minutes_passed(args.minutes), {"minutes": str(args.minutes)}
+        if args.steps:
+            progress, told = steps_passed(args.steps), {"steps": str(args.steps)}
+        verifier = train_verifier(args.data, progress, args.seed, args.side, start=start,
+                                  allow_generated=args.allow_generated)  # fmt: skip
+        told |= {"data": ", ".join(map(str, args.data))} | ({"generated": "allowed"} if args.allow_generated else {})
+        save_verifier(args.out, verifier, told)
         print(f"wrote {args.out}")
     else:
         for place in args.folders:

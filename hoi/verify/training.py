@@ -1,9 +1,9 @@
 """Training the verifier.  Dataset folders with shaded or real pictures -> Verifier.  Never generated pictures.
 
 A verifier that learned from generated pictures would find their faults normal; faults of fingers are painted into
-half of the pictures instead (faults.py).  Each record teaches what it has: without keypoints the label map alone,
-without a known background word no word.  A step reads a batch, moves it about, and compares what the network says with
-label maps, heat maps, fingertips and words.
+half of the pictures instead (faults.py).  Only to measure what generated ones teach (Table 3) they may be allowed.
+Each record teaches what it has: without keypoints the label map alone, without a known background word no word.  A
+step reads a batch, moves it about, and compares what the network says with label maps, heat maps, fingertips and words.
 """
 
 import itertools
@@ -57,16 +57,17 @@ CACHE_BYTES = 2 << 30  # pictures kept in memory; beyond that they are read agai
 class VerifierTrainingSet:
     """The pictures of dataset folders with what they show, at the verifier's size, read when they are asked for.
 
-    side  pixels; pictures become side x side, kept in memory up to CACHE_BYTES
+    side             pixels; pictures become side x side, kept in memory up to CACHE_BYTES
+    allow_generated  to measure what generated pictures teach, not to judge any
     Raises ValueError when a folder has no records, a record has no picture, or a network made one.
     """
 
-    def __init__(self, folders: Sequence[Path], side: int) -> None:
+    def __init__(self, folders: Sequence[Path], side: int, allow_generated: bool = False) -> None:
         self.side, self.entries = side, []
         for folder in map(Path, folders):
             records = read_records(folder)
             generated = [record["file_name"] for record in records if record.get("checkpoint") is not None]
-            if generated:
+            if generated and not allow_generated:
                 problem = f"{len(generated)} pictures (first {generated[0]}) are generated"
                 raise ValueError(f"{folder}: {problem}; the verifier learns from shaded or real ones")
             require(folder, records, pictures=True)
@@ -224,7 +225,7 @@ def verifier_loss(outputs: Outputs, batch: VerifierBatch) -> Tensor:
 
 def train_verifier(
     folders: Sequence[Path], progress: Iterable[float], seed: int, side: int, batch_size: int = 32,
-    start: Verifier | None = None,
+    start: Verifier | None = None, allow_generated: bool = False,
 ) -> Verifier:  # fmt: skip
     """Train one step for each entry of `progress`, the share of the training that has passed (`minutes_passed`).
 
@@ -234,7 +235,7 @@ def train_verifier(
     Takes up to 2 GB of memory for pictures.  Raises ValueError as VerifierTrainingSet does, for generated pictures for
     instance, when `start` has another side or other words, and when the loss is not finite.
     """
-    training_set = VerifierTrainingSet(folders, side)
+    training_set = VerifierTrainingSet(folders, side, allow_generated)
     with torch.random.fork_rng():  # fresh weights come from torch's global generator, which is put back
         torch.manual_seed(seed)
         verifier = Verifier(training_set.backgrounds, side, materials=training_set.materials)
@@ -281,6 +282,11 @@ def score_reached(verifier: Verifier, entries: Sequence[tuple[Path, dict]]) -> d
             for row in score_records(folder, [record for _, record in some], Estimators(verifier))]  # fmt: skip
     values = {name: [row[name] for row in rows if row[name] is not None] for name in RELATIVE}
     return {name: round(float(np.percentile(found, REACHED_PERCENT)), 6) for name, found in values.items() if found}
+
+
+def steps_passed(steps: int) -> Iterator[float]:
+    """The share of so many steps that has passed, under a progress bar."""
+    return (step / steps for step in tqdm(range(steps), "training the verifier", unit="step"))
 
 
 def minutes_passed(minutes: float) -> Iterator[float]:
