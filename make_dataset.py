@@ -26,47 +26,20 @@ import hoi  # noqa: F401 - before torch: says how its threads wait
 
 # isort: split
 import argparse
-import hashlib
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from tqdm import tqdm
-
-from hoi.common.command import add_size_flags, first_few, positive, problems_as_messages
-from hoi.common.files import sha256_of, short_hash
-from hoi.common.machine import mapper
-from hoi.data.check import check_folder
-from hoi.data.folder import read_description, read_records
-from hoi.data.scene_maker import SceneMaker, SceneSettings
-from hoi.data.scenes import SceneFile
-from hoi.data.writer import HAND_TERMS, DatasetWriter, folder_description, refuse_other_job
+from hoi.common.choices import (
+    CATEGORIES,
+    CONTENTS,
+    DPT_HYBRID,
+    MARGIN,
+    MIN_AREA,
+    NORMALS,
+    STROKES,
+    TINY_SIDE,
+)
+from hoi.common.command import add_mesh_flags, add_size_flags, default_cache, positive
 from hoi.geometry.camera import CAMERA_FOV_DEG, FRAMINGS
-from hoi.geometry.grabnet import load_grabnet
-from hoi.geometry.grasp import default_cache
-from hoi.geometry.hand import load_hand
-from hoi.geometry.objects import CATEGORIES, ObjectMesh, add_mesh_flags, collect_objects
-from hoi.geometry.scene import CONTENTS, GraspedObject, graspable
-from hoi.network.config import tiny_config
-from hoi.sources.captions import CAPTION_FILE, Captioner, apply_captions, caption_folder, read_captions
-from hoi.sources.convert import NORMALS, STROKES, ConversionSettings, check_needs, convert_source, fit_warning, summary
-from hoi.sources.dexycb import DexYCB
-from hoi.sources.frame import Source
-from hoi.sources.ho3d import HO3D
-from hoi.sources.official_csv import OfficialCSV
-from hoi.toyworld.words import check_placeholders
-
-LEFT_OUT_OF_FILE = "no further grasp was found, or hand or object is hidden, outside or behind the camera"
-BUILT_IN_SIZE = tiny_config().image_size  # pixels
-# How scenes were before these could be chosen.
-OLD_SETTINGS = (("camera", "official"), ("upright", 1.0), ("rounds", False))
-LEFT_OUT = "the hand leaves the picture, or hand or object is hidden"  # the only reasons why a scene gives no record
 
 
 def parse_content(word: str) -> tuple[str, float]:
@@ -130,7 +103,7 @@ def add_object_flags(parser: argparse.ArgumentParser) -> None:
 def add_view_flags(parser: argparse.ArgumentParser) -> None:
     """How a scene is looked at, and which moments of the approach."""
     add = parser.add_argument_group("views and frames").add_argument
-    add_size_flags(add, f"{BUILT_IN_SIZE} and tight, what sample.py takes by default; of real pictures 512")
+    add_size_flags(add, f"{TINY_SIDE} and tight, what sample.py takes by default; of real pictures 512")
     add("--official-view", action=argparse.BooleanOptionalAction, default=False,
         help="azimuth 0 to 0.1 degrees as in the official release, instead of 0 to 360")
     add("--framing", choices=FRAMINGS,
@@ -194,9 +167,9 @@ def add_real_picture_flags(parser: argparse.ArgumentParser) -> None:
         help="folders of YCB models, <name>/textured_simple.obj (default: ROOT/models)")
     add("--paint-objects", choices=("grasped", "all"), default="grasped",
         help="which objects the segmentation shows (default: grasped)")
-    add("--margin", type=int, default=ConversionSettings.margin, metavar="PX",
+    add("--margin", type=int, default=MARGIN, metavar="PX",
         help="of the crop around hand and object, in pixels of the source (default: 50, the authors')")
-    add("--min-area", type=positive, default=ConversionSettings.min_area, metavar="PX",
+    add("--min-area", type=positive, default=MIN_AREA, metavar="PX",
         help="reject frames that show fewer pixels of hand or object (default: %(default)s)")
     add("--strokes", choices=STROKES, default="crop",
         help="crop: skeletons drawn at --size, as for rendered scenes; source: drawn in the source's pixels and "
@@ -207,7 +180,7 @@ def add_real_picture_flags(parser: argparse.ArgumentParser) -> None:
     add("--depth-files", type=Path, metavar="DIR",
         help="DIR/<source_frame>.npy, inverse depth in MiDaS's range, or .png, 16-bit millimetres; of the whole "
         "picture or of the square crop")
-    add("--depth-model", default=ConversionSettings.depth_model, metavar="NAME",
+    add("--depth-model", default=DPT_HYBRID, metavar="NAME",
         help="DPT network for --normals estimated, by folder or hub name (default: %(default)s)")
     add("--captions", type=Path, metavar="FILE",
         help=".csv or .jsonl of picture and caption, put in place of the template; the pictures are those in images/ "
@@ -245,7 +218,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     if args.framing is None:  # what is made without further words is for the built-in model, which knows tight framing
         told = args.size or args.height or args.width or args.official_view or args.camera == "nocs"
         args.framing = "official" if told else "tight"
-    side = args.size or (512 if wants_real_pictures(args) else BUILT_IN_SIZE)
+    side = args.size or (512 if wants_real_pictures(args) else TINY_SIDE)
     args.height, args.width = args.height or side, args.width or side
     if problem := contradiction(args):
         parser.error(problem)
@@ -296,6 +269,47 @@ def contradiction(args: argparse.Namespace) -> str | None:
         (args.grabnet and args.grasp != "grabnet", "--grabnet is used only with --grasp grabnet"),
     )  # fmt: skip
     return next((message for is_wrong, message in refused if is_wrong), None)
+
+
+if __name__ == "__main__":
+    parse_args()  # --help and mistakes are told before the seconds that these imports take
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from hoi.common.command import first_few, problems_as_messages
+from hoi.common.files import sha256_of, short_hash
+from hoi.common.machine import mapper
+from hoi.data.check import check_folder
+from hoi.data.folder import read_description, read_records
+from hoi.data.scene_maker import SceneMaker, SceneSettings
+from hoi.data.scenes import SceneFile
+from hoi.data.writer import HAND_TERMS, DatasetWriter, folder_description, refuse_other_job
+from hoi.geometry.grabnet import load_grabnet
+from hoi.geometry.hand import load_hand
+from hoi.geometry.objects import ObjectMesh, collect_objects
+from hoi.geometry.scene import GraspedObject, graspable
+from hoi.sources.captions import CAPTION_FILE, Captioner, apply_captions, caption_folder, read_captions
+from hoi.sources.convert import ConversionSettings, check_needs, convert_source, fit_warning, summary
+from hoi.sources.dexycb import DexYCB
+from hoi.sources.frame import Source
+from hoi.sources.ho3d import HO3D
+from hoi.sources.official_csv import OfficialCSV
+from hoi.toyworld.words import check_placeholders
+
+LEFT_OUT_OF_FILE = "no further grasp was found, or hand or object is hidden, outside or behind the camera"
+# How scenes were before these could be chosen.
+OLD_SETTINGS = (("camera", "official"), ("upright", 1.0), ("rounds", False))
+LEFT_OUT = "the hand leaves the picture, or hand or object is hidden"  # the only reasons why a scene gives no record
 
 
 def scene_settings(args: argparse.Namespace) -> SceneSettings:

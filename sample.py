@@ -13,43 +13,24 @@ It prints what it uses, a progress bar, and what to look at (grid.png).  Running
 it stopped; record i depends on --seed and i alone.  Every PNG carries its prompt and parameters.  Paper: Sec. 3.3, 4.
 """
 
+# ruff: noqa: E402
 import hoi  # noqa: F401 - before torch: says how its threads wait
 
 # isort: split
 import argparse
-import hashlib
-import itertools
-import json
-from collections.abc import Callable, Iterator
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-import torch.distributed as dist
-from tqdm import tqdm
-
-from hoi.common.command import add_size_flags, not_negative, positive, problems_as_messages
-from hoi.common.files import encode_png, sha256_of, short_hash, write_whole
-from hoi.common.machine import barrier, join_processes, keep_freed_memory, rank_and_world_size
-from hoi.common.sheets import contact_sheet
-from hoi.data.scenes import SceneFile
-from hoi.data.views import GRASPS, FileViews, FolderViews, Request, SceneViews, content_of, plan
-from hoi.data.writer import DatasetWriter, folder_description, write_pictures
+from hoi.common.choices import CATEGORIES, GRASPS
+from hoi.common.command import (
+    add_mesh_flags,
+    add_model_flags,
+    add_sampling_flags,
+    add_size_flags,
+    default_cache,
+    not_negative,
+    positive,
+)
 from hoi.geometry.camera import FRAMINGS
-from hoi.geometry.grasp import default_cache
-from hoi.geometry.hand import load_hand
-from hoi.geometry.objects import CATEGORIES, add_mesh_flags, collect_objects
-from hoi.geometry.scene import ViewSettings
-from hoi.network.config import ModelConfig
-from hoi.network.model import stack_conditions
-from hoi.network.pipeline import Pipeline, add_sampling_flags, join_features, picture_generator
-from hoi.network.text import reading_hints
-from hoi.toyworld.words import DEFAULT_PROMPTS, default_scenery_prompts, read_prompts, untaught_words
-from hoi.weights.load import add_model_flags, load_pipeline, normals_differ
-
-Views = FolderViews | SceneViews | None  # where conditions come from; None: from nowhere, text alone
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -111,6 +92,41 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--prompt takes {len(args.prompt)} texts here, {words[0]!r} is one: put a sentence in quotes,"
                      f' --prompt "{" ".join(args.prompt)}", and prompts of one word into a --prompts-file')
     return args
+
+
+if __name__ == "__main__":
+    parse_args()  # --help and mistakes are told before the seconds that these imports take
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from hoi.common.command import problems_as_messages
+from hoi.common.files import encode_png, sha256_of, short_hash, write_whole
+from hoi.common.machine import barrier, join_processes, keep_freed_memory, rank_and_world_size
+from hoi.common.sheets import contact_sheet
+from hoi.data.scenes import SceneFile
+from hoi.data.views import FileViews, FolderViews, Request, SceneViews, content_of, plan
+from hoi.data.writer import DatasetWriter, folder_description, write_pictures
+from hoi.geometry.hand import load_hand
+from hoi.geometry.objects import collect_objects
+from hoi.geometry.scene import ViewSettings
+from hoi.network.config import ModelConfig
+from hoi.network.model import stack_conditions
+from hoi.network.pipeline import Pipeline, join_features, picture_generator
+from hoi.network.text import reading_hints
+from hoi.toyworld.words import DEFAULT_PROMPTS, default_scenery_prompts, read_prompts, untaught_words
+from hoi.weights.load import load_pipeline, normals_differ
+
+Views = FolderViews | SceneViews | None  # where conditions come from; None: from nowhere, text alone
 
 
 def picture_size(args: argparse.Namespace, config: ModelConfig) -> tuple[int, int]:

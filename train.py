@@ -18,64 +18,14 @@ The paper's baseline and ablations are switches of stage hoi: --conditions none 
 --conditions skeleton segmentation (Table 4), --reg-mode swap and --trainable encoders (the official code's variants).
 """
 
+# ruff: noqa: E402
 import hoi  # noqa: F401 - before torch: says how its threads wait
 
 # isort: split
 import argparse
-import contextlib
-import functools
-import math
-import shlex
-import signal
-import sys
-from pathlib import Path
 
-import torch
-import torch.distributed as dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
+from hoi.common.choices import CONDITION_NAMES, PRESET_NAMES, REG_MODES
 
-from hoi.common.command import problems_as_messages
-from hoi.common.files import held_alone
-from hoi.common.machine import (
-    choose_device,
-    fast_dtype,
-    join_processes,
-    keep_freed_memory,
-    rank_and_world_size,
-)
-from hoi.network.config import PRESETS
-from hoi.network.model import CONDITION_NAMES, HOIDiffusion
-from hoi.network.text import reading_hints
-from hoi.toyworld.words import words_in
-from hoi.training.data import Share, TrainingSet, cached, measured_scaling_factor, read_ahead, to_device
-from hoi.training.run import (
-    StopSignals,
-    TrainingLog,
-    WeightAverage,
-    agreed,
-    check_same_run,
-    gradient_norm,
-    load_training_state,
-    save_training_state,
-    unusable_step,
-)
-from hoi.training.small_clip import FILE_NAME, save_small_clip
-from hoi.training.stages import (
-    REG_MODES,
-    TEXT_SHRINK,
-    BaseStage,
-    HoiStage,
-    Regularization,
-    Stage,
-    TextStage,
-    VaeStage,
-)
-from hoi.weights.export import export_own
-from hoi.weights.load import init_branch, load_adapter, load_model, source_hash
-
-LOG_EVERY = 10  # steps
 # `hoi` has the paper's values (Sec. 4.1); the others are for training small networks from scratch.
 STAGE_DEFAULTS = {
     "vae": {"learning_rate": 1e-3, "batch_size": 32, "steps": 6000, "warmup_steps": 100, "caption_dropout": 0.0},
@@ -111,7 +61,7 @@ def command_line() -> argparse.ArgumentParser:
         "file, e.g. normal=t2iadapter_depth_sd14v1.pth; may be repeated for skeleton (..._openpose_...) and "
         "segmentation (..._seg_...) (stage hoi)")
     add("--text-encoder-from", metavar="FILE", help="take the text encoder from this file (stage base)")
-    add("--preset", choices=PRESETS, default="tiny", help="network sizes when there is no --base (default tiny)")
+    add("--preset", choices=PRESET_NAMES, default="tiny", help="network sizes when there is no --base (default tiny)")
     add("--out", required=True, metavar="DIR", help="folder for weights, state, log and previews")
     add("--steps", type=int, help="optimizer steps (default: hoi 50000 as in Sec. 4.1, others for the tiny preset)")
     add("--batch-size", type=int, help="pictures a process and batch (default: hoi 8, base and vae 32, text 128)")
@@ -188,6 +138,64 @@ def contradiction(args: argparse.Namespace) -> str | None:
     if args.cache_text and args.stage not in ("base", "hoi"):
         return f"--cache-text belongs to stages base and hoi, not to {args.stage}"
     return None
+
+
+if __name__ == "__main__":
+    parse_args()  # --help and mistakes are told before the seconds that these imports take
+
+import contextlib
+import functools
+import math
+import shlex
+import signal
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from hoi.common.command import problems_as_messages
+from hoi.common.files import held_alone
+from hoi.common.machine import (
+    choose_device,
+    fast_dtype,
+    join_processes,
+    keep_freed_memory,
+    rank_and_world_size,
+)
+from hoi.network.config import PRESETS
+from hoi.network.model import HOIDiffusion
+from hoi.network.text import reading_hints
+from hoi.toyworld.words import words_in
+from hoi.training.data import Share, TrainingSet, cached, measured_scaling_factor, read_ahead, to_device
+from hoi.training.run import (
+    StopSignals,
+    TrainingLog,
+    WeightAverage,
+    agreed,
+    check_same_run,
+    gradient_norm,
+    load_training_state,
+    save_training_state,
+    unusable_step,
+)
+from hoi.training.small_clip import FILE_NAME, save_small_clip
+from hoi.training.stages import (
+    TEXT_SHRINK,
+    BaseStage,
+    HoiStage,
+    Regularization,
+    Stage,
+    TextStage,
+    VaeStage,
+)
+from hoi.weights.export import export_own
+from hoi.weights.load import init_branch, load_adapter, load_model, source_hash
+
+LOG_EVERY = 10  # steps
 
 
 def set_up(args: argparse.Namespace) -> tuple[int, int, bool]:

@@ -14,41 +14,27 @@ are missing.  An approach that would cut more than 2 mm into the object is bent,
 The folder is a dataset folder; its records have `timestamp` in seconds.  Paper: Sec. 4.4.
 """
 
+# ruff: noqa: E402
 import hoi  # noqa: F401 - before torch: says how its threads wait
 
 # isort: split
 import argparse
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from tqdm import tqdm
-
-from hoi.common.command import add_size_flags, finite, not_negative, positive, problems_as_messages
-from hoi.common.files import encode_png, short_hash, write_whole
-from hoi.common.machine import keep_freed_memory
-from hoi.common.sheets import write_video
-from hoi.data.folder import load_conditions, load_image, read_records
-from hoi.data.scenes import SceneFile
-from hoi.data.views import ApproachFrames, TrajectoryFrames, approach_scene, content_of
-from hoi.data.writer import DatasetWriter, folder_description, strip, write_pictures
+from hoi.common.choices import UNET_PARTS
+from hoi.common.command import (
+    add_mesh_flags,
+    add_model_flags,
+    add_sampling_flags,
+    add_size_flags,
+    default_cache,
+    finite,
+    not_negative,
+    positive,
+)
 from hoi.geometry.camera import FRAMINGS
-from hoi.geometry.grasp import MAX_PENETRATION_MM, default_cache
-from hoi.geometry.hand import HandModel, load_hand
-from hoi.geometry.objects import add_mesh_flags, collect_objects
-from hoi.geometry.render import Renderer
-from hoi.geometry.scene import Scene, ViewSettings
-from hoi.network.config import ModelConfig
-from hoi.network.model import stack_conditions
-from hoi.network.pipeline import Pipeline, add_sampling_flags, anchored_pictures, picture_generator
-from hoi.network.text import reading_hints
-from hoi.network.unet import UNET_PARTS
-from hoi.toyworld.words import DEFAULT_PROMPTS, fill
-from hoi.weights.load import add_model_flags, load_pipeline
 
 TIGHT_START = 0.06  # metres: to show the paper's 0.15, tight framing zooms out until hand and object are small
-Frames = ApproachFrames | TrajectoryFrames
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -116,6 +102,38 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--prompt is empty; to sample without text use --guidance-scale 0")
     args.same_noise = args.same_noise and not args.separate_noise
     return args
+
+
+if __name__ == "__main__":
+    parse_args()  # --help and mistakes are told before the seconds that these imports take
+
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from hoi.common.command import problems_as_messages
+from hoi.common.files import encode_png, short_hash, write_whole
+from hoi.common.machine import keep_freed_memory
+from hoi.common.sheets import write_video
+from hoi.data.folder import load_conditions, load_image, read_records
+from hoi.data.scenes import SceneFile
+from hoi.data.views import ApproachFrames, TrajectoryFrames, approach_scene, content_of
+from hoi.data.writer import DatasetWriter, folder_description, strip, write_pictures
+from hoi.geometry.grasp import MAX_PENETRATION_MM
+from hoi.geometry.hand import HandModel, load_hand
+from hoi.geometry.objects import collect_objects
+from hoi.geometry.render import Renderer
+from hoi.geometry.scene import Scene, ViewSettings
+from hoi.network.config import ModelConfig
+from hoi.network.model import stack_conditions
+from hoi.network.pipeline import Pipeline, anchored_pictures, picture_generator
+from hoi.network.text import reading_hints
+from hoi.toyworld.words import DEFAULT_PROMPTS, fill
+from hoi.weights.load import load_pipeline
+
+Frames = ApproachFrames | TrajectoryFrames
 
 
 def choose_frames(args: argparse.Namespace, config: ModelConfig) -> Frames:

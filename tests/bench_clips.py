@@ -24,10 +24,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import video
+from hoi.common.choices import CATEGORIES
 from hoi.common.sheets import encode_animation
 from hoi.data.folder import load_image, load_label_map, read_records
 from hoi.geometry.hand import HandModel, load_hand
-from hoi.geometry.objects import CATEGORIES
 from hoi.geometry.scene import render_picture
 from hoi.metrics.flicker import video_flicker
 from hoi.toyworld.looks import sample_look, shade_scene

@@ -18,11 +18,12 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from hoi.common.command import default_cache  # noqa: E402
 from hoi.common.sheets import contact_sheet  # noqa: E402
 from hoi.conditions import draw_conditions  # noqa: E402
 from hoi.data.views import ApproachFrames, View, approach_scene  # noqa: E402
 from hoi.geometry.contact import DistanceField  # noqa: E402
-from hoi.geometry.grasp import CONTACT_DISTANCE, default_cache  # noqa: E402
+from hoi.geometry.grasp import CONTACT_DISTANCE  # noqa: E402
 from hoi.geometry.hand import HandModel, load_hand  # noqa: E402
 from hoi.geometry.objects import ObjectMesh, collect_objects  # noqa: E402
 from hoi.geometry.render import Renderer  # noqa: E402

@@ -38,7 +38,8 @@ from hoi.metrics.intervals import PERCENT, SHARE, Results, mean_of, mean_of_grou
 from hoi.metrics.pictures import Reference, add_frechet
 from hoi.network.text import TextConfig, TextEncoder, tokenize
 from hoi.training.small_clip import FILE_NAME, KIND, PictureText
-from hoi.verify.scores import PCK_THRESHOLD, Estimators, load_truth, score_picture
+from hoi.verify.choices import PCK_THRESHOLD
+from hoi.verify.scores import Estimators, load_truth, score_picture
 from hoi.verify.verifier import Verifier, load_verifier
 from tools.measure_generated import paired_records
 

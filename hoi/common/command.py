@@ -9,11 +9,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+from hoi.common.choices import CONDITION_NAMES, DTYPES, SAMPLERS
+from hoi.common.files import user_cache
 
 
 def positive(word: str) -> int:
@@ -41,6 +42,24 @@ def finite(word: str) -> float:
     return number
 
 
+def share(word: str) -> float:
+    """An argument that lies between 0 and 1."""
+    if not 0 <= finite(word) <= 1:
+        raise argparse.ArgumentTypeError(f"{word} does not lie between 0 and 1")
+    return float(word)
+
+
+def condition_weight(word: str) -> tuple[str, float]:
+    """The argument NAME=WEIGHT of --cond-scale."""
+    name, _, weight = word.partition("=")
+    if name not in CONDITION_NAMES:
+        raise argparse.ArgumentTypeError(f"{name!r} is no condition; choose from {', '.join(CONDITION_NAMES)}")
+    try:
+        return name, finite(weight)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"weight of {name}: {error}, e.g. {name}=0.5") from error
+
+
 def add_size_flags(add: Callable[..., Any], default: str) -> None:
     """Flags on the size of pictures, by an argparse parser's or group's add_argument.
 
@@ -51,11 +70,48 @@ def add_size_flags(add: Callable[..., Any], default: str) -> None:
     add("--width", type=positive, metavar="PX", help="width alone, pixels (default: --size)")
 
 
-def share(word: str) -> float:
-    """An argument that lies between 0 and 1."""
-    if not 0 <= finite(word) <= 1:
-        raise argparse.ArgumentTypeError(f"{word} does not lie between 0 and 1")
-    return float(word)
+def add_mesh_flags(add: Callable[..., Any]) -> None:
+    """Flags on what mesh files hold, by an argparse parser's or group's add_argument; see collect_objects."""
+    add("--category", nargs="+", metavar="NOUN",
+        help="what mesh files show, used in texts: one noun for all, or one for each in order (default: from the "
+        "file's or its folder's name)")
+    add("--units", help="unit of mesh files: m, dm, cm, mm, in, or metres per unit as a number (default: what the "
+        "file states, else guessed from its size, and said)")
+    add("--up", choices=("y", "z"), help="vertical axis of mesh files (default: what the file states, else z)")
+
+
+def default_cache() -> Path:
+    """Where found grasps are kept unless the user says otherwise."""
+    return user_cache() / "grasps"
+
+
+def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that make SamplingSettings; what is not given (None) comes from the model's preset."""
+    add = parser.add_argument_group("sampling (defaults: of the checkpoint's preset)").add_argument
+    add("--sampler", choices=SAMPLERS, help="dpm++: second-order multistep; ddim; ddpm: eq. 2")
+    add("--steps", type=positive, metavar="N", help="tiny and sd1: 20 with dpm++; the paper: 50 with ddim")
+    add("--guidance-scale", type=finite, metavar="W", help="0 ignores the text, 1 means no guidance (sd1: 7.5)")
+    add("--cond-scale", nargs="+", type=condition_weight, default=[], metavar="NAME=WEIGHT",
+        help=f"weights of the conditions {', '.join(CONDITION_NAMES)} (1 each, Sec. 3.3)")
+    add("--cond-tau", type=share, default=1.0, metavar="TAU",
+        help="share of the steps, from the noisiest on, that sees the conditions, 0 to 1")
+    add("--negative-prompt", metavar="TEXT",
+        help="unconditional text of guidance (default: the official stock list for sd1, empty for tiny)")
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say which model `load_pipeline` takes, and where and how it computes."""
+    add = parser.add_argument
+    add("--checkpoint", type=Path, metavar="FILE", help="weights trained here (default: the built-in ones)")
+    add("--base", type=Path, metavar="PATH", help="instead: a Stable Diffusion 1.x file (.safetensors, .ckpt) or a "
+        "diffusers folder, or an export of tools/export_weights.py")
+    add("--adapter", type=Path, metavar="FILE", help="condition encoders for --base: the official model_ad_N.pth")
+    add("--vae", type=Path, metavar="FILE", help="another autoencoder for --base, or the one that its file lacks")
+    add("--device", help="cpu, cuda, cuda:1, xpu, mps (default: a GPU where there is one)")
+    add("--dtype", choices=("auto", *DTYPES), default="auto",
+        help="of U-Net and condition encoders (default: bfloat16 where the hardware has it, float16 on GPUs without, "
+        "float32 on CPUs without)")
+    add("--threads", type=positive, metavar="T", help="of torch on the CPU (default: torch's own choice)")
 
 
 def how_made(script: str) -> dict[str, Any]:
@@ -68,8 +124,8 @@ def how_made(script: str) -> dict[str, Any]:
         "command": shlex.join(["python", *sys.argv]),
         "versions": {
             "python": platform.python_version(),
-            "numpy": np.__version__,
-            "torch": torch.__version__,
+            "numpy": version("numpy"),
+            "torch": version("torch"),
             "commit": project_commit(),
         },
     }
@@ -102,6 +158,8 @@ def problems_as_messages(script: str, interrupted: str) -> Iterator[None]:
     script       name that stands before the message of a ValueError or OSError
     interrupted  the message after Ctrl-C; `kill` (SIGTERM) is as orderly a stop
     """
+    import torch  # here, not above: see hoi.common.choices
+
     # As Ctrl-C does, `kill` then raises KeyboardInterrupt where the program is, so that everything is closed in order.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

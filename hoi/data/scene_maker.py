@@ -46,7 +46,7 @@ class SceneSettings:
     """What decides the records beside the meshes: a folder begun with other values is refused instead of mixed.
 
     seed               of everything random
-    content            share of scenes by kind, keys of hoi.geometry.scene.CONTENTS
+    content            share of scenes by kind, keys of hoi.common.choices.CONTENTS
     hand_side          right, left or random
     grasps_per_object  searched for each object
     height, width      pixels

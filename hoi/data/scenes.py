@@ -16,6 +16,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from hoi.common.arrays import numbers
+from hoi.common.choices import CATEGORIES
 from hoi.common.files import parse_json, read_json
 from hoi.data.writer import BUILT_IN
 from hoi.geometry.camera import OPENGL_TO_OPENCV, Camera, arm_direction, project, transform_points
@@ -25,7 +26,7 @@ from hoi.geometry.grasp_search import FOREARM
 from hoi.geometry.hand import HandMesh, HandModel, HandParams, hand_in_camera, mirrored_hand, pca_to_hand_pose
 from hoi.geometry.hand_fit import JOINT_ORDERS, fit_fault, fit_joints, joints_fault
 from hoi.geometry.mano import MIRROR, read_pca
-from hoi.geometry.objects import CATEGORIES, ObjectMesh, collect_objects, with_distinct_ids
+from hoi.geometry.objects import ObjectMesh, collect_objects, with_distinct_ids
 from hoi.geometry.raster import Recent
 from hoi.geometry.render import Renderer
 from hoi.geometry.scene import (

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from hoi.common.choices import GRASPS
 from hoi.common.files import short_hash, write_whole
 from hoi.conditions import Conditions
 from hoi.data import folder as dataset
@@ -39,7 +40,6 @@ from hoi.geometry.scene import (
 from hoi.geometry.trajectory import bend_approach
 from hoi.toyworld.words import fill
 
-GRASPS = 3  # searched for each object by default, by sample.py and video.py alike: they read one cache
 # What belongs to one picture of a view, not to the view.
 PICTURE_KEYS = (
     "file_name", "index", "text", "look", "seed", "guidance_scale", "sampler", "num_inference_steps", "checkpoint",

@@ -12,13 +12,13 @@ reason.  The output appears whole at the end or not at all; of webdataset each s
 behind those that are there, also when the folder has grown.
 """
 
+# ruff: noqa: E402
 import argparse
 import re
 from pathlib import Path
 
-from hoi.common.command import positive, problems_as_messages, share
-from hoi.export.formats import FORMATS, export_folders, left_out_lines, split_lines
-from hoi.export.webdataset import FIELDS, SHARD_MB
+from hoi.common.choices import EXPORT_FORMATS, SHARD_FIELDS, SHARD_MB
+from hoi.common.command import positive, share
 
 OPTIONS = {"nocs": ("labels", "first_scene"), "webdataset": ("shard_mb", "fields")}  # flags that are a format's own
 
@@ -37,15 +37,15 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         prog="python -m hoi.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--format", choices=tuple(FORMATS), required=True, help="as listed above")
+    add("--format", choices=EXPORT_FORMATS, required=True, help="as listed above")
     add("--labels", action="store_true", help="nocs: also write exact poses as pickles of SPD's form, which its "
         "readers otherwise recover from coordinates and depth")  # fmt: skip
     add("--first-scene", type=positive, default=0, metavar="N", help="nocs: number of the first scene, to add to N "
         "scenes of another CAMERA/train (default 0: readers count from 00000)")  # fmt: skip
     add("--shard-mb", type=positive, default=SHARD_MB, metavar="MB",
         help="webdataset: a shard is at most so many millions of bytes (default: %(default)s)")  # fmt: skip
-    add("--fields", nargs="+", choices=tuple(FIELDS), default=(), metavar="NAME", help=f"webdataset: which of "
-        f"{', '.join(FIELDS)} a record must have beside its json (default: all that any record has)")  # fmt: skip
+    add("--fields", nargs="+", choices=SHARD_FIELDS, default=(), metavar="NAME", help=f"webdataset: which of "
+        f"{', '.join(SHARD_FIELDS)} a record must have beside its json (default: all that any record has)")  # fmt: skip
     add("--split", nargs="+", type=parse_split, default=(), metavar="NAME=SHARE",
         help="write splits to OUT/NAME, e.g. train=0.8 val=0.2, with no view or object on two sides")  # fmt: skip
     add("--by", choices=("view", "object"), default="view", help="what a split keeps together: frames and looks of a "
@@ -60,6 +60,13 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
             if getattr(args, flag) != parser.get_default(flag):
                 parser.error(f"--{flag.replace('_', '-')} is for --format {name}")
     return args
+
+
+if __name__ == "__main__":
+    parse_args()  # --help and mistakes are told before the seconds that these imports take
+
+from hoi.common.command import problems_as_messages
+from hoi.export.formats import FORMATS, export_folders, left_out_lines, split_lines
 
 
 def main(args: argparse.Namespace) -> None:

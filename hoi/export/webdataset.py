@@ -14,14 +14,14 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
+from hoi.common.choices import SHARD_FIELDS, SHARD_MB
 from hoi.common.files import JsonLines, held_alone, short_hash, write_whole
 from hoi.data.folder import PICTURE_FOLDERS, file_of, load_picture
 from hoi.export.folder import copy_mesh
 
 SHARDS = "shards.jsonl"
-SHARD_MB = 500  # millions of bytes: some thousand records of 128 px, and no more files than a store lists at once
 # A member's name behind the key, and the key of the record that names its file.
-FIELDS = {key.removesuffix("file_name").rstrip("_") or "image": key for key in PICTURE_FOLDERS}
+FIELDS = dict(zip(SHARD_FIELDS, PICTURE_FOLDERS, strict=True))
 
 
 def write_shards(

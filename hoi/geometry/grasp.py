@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from hoi.common.files import read_npz, user_cache, write_whole
+from hoi.common.files import read_npz, write_whole
 from hoi.geometry.contact import DistanceField, closure_effort, crossing_edges, mesh_edges
 from hoi.geometry.hand import JOINT_ROWS, PARAM_SIZES, HandModel, HandParams, rotation_matrices, stack_params
 from hoi.geometry.objects import ObjectMesh
@@ -172,11 +172,6 @@ def choose_grasps(found: list[Grasp], hand: HandModel, count: int) -> list[Grasp
         value = np.where(kind if kind.any() else left, score + np.minimum(far, 2.0) / 2.0, -np.inf)
         chosen.append(int(value.argmax()))
     return [found[i] for i in chosen]
-
-
-def default_cache() -> Path:
-    """Where found grasps are kept unless the user says otherwise."""
-    return user_cache() / "grasps"
 
 
 def cached_search(

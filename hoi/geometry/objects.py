@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from trimesh.graph import connected_component_labels
 from trimesh.grouping import unique_ordered
 
 from hoi.common.arrays import box_centre
+from hoi.common.choices import CATEGORIES
 from hoi.common.files import files_under, unlike_a_split, write_whole
 from hoi.geometry.mesh_files import CONVERT, GLTF_SUFFIXES, MESH_SUFFIXES, MeshFile, drop_unused, left_out_of, read_mesh
 from hoi.geometry.shapes import FAMILIES
 
-CATEGORIES = tuple(FAMILIES)
 METRES_PER_UNIT = {"m": 1.0, "dm": 0.1, "cm": 0.01, "mm": 0.001, "in": 0.0254}
 UNIT_WORDS = {"m": "metres", "dm": "decimetres", "cm": "centimetres", "mm": "millimetres", "in": "inches"}
 SMALLEST, LARGEST = 0.01, 0.60  # metres: what one hand can be asked to grasp
@@ -384,16 +384,6 @@ def find_objects(path: str | Path) -> list[Path]:
         others = f"; {left_out} {CONVERT}" if (left_out := left_out_of(path)) else ""
         raise ValueError(f"folder {path} holds no mesh; looked for {', '.join(MESH_SUFFIXES)}{others}")
     return found
-
-
-def add_mesh_flags(add: Callable[..., Any]) -> None:
-    """Flags on what mesh files hold, by an argparse parser's or group's add_argument; see collect_objects."""
-    add("--category", nargs="+", metavar="NOUN",
-        help="what mesh files show, used in texts: one noun for all, or one for each in order (default: from the "
-        "file's or its folder's name)")
-    add("--units", help="unit of mesh files: m, dm, cm, mm, in, or metres per unit as a number (default: what the "
-        "file states, else guessed from its size, and said)")
-    add("--up", choices=("y", "z"), help="vertical axis of mesh files (default: what the file states, else z)")
 
 
 def collect_objects(

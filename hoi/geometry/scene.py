@@ -14,6 +14,7 @@ import numpy as np
 from scipy.linalg import block_diag
 from scipy.spatial.transform import Rotation
 
+from hoi.common.choices import CONTENTS
 from hoi.conditions import KEYPOINTS, draw_conditions
 from hoi.geometry.arm import add_arm
 from hoi.geometry.camera import OFFICIAL_FOV_DEG, Camera, candidate_cameras, inside_picture, project, sample_camera
@@ -27,7 +28,6 @@ from hoi.geometry.render import HAND, OBJECT, GBuffer, Renderer
 from hoi.geometry.trajectory import approach
 
 SKELETON_RULES = {"official": "official", "tight": "all"}  # in tight framings palms are longer than the release draws
-CONTENTS = ("hand_object", "object", "hand", "scenery")
 # Share of the picture's pixels that the hand and the object must each have, or the view is rejected.  Official views
 # have 2.8 % object and 4.5 % hand in the median; 14 % of them fail.
 MIN_VISIBLE = {"official": 0.015, "tight": 0.05}

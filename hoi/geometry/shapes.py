@@ -12,6 +12,8 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator
 from trimesh.util import append_faces
 
+from hoi.common.choices import CATEGORIES
+
 Mesh = tuple[np.ndarray, np.ndarray]  # vertices (V, 3) metres, faces (F, 3)
 MM = 1e-3
 SECTIONS = 48  # steps around the axis: the outline of a mug's polygon is 0.1 mm off its circle
@@ -312,4 +314,4 @@ def food_can(generator: np.random.Generator) -> Mesh:
     return revolve(resample(np.concatenate([bottom[:-1], side, top[1:]]), 9.0 * MM))
 
 
-FAMILIES = {"mug": mug, "bowl": bowl, "bottle": bottle, "can": can}
+FAMILIES = dict(zip(CATEGORIES, (mug, bowl, bottle, can), strict=True))

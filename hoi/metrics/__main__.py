@@ -12,40 +12,140 @@
 DIR is a dataset folder or any folder of pictures.  The formats of predictions are at the end.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
-import shlex
-import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hoi.common.command import first_few, positive, problems_as_messages
-from hoi.common.files import sha256_of, write_whole
-from hoi.common.machine import choose_device
-from hoi.metrics import features
-from hoi.metrics.clip import SCORE_PREFIX, SCORE_WEIGHT, load_clip
-from hoi.metrics.distances import save_statistics
-from hoi.metrics.flicker import add_flicker
-from hoi.metrics.hands import add_contact_numbers, add_keypoint_numbers
-from hoi.metrics.inception import RESIZE_MODES, load_inception
-from hoi.metrics.intervals import Results, as_table
-from hoi.metrics.pictures import Reference, add_clip_numbers, add_frechet, add_inception_numbers, annotated
-from hoi.metrics.poses import BOXES, POSE_FORMATS, add_pose_numbers, read_poses
-from hoi.verify.predictions import FORMATS, check_covers, read_contact_predictions, read_keypoint_predictions
-from hoi.verify.verifier import BUILT_IN_VERIFIER, load_verifier
+from hoi.common.command import positive
+from hoi.metrics.choices import BOXES, POSE_FORMATS, RESIZE_MODES, SCORE_PREFIX, SCORE_WEIGHT
+from hoi.verify.choices import BUILT_IN_VERIFIER, FORMATS
 
-PACKAGES = ("torch", "torchvision", "numpy", "pillow", "open_clip_torch", "timm")  # that decide numbers
 WEIGHTS = ("inception", "clip", "timm", "verifier")  # flags
 PREDICTIONS = ("keypoints", "contact", "poses")
 DETAILS = {  # flags that say how another one is meant
     "inception": ("resize", "is_splits", "is_bias", "neighbours"),
     "clip": ("clip_prefix", "clip_weight"), "keypoints": ("pck_thresholds",), "poses": ("boxes",), "videos": ("mano",),
 }  # fmt: skip
+
+
+def usable_cpus() -> int:
+    """Cores that this process may use, where the system says so: in a container fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Arguments from the command line or a list; ends with argparse's message for flags that would go unread."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hoi.metrics", description=__doc__, epilog=f"{FORMATS.read_text()}\n{POSE_FORMATS.read_text()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--real", type=Path, nargs="+", metavar="DIR",
+        help="reference: folders, or an .npz with mu, sigma (and mu_s, sigma_s)")  # fmt: skip
+    add("--fake", type=Path, nargs="+", metavar="DIR", help="pictures to measure; predictions name those of several "
+        "folders from the folder above them: a/images/000000.png")  # fmt: skip
+    add("--out", type=Path, default=Path("metrics"), metavar="DIR",
+        help="for metrics.md and metrics.json (%(default)s)")  # fmt: skip
+    add("--features", type=Path, metavar="DIR", help="where features are kept (default: OUT/.features)")
+    add = parser.add_argument_group("Inception").add_argument
+    add("--inception", type=Path, metavar="FILE", help="pt_inception-2015-12-05-6726825d.pth")
+    add("--resize", choices=RESIZE_MODES, default="tf1", help="; ".join(f"{k}: {v}" for k, v in RESIZE_MODES.items()))
+    add("--is-splits", type=positive, metavar="N", help="shuffled splits of the Inception Score, torch-fidelity has 10 "
+        "(default: ADM's chunks of 5,000 in order)")  # fmt: skip
+    add("--is-bias", action=argparse.BooleanOptionalAction, default=False,
+        help="count the classifier's bias in IS (no)")  # fmt: skip
+    add("--neighbours", type=positive, default=3, metavar="K", help="of precision and recall (%(default)s)")
+    add("--save-statistics", type=Path, metavar="FILE", help="write mu, sigma, mu_s, sigma_s of --real to an .npz")
+    add = parser.add_argument_group("other networks").add_argument
+    add("--clip", nargs=2, metavar=("MODEL", "FILE"), help="open_clip model and weights: CLIPScore, Frechet distance")
+    add("--clip-prefix", default=SCORE_PREFIX, help="put before each caption (%(default)r)")
+    add("--clip-weight", type=float, default=SCORE_WEIGHT, help="w of CLIPScore (%(default)s)")
+    add("--timm", nargs=2, metavar=("MODEL", "FILE"), help="timm model and weights: Frechet distance")
+    add("--verifier", type=Path, nargs="?", const=BUILT_IN_VERIFIER, metavar="FILE",
+        help="of python -m hoi.verify train; without FILE the built-in one: Frechet distance")  # fmt: skip
+    add = parser.add_argument_group("predictions and videos").add_argument
+    add("--keypoints", type=Path, metavar="FILE", help="predicted hand keypoints of --fake: PCK, MPJPE")
+    add("--pck-thresholds", type=float, nargs="+", default=[0.05, 0.1, 0.2], metavar="T",
+        help="shares of the longer side of the joints' box (%(default)s)")  # fmt: skip
+    add("--contact", type=Path, metavar="FILE", help="predicted contact states of --fake: contact recall")
+    add("--poses", type=Path, metavar="FILE", help="predicted object poses: 3D IoU and degree-centimetre mAP")
+    add("--boxes", choices=BOXES, default="nocs", help="; ".join(f"{name}: {what}" for name, what in BOXES.items()))
+    add("--videos", type=Path, nargs="+", metavar="DIR", help="folders of video.py: flicker")
+    add("--mano", metavar="FILE", help="official MANO_RIGHT.pkl, for videos made with it")
+    add = parser.add_argument_group("how").add_argument
+    # A draw of FID takes 0.03 s at 1,000 pictures and 0.9 s at 5,000 on two cores (Zen 5), so 200 take 3 minutes.
+    add("--bootstrap", type=int, default=200, metavar="N", help="draws of each interval, 0 for none (%(default)s)")
+    add("--seed", type=int, default=0, help="of the draws")
+    add("--skip-damaged", action="store_true", help="measure without damaged pictures, counted in the report")
+    add("--batch-size", type=positive, default=32, metavar="B", help="pictures seen at once (%(default)s)")
+    add("--workers", type=int, default=min(usable_cpus(), 8), help="processes that read pictures (%(default)s)")
+    add("--device", help="cpu, cuda, cuda:1, xpu, mps (default: a GPU where there is one)")
+    args = parser.parse_args(arguments)
+    _check_flags(parser, args)
+    return args
+
+
+def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse flags that would go unread: the first row whose condition holds is told."""
+    statistics, file_given = args.save_statistics, args.real is not None and args.real[0].suffix == ".npz"
+    folder_given = args.real is not None and not file_given
+    rows: list[tuple[Any, str]] = [
+        (args.fake is None and not (args.videos or args.poses or statistics),
+         "nothing to measure: give --fake DIR, --videos DIR ... or --poses FILE"),
+        *((args.fake is None and getattr(args, flag) and not (flag == "inception" and statistics),
+           f"--{flag} needs the pictures to measure: --fake DIR") for flag in (*WEIGHTS, "keypoints", "contact")),
+        (statistics and statistics.suffix != ".npz",
+         f"--save-statistics {statistics}: the name must end in .npz, as --real tells it by that"),
+        (statistics and not (args.inception and folder_given),
+         "--save-statistics needs --inception FILE and --real DIR"),
+        (file_given and len(args.real) > 1, "--real takes folders or one .npz, not both"),
+        (args.real and not any(getattr(args, flag) for flag in WEIGHTS),
+         "--real needs a network to compare by: --inception, --clip, --timm or --verifier"),
+        (file_given and not args.inception,
+         "a statistics file is of Inception's features: --real FILE.npz needs --inception FILE"),
+        ((args.timm or args.verifier) and not folder_given,
+         "a Frechet distance of --timm or --verifier needs pictures as the reference: --real DIR"),
+        *((getattr(args, detail) != parser.get_default(detail) and not getattr(args, flag),
+           f"--{detail.replace('_', '-')} says how --{flag} is measured, which was not given")
+          for flag, details in DETAILS.items() for detail in details),
+        (args.bootstrap < 0 or args.workers < 0 or min(args.pck_thresholds) <= 0,
+         "--bootstrap and --workers must not be negative, --pck-thresholds must be positive"),
+    ]  # fmt: skip
+    # argparse knows no flags that need each other, and a flag that does nothing looks as if it had done something.
+    for wrong, message in rows:
+        if wrong:
+            parser.error(message)
+
+
+if __name__ == "__main__":
+    parse_args()  # --help and mistakes are told before the seconds that these imports take
+
+import json
+import platform
+import shlex
+import sys
+from importlib.metadata import version
+
+from hoi.common.command import first_few, problems_as_messages
+from hoi.common.files import sha256_of, write_whole
+from hoi.common.machine import choose_device
+from hoi.metrics import features
+from hoi.metrics.clip import load_clip
+from hoi.metrics.distances import save_statistics
+from hoi.metrics.flicker import add_flicker
+from hoi.metrics.hands import add_contact_numbers, add_keypoint_numbers
+from hoi.metrics.inception import load_inception
+from hoi.metrics.intervals import Results, as_table
+from hoi.metrics.pictures import Reference, add_clip_numbers, add_frechet, add_inception_numbers, annotated
+from hoi.metrics.poses import add_pose_numbers, read_poses
+from hoi.verify.predictions import check_covers, read_contact_predictions, read_keypoint_predictions
+from hoi.verify.verifier import load_verifier
+
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "open_clip_torch", "timm")  # that decide numbers
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -149,95 +249,6 @@ def as_markdown(report: dict[str, Any]) -> str:
     if report["interval"]["resamples"]:
         lines.append(f"- {report['interval']['explanation']}; {report['interval']['resamples']} draws")
     return "\n".join(lines) + "\n"
-
-
-def usable_cpus() -> int:
-    """Cores that this process may use, where the system says so: in a container fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Arguments from the command line or a list; ends with argparse's message for flags that would go unread."""
-    parser = argparse.ArgumentParser(
-        prog="python -m hoi.metrics", description=__doc__, epilog=f"{FORMATS.read_text()}\n{POSE_FORMATS.read_text()}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    add = parser.add_argument
-    add("--real", type=Path, nargs="+", metavar="DIR",
-        help="reference: folders, or an .npz with mu, sigma (and mu_s, sigma_s)")  # fmt: skip
-    add("--fake", type=Path, nargs="+", metavar="DIR", help="pictures to measure; predictions name those of several "
-        "folders from the folder above them: a/images/000000.png")  # fmt: skip
-    add("--out", type=Path, default=Path("metrics"), metavar="DIR",
-        help="for metrics.md and metrics.json (%(default)s)")  # fmt: skip
-    add("--features", type=Path, metavar="DIR", help="where features are kept (default: OUT/.features)")
-    add = parser.add_argument_group("Inception").add_argument
-    add("--inception", type=Path, metavar="FILE", help="pt_inception-2015-12-05-6726825d.pth")
-    add("--resize", choices=RESIZE_MODES, default="tf1", help="; ".join(f"{k}: {v}" for k, v in RESIZE_MODES.items()))
-    add("--is-splits", type=positive, metavar="N", help="shuffled splits of the Inception Score, torch-fidelity has 10 "
-        "(default: ADM's chunks of 5,000 in order)")  # fmt: skip
-    add("--is-bias", action=argparse.BooleanOptionalAction, default=False,
-        help="count the classifier's bias in IS (no)")  # fmt: skip
-    add("--neighbours", type=positive, default=3, metavar="K", help="of precision and recall (%(default)s)")
-    add("--save-statistics", type=Path, metavar="FILE", help="write mu, sigma, mu_s, sigma_s of --real to an .npz")
-    add = parser.add_argument_group("other networks").add_argument
-    add("--clip", nargs=2, metavar=("MODEL", "FILE"), help="open_clip model and weights: CLIPScore, Frechet distance")
-    add("--clip-prefix", default=SCORE_PREFIX, help="put before each caption (%(default)r)")
-    add("--clip-weight", type=float, default=SCORE_WEIGHT, help="w of CLIPScore (%(default)s)")
-    add("--timm", nargs=2, metavar=("MODEL", "FILE"), help="timm model and weights: Frechet distance")
-    add("--verifier", type=Path, nargs="?", const=BUILT_IN_VERIFIER, metavar="FILE",
-        help="of python -m hoi.verify train; without FILE the built-in one: Frechet distance")  # fmt: skip
-    add = parser.add_argument_group("predictions and videos").add_argument
-    add("--keypoints", type=Path, metavar="FILE", help="predicted hand keypoints of --fake: PCK, MPJPE")
-    add("--pck-thresholds", type=float, nargs="+", default=[0.05, 0.1, 0.2], metavar="T",
-        help="shares of the longer side of the joints' box (%(default)s)")  # fmt: skip
-    add("--contact", type=Path, metavar="FILE", help="predicted contact states of --fake: contact recall")
-    add("--poses", type=Path, metavar="FILE", help="predicted object poses: 3D IoU and degree-centimetre mAP")
-    add("--boxes", choices=BOXES, default="nocs", help="; ".join(f"{name}: {what}" for name, what in BOXES.items()))
-    add("--videos", type=Path, nargs="+", metavar="DIR", help="folders of video.py: flicker")
-    add("--mano", metavar="FILE", help="official MANO_RIGHT.pkl, for videos made with it")
-    add = parser.add_argument_group("how").add_argument
-    # A draw of FID takes 0.03 s at 1,000 pictures and 0.9 s at 5,000 on two cores (Zen 5), so 200 take 3 minutes.
-    add("--bootstrap", type=int, default=200, metavar="N", help="draws of each interval, 0 for none (%(default)s)")
-    add("--seed", type=int, default=0, help="of the draws")
-    add("--skip-damaged", action="store_true", help="measure without damaged pictures, counted in the report")
-    add("--batch-size", type=positive, default=32, metavar="B", help="pictures seen at once (%(default)s)")
-    add("--workers", type=int, default=min(usable_cpus(), 8), help="processes that read pictures (%(default)s)")
-    add("--device", help="cpu, cuda, cuda:1, xpu, mps (default: a GPU where there is one)")
-    args = parser.parse_args(arguments)
-    _check_flags(parser, args)
-    return args
-
-
-def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuse flags that would go unread: the first row whose condition holds is told."""
-    statistics, file_given = args.save_statistics, args.real is not None and args.real[0].suffix == ".npz"
-    folder_given = args.real is not None and not file_given
-    rows: list[tuple[Any, str]] = [
-        (args.fake is None and not (args.videos or args.poses or statistics),
-         "nothing to measure: give --fake DIR, --videos DIR ... or --poses FILE"),
-        *((args.fake is None and getattr(args, flag) and not (flag == "inception" and statistics),
-           f"--{flag} needs the pictures to measure: --fake DIR") for flag in (*WEIGHTS, "keypoints", "contact")),
-        (statistics and statistics.suffix != ".npz",
-         f"--save-statistics {statistics}: the name must end in .npz, as --real tells it by that"),
-        (statistics and not (args.inception and folder_given),
-         "--save-statistics needs --inception FILE and --real DIR"),
-        (file_given and len(args.real) > 1, "--real takes folders or one .npz, not both"),
-        (args.real and not any(getattr(args, flag) for flag in WEIGHTS),
-         "--real needs a network to compare by: --inception, --clip, --timm or --verifier"),
-        (file_given and not args.inception,
-         "a statistics file is of Inception's features: --real FILE.npz needs --inception FILE"),
-        ((args.timm or args.verifier) and not folder_given,
-         "a Frechet distance of --timm or --verifier needs pictures as the reference: --real DIR"),
-        *((getattr(args, detail) != parser.get_default(detail) and not getattr(args, flag),
-           f"--{detail.replace('_', '-')} says how --{flag} is measured, which was not given")
-          for flag, details in DETAILS.items() for detail in details),
-        (args.bootstrap < 0 or args.workers < 0 or min(args.pck_thresholds) <= 0,
-         "--bootstrap and --workers must not be negative, --pck-thresholds must be positive"),
-    ]  # fmt: skip
-    # argparse knows no flags that need each other, and a flag that does nothing looks as if it had done something.
-    for wrong, message in rows:
-        if wrong:
-            parser.error(message)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -20,12 +20,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hoi.common.tensors import load_model_file, strict_load
+from hoi.metrics.choices import SCORE_PREFIX, SCORE_WEIGHT
 
 # What OpenAI's state dicts hold beside tensors of the model.
 OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
 TEXTS_AT_ONCE = 256  # encoded together: bounds memory, whatever the folder's size
-# CLIPScore as published (Hessel et al. 2021), with ViT-B/32.
-SCORE_PREFIX, SCORE_WEIGHT = "A photo depicts ", 2.5
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,9 @@ from hoi.common.command import first_few
 from hoi.common.files import files_under, read_npz, read_picture, sha256_of, write_whole
 from hoi.common.tensors import load_model_file, strict_load
 from hoi.data.folder import path_of, pictured, read_folders
+from hoi.metrics.choices import RESIZE_MODES
 from hoi.metrics.clip import Clip
-from hoi.metrics.inception import RESIZE_MODES, Inception, prepare
+from hoi.metrics.inception import Inception, prepare
 from hoi.verify.verifier import Verifier, resized
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -154,7 +155,7 @@ def cache_key(kind: str, file: str | Path) -> str:
 
 
 def inception_extractor(inception: Inception, file: str | Path, resize: str) -> Extractor:
-    """Inception's features, "pool" and "spatial"; resize is one of inception.RESIZE_MODES."""
+    """Inception's features, "pool" and "spatial"; resize is one of RESIZE_MODES."""
     kind, words = f"inception-{resize}", f"299 x 299, {RESIZE_MODES[resize]}"
     return Extractor(resize, cache_key(kind, file), words, partial(prepare, resize=resize), inception)
 

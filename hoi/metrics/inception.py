@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.models.inception import Inception3, InceptionE
 
 from hoi.common.tensors import load_model_file, strict_load
+from hoi.metrics.choices import RESIZE_MODES
 
 INPUT_SIDE = 299  # pixels
 NUM_CLASSES = 1008  # of the 2015 graph: ImageNet's 1000 and eight unused
@@ -23,13 +24,6 @@ SPATIAL_CHANNELS = 7  # of Mixed_6d, whose first channels are branch1x1: TensorF
 # Blocks whose pooling branch averages; the graph leaves zero padding out of the average.
 AVERAGING = ("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e", "Mixed_7b")
 
-# How a picture becomes 299 x 299 in [-1, 1]; each tool has its own way, and their FIDs are not comparable.
-RESIZE_MODES = {
-    "tf1": "bilinear as in TensorFlow 1 (no half-pixel shift, no antialiasing), (x - 128) / 128: guided-diffusion "
-    "(ADM), torch-fidelity",
-    "pytorch-fid": "bilinear with half-pixel centres, no antialiasing, x / 127.5 - 1: pytorch-fid",
-    "clean": "bicubic with antialiasing in float, clipped, (x - 128) / 128: clean-fid",
-}
 
 
 class MaxPooledE(InceptionE):

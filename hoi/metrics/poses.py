@@ -16,24 +16,19 @@ from typing import Any
 import numpy as np
 
 from hoi.common.arrays import numbers
-from hoi.common.files import ASSETS, read_json
+from hoi.common.files import read_json
 from hoi.data.folder import array_of, load_mesh
 from hoi.export.nocs import Normalization
+from hoi.metrics.choices import BOXES
 from hoi.metrics.intervals import PERCENT, Results, Statistic, mean_of_parts, scaled
 from hoi.verify.predictions import check_covers
 
-POSE_FORMATS = ASSETS / "formats" / "poses.txt"
 CLASS_NAMES = ("background", "bottle", "bowl", "camera", "can", "laptop", "mug")  # by NOCS's class id
 SYMMETRIC = ("bottle", "bowl", "can")  # about y; so is a mug whose handle is hidden
 TURNS = 20  # of a symmetric object, tried for the best overlap, as published
 IOU_COLUMNS = {"IoU25": 0.25, "IoU50": 0.5, "IoU75": 0.75}
 POSE_COLUMNS = {"5deg2cm": (5, 2), "5deg5cm": (5, 5), "10deg2cm": (10, 2), "10deg5cm": (10, 5)}
 POSE_IOU = 0.1  # poses are compared among boxes that overlap by more
-BOXES = {
-    "nocs": "boxes as published by NOCS and inherited by SPD and DualPoseNet, a defect included: extents of the three "
-    "coordinates of each corner in place of the extents of eight corners",
-    "aabb": "boxes around the corners along the camera's axes",
-}
 PREDICTION_KEYS = {"category", "score", "model_to_camera", "size"}
 
 

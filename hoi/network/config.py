@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from hoi.common.choices import PRESET_NAMES, TINY_SIDE
 from hoi.common.command import first_few
 from hoi.common.files import parse_json
 from hoi.network.diffusion import NoiseSchedule
@@ -106,11 +107,11 @@ def tiny_config() -> ModelConfig:
         ),
         vae=VAEConfig(channels=32, channel_mult=(1, 2, 4), num_res_blocks=1, norm_groups=8),
         text=TextConfig(width=128, heads=4, layers=3, quick_gelu=False),
-        image_size=128,
+        image_size=TINY_SIDE,
         guidance_scale=2.0,  # measured: see the table over guidance scales in docs/training.md
         predicts="v",  # trained from nothing, words and conditions act sooner than with eps: docs/training.md
         terminal_signal=0.01,  # so that a picture's mean colour is not read out of the noise: see NoiseSchedule
     )
 
 
-PRESETS = {"sd1": sd1_config, "tiny": tiny_config}
+PRESETS = dict(zip(PRESET_NAMES, (sd1_config, tiny_config), strict=True))

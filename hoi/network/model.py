@@ -14,13 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hoi.common.choices import CONDITION_NAMES
 from hoi.conditions import Conditions
 from hoi.network.config import ModelConfig
 from hoi.network.text import TextEncoder
 from hoi.network.unet import CachedContext, UNet
 from hoi.network.vae import VAE
-
-CONDITION_NAMES = ("skeleton", "normal", "segmentation")
 
 
 def stack_conditions(conditions: Sequence[Conditions | None], height: int, width: int) -> dict[str, Tensor]:

@@ -7,7 +7,6 @@ every frame is denoised together with the anchor frame, whose keys and values it
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hoi.common.arrays import to_uint8
-from hoi.common.command import finite, positive, share
-from hoi.network.model import CONDITION_NAMES, HOIDiffusion
-from hoi.network.samplers import SAMPLERS, Progress, initial_noise, sample_latents
+from hoi.common.choices import UNET_PARTS
+from hoi.network.model import HOIDiffusion
+from hoi.network.samplers import Progress, initial_noise, sample_latents
 from hoi.network.text import tokenize
-from hoi.network.unet import UNET_PARTS, CachedContext, UNet
+from hoi.network.unet import CachedContext, UNet
 
 MAX_CONTEXTS = 512  # encoded prompts kept; 77 x 768 floats are 0.24 MB
 DECODED_PIXELS = 512 * 512  # decoded at once: more take more memory than the U-Net and are no faster
@@ -43,31 +42,6 @@ class SamplingSettings:
     negative_prompt: str = ""
     cond_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
     cond_tau: float = 1.0
-
-
-def condition_weight(word: str) -> tuple[str, float]:
-    """The argument NAME=WEIGHT of --cond-scale."""
-    name, _, weight = word.partition("=")
-    if name not in CONDITION_NAMES:
-        raise argparse.ArgumentTypeError(f"{name!r} is no condition; choose from {', '.join(CONDITION_NAMES)}")
-    try:
-        return name, finite(weight)
-    except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(f"weight of {name}: {error}, e.g. {name}=0.5") from error
-
-
-def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that make SamplingSettings; what is not given (None) comes from the model's preset."""
-    add = parser.add_argument_group("sampling (defaults: of the checkpoint's preset)").add_argument
-    add("--sampler", choices=SAMPLERS, help="dpm++: second-order multistep; ddim; ddpm: eq. 2")
-    add("--steps", type=positive, metavar="N", help="tiny and sd1: 20 with dpm++; the paper: 50 with ddim")
-    add("--guidance-scale", type=finite, metavar="W", help="0 ignores the text, 1 means no guidance (sd1: 7.5)")
-    add("--cond-scale", nargs="+", type=condition_weight, default=[], metavar="NAME=WEIGHT",
-        help=f"weights of the conditions {', '.join(CONDITION_NAMES)} (1 each, Sec. 3.3)")
-    add("--cond-tau", type=share, default=1.0, metavar="TAU",
-        help="share of the steps, from the noisiest on, that sees the conditions, 0 to 1")
-    add("--negative-prompt", metavar="TEXT",
-        help="unconditional text of guidance (default: the official stock list for sd1, empty for tiny)")
 
 
 def picture_generator(seed: int, index: int) -> torch.Generator:

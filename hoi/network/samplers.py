@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hoi.common.choices import SAMPLERS
 from hoi.network.diffusion import NoiseSchedule, ddpm_step, eps_from_output, guided_eps, join_guidance, predict_x0
 from hoi.network.unet import UNet
-
-SAMPLERS = ("dpm++", "ddim", "ddpm")
 
 # All that a sampler knows of the network: (latents (B,4,h,w), timestep, step) -> eps; step 0 is the noisiest.
 Predictor = Callable[[Tensor, int, int], Tensor]

@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from hoi.common.choices import UNET_PARTS
 from hoi.network.kernels import Upsample, attend
-
-UNET_PARTS = ("encoder", "middle", "decoder")  # of the U-Net, where self-attention may look at an anchor frame
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,31 @@ The page opens from disk, without server or network, and lists its keys.  What i
 Scripts, for beside them and pictures a browser reads nothing for a page that lies on disk.
 """
 
+# ruff: noqa: E402
 import argparse
+from pathlib import Path
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hoi.page", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="a dataset folder; the page is DIR/index.html")
+    parser.add_argument("other", type=Path, nargs="?", metavar="DIR2", help="another one to see beside it, by index")
+    parser.add_argument("--mano", metavar="FILE", type=Path, help="official MANO_RIGHT.pkl: the skin of MANO hands; "
+                        "without it their bones are drawn")  # fmt: skip
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    parse_args()  # --help and mistakes are told before the seconds that these imports take
+
 import base64
 import io
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +51,7 @@ from hoi.common.files import short_hash, write_whole
 from hoi.conditions import BONES, SKELETON_COLORS
 from hoi.data import folder as dataset
 from hoi.geometry.hand import PARAM_SIZES, HandModel, load_hand
-from hoi.verify.scores import SCORES
+from hoi.verify.choices import SCORES
 
 TEMPLATE = Path(__file__).with_name("page.html")
 OURS = b'<meta name="generator" content="hoi.page">'  # stands in every page that we made
@@ -251,18 +269,6 @@ def write_page(folders: Sequence[Path], mano: Path | None = None) -> list[Record
         write_part(folder / "page" / "head.js", dict, {"folders": shown, "scores": scores, **drawing})
         write_whole(folder / "index.html", TEMPLATE.read_bytes())
     return heads
-
-
-def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m hoi.page", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="a dataset folder; the page is DIR/index.html")
-    parser.add_argument("other", type=Path, nargs="?", metavar="DIR2", help="another one to see beside it, by index")
-    parser.add_argument("--mano", metavar="FILE", type=Path, help="official MANO_RIGHT.pkl: the skin of MANO hands; "
-                        "without it their bones are drawn")  # fmt: skip
-    return parser.parse_args(arguments)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from hoi.common.arrays import intersection_over_union
+from hoi.common.choices import DPT_HYBRID, MARGIN, MIN_AREA, NORMALS
 from hoi.common.files import JsonLines, write_whole
 from hoi.common.machine import mapper
 from hoi.conditions import Conditions, draw_normal, draw_segmentation, draw_skeleton, normals_from_inverse_depth
@@ -27,10 +28,8 @@ from hoi.geometry.mano import WHERE
 from hoi.geometry.render import HAND, OBJECT, GBuffer, Renderer
 from hoi.geometry.scene import PLAIN_TEXTS
 from hoi.sources.frame import Crop, PosedObject, Rejected, Source, SourceFrame, box_around
-from hoi.sources.normals import DPT_HYBRID, DepthEstimator, normals_of_crop, read_depth_file, resize_normals
+from hoi.sources.normals import DepthEstimator, normals_of_crop, read_depth_file, resize_normals
 
-NORMALS = ("rendered", "sensor-depth", "depth-files", "estimated")
-STROKES = ("crop", "source")
 LABELS = ((HAND, "hand"), (OBJECT, "object"))
 FAR = 65.0  # metres; sensors write the largest number for no answer, and the folder's depth ends at 65.5
 FIT_LIMIT_MM = 2.0  # with the right MANO file posed joints miss the source's by rounding alone, a thousandth of it
@@ -54,14 +53,14 @@ class ConversionSettings:
     """
 
     size: int = 512
-    margin: int = 50  # the authors' number
+    margin: int = MARGIN
     normals: str = "rendered"
     depth_files: str | Path | None = None
     depth_model: str = DPT_HYBRID
     mano_path: str | Path | None = None
     strokes: str = "crop"
     text: str | None = None
-    min_area: int = 200  # 14 x 14 say little of a pose
+    min_area: int = MIN_AREA
 
 
 def check_needs(source: Source, settings: ConversionSettings) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from hoi.common.choices import DPT_HYBRID
 from hoi.common.files import read_npy
 from hoi.conditions import normals_from_inverse_depth, scale_inverse_depth
 from hoi.sources.frame import Crop, Rejected, box_around, read_picture
@@ -22,7 +23,6 @@ from hoi.sources.frame import Crop, Rejected, box_around, read_picture
 FIT_SIGMA_PX, FIT_REACH_PX = 2.5, 7
 FARTHEST = 0.3  # metres from a region's median depth; what lies beyond is a fault of the sensor, not hand or object
 MOST_DEPTH = 1e9  # in whatever unit; squares of more would leave the range of floats
-DPT_HYBRID = "Intel/dpt-hybrid-midas"  # the network of the paper's code in the format of transformers
 
 
 def normals_from_depth(depth: np.ndarray, label_map: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:

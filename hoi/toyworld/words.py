@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from hoi.common.choices import CATEGORIES
 from hoi.common.files import ASSETS
-from hoi.geometry.objects import CATEGORIES
 from hoi.toyworld.backgrounds import BACKGROUNDS, CLOTHS, DRAPES, PAINTED_TABLES, SLATS, WALLS
 from hoi.toyworld.shading import COLORS
 

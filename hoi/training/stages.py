@@ -20,10 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hoi.common.arrays import to_uint8
+from hoi.common.choices import CONDITION_NAMES, REG_MODES
 from hoi.common.files import encode_png, write_whole
 from hoi.common.sheets import contact_sheet
 from hoi.network.diffusion import TrainingBatch, draw_training_noise, eps_loss, hoi_loss
-from hoi.network.model import CONDITION_NAMES, HOIDiffusion
+from hoi.network.model import HOIDiffusion
 from hoi.network.pipeline import Pipeline, SamplingSettings
 from hoi.network.text import tokenize
 from hoi.network.vae import vae_loss
@@ -31,7 +32,6 @@ from hoi.training.data import Batch, EncodedData, Share, TrainingSet, draw_indic
 from hoi.training.small_clip import PictureText, small_clip_loss
 
 PREVIEWS = 8  # pictures a row of a preview sheet
-REG_MODES = ("sum", "swap")
 TEXT_SHRINK = 2  # half the size says as much about words as the whole picture, at a quarter of the work
 
 

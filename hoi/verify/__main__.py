@@ -9,18 +9,13 @@ The built-in verifier knows the toy world; for other pictures train one on real 
 hand estimator.  Nothing is deleted.
 """
 
+# ruff: noqa: E402
 import argparse
 import sys
 from pathlib import Path
 
-from hoi.common.command import positive, problems_as_messages
-from hoi.common.machine import keep_freed_memory
-from hoi.data import folder
-from hoi.verify import report
-from hoi.verify.predictions import FORMATS
-from hoi.verify.scores import PCK_THRESHOLD, SCORES
-from hoi.verify.training import minutes_passed, steps_passed, train_verifier
-from hoi.verify.verifier import BUILT_IN_VERIFIER, DEFAULT_SIDE, load_verifier, save_verifier
+from hoi.common.command import positive
+from hoi.verify.choices import BUILT_IN_VERIFIER, DEFAULT_SIDE, FORMATS, PCK_THRESHOLD, SCORES
 
 COMMANDS = ("score", "train")
 MEANINGS = "Scores, null where there is nothing to hold a picture against:\n\n" + "\n".join(
@@ -89,6 +84,17 @@ def parse_args(words: list[str]) -> argparse.Namespace:
     if args.command == "train" and not args.minutes > 0:  # NaN is not, either
         parser.error(f"--minutes is {args.minutes:g}, expected more than 0")
     return args
+
+
+if __name__ == "__main__":
+    parse_args(sys.argv[1:])  # --help and mistakes are told before the seconds that these imports take
+
+from hoi.common.command import problems_as_messages
+from hoi.common.machine import keep_freed_memory
+from hoi.data import folder
+from hoi.verify import report
+from hoi.verify.training import minutes_passed, steps_passed, train_verifier
+from hoi.verify.verifier import load_verifier, save_verifier
 
 
 def score_command(args: argparse.Namespace, place: Path) -> None:

@@ -1,7 +1,7 @@
 """What other programs say of the pictures.  JSON -> hand keypoints and contact states by picture.  Paper: Sec. 4.2.
 
-FORMATS says what the files hold, and --help shows it; the readers take it exactly or name file, picture and hand of
-what is wrong.
+choices.FORMATS says what the files hold, and --help shows it; the readers take it exactly or name file, picture and
+hand of what is wrong.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -13,10 +13,9 @@ import numpy as np
 
 from hoi.common.arrays import numbers
 from hoi.common.command import first_few
-from hoi.common.files import ASSETS, read_json
+from hoi.common.files import read_json
 from hoi.conditions import KEYPOINTS
 
-FORMATS = ASSETS / "formats" / "predictions.txt"
 CONTACT_STATES = ("no contact", "self", "another person", "portable object", "stationary object")
 PORTABLE_OBJECT = 3  # the one state that counts as contact in the evaluation that the paper follows
 NO_HAND = -1  # in place of a state

@@ -23,12 +23,10 @@ from hoi.conditions import draw_skeleton
 from hoi.data.folder import load_image, read_description, read_records
 from hoi.data.writer import REPORT, DatasetWriter, copy_folder, refresh_card, write_records
 from hoi.geometry.render import HAND, OBJECT
+from hoi.verify.choices import BUILT_IN_VERIFIER, GROUPS, PCK_THRESHOLD, SCORES
 from hoi.verify.perfect import can_draw, draw_perfect
 from hoi.verify.scores import (
-    GROUPS,
-    PCK_THRESHOLD,
     RELATIVE,
-    SCORES,
     Estimators,
     load_estimators,
     load_truth,
@@ -36,7 +34,6 @@ from hoi.verify.scores import (
     score_records,
     true_keypoints,
 )
-from hoi.verify.verifier import BUILT_IN_VERIFIER
 
 PERCENTILES = (5, 25, 50, 75, 95)  # the tails decide where to cut, and a mean hides them
 # What histograms show, left and right end; what lies beyond is counted at the end: with an error of half the hand's box

@@ -1,8 +1,8 @@
 """Scores of pictures against their own annotation.  Records + estimators -> `verification` dicts.
 
 What a picture should show is its Truth, read from the record's files.  What it does show, estimators say: the verifier,
-or other programs whose hands and contacts come by file.  SCORES says what each number means; None stands for "nothing
-to hold it against".
+or other programs whose hands and contacts come by file.  choices.SCORES says what each number means; None stands for
+"nothing to hold it against".
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,6 +25,7 @@ from hoi.geometry.render import FLESH, HAND, OBJECT, joints_shown
 from hoi.toyworld.looks import PALETTE
 from hoi.toyworld.shading import CREAM, STRIPES, ambience
 from hoi.toyworld.words import words_in
+from hoi.verify.choices import GROUPS, PCK_THRESHOLD, SCORES, TIP_DISTANCE
 from hoi.verify.predictions import (
     PORTABLE_OBJECT,
     ContactPrediction,
@@ -38,39 +39,11 @@ from hoi.verify.predictions import (
 from hoi.verify.verifier import Prediction, Verifier, load_verifier, predict
 
 BATCH = 16  # pictures that are read together and shown to the verifier at once
-PCK_THRESHOLD = 0.2  # of the hand box, the usual choice for hands in pictures (MMPose)
-TIP_DISTANCE = 0.1  # of the hand box: about a finger's thickness, so that a tip is not matched with its neighbour
 TIP_FLESH = 0.014  # metres: more than half a finger before a fingertip, and something else covers it
 LUMINANCE = np.array([0.299, 0.587, 0.114])  # of red, green, blue (Rec. 601)
 FEW_PIXELS = 50  # fewer say nothing of nine harmonics
 COLOR_DISTANCE = 0.17  # of colours in [0, 1]: 98 % of 310 drawn pictures are nearer to what they should be
 STRIPE_SHARE, CAST_SHARE = 0.2, 0.5  # of its stripes and of the place's tint in a thing's mean colour; fitted to these
-GROUPS = {"": "", "_visible": "the same of joints that can be seen", "_hidden": "the same of joints that are covered"}
-# Scores of joints, each over the joints of every group.
-OF_JOINTS = {
-    "keypoint_error_px": "mean distance of the joints in the picture, pixels",
-    "keypoint_error_relative": "mean distance over the longer side of the box around the 21 true joints",
-    "pck": "share of joints closer than --pck-threshold times that side",
-}
-# Every score in the order of the records, and what it means; python -m hoi.verify --help prints this.
-SCORES = {
-    "iou_hand": "overlap of the hand that is seen with the true one, intersection over union",
-    "iou_object": "the same of the object",
-    "iou_foreground": "the same of both together",
-    "shading_hand": "share of the hand's luminance that its normals explain: R^2 of nine spherical harmonics, 0 to 1",
-    "shading_object": "the same of an object without material word: patterns and mirrors are not light",
-    "color_right": "1 when the mean colour of the object's true pixels is the text's, under the place's light, else 0",
-    "material_right": "1 when the object's material is the text's, of texts that name one, else 0",
-    "background_right": "1 when the background is the text's, else 0",
-    **{name + group: same or meaning for name, meaning in OF_JOINTS.items() for group, same in GROUPS.items()},
-    "fingertips": f"fingertips that are seen against those that can be, {TIP_DISTANCE:g} of that side apart: F1",
-    "joints_visible": "how many joints can be seen",
-    "joints_hidden": "how many joints something covers; those outside the picture are not scored at all",
-    "confidence": "mean over the scored joints, 0 to 1",
-    "detected": "0 when another program (--keypoints) found no hand: its pck is 0, its errors are null",
-    "contact_seen": "1 when the detector (--contacts) says that the hand holds something, else 0",
-}
-
 # Scores of which a perfect picture reaches a record's own best, short of 1; cuts may be given as a share of it.
 RELATIVE = ("iou_hand", "iou_object", "iou_foreground", "shading_hand", "shading_object", "pck", "pck_visible",
             "fingertips", "confidence")  # fmt: skip

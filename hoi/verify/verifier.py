@@ -20,16 +20,15 @@ from torch import Tensor, nn
 
 from hoi.common import tensors
 from hoi.common.arrays import pictures_to_tensor, resized_points
-from hoi.common.files import ASSETS, content_expected, parse_json
+from hoi.common.files import content_expected, parse_json
 from hoi.conditions import KEYPOINTS
+from hoi.verify.choices import BUILT_IN_VERIFIER, DEFAULT_SIDE
 
 LABELS = ("background", "hand", "object")
 CELL = 2  # pixels; heat maps have one value a cell
 CHANNELS = (32, 48, 64, 96, 128)  # of each level: a million weights, 2 MB in half precision, small enough to ship
-DEFAULT_SIDE = 128  # pixels that the network sees: as many as the built-in model draws
 PEAK_RADIUS = 3  # cells; a training target has 96 % of its heat this close to its peak
 TIP_RADIUS, TIP_LIMIT = 2, 0.4  # cells in which one fingertip is found once; how sure a fingertip must be, 0 to 1
-BUILT_IN_VERIFIER = ASSETS / "verifier.safetensors"
 TRAIN_COMMAND = "python -m hoi.verify train --data DIR ... --out FILE"
 
 

@@ -10,22 +10,32 @@ ControlNet, inpainting, ...), incomplete and damaged files are refused by what i
 is 1.  Where to get weights: docs/weights.md.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import argparse
 import sys
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hoi.weights", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="a weight file, or a folder of diffusers or GrabNet")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    parse_args()  # --help and mistakes are told before the seconds that these imports take
 
 from hoi.weights.describe import describe_weights
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Print a sentence for every file; 1 when one of them was refused, else 0."""
-    parser = argparse.ArgumentParser(
-        prog="python -m hoi.weights", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="a weight file, or a folder of diffusers or GrabNet")
     failed = 0
-    for path in parser.parse_args(arguments).files:
+    for path in parse_args(arguments).files:
         try:
             print(f"{path}: {describe_weights(path)}")
         except (ValueError, OSError) as problem:

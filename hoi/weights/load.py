@@ -11,7 +11,6 @@ and T2I-Adapters.  Other families, damaged files and pickles that ask for code a
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -21,13 +20,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hoi.common.command import positive
+from hoi.common.choices import CONDITION_NAMES, DTYPES
 from hoi.common.files import ASSETS, sha256_of
 from hoi.common.machine import choose_device, fast_dtype
 from hoi.common.tensors import Shapes, WeightFile, check_shapes, is_finite, shapes_of, warn_left_out
 from hoi.network.config import ModelConfig, sd1_config
 from hoi.network.kernels import pack
-from hoi.network.model import CONDITION_NAMES, HOIDiffusion
+from hoi.network.model import HOIDiffusion
 from hoi.network.pipeline import Pipeline, SamplingSettings
 from hoi.network.text import causal_mask
 from hoi.weights import kinds
@@ -37,7 +36,7 @@ from hoi.weights.diffusers_config import FOLDER_PARTS, SCHEDULER_FILE, read_fold
 Dtypes = torch.dtype | Mapping[str, torch.dtype]
 
 BUILT_IN_MODEL = ASSETS / "tiny.safetensors"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TORCH_DTYPES = {name: getattr(torch, name) for name in DTYPES}
 FORMAT_VERSION = "1"  # of our own files
 KEPT_PREFIX = "hoi_"  # of metadata that an export of ours to another layout remembers
 ADAPTER_FOLDERS = {name: f"adapter_{name}" for name in CONDITION_NAMES}  # of an export to diffusers
@@ -455,21 +454,6 @@ def source_hash(path: str | Path) -> str:
 # --- the model, ready to make pictures ---
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that say which model `load_pipeline` takes, and where and how it computes."""
-    add = parser.add_argument
-    add("--checkpoint", type=Path, metavar="FILE", help="weights trained here (default: the built-in ones)")
-    add("--base", type=Path, metavar="PATH", help="instead: a Stable Diffusion 1.x file (.safetensors, .ckpt) or a "
-        "diffusers folder, or an export of tools/export_weights.py")
-    add("--adapter", type=Path, metavar="FILE", help="condition encoders for --base: the official model_ad_N.pth")
-    add("--vae", type=Path, metavar="FILE", help="another autoencoder for --base, or the one that its file lacks")
-    add("--device", help="cpu, cuda, cuda:1, xpu, mps (default: a GPU where there is one)")
-    add("--dtype", choices=("auto", *DTYPES), default="auto",
-        help="of U-Net and condition encoders (default: bfloat16 where the hardware has it, float16 on GPUs without, "
-        "float32 on CPUs without)")
-    add("--threads", type=positive, metavar="T", help="of torch on the CPU (default: torch's own choice)")
-
-
 def load_pipeline(
     checkpoint: Path | None = None,
     base: Path | None = None,
@@ -511,11 +495,11 @@ def load_pipeline(
     device = choose_device(device)
     fast = fast_dtype(device)
     # Every GPU is fast in float16.
-    if DTYPES.get(dtype, fast) not in (fast, torch.float32) and not (device != "cpu" and dtype == "float16"):
+    if TORCH_DTYPES.get(dtype, fast) not in (fast, torch.float32) and not (device != "cpu" and dtype == "float16"):
         print(f"note: --dtype {dtype} is several times slower here than {fast}, which auto takes", flush=True)
     # Nearly all of the work.  The VAE stays in float32: its decoder overflows in float16 and shows bfloat16's rounding
     # as noise in smooth areas; and the text encoder is small.
-    dtypes = dict.fromkeys(("unet", "condition_encoders"), DTYPES.get(dtype, fast))
+    dtypes = dict.fromkeys(("unet", "condition_encoders"), TORCH_DTYPES.get(dtype, fast))
     model = load_model(path, adapter, device=device, dtype=dtypes, vae=vae).requires_grad_(False)
     if with_conditions and model.condition_encoders is None:
         advice = "give it --adapter" if base else "fine-tune it"
