@@ -32,13 +32,14 @@ from hoi.common.choices import (
     CATEGORIES,
     CONTENTS,
     DPT_HYBRID,
+    DTYPES,
     MARGIN,
     MIN_AREA,
     NORMALS,
     STROKES,
     TINY_SIDE,
 )
-from hoi.common.command import add_mesh_flags, add_size_flags, default_cache, positive
+from hoi.common.command import add_mesh_flags, add_size_flags, default_cache, positive, usable_cpus
 from hoi.geometry.camera import CAMERA_FOV_DEG, FRAMINGS
 
 
@@ -188,6 +189,14 @@ def add_real_picture_flags(parser: argparse.ArgumentParser) -> None:
     add("--captioner", metavar="NAME",
         help="describe the crops with a LLaVA network of transformers, by folder or hub name, e.g. "
         "llava-hf/llava-1.5-7b-hf")
+    add("--device", help="of --normals estimated and --captioner: cpu, cuda, cuda:1, xpu, mps (default: a GPU where "
+        "there is one)")
+    add("--dtype", choices=("auto", *DTYPES), default="auto", help="of --captioner (default: what is fast; the depth "
+        "network is always in float32: normals are its slopes)")
+    add("--batch-size", type=positive, metavar="B", help="pictures that --captioner sees at once (default: 1 on a CPU, "
+        "8 on a GPU)")
+    add("--threads", type=positive, metavar="T", help="of --normals estimated and --captioner on a CPU (default: all "
+        "cores)")
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -236,6 +245,10 @@ def contradiction(args: argparse.Namespace) -> str | None:
     refused = (  # whether it is wrong, and what is told then
         ((args.captions or args.captioner) and not real,
          "--captions and --captioner are for real pictures: pass --dexycb, --ho3d or --csv as well"),
+        ((args.device or args.threads) and not (real and (args.captioner or args.normals == "estimated")),
+         "--device and --threads are for --normals estimated and --captioner"),
+        ((args.dtype != "auto" or args.batch_size) and not args.captioner,
+         "--dtype and --batch-size are for --captioner"),
         (not args.dexycb and (args.subjects or args.cameras or args.paint_objects == "all"),
          "--subjects, --cameras and --paint-objects all are for --dexycb"),
         (args.csv and (args.split or args.sequences or args.frame_range != ":"),
@@ -288,7 +301,7 @@ from tqdm import tqdm
 
 from hoi.common.command import first_few, problems_as_messages
 from hoi.common.files import sha256_of, short_hash
-from hoi.common.machine import mapper
+from hoi.common.machine import choose_device, fast_dtype, mapper
 from hoi.data.check import check_folder
 from hoi.data.folder import read_description, read_records
 from hoi.data.scene_maker import SceneMaker, SceneSettings
@@ -474,15 +487,19 @@ def open_source(args: argparse.Namespace) -> Source:
 
 def convert_pictures(args: argparse.Namespace) -> None:
     """Photographs of a real dataset -> records."""
-    if args.normals != "estimated":
-        torch.set_num_threads(1)  # one hand at a time: threads only wait for each other
+    threads = args.threads or usable_cpus()
+    # Else one hand at a time: threads only wait for each other.
+    torch.set_num_threads(threads if args.normals == "estimated" else 1)
+    device = choose_device(args.device)
     source = open_source(args)
     settings = ConversionSettings(args.height, args.margin, args.normals, args.depth_files, args.depth_model, args.mano,
-                                  args.strokes, args.text, args.min_area)  # fmt: skip
+                                  args.strokes, args.text, args.min_area, device)  # fmt: skip
     # What cannot work is refused before hours of work.
     check_needs(source, settings)
     captions = read_captions(args.captions) if args.captions else None
-    captioner = Captioner(args.captioner) if args.captioner else None  # before GL starts, see FrameConverter
+    dtype = fast_dtype(device) if args.dtype == "auto" else args.dtype
+    # Before GL starts, see FrameConverter.
+    captioner = Captioner(args.captioner, device, str(dtype).removeprefix("torch.")) if args.captioner else None
     order = np.random.default_rng(args.seed).permutation(len(source)) if args.shuffle else np.arange(len(source))
     order = order[: args.count]
     writer = DatasetWriter(args.out, describe_pictures(args, source))
@@ -490,7 +507,8 @@ def convert_pictures(args: argparse.Namespace) -> None:
     with continued_after(writer):
         rejected = convert_source(source, order, settings, writer, args.workers)
     if captioner:
-        caption_folder(args.out, captioner, args.seed)
+        torch.set_num_threads(threads)
+        caption_folder(args.out, captioner, args.seed, args.batch_size or (1 if device == "cpu" else 8))
         captions = read_captions(args.out / CAPTION_FILE)
     if captions:
         found, without = apply_captions(args.out, captions)

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import platform
 import shlex
 import signal
@@ -112,6 +113,11 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         help="of U-Net and condition encoders (default: bfloat16 where the hardware has it, float16 on GPUs without, "
         "float32 on CPUs without)")
     add("--threads", type=positive, metavar="T", help="of torch on the CPU (default: torch's own choice)")
+
+
+def usable_cpus() -> int:
+    """Cores that this process may use, where the system says so: in a container fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def how_made(script: str) -> dict[str, Any]:

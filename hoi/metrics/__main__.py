@@ -16,11 +16,10 @@ DIR is a dataset folder or any folder of pictures.  The formats of predictions a
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
-from hoi.common.command import positive
+from hoi.common.command import positive, usable_cpus
 from hoi.metrics.choices import BOXES, POSE_FORMATS, RESIZE_MODES, SCORE_PREFIX, SCORE_WEIGHT
 from hoi.verify.choices import BUILT_IN_VERIFIER, FORMATS
 
@@ -30,11 +29,6 @@ DETAILS = {  # flags that say how another one is meant
     "inception": ("resize", "is_splits", "is_bias", "neighbours"),
     "clip": ("clip_prefix", "clip_weight"), "keypoints": ("pck_thresholds",), "poses": ("boxes",), "videos": ("mano",),
 }  # fmt: skip
-
-
-def usable_cpus() -> int:
-    """Cores that this process may use, where the system says so: in a container fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -3,7 +3,7 @@
 What is captioned are the crops in images/, never whole frames: a caption should name what the network will see.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,49 +115,56 @@ class Captioner:
 
     model           folder of a saved LlavaForConditionalGeneration with its processor, or a name at the hub such as
                     "llava-hf/llava-1.5-7b-hf" (14 GB)
+    device, dtype   see choose_device and fast_dtype; a name of torch's, such as "float16"
     max_new_tokens  words stop after so many; the paper allows 512, one sentence needs few
     The answer is the likeliest one.  The paper draws it at temperature 0.2, which is close and not repeatable.
     Raises ValueError when the package is missing or the model cannot be loaded.
     """
 
-    def __init__(self, model: str, max_new_tokens: int = 64) -> None:
+    def __init__(self, model: str, device: str = "cpu", dtype: str = "float32", max_new_tokens: int = 64) -> None:
         try:
             from transformers import AutoProcessor, LlavaForConditionalGeneration
         except ImportError as error:
             raise ValueError("the captioner needs the package transformers: pip install transformers") from error
         try:
             self.processor = AutoProcessor.from_pretrained(model)
-            self.network = LlavaForConditionalGeneration.from_pretrained(model).eval()
+            self.network = LlavaForConditionalGeneration.from_pretrained(model, dtype=dtype).to(device).eval()
         except (OSError, ValueError) as error:
             raise ValueError(f"no LLaVA model could be loaded from {model!r} ({error})") from error
         self.max_new_tokens = max_new_tokens
+        self.processor.tokenizer.padding_side = "left"  # so that every answer begins where its question ends
 
-    def __call__(self, image: np.ndarray, instruction: str) -> str:
-        """image (H, W, 3) uint8 -> the answer, one line."""
+    def __call__(self, images: Sequence[np.ndarray], instructions: Sequence[str]) -> list[str]:
+        """Pictures (H, W, 3) uint8 with a question each -> the answers, one line each."""
         import torch
 
-        prompt = f"USER: <image>\n{instruction} ASSISTANT:"  # the conversation that LLaVA 1.5 was trained on
-        inputs = self.processor(images=Image.fromarray(image), text=prompt, return_tensors="pt")
+        # The conversation that LLaVA 1.5 was trained on.
+        prompts = [f"USER: <image>\n{instruction} ASSISTANT:" for instruction in instructions]
+        pictures = [Image.fromarray(image) for image in images]
+        inputs = self.processor(images=pictures, text=prompts, padding=True, return_tensors="pt")
+        inputs = inputs.to(self.network.device, self.network.dtype)
         with torch.inference_mode():
             output = self.network.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
-        answer = output[0, inputs["input_ids"].shape[1] :]
-        return " ".join(self.processor.decode(answer, skip_special_tokens=True).split())
+        answers = self.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [" ".join(answer.split()) for answer in answers]
 
 
-def caption_folder(folder: str | Path, captioner: Captioner, seed: int) -> None:
-    """Describe every picture of a folder that shows an object, line by line into its captions.jsonl; a run that was
-    interrupted continues.
+def caption_folder(folder: str | Path, captioner: Captioner, seed: int, batch_size: int = 1) -> None:
+    """Describe every picture of a folder that shows an object, some at once, into its captions.jsonl, a line each; a
+    run that was interrupted continues.
     """
     path = Path(folder) / CAPTION_FILE
     lines = JsonLines(path)
     known = read_captions(path) if path.exists() and path.stat().st_size else {}
     todo = [record for record in read_records(folder)
             if record["segmentation_file_name"] is not None and record["file_name"] not in known]  # fmt: skip
-    for record in tqdm(todo, "captions", unit="picture"):
-        instruction = instruction_for(record, seed)
-        text = captioner(load_image(folder, record), instruction)
-        # An empty answer would be no caption: the record's own text stays.
-        lines.append({"file_name": record["file_name"], "text": text or record["text"], "instruction": instruction})
+    for start in tqdm(range(0, len(todo), batch_size), "captions", unit="batch"):
+        few = todo[start : start + batch_size]
+        asked = [instruction_for(record, seed) for record in few]
+        texts = captioner([load_image(folder, record) for record in few], asked)
+        for record, text, instruction in zip(few, texts, asked, strict=True):
+            # An empty answer would be no caption: the record's own text stays.
+            lines.append({"file_name": record["file_name"], "text": text or record["text"], "instruction": instruction})
 
 
 def instruction_for(record: dict[str, Any], seed: int) -> str:

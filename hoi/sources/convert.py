@@ -45,6 +45,7 @@ class ConversionSettings:
     size         height and width of the crops, pixels
     margin       of the crop around hand and object, pixels of the whole picture
     normals      one of NORMALS; depth_files is the folder for "depth-files", depth_model the network for "estimated"
+    device       of that network
     mano_path    MANO file; without it the records have no hand parameters and no normals can be rendered
     strokes      "crop": the skeleton is drawn at `size`, as rendered skeletons are; "source": in the whole picture and
                  resized with it, as in the authors' reader
@@ -61,6 +62,7 @@ class ConversionSettings:
     strokes: str = "crop"
     text: str | None = None
     min_area: int = MIN_AREA
+    device: str = "cpu"
 
 
 def check_needs(source: Source, settings: ConversionSettings) -> None:
@@ -179,7 +181,7 @@ class FrameConverter:
         self.source, self.order, self.settings, self.folder = source, order, settings, Path(folder)
         self.hand = load_hand(settings.mano_path) if settings.mano_path else None
         estimates = settings.normals == "estimated" and not source.is_scenery
-        self.estimator = DepthEstimator(settings.depth_model) if estimates else None
+        self.estimator = DepthEstimator(settings.depth_model, settings.device) if estimates else None
         # After the estimator: GL's software driver and the compiler behind torch each bring an LLVM, and loading the
         # compiler's second crashes the process.
         self.renderer = Renderer() if source.has_geometry else None

@@ -136,11 +136,12 @@ def normals_of_crop(
 class DepthEstimator:
     """Inverse depth of a picture by a DPT network of the optional package transformers.
 
-    model  folder of a saved DPTForDepthEstimation, or its name at the Hugging Face hub (downloaded once)
+    model   folder of a saved DPTForDepthEstimation, or its name at the Hugging Face hub (downloaded once)
+    device  see choose_device; always in float32: normals are the depth's slopes, which 16 bits turn into steps
     Raises ValueError when the package is missing, the model cannot be loaded, or is no DPT network.
     """
 
-    def __init__(self, model: str = DPT_HYBRID) -> None:
+    def __init__(self, model: str = DPT_HYBRID, device: str = "cpu") -> None:
         try:
             from transformers import DPTForDepthEstimation
         except ImportError as error:
@@ -158,7 +159,7 @@ class DepthEstimator:
         if loading["missing_keys"]:
             missing = sorted(loading["missing_keys"])
             raise ValueError(f"{model} lacks {len(missing)} weights of its network, the first is {missing[0]}")
-        self.network = network.eval().requires_grad_(False)
+        self.network, self.device = network.float().to(device).eval().requires_grad_(False), device
         self.side = int(network.config.image_size)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
@@ -168,7 +169,7 @@ class DepthEstimator:
         """
         import torch
 
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+        pixels = torch.from_numpy(np.array(image)).to(self.device).permute(2, 0, 1)[None].float() / 255
         pixels = torch.nn.functional.interpolate(pixels, (self.side, self.side), mode="bicubic", align_corners=False)
         with torch.inference_mode():
-            return self.network(pixel_values=(pixels - 0.5) / 0.5).predicted_depth[0].double().numpy()
+            return self.network(pixel_values=(pixels - 0.5) / 0.5).predicted_depth[0].cpu().double().numpy()

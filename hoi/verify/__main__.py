@@ -38,6 +38,7 @@ def add_score_flags(parser: argparse.ArgumentParser) -> None:
         "90%% of what a perfect picture of the record scores, as the toy world draws it or else as the verifier's file "
         "says; takes the stored scores if all records have some and nothing above is given; a FILE of names, one a "
         "line, as --list and the page of hoi.page write them, is a condition too")  # fmt: skip
+    add("--device", help="of the verifier: cpu, cuda, cuda:1, xpu, mps (default: a GPU where there is one)")
     add("--list", metavar="FILE", type=Path, help="with --keep: write the names of what passes")
     add("--out", metavar="DIR2", type=Path, help="with --keep: copy what passes to a dataset folder")
 
@@ -90,7 +91,7 @@ if __name__ == "__main__":
     parse_args(sys.argv[1:])  # --help and mistakes are told before the seconds that these imports take
 
 from hoi.common.command import problems_as_messages
-from hoi.common.machine import keep_freed_memory
+from hoi.common.machine import choose_device, keep_freed_memory
 from hoi.data import folder
 from hoi.verify import report
 from hoi.verify.training import minutes_passed, steps_passed, train_verifier
@@ -110,7 +111,8 @@ def score_command(args: argparse.Namespace, place: Path) -> None:
     else:
         verifier = (args.verifier or BUILT_IN_VERIFIER) if args.network else None
         threshold = args.pck_threshold or PCK_THRESHOLD
-        records, found = report.verify_folder(place, verifier, args.keypoints, args.contacts, threshold)
+        device = choose_device(args.device)
+        records, found = report.verify_folder(place, verifier, args.keypoints, args.contacts, threshold, device)
         print(report.report_as_markdown(found))
     if conditions:
         print(report.describe_yield(records, conditions))

@@ -153,10 +153,11 @@ def verify_folder(
     keypoints: Path | None = None,
     contacts: Path | None = None,
     pck_threshold: float = PCK_THRESHOLD,
+    device: str = "cpu",
 ) -> tuple[list[Record], dict[str, Any]]:
     """Score every record, replace metadata.jsonl as a whole, write report and data card; returns records and report.
 
-    verifier, keypoints, contacts  files; who scores, as in load_estimators
+    verifier, keypoints, contacts  files; who scores, as in load_estimators; device  of the verifier
     Until all is scored the folder stays as it was.  Raises ValueError when someone else changed the records meanwhile,
     or when processes have not merged theirs.
     """
@@ -165,7 +166,7 @@ def verify_folder(
         raise ValueError(f"{folder} has {parts[0].name}: its run is not finished; finish it by the same command first")
     before = lines.stat().st_mtime_ns if lines.is_file() else None  # scoring takes minutes; others may write meanwhile
     records = read_records(folder)
-    estimators = load_estimators(folder, records, verifier, keypoints, contacts, pck_threshold)
+    estimators = load_estimators(folder, records, verifier, keypoints, contacts, pck_threshold, device)
     found, perfect = list(score_records(folder, records, estimators)), perfect_scores(folder, records, estimators)
     records = [record | {"verification": scores | {"perfect": best}}
                for record, scores, best in zip(records, found, perfect, strict=True)]  # fmt: skip

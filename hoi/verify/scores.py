@@ -321,14 +321,14 @@ class Estimators:
 
 def load_estimators(
     folder: Path, records: list[dict[str, Any]], verifier: Path | None, keypoints: Path | None, contacts: Path | None,
-    pck_threshold: float,
+    pck_threshold: float, device: str = "cpu",
 ) -> Estimators:  # fmt: skip
-    """Read what is given of a verifier's file and the predictions of other programs (predictions.FORMATS).
+    """Read what is given of a verifier's file and the predictions of other programs (choices.FORMATS).
 
     Raises FileNotFoundError or ValueError when a file is absent, damaged, or of other pictures than the folder's.
     """
     pictures = pictured(folder, records)  # before minutes are spent on a folder of conditions
-    network = None if verifier is None else load_verifier(verifier)
+    network = None if verifier is None else load_verifier(verifier).to(device)
     hands = None if keypoints is None else read_keypoint_predictions(keypoints)
     states = None if contacts is None else read_contact_predictions(contacts)
     for path, predictions in ((keypoints, hands), (contacts, states)):

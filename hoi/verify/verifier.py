@@ -194,7 +194,9 @@ class Prediction:
 def predict(verifier: Verifier, images: Sequence[np.ndarray]) -> list[Prediction]:
     """What is seen in each of a batch of pictures (H, W, 3) uint8 of any sizes."""
     side = verifier.side
-    outputs = verifier(pictures_to_tensor(np.stack([resized(image, side) for image in images])))
+    pictures = pictures_to_tensor(np.stack([resized(image, side) for image in images]))
+    found = vars(verifier(pictures.to(next(verifier.parameters()).device)))
+    outputs = Outputs(**{name: None if each is None else each.cpu() for name, each in found.items()})
     cells, confidence = decode_heat(outputs.heat)
     points = cells_to_pixels(cells).double().numpy()
     tips = (

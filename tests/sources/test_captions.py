@@ -72,19 +72,20 @@ class Interrupted(Exception):
 def test_an_interrupted_captioner_continues_and_names_what_it_asked(folder):
     calls = []
 
-    def describe(image, instruction):
-        if len(calls) == 2:
+    def describe(images, instructions):
+        if len(calls) == 1:
             calls.append(None)
             raise Interrupted
-        calls.append(int(image[0, 0, 0]))
-        return f"A mug of grey {image[0, 0, 0]}"
+        assert len(images) == len(instructions)
+        calls.append([int(image[0, 0, 0]) for image in images])
+        return [f"A mug of grey {image[0, 0, 0]}" for image in images]
 
     with pytest.raises(Interrupted):
-        caption_folder(folder, describe, seed=0)
+        caption_folder(folder, describe, seed=0, batch_size=2)
     with open(folder / "captions.jsonl", "a") as stream:
         stream.write('{"file_name": "images/0000')  # a line cut short
-    caption_folder(folder, describe, seed=0)
-    assert calls == [0, 60, None, 120]  # each crop once, never the scenery
+    caption_folder(folder, describe, seed=0, batch_size=2)
+    assert calls == [[0, 60], None, [120]]  # each crop once, never the scenery
     lines = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
     assert [line["instruction"] for line in lines] == [instruction_for(r, 0) for r in read_records(folder)[:3]]
     assert apply_captions(folder, read_captions(folder / "captions.jsonl")) == (3, 1)
@@ -122,13 +123,14 @@ def tiny_llava(folder):
     return set(words)
 
 
-def test_a_saved_llava_describes_the_picture_it_is_shown_the_same_way_twice(tmp_path):
+def test_a_saved_llava_describes_a_picture_alike_alone_and_beside_others(tmp_path):
     pytest.importorskip("transformers")
     words = tiny_llava(tmp_path)
     captioner = Captioner(str(tmp_path), max_new_tokens=6)
     pictures = [np.asarray(Image.effect_noise((60, 40), 90).convert("RGB")), np.zeros((40, 60, 3), dtype=np.uint8)]
-    answers = [captioner(picture, "a red mug") for picture in (*pictures, pictures[0])]
-    assert answers[0] == answers[2] and set(answers[0].split()) <= words
+    asked = ["a red mug on a table", "a hand"]  # questions of two lengths
+    answers, alone = captioner(pictures, asked), [captioner(pictures[k : k + 1], asked[k : k + 1])[0] for k in (0, 1)]
+    assert answers == alone and set(answers[0].split()) <= words
     assert "USER" not in answers[0] or "ASSISTANT" not in answers[0]  # the question is not part of the answer
     with pytest.raises(ValueError, match="no LLaVA model could be loaded from '.*nowhere'"):
         Captioner(str(tmp_path / "nowhere"))

@@ -164,6 +164,9 @@ def test_the_estimated_normals_are_the_networks_depth_through_the_papers_recipe(
     pixels = torch.nn.functional.interpolate(pixels, (64, 64), mode="bicubic")
     expected = network(pixel_values=pixels).predicted_depth[0].detach().numpy()
     np.testing.assert_allclose(DepthEstimator(str(tiny_dpt))(image), expected, atol=1e-5)
+    on_meta = DepthEstimator(str(tiny_dpt), "meta")  # no numbers there; they are asked for at the end
+    with pytest.raises(NotImplementedError, match="meta"):
+        on_meta(image)
     with pytest.raises(ValueError, match="no DPT depth network could be loaded from '.*nowhere'"):
         DepthEstimator(str(tmp_path / "nowhere"))
 

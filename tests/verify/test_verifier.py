@@ -118,6 +118,12 @@ def test_a_folder_without_any_3d_annotation_or_conditions_can_be_learned_from(tm
     assert sorted(BACKGROUNDS)[batch["background"][0]] == "on the beach"
 
 
+def test_pictures_are_seen_where_the_verifier_is_and_brought_back():
+    elsewhere = verifier.load_verifier().to("meta")  # a device without numbers: they are missed when they come back
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+        verifier.predict(elsewhere, [np.zeros((40, 40, 3), dtype=np.uint8)])
+
+
 def test_the_verifier_refuses_to_learn_from_generated_pictures_and_from_nothing(tmp_path):
     make_folder(tmp_path / "generated", 3, checkpoint={"name": "x", "sha256": "0"})
     with pytest.raises(ValueError, match="generated: 3 pictures .first images/000000.png. are generated; .* shaded or"):
