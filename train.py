@@ -1,8 +1,8 @@
 """Train the paper's model (stage hoi), or the miniature of Stable Diffusion that it starts from (vae, text, base).
 
-    python train.py --stage vae  --data runs/toy/any --out runs/toy/vae
-    python train.py --stage text --data runs/toy/any --out runs/toy/text
-    python train.py --stage base --data runs/toy/any --base runs/toy/vae/model.safetensors \\
+    python train.py --stage vae  --data runs/toy/scenic --out runs/toy/vae
+    python train.py --stage text --data runs/toy/scenic --out runs/toy/text
+    python train.py --stage base --data runs/toy/scenic --base runs/toy/vae/model.safetensors \\
                     --text-encoder-from runs/toy/text/model.safetensors --out runs/toy/base
     python train.py --data data/train --reg-data data/buffer --base sd-v1-4.ckpt --out runs/hoi     # the paper's sizes
     python train.py --stage hoi  --data runs/toy/lab --reg-data runs/toy/buffer \\

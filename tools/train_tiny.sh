@@ -17,20 +17,21 @@ esac
 # Shapes from 100 on: sample.py shows shape 0, evaluate_tiny.sh measures by shapes from 800 on.
 toy="--shade --size 128 --framing tight --object-seed 100 --object-instances $instances --grasps-per-object 4 --workers 2"
 
-python make_dataset.py $toy --content hand_object=0.6 object=0.15 scenery=0.25 --style any --looks 3 \
-    --count $pictures --out $out/any
-python make_dataset.py $toy --content hand_object=1 --style lab --looks 2 --count $lab --out $out/lab
+# The base model sees scenic looks only; laboratory ones first come with fine-tuning, as DexYCB does to Stable Diffusion.
+python make_dataset.py $toy --content hand_object=0.65 object=0.12 scenery=0.23 --style scenic --looks 4 \
+    --count $pictures --out $out/scenic
+python make_dataset.py $toy --content hand_object=1 --style lab --looks 3 --count $lab --seed 1 --out $out/lab
 
-python train.py --stage vae --data $out/any --out $out/vae --steps $vae --learning-rate 1e-3 --clip-gradient 0.3 \
+python train.py --stage vae --data $out/scenic $out/lab --out $out/vae --steps $vae --learning-rate 1e-3 --clip-gradient 0.3 \
     --ema-decay 0.995
-python train.py --stage text --data $out/any --out $out/text --steps $text
-python train.py --stage base --data $out/any --base $out/vae/model.safetensors \
+python train.py --stage text --data $out/scenic --out $out/text --steps $text
+python train.py --stage base --data $out/scenic --base $out/vae/model.safetensors \
     --text-encoder-from $out/text/model.safetensors --out $out/base --steps $base --no-cosine --clip-gradient 0.3 --ema-decay 0.998
 python sample.py --no-conditions --checkpoint $out/base/model.safetensors --count $buffer --out $out/buffer
-python train.py --stage hoi --data $out/lab --reg-data $out/buffer --base $out/base/model.safetensors --out $out/hoi \
-    --steps $hoi --batch-size 24 --reg-batch-size 8 --learning-rate 1e-3 --clip-gradient 0.3 --warmup-steps 100 \
-    --caption-dropout 0.1 --ema-decay 0.998
+python train.py --stage hoi --data $out/scenic $out/lab --reg-data $out/buffer --base $out/base/model.safetensors \
+    --out $out/hoi --steps $hoi --batch-size 24 --reg-batch-size 8 --learning-rate 8e-4 --clip-gradient 0.3 \
+    --warmup-steps 60 --caption-dropout 0.1 --condition-dropout 0.35 --ema-decay 0.997
 # The verifier, which says what pictures show; it sees drawn ones only.  Minutes, not steps.
-[ -f $out/verifier.safetensors ] || python -m hoi.verify train --data $out/any $out/lab --out $out/verifier.safetensors --minutes $verifier
+[ -f $out/verifier.safetensors ] || python -m hoi.verify train --data $out/scenic $out/lab --out $out/verifier.safetensors --minutes $verifier
 [ "$recipe" = hour ] || python tools/export_weights.py $out/hoi/model.safetensors --format built-in --out hoi/assets/tiny.safetensors
 echo "done: look at $out/hoi/preview_*.png, then python sample.py --checkpoint $out/hoi/model.safetensors; to measure by its verifier: python -m hoi.verify DIR --verifier $out/verifier.safetensors"

@@ -3,7 +3,7 @@
     python -m hoi.verify DIR ...                               # adds `verification` to every record; DIR/verification/
     python -m hoi.verify DIR --keep "iou_hand>90%,pck>75%" --list keep.txt        # or --out DIR2; prints the yield
     python -m hoi.verify DIR --keypoints hamer.json --contacts 100doh.json        # formats: see score --help
-    python -m hoi.verify train --data runs/toy/any runs/toy/lab --out verifier.safetensors --minutes 20
+    python -m hoi.verify train --data runs/toy/scenic runs/toy/lab --out verifier.safetensors --minutes 20
 
 The built-in verifier knows the toy world; for other pictures train one on real pictures, or bring the keypoints of a
 hand estimator.  Nothing is deleted.
