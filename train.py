@@ -11,8 +11,8 @@
 
 Prints a progress line; writes OUT/model.safetensors (the weights), OUT/log.jsonl, OUT/loss.png, OUT/preview_*.png and
 OUT/state_*.pt; stage text also OUT/clip.safetensors.  To continue after an interruption run the same command again: it
-goes on from the newest state, and the result is the same, bit for bit, as if nothing had happened.  SIGTERM and Ctrl-C
-save a state before they end the run.
+goes on from the newest state, and the result is the same (on a CPU bit for bit) as if nothing had happened.  SIGTERM
+and Ctrl-C save a state before they end the run.
 
 The paper's baseline and ablations are switches of stage hoi: --conditions none (fine-tuned latent diffusion),
 --conditions skeleton segmentation (Table 4), --reg-mode swap and --trainable encoders (the official code's variants).
@@ -170,7 +170,16 @@ from hoi.network.config import PRESETS
 from hoi.network.model import HOIDiffusion
 from hoi.network.text import reading_hints
 from hoi.toyworld.words import words_in
-from hoi.training.data import Share, TrainingSet, cached, measured_scaling_factor, read_ahead, to_device
+from hoi.training.data import (
+    Batch,
+    Share,
+    TrainingSet,
+    cached,
+    each_tensor,
+    measured_scaling_factor,
+    read_ahead,
+    to_device,
+)
 from hoi.training.run import (
     StopSignals,
     TrainingLog,
@@ -196,6 +205,10 @@ from hoi.weights.export import export_own
 from hoi.weights.load import init_branch, load_adapter, load_model, source_hash
 
 LOG_EVERY = 10  # steps
+# Elsewhere losses are looked at every LOG_EVERY steps and before a state is saved: a GPU stands still until its numbers
+# are here.
+LOOKED_AT_EVERY_STEP = ("cpu",)
+AHEAD = 4  # batches that are read before a GPU asks for them
 
 
 def set_up(args: argparse.Namespace) -> tuple[int, int, bool]:
@@ -207,6 +220,8 @@ def set_up(args: argparse.Namespace) -> tuple[int, int, bool]:
     args.device = choose_device(args.device)
     if args.device.startswith("cuda"):
         torch.cuda.set_device(args.device)
+        torch.backends.cudnn.benchmark = True  # all steps are of one shape
+        torch.set_float32_matmul_precision("high")  # TF32, as cuDNN's convolutions have it
     if world_size > 1:
         join_processes("nccl" if args.device.startswith("cuda") else "gloo", rank, world_size)
     fast = fast_dtype(args.device) == torch.bfloat16
@@ -352,7 +367,9 @@ def train(args: argparse.Namespace) -> None:
         print(f"{out} is finished: {start} steps done; ask for more with --steps")
         return
     # No buffer ever changes: the text encoder's mask is the only one.
-    wrapped = DistributedDataParallel(stage, broadcast_buffers=False) if world_size > 1 else stage
+    wrapped = stage
+    if world_size > 1:
+        wrapped = DistributedDataParallel(stage, broadcast_buffers=False, gradient_as_bucket_view=True)
     count = sum(parameter.numel() for parameter in trained.values())
     if main_process:
         log = TrainingLog(out, start)
@@ -369,8 +386,15 @@ def train(args: argparse.Namespace) -> None:
             save_training_state(out, step, state, args.keep_states)
 
     numbers = range(args.accumulate)
-    batches = read_ahead(stage.batch, ((step, number) for step in range(start, args.steps) for number in numbers))
+    places = ((step, number) for step in range(start, args.steps) for number in numbers)
+
+    def read(step: int, number: int) -> Batch:
+        batch = stage.batch(step, number)
+        return each_tensor(batch, torch.Tensor.pin_memory) if args.device.startswith("cuda") else batch
+
+    batches = read_ahead(read, places, 1 if args.device == "cpu" else AHEAD)
     bar = tqdm(range(start, args.steps), initial=start, total=args.steps, unit="step", disable=not main_process)
+    unseen = []  # of steps whose numbers nobody has looked at yet: step, numbers, pictures, learning rate
     with StopSignals() as signals:
         for step in bar:
             learning_rate = learning_rate_at(step, args)
@@ -380,7 +404,9 @@ def train(args: argparse.Namespace) -> None:
             values: dict[str, list[torch.Tensor]] = {}  # losses of the step's batches
             names: list[list[str]] = []  # and their pictures, for a message
             for number in numbers:
-                batch = to_device(next(batches), args.device)
+                batch = next(batches)
+                names.append(stage.picture_names(batch))
+                batch = to_device(batch, args.device)
                 last = number == numbers[-1]  # only then are gradients exchanged
                 with contextlib.nullcontext() if last or world_size == 1 else wrapped.no_sync():
                     with autocast():
@@ -388,21 +414,27 @@ def train(args: argparse.Namespace) -> None:
                     (loss / args.accumulate).backward()  # outside of autocast, as torch advises
                 for name, value in {"loss": loss.detach(), **terms}.items():
                     values.setdefault(name, []).append(value)
-                names.append(stage.picture_names(batch))
             norm = (
                 nn.utils.clip_grad_norm_(trained.values(), args.clip_gradient)
                 if args.clip_gradient
                 else gradient_norm(trained.values())
             )
-            losses = [value.item() for value in values["loss"]]
-            unusable = not (all(map(math.isfinite, losses)) and math.isfinite(norm))
-            leaving, unusable = agreed(signals.received is not None, unusable, device=args.device)
-            if unusable:  # no weight was touched
-                raise FloatingPointError(unusable_step(step, losses, float(norm), names, learning_rate, rank, saved))
+            done, at_end, leaving = step + 1, step + 1 == args.steps, False
+            is_looked_at = done % LOG_EVERY == 0 or done % args.save_every == 0 or at_end
+            unseen.append((step, torch.stack([*values["loss"], norm]), names, learning_rate))
+            if is_looked_at or args.device in LOOKED_AT_EVERY_STEP:
+                rows = torch.stack([each[1] for each in unseen]).tolist()
+                bad = [k for k, row in enumerate(rows) if not all(map(math.isfinite, row))]
+                leaving, unusable = agreed(signals.received is not None, bool(bad), device=args.device)
+                if unusable:  # no weight was touched
+                    k = bad[0] if bad else -1
+                    (at, _, names, rate), (*losses, norm) = unseen[k], rows[k]
+                    raise FloatingPointError(unusable_step(at, losses, norm, names, rate, rank, saved))
+                unseen, optimizer.found_inf = [], None
+            else:  # the fused optimizer then leaves the weights alone by itself, as under a GradScaler
+                optimizer.found_inf = (~unseen[-1][1].isfinite().all()).float()
             optimizer.step()
-            done = step + 1
             average.update(done)
-            at_end = done == args.steps
             if main_process and (done % LOG_EVERY == 0 or at_end):
                 line = log.append(
                     done, values, args.batch_size * args.accumulate * world_size, learning_rate=learning_rate,

@@ -70,8 +70,9 @@ class NoiseSchedule:
 
         timesteps   (B,) int
         """
-        alphas_cumprod = self.alphas_cumprod[timesteps.cpu()].view(-1, 1, 1, 1)  # (B,) -> (B,1,1,1), float64
-        return alphas_cumprod.sqrt().to(like), (1 - alphas_cumprod).sqrt().to(like)
+        # Tables go to the timesteps: a GPU that is asked for its timesteps stands still.  float64 until then.
+        signal, noise = self.alphas_cumprod.sqrt().to(like), (1 - self.alphas_cumprod).sqrt().to(like)
+        return signal[timesteps].view(-1, 1, 1, 1), noise[timesteps].view(-1, 1, 1, 1)  # (B,) -> (B,1,1,1)
 
     def at(self, timestep: int) -> float:
         """alphas_cumprod[timestep] as a float; before the first step (timestep < 0) nothing is noise: 1."""

@@ -11,6 +11,7 @@ Under torchrun the processes share the encoding; an interrupted one goes on with
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from hoi.common.files import read_npy, write_whole
 from hoi.common.machine import barrier
 from hoi.common.tensors import weights_hash
 from hoi.data.folder import CONDITION_KEYS, load_conditions, load_image, path_of, read_records, require
-from hoi.network.model import HOIDiffusion, stack_conditions
+from hoi.network.model import HOIDiffusion, stack_pictures
 from hoi.network.text import tokenize
 
 # Of a record all that training asks for: its geometry would take ten times as much memory, in every process.
@@ -43,10 +44,15 @@ OPEN = 256  # files kept open; a process may often have 1024, and half a million
 Batch = dict[str, "Tensor | Batch"]
 
 
-def to_device(batch: Batch, device: str) -> Batch:
-    """The batch with all its tensors on a device."""
-    return {name: to_device(value, device) if isinstance(value, dict) else value.to(device)
+def each_tensor(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """The batch with `change` of all its tensors."""
+    return {name: each_tensor(value, change) if isinstance(value, dict) else change(value)
             for name, value in batch.items()}  # fmt: skip
+
+
+def to_device(batch: Batch, device: str) -> Batch:
+    """The batch with all its tensors on a device; nobody waits for a copy from pinned memory."""
+    return each_tensor(batch, lambda value: value.to(device, non_blocking=value.is_pinned()))
 
 
 @dataclass(frozen=True)
@@ -133,9 +139,9 @@ class TrainingSet:
         return pictures_to_tensor(pictures)
 
     def conditions(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """skeleton, normal, segmentation: each (B, 3, H, W) in [0, 1]; zeros for scenery (paper section 4.1)."""
+        """skeleton, normal, segmentation: each (B, 3, H, W) uint8; zeros for scenery (paper section 4.1)."""
         read = self._readers.map(lambda index: load_conditions(*self.entries[index]), indices)
-        return stack_conditions(list(read), self.height, self.width)
+        return stack_pictures(list(read), self.height, self.width)
 
     def fingerprint(self) -> str:
         """Changes when a picture is added, removed or rewritten: names, sizes and times of all picture files."""
@@ -146,16 +152,20 @@ class TrainingSet:
         return digest.hexdigest()[:16]
 
 
-def read_ahead(make_batch: Callable[[int, int], Batch], places: Iterable[tuple[int, int]]) -> Iterator[Batch]:
-    """make_batch(step, number) for every place in turn; the next one is made in a thread while one is used."""
-    with ThreadPoolExecutor(max_workers=1) as reader:  # one: batches come in order, and two lie in memory
-        upcoming = None
+def read_ahead(
+    make_batch: Callable[[int, int], Batch], places: Iterable[tuple[int, int]], ahead: int = 1
+) -> Iterator[Batch]:
+    """make_batch(step, number) for every place in turn; so many more are made in a thread while one is used."""
+    upcoming, reader = deque(), ThreadPoolExecutor(max_workers=1)  # one thread: batches come in order
+    try:
         for place in places:
-            ready, upcoming = upcoming, reader.submit(make_batch, *place)
-            if ready is not None:
-                yield ready.result()
-        if upcoming is not None:
-            yield upcoming.result()
+            upcoming.append(reader.submit(make_batch, *place))
+            if len(upcoming) > ahead:
+                yield upcoming.popleft().result()
+        while upcoming:
+            yield upcoming.popleft().result()
+    finally:
+        reader.shutdown(cancel_futures=True)
 
 
 class RowsOnDisk:

@@ -116,9 +116,10 @@ class BaseStage(Stage):
         """What the losses take: with the frozen text encoder's context, unless it is there from the cache."""
         with torch.no_grad():
             context = batch["context"] if "context" in batch else self.model.text_encoder(batch["token_ids"])
-        # As the weights are laid out: convolutions would else turn every picture around, and back.
-        last = torch.channels_last
-        conditions = {name: image.contiguous(memory_format=last) for name, image in batch.get("conditions", {}).items()}
+        # As the weights are laid out: convolutions would else turn every picture around, and back.  Conditions come
+        # as bytes, so that a quarter of the memory goes to the device.
+        last, pictures = torch.channels_last, batch.get("conditions", {})
+        conditions = {name: image.contiguous(memory_format=last).float() / 255 for name, image in pictures.items()}
         latents = batch["latents"].contiguous(memory_format=last)
         return TrainingBatch(latents, context, batch["timesteps"], batch["noise"], conditions or None)
 
@@ -191,7 +192,8 @@ class HoiStage(BaseStage):
         self.regularization, self.condition_dropout = regularization, condition_dropout
 
     def batch(self, step: int, number: int = 0) -> Batch:
-        """A batch a term of eq. 3: "hoi", pictures of hands and objects with their `conditions`, and "reg", background.
+        """A batch a term of eq. 3: "hoi", pictures of hands and objects with their `conditions` (uint8), and "reg",
+        background.
 
         In mode "swap" one of the two is there, without a background buffer "hoi" alone.
         """
@@ -255,10 +257,9 @@ class HoiStage(BaseStage):
         if self.model.condition_encoders is None:
             return [true, self.sampled(None)]
         conditions = self.pictures.conditions(self.shown())
-        # From [0, 1] to the [-1, 1] of pictures.
-        skeletons, normals = ([to_uint8(image) for image in (2 * conditions[name] - 1).numpy()]
-                              for name in ("skeleton", "normal"))  # fmt: skip
-        return [skeletons, normals, true, self.sampled(conditions)]
+        skeletons, normals = (list(conditions[name].movedim(1, -1).numpy()) for name in ("skeleton", "normal"))
+        made = self.sampled({name: images.float() / 255 for name, images in conditions.items()})
+        return [skeletons, normals, true, made]
 
     def picture_names(self, batch: Batch) -> list[str]:
         """Of both terms."""

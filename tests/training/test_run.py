@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from training_world import assert_same, hoi_args, make_world
 
 import train
@@ -177,6 +178,75 @@ def test_a_poisoned_picture_stops_the_run_by_name_before_any_weight_moves(world,
         run(world, out, *more, "4")
     assert str(error.value).count(".png") == 3  # this step's one picture and two of the buffer
     assert training_run.load_training_state(out)["step"] == 3
+
+
+def test_where_numbers_are_looked_at_later_a_poisoned_step_is_named_and_leaves_the_weights_alone(
+    world, tmp_path, monkeypatch
+):
+    """As on a GPU: losses stay there until the log, a state or the end asks for them."""
+    forward, seen, held = stages.HoiStage.forward, [], {}
+
+    def poisoned(self, batch):
+        loss, parts = forward(self, batch)
+        held.update(self.model.named_parameters())
+        seen.append(self.picture_names(batch))
+        return (loss * float("nan") if len(seen) == 3 else loss), parts
+
+    monkeypatch.setattr(train, "LOOKED_AT_EVERY_STEP", ())
+    monkeypatch.setattr(stages.HoiStage, "forward", poisoned)
+    with pytest.raises(FloatingPointError, match="step 3: loss nan.*last state is of step 0") as error:
+        run(world, tmp_path / "run", "--steps", "7", "--save-every", "100", "--ema-decay", "0")
+    assert len(seen) == 7 and ", ".join(seen[2]) in str(error.value)
+    assert all(value.isfinite().all() for value in held.values())
+
+
+class Asked(TorchDispatchMode):
+    """Counts what Python asks a tensor for: .item(), float(), if.  A GPU would have to end its work first."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("every_step", [True, False])
+def test_where_numbers_are_looked_at_later_no_step_waits_for_one_and_the_result_is_the_same(
+    world, tmp_path, monkeypatch, every_step
+):
+    monkeypatch.setattr(train, "LOOKED_AT_EVERY_STEP", ("cpu",) if every_step else ())
+    lists, asked = torch.Tensor.tolist, []
+
+    def listed(tensor):
+        asked.append(tensor.is_floating_point())  # pictures' numbers are no floats
+        return lists(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "tolist", listed)
+    counts = []
+    for steps in ("3", "6"):
+        asked.clear()
+        with Asked() as mode:
+            run(world, tmp_path / steps, "--steps", steps, "--save-every", "100")
+        counts.append(mode.count + sum(asked))
+    assert counts[1] - counts[0] == (3 if every_step else 0)
+    plain = training_run.load_training_state(tmp_path / "6")["weights"]
+    monkeypatch.setattr(train, "LOOKED_AT_EVERY_STEP", ("cpu",))
+    run(world, tmp_path / "plain", "--steps", "6", "--save-every", "100")
+    again = training_run.load_training_state(tmp_path / "plain")["weights"]
+    assert all(torch.equal(plain[name], again[name]) for name in plain)
+
+
+def test_conditions_stay_bytes_until_the_loss_is_computed(world, tmp_path, monkeypatch):
+    forward, kinds = stages.HoiStage.forward, []
+
+    def watched(self, batch):
+        kinds.extend((image.dtype, image.is_contiguous(memory_format=torch.channels_last))
+                     for image in batch["hoi"]["conditions"].values())  # fmt: skip
+        return forward(self, batch)
+
+    monkeypatch.setattr(stages.HoiStage, "forward", watched)
+    run(world, tmp_path / "run", "--steps", "1")
+    assert kinds == 3 * [(torch.uint8, True)]
 
 
 def test_an_infinite_gradient_of_a_finite_loss_stops_the_run_with_its_weights_as_saved(world, tmp_path, monkeypatch):

@@ -106,7 +106,8 @@ def test_cached_latents_and_text_give_the_loss_that_encoding_everything_anew_giv
         posterior = model.vae.encode(pictures.images(indices))
     latents = model.config.vae.scaling_factor * (posterior.mean + posterior.std * posterior_noise)
     captions = ["" if drop else text for drop, text in zip(dropped, pictures.captions(indices), strict=True)]
-    expected = plain_loss(model, latents, timesteps, noise, captions, pictures.conditions(indices))
+    conditions = {name: images.float() / 255 for name, images in pictures.conditions(indices).items()}
+    expected = plain_loss(model, latents, timesteps, noise, captions, conditions)
     assert stage(batch)[0].item() == pytest.approx(expected.item(), rel=2e-5)
 
 
