@@ -289,7 +289,8 @@ def main(args: argparse.Namespace) -> None:
             seen: list[torch.Tensor] = []  # x0 (B, 4, h, w) after each step
 
             def tell(step: int, steps: int, x0: torch.Tensor, seen: list[torch.Tensor] = seen) -> None:
-                bar.set_postfix_str(f"step {step} of {steps}")
+                bar.set_postfix_str(f"step {step} of {steps}", refresh=False)
+                bar.update(0)  # shown when it is time to: see hoi/__init__.py
                 if args.save_steps:
                     seen.append(x0)
 

@@ -440,7 +440,7 @@ def train(args: argparse.Namespace) -> None:
                     done, values, args.batch_size * args.accumulate * world_size, learning_rate=learning_rate,
                     gradient_norm=float(norm),
                 )  # fmt: skip
-                bar.set_postfix(loss=f"{line['loss']:.4f}", per_second=line["pictures_per_second"])
+                bar.set_postfix(loss=f"{line['loss']:.4f}", per_second=line["pictures_per_second"], refresh=False)
             if main_process and args.preview_every and (done % args.preview_every == 0 or at_end):
                 with average.in_place(), autocast():
                     stage.save_preview(out / f"preview_{done:06d}.png")

@@ -263,9 +263,14 @@ def main(args: argparse.Namespace) -> None:
     chunk = args.chunk or (8 if height * width < 512 * 512 else 1)
     todo = [frame for frame in range(len(frames)) if not writer.done(frame)]
     with writer, tqdm(total=len(todo), unit="frame") as bar:
+
+        def tell(step: int, steps: int, x0: torch.Tensor) -> None:
+            bar.set_postfix_str(f"step {step} of {steps}", refresh=False)
+            bar.update(0)  # shown when it is time to: see hoi/__init__.py
+
         pictures = anchored_pictures(
             pipeline, prompt, frame_features, frame_generator, todo, anchor, chunk, args.anchor_in,
-            lambda step, steps, _: bar.set_postfix_str(f"step {step} of {steps}"), height, width,
+            tell, height, width,
         )  # fmt: skip
         for frame, image in pictures:
             record = frames[frame].write(args.out, frame) | pipeline.record_entries(args.seed)

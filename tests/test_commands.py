@@ -152,3 +152,15 @@ def test_threads_are_told_to_sleep_before_torch_is_imported(module):
     environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ended.stderr.strip() == "passive"
+
+
+def test_a_log_file_gets_a_progress_line_now_and_then_not_one_a_step():
+    code = (
+        "import hoi\nfrom tqdm import tqdm\n"
+        "with tqdm(total=3) as bar:\n"
+        "    for step in range(3000):\n"
+        "        bar.set_postfix_str(f'step {step}', refresh=False); bar.update(step % 1000 == 999)\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("TQDM_")}
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ended.stderr.count("it/s") == 2 and "3/3" in ended.stderr  # the first and the last
