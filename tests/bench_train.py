@@ -1,6 +1,6 @@
 """Speed and memory of the paper's training step beside the same step written plainly with diffusers.
 
-    python tests/bench_train.py                  # full size: 512 px, batch 1, bf16 autocast; some minutes, up to 20 GB
+    python tests/bench_train.py                  # full size: 512 px, batch 1; some minutes, up to 20 GB
     python tests/bench_train.py --size small     # to see that it works
 
 Prints seconds a step (minimum over the repeats) and peak memory (resident, Python included) of three ways, each in a
@@ -9,6 +9,9 @@ process of its own, one after the other, and how many times slower and larger th
     ours     eps_loss on our U-Net and condition encoders, frozen and trained parts as freeze_for_fine_tuning has them
     frozen   diffusers' UNet2DConditionModel and three T2IAdapters, the same parts frozen
     plain    the same, but as the official code does: gradients of the whole U-Net, of which the decoder's are used
+
+All compute in bf16 autocast where the processor is fast in it, else in fp32, as train.py does.  To see how another kind
+of processor does: ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 python tests/bench_train.py
 
 Every way has fp32 weights in channels-last, cached latents and text (no autoencoder, no text encoder), one hand-object
 picture without a regularisation term, and fused AdamW on the 743 M trained parameters.  Weights are random.  Before
@@ -34,7 +37,7 @@ sys.path[:0] = [str(TESTS.parent), str(TESTS), str(TESTS / "network")]  # twins 
 
 from bench_unet import peak_gigabytes, random_weights  # noqa: E402
 
-from hoi.common.machine import keep_freed_memory  # noqa: E402
+from hoi.common.machine import fast_dtype, keep_freed_memory  # noqa: E402
 from hoi.network.diffusion import NoiseSchedule, TrainingBatch, eps_loss  # noqa: E402
 from hoi.network.model import CONDITION_NAMES, ConditionEncoders  # noqa: E402
 from hoi.network.unet import UNet, UNetConfig  # noqa: E402
@@ -54,15 +57,15 @@ def networks(size: str) -> tuple[UNet, ConditionEncoders]:
         return random_weights(UNet(config)), random_weights(ConditionEncoders(config.level_widths, unshuffle=8))
 
 
-def random_batch(size: str) -> TrainingBatch:
+def random_batch(size: str, count: int = 1) -> TrainingBatch:
     config, side = SIZES[size]
     generator = torch.Generator().manual_seed(0)
     return TrainingBatch(
-        latents=torch.randn(1, 4, side, side, generator=generator),
-        context=torch.randn(1, 77, config.context_dim, generator=generator),
-        timesteps=torch.tensor([500]),
-        noise=torch.randn(1, 4, side, side, generator=generator),
-        conditions={name: torch.rand(1, 3, 8 * side, 8 * side, generator=generator) for name in CONDITION_NAMES},
+        latents=torch.randn(count, 4, side, side, generator=generator),
+        context=torch.randn(count, 77, config.context_dim, generator=generator),
+        timesteps=torch.full((count,), 500),
+        noise=torch.randn(count, 4, side, side, generator=generator),
+        conditions={name: torch.rand(count, 3, 8 * side, 8 * side, generator=generator) for name in CONDITION_NAMES},
     )
 
 
@@ -89,7 +92,7 @@ def theirs(unet: UNet, encoders: ConditionEncoders, batch: TrainingBatch, checkp
     adapters = nn.ModuleList([diffusers_adapter(each, unet.config.level_widths) for each in encoders.values()])
     twin = diffusers_twin(unet).train()
     for module in (twin, adapters):
-        module.to(memory_format=torch.channels_last)
+        module.to(batch.latents.device, memory_format=torch.channels_last)
     twin.requires_grad_(not freeze)
     decoder = [p for part in (twin.up_blocks, twin.conv_norm_out, twin.conv_out) for p in part.parameters()]
     for parameter in decoder:
@@ -108,10 +111,13 @@ def theirs(unet: UNet, encoders: ConditionEncoders, batch: TrainingBatch, checkp
     return [*adapters.parameters(), *decoder], loss
 
 
-def make_step(way: str, size: str, checkpointing: bool) -> Step:
+def make_step(way: str, size: str, checkpointing: bool, count: int = 1, device: str = "cpu") -> Step:
+    """One of WAYS over a batch of `count` on a device (tests/bench_gpu.py)."""
     nn.Linear.reset_parameters = nn.Conv2d.reset_parameters = lambda self: None  # drawing them would take a minute
-    unet, encoders = networks(size)
-    batch = random_batch(size)
+    unet, encoders = (module.to(device) for module in networks(size))
+    drawn = dict(vars(random_batch(size, count)))
+    conditions = {name: image.to(device) for name, image in drawn.pop("conditions").items()}
+    batch = TrainingBatch(**{name: value.to(device) for name, value in drawn.items()}, conditions=conditions)
     if way == "ours":
         for module in (unet, encoders):
             module.to(memory_format=torch.channels_last)
@@ -130,7 +136,7 @@ def measure(way: str, size: str, repeats: int, checkpointing: bool) -> dict[str,
     for _ in range(repeats + 1):  # the first one also allocates gradients and optimizer state
         begin = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast_dtype("cpu") == torch.bfloat16):
             value = loss()
         value.backward()
         optimizer.step()
@@ -166,7 +172,8 @@ def main(args: argparse.Namespace) -> None:
         ended = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         return None if ended.returncode else json.loads(ended.stdout.splitlines()[-1])
 
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, size {args.size}, batch 1, bf16 autocast")
+    dtype = "bf16 autocast" if fast_dtype("cpu") == torch.bfloat16 else "fp32"
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, size {args.size}, batch 1, {dtype}")
     difference = run("same")
     if difference is None:
         raise SystemExit("the three ways could not be compared, see above")

@@ -64,9 +64,9 @@ def fast_dtype(device: str) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if kind != "cpu":
         return torch.float16 if kind == "mps" else torch.bfloat16
-    # torch has no public question for it.
+    # torch has no public question for it.  ATEN_CPU_CAPABILITY=avx2 makes a processor one that has neither.
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if fast and torch.backends.cpu.get_cpu_capability() != "AVX2" else torch.float32
 
 
 def available_memory() -> int:

@@ -77,6 +77,14 @@ def test_where_a_gpu_emulates_bf16_float16_is_taken(emulated, expected, monkeypa
     assert machine.fast_dtype("cuda:1") == expected
 
 
+def test_a_processor_that_is_told_to_be_avx2_is_fast_in_float32(monkeypatch):
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")
+    assert machine.fast_dtype("cpu") == torch.bfloat16
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX2")
+    assert machine.fast_dtype("cpu") == torch.float32
+
+
 def test_a_worker_that_is_killed_is_told_in_a_sentence():
     with machine.mapper(2, Squares) as run, pytest.raises(OSError, match="a worker process ended .*fewer --workers"):
         list(run(Squares.end, range(4)))
