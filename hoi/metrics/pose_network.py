@@ -266,15 +266,12 @@ def predict_pose(network: PoseNetwork, view: View) -> list[dict[str, Any]]:
     mask, coordinates = network(pictures_to_tensor(image)[None], torch.tensor([view.class_id]))
     chance = mask[0].sigmoid().double().numpy()
     found = (chance > 0.5) & (points[..., 2] > 0)
-    if found.sum() < 3:
-        return []
-    fitted = fit_pose(coordinates[0].movedim(0, -1).double().numpy()[found], points[found])
+    fitted = fit_pose(coordinates[0].movedim(0, -1).double().numpy()[found], points[found]) if found.any() else None
     if fitted is None:
         return []
     pose, size, share = fitted
-    score = float(chance[found].mean() * share)
-    category = CLASS_NAMES[view.class_id]
-    return [{"category": category, "score": score, "model_to_camera": pose.tolist(), "size": size.tolist()}]
+    said = {"category": CLASS_NAMES[view.class_id], "score": float(chance[found].mean() * share)}
+    return [said | {"model_to_camera": pose.tolist(), "size": size.tolist()}]
 
 
 def predictions_of(network: PoseNetwork, folders: Sequence[Path]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
