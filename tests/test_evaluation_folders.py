@@ -36,8 +36,8 @@ def grasps(export_source, tmp_path):
 
 
 def test_plain_pictures_show_the_object_alone_where_it_was(grasps, tmp_path):
-    evaluation_folders.make_folder("plain", grasps, tmp_path / "plain", count=1)
-    (record,), true = read_records(tmp_path / "plain"), read_records(grasps)[0]
+    evaluation_folders.make_folder("plain", grasps, tmp_path / "plain")
+    record, true = read_records(tmp_path / "plain")[0], read_records(grasps)[0]
     assert record["object_to_camera"] == true["object_to_camera"] and record["keypoints_2d"] is None
     mask = load_object_mask(grasps, true)
     assert ((load_label_map(tmp_path / "plain", record) == 2) == mask).all()

@@ -23,7 +23,7 @@ from scipy.ndimage import gaussian_filter
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from hoi.common.command import not_negative, problems_as_messages  # noqa: E402
+from hoi.common.command import problems_as_messages  # noqa: E402
 from hoi.conditions import draw_conditions, draw_normal, normals_from_inverse_depth, scale_inverse_depth  # noqa: E402
 from hoi.data.folder import camera_of, load_image, load_mesh, read_records  # noqa: E402
 from hoi.data.views import FolderViews, View  # noqa: E402
@@ -78,10 +78,9 @@ def drawn_plain(shaded: Path, record: dict, view: View, generator: np.random.Gen
     return View(without, conditions, seen.depth, seen.object_mask, view.mesh), image
 
 
-def make_folder(kind: str, shaded: Path, out: Path, count: int = 0) -> None:
-    """Write the folder, of the first `count` records or all (0); the same command continues."""
+def make_folder(kind: str, shaded: Path, out: Path) -> None:
+    """Write the folder; the same command continues."""
     records = read_records(shaded)
-    records = records[: count or len(records)]
     views = FolderViews(shaded)
     job = {"kind": kind, "of": str(shaded.resolve()), "records": len(records)}
     writer = DatasetWriter(out, folder_description("evaluation_folders.py", job, 0, None, sources=[shaded]))
@@ -113,9 +112,8 @@ def main() -> None:
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("shaded", type=Path, help="a folder of make_dataset.py --shade")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--count", type=not_negative, default=0, help="the first N records (default 0: all)")
     args = parser.parse_args()
-    make_folder(args.kind, args.shaded, args.out, args.count)
+    make_folder(args.kind, args.shaded, args.out)
 
 
 if __name__ == "__main__":

@@ -1,29 +1,48 @@
 #!/usr/bin/env bash
-# Toy replicas of the paper's Tables 4, 5 and 2: short, equally long fine-tunes of the miniature, each measured on 208
-# pictures of held-out shapes and views, beside the paper's own numbers.
+# Toy replicas of the paper's Tables 1 to 5: short, equally long fine-tunes of the miniature, three seeds each, measured
+# on pictures of held-out shapes and views, beside the paper's own numbers.
 #
-#     bash tools/replicate_tables.sh 4      # without normal, skeleton, segmentation; none; all: 5 fine-tunes
-#     bash tools/replicate_tables.sh 5      # with and without regularisation: 2 fine-tunes
-#     bash tools/replicate_tables.sh 2      # all conditions against none: 2 fine-tunes
-#     bash tools/replicate_tables.sh all    # the three tables: 6 fine-tunes, since they share some
+#     bash tools/replicate_tables.sh 1            # LDM, DreamBooth, ControlNet, HOIDiffusion: 4 rows
+#     bash tools/replicate_tables.sh 2            # the same rows, contact and joints
+#     bash tools/replicate_tables.sh 3            # does the data help?  tools/replicate_table_3.sh
+#     bash tools/replicate_tables.sh 4            # without normal, skeleton, segmentation; none; all; and with normals as
+#                                                 # an estimator sees them: 8 rows
+#     bash tools/replicate_tables.sh 5            # with and without regularisation: 2 rows
+#     bash tools/replicate_tables.sh all          # everything: 11 rows, since tables share some, and Table 3
+#     bash tools/replicate_tables.sh all quick    # a few steps and pictures: does it go through?  Its numbers mean nothing
 #
-# On one CPU core, with other work on the second, a fine-tune took 12 to 20 minutes (17 to 20 pictures a second) and its
-# 208 pictures 3; data are prepared in 3 before the first one, and at the end every model is measured in some seconds:
-# `all` took two hours.  Interrupt it whenever you like: the same command goes on where it stopped.
+# docs/paper.md says how long a row takes.  Interrupt it whenever you like: the same command goes on where it stopped.
+# Seeds come one after the other, so that a whole table of the first stands early: SEEDS=0 makes that alone.
 #
-# It needs what tools/train_tiny.sh leaves in runs/toy: base/model.safetensors, lab, buffer, text/clip.safetensors.
-# Outputs: runs/replica/NAME/model.safetensors, pictures, numbers.json of each; table_4.md, table_5.md, table_2.md.
+# It needs what tools/train_tiny.sh leaves in runs/toy: base/model.safetensors, lab, buffer, text/clip.safetensors.  The
+# reference of the Frechet distance is laboratory pictures; the base model should not have seen any, as Stable Diffusion
+# never saw DexYCB (train it on --style scenic).
+# Outputs: runs/replica/NAME/SEED/model.safetensors, lab, scenic (pictures), numbers.json; table_N.md, sheet.png.
 # STEPS=1200 OUT=runs/replica-1200 fine-tunes longer; VERIFIER=FILE takes another network than the built-in one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-out=${OUT:-runs/replica} toy=${TOY:-runs/toy} evaluation=${EVALUATION:-runs/evaluation} steps=${STEPS:-600}
-verifier=${VERIFIER:-hoi/assets/verifier.safetensors}
+if [ "${2:-}" = quick ]; then
+    OUT=${OUT:-runs/replica-quick} STEPS=2 SEEDS=${SEEDS:-0 1} count=4 references=8 batch=2 reg_batch=2 sampling="--steps 2"
+    objects="--object mug --object-instances 1 --grasps-per-object 1"
+    EVALUATION=$OUT/evaluation lab=$OUT/lab buffer_of=$OUT/reference # nothing of the full size is encoded
+elif [ -n "${2:-}" ]; then
+    echo "unknown word '$2'; expected quick or nothing" >&2; exit 1
+fi
+out=${OUT:-runs/replica} steps=${STEPS:-600} seeds=${SEEDS:-0 1 2} toy=${TOY:-runs/toy} sampling=${sampling:-}
+evaluation=${EVALUATION:-runs/evaluation} verifier=${VERIFIER:-hoi/assets/verifier.safetensors}
+count=${count:-208} references=${references:-2000} batch=${batch:-24} reg_batch=${reg_batch:-8}
+objects=${objects:---object-instances 4 --grasps-per-object 4}
+lab=${lab:-$toy/lab} buffer_of=${buffer_of:-$toy/buffer}
+baselines="all none dreambooth controlnet" # DreamBooth's prior is pictures of `all`
+ablations="all none no-normal no-skeleton no-segmentation estimated estimated-no-skeleton estimated-no-segmentation"
 case ${1:-} in
-    4) tables=4 names="all no-normal no-skeleton no-segmentation none" ;;
+    1) tables=1 names=$baselines ;;
+    2) tables=2 names=$baselines ;;
+    3) exec bash tools/replicate_table_3.sh ${2:-} ;;
+    4) tables="4 4e" names=$ablations ;;
     5) tables=5 names="all no-regularization" ;;
-    2) tables=2 names="all none" ;;
-    all) tables="4 5 2" names="all none no-regularization no-normal no-skeleton no-segmentation" ;;
-    *) echo "unknown table '${1:-}'; expected 4, 5, 2 or all" >&2; exit 1 ;;
+    all) tables="1 2 4 4e 5" names="$baselines no-regularization ${ablations#all none}" ;;
+    *) echo "unknown table '${1:-}'; expected 1, 2, 3, 4, 5 or all" >&2; exit 1 ;;
 esac
 for needed in "$toy"/{{base/model,text/clip}.safetensors,{lab,buffer}/metadata.jsonl} "$verifier"; do
     [ -e "$needed" ] || { echo "$needed is missing; the head of $0 says what makes it. Without training, the end of" \
@@ -32,34 +51,55 @@ done
 
 mkdir -p "$out/latents" # one autoencoder, one set of pictures: encoded once for all fine-tunes
 
-# The records are those of tools/evaluate_tiny.sh; other views of their shapes are the reference of the Frechet distance:
-# in every look, as the captions are, while all models learn from laboratory pictures.
-shapes="--shade --size 128 --framing tight --grasps-per-object 4 --style any --no-paraphrase --workers 2
-    --content hand_object=1 --object-instances 4 --object-seed 900"
-python make_dataset.py $shapes --seed 900 --looks 1 --count 208 --out "$evaluation/shaded"
-python make_dataset.py $shapes --seed 901 --looks 2 --count 2000 --out "$out/reference"
-python -c "import sys; from hoi.data.folder import read_records
-for record in read_records(sys.argv[1]): print(record['text'])" "$evaluation/shaded" > "$out/captions.txt"
+# The records of tools/evaluate_tiny.sh: laboratory ones for the Frechet distance, whose reference is other views of their
+# shapes, scenic ones for everything else.  All models learn from laboratory pictures.
+shapes="--shade --size 128 --framing tight --no-paraphrase --workers 2 --content hand_object=1 $objects"
+[ "$lab" = "$toy/lab" ] || python make_dataset.py $shapes --style lab --seed 1 --looks 1 --count 8 --out "$lab"
+python make_dataset.py $shapes --style scenic --object-seed 900 --seed 900 --looks 1 --count $count --out "$evaluation/scenic"
+python make_dataset.py $shapes --style lab --object-seed 7300 --seed 7300 --looks 1 --count $count --out "$evaluation/lab"
+python make_dataset.py $shapes --style lab --object-seed 7300 --seed 7301 --looks 2 --count $references \
+    --out "$out/reference"
+for place in lab scenic; do
+    python -c "import sys; from hoi.data.folder import read_records
+for record in read_records(sys.argv[1]): print(record['text'])" "$evaluation/$place" > "$out/captions-$place.txt"
+    sed -E 's/grasping an? /grasping a sks /' "$out/captions-$place.txt" > "$out/captions-$place-sks.txt"
+done
+if [[ $names = *estimated* ]]; then # of pictures as they are, normals as MiDaS would see them
+    python tools/evaluation_folders.py normals "$lab" "$out/estimated/train"
+    for place in lab scenic; do
+        python tools/evaluation_folders.py normals "$evaluation/$place" "$out/estimated/$place"
+    done
+fi
 
-for name in $names; do
-    conditions="skeleton normal segmentation" buffer="--reg-data $toy/buffer --reg-batch-size 8"
-    case $name in
-        no-normal) conditions="skeleton segmentation" ;;
-        no-skeleton) conditions="normal segmentation" ;;
-        no-segmentation) conditions="skeleton normal" ;;
-        none) conditions=none ;;
+fine_tune() { # NAME SEED: a model, and its pictures of both sets of records
+    local run=$out/$1/$2 data=$lab conditions=$evaluation text=
+    local how="--conditions skeleton normal segmentation" buffer="--reg-data $buffer_of --reg-batch-size $reg_batch"
+    case $1 in
+        no-normal) how="--conditions skeleton segmentation" ;;
+        *no-skeleton) how="--conditions normal segmentation" ;;
+        *no-segmentation) how="--conditions skeleton normal" ;;
+        none) how="--conditions none" text=.txt ;; # the same as --baseline ldm
+        dreambooth) how="--baseline dreambooth" text=-sks.txt buffer="--reg-data $out/all/$2/scenic --reg-batch-size $reg_batch" ;;
+        controlnet) how="--baseline controlnet" buffer= ;; # all that it could forget is frozen
         no-regularization) buffer= ;;
     esac
-    mkdir -p "$out/$name"
-    ln -sfn ../latents "$out/$name/latents"
-    python train.py --stage hoi --data "$toy/lab" $buffer --conditions $conditions \
-        --base "$toy/base/model.safetensors" --out "$out/$name" --steps "$steps" --batch-size 24 --learning-rate 1e-3 \
+    case $1 in estimated*) data=$out/estimated/train conditions=$out/estimated ;; esac
+    mkdir -p "$run"
+    ln -sfn ../../latents "$run/latents"
+    python train.py --stage hoi --data "$data" $buffer $how \
+        --base "$toy/base/model.safetensors" --out "$run" --steps "$steps" --batch-size $batch --learning-rate 1e-3 \
         --clip-gradient 0.3 --warmup-steps 100 --cosine --caption-dropout 0.1 --ema-decay 0.998 \
-        --save-every 200 --keep-states 1
-    # A model without conditions gets the same captions and the same noise.
-    given="--data $evaluation/shaded"
-    [ "$name" != none ] || given="--no-conditions --prompts-file $out/captions.txt"
-    python sample.py $given --checkpoint "$out/$name/model.safetensors" --out "$out/$name/pictures"
+        --save-every 200 --keep-states 1 --seed "$2"
+    for place in lab scenic; do
+        # A model without conditions gets the same captions and the same noise.
+        local given="--data $conditions/$place"
+        [ -z "$text" ] || given="--no-conditions --prompts-file $out/captions-$place$text"
+        python sample.py $given --checkpoint "$run/model.safetensors" --seed "$2" $sampling --out "$run/$place"
+    done
+}
+for seed in $seeds; do
+    for name in $names; do fine_tune $name $seed; done
 done
-python tools/replica_table.py --tables $tables --shaded "$evaluation/shaded" --reference "$out/reference" \
+python tools/replica_table.py --tables $tables --seeds $seeds --evaluation "$evaluation" --reference "$out/reference" \
     --clip "$toy/text/clip.safetensors" --verifier "$verifier" --out "$out"
+[ "$1" != all ] || bash tools/replicate_table_3.sh ${2:-}
