@@ -1,9 +1,8 @@
 """Mesh files of other programs.  File -> triangles in the file's own units, and what it says of its unit and axis.
 
-trimesh reads all formats but three: its binary PLY knows neither faces of different lengths nor strips, its glTF
-neither required extensions nor normalized or sparse accessors, and it fills faces with notches by a fan.  So PLY, glTF
-and OFF are read here, and the notched faces of an OBJ are cut into triangles before trimesh sees them.  DAE alone keeps
-its fans: they are pycollada's.
+trimesh reads STL and what other packages help it with.  It fills faces with notches by a fan, its binary PLY knows
+neither faces of different lengths nor strips, its glTF neither required extensions nor normalized or sparse accessors:
+so OBJ, OFF, PLY and glTF are read here.  DAE alone keeps its fans: they are pycollada's.
 """
 
 from __future__ import annotations
@@ -13,9 +12,10 @@ import io
 import re
 import struct
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -44,6 +44,7 @@ PLY_TYPES = {
     "double": "f8", "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4",
     "float32": "f4", "float64": "f8",
 }  # fmt: skip
+PLY_ROWS = 4096  # looked at together: where lists of two lengths take turns, all that follows would be looked at often
 PLY_ORDERS = {"ascii": "<", "binary_little_endian": "<", "binary_big_endian": ">"}
 GLTF_TYPES = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 GLTF_WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
@@ -56,8 +57,9 @@ MOST_UNPACKED = 1 << 26  # bytes that a 3MF, which is a zip, may hold: read, the
 FLAT = 1e-6  # thickness over length below which a mesh is a sheet
 FLAT_TURN = 1e-5  # sine of the angle below which a corner that turns back counts as straight: coordinates are rounded
 COARSEST = 1e-3  # of the longest side; float32 steps above it show as stairs
-Parts = list[tuple[np.ndarray, np.ndarray]]  # vertices (V, 3) and faces (F, 3) of each part
+Parts = list[tuple[np.ndarray, np.ndarray]]  # vertices (V, 3) and faces (F, 3) of each part, which may have none
 Stated = tuple[float | None, str | None]  # metres per unit and vertical axis; None where the file does not say
+UNSTATED = (None, None)
 GLTF_STATES = (1.0, "y")
 
 
@@ -97,12 +99,14 @@ def read_mesh(path: Path) -> MeshFile:
     if suffix not in (*MESH_SUFFIXES, *READERS):  # trimesh knows more: archives, drawings, JSON with code-like trees
         why = "it is an archive; unpack it and name the mesh in it" if suffix in ARCHIVES else f"unknown; {CONVERT}"
         raise ValueError(f"{path} cannot be read as a {suffix or 'mesh'} file: {why}")
-    readers = {".ply": _read_ply, ".off": _read_off} | dict.fromkeys(GLTF_SUFFIXES, _read_gltf)
+    readers = {".obj": _read_obj, ".ply": _read_ply, ".off": _read_off} | dict.fromkeys(GLTF_SUFFIXES, _read_gltf)
     try:
-        parts, skipped, stated = readers.get(suffix, _read_by_trimesh)(path)
+        found, stated = readers.get(suffix, _read_by_trimesh)(path)
     except Exception as error:  # the readers behind trimesh raise whatever their format's parser meets
         known = "" if suffix in MESH_SUFFIXES else f"; {CONVERT}"
         raise ValueError(f"{path} cannot be read as a {suffix} file: {str(error)[:500]}{known}") from error
+    parts = [part for part in found if len(part[1])]
+    skipped = len(found) - len(parts)
     if not parts:
         raise ValueError(f"{path} has no triangles ({skipped} parts of other kinds); expected a surface mesh")
     notes = [f"Joined {len(parts)} parts of the scene."] if len(parts) > 1 else []
@@ -145,29 +149,24 @@ def _check_numbers(vertices: np.ndarray, path: Path) -> None:
 # --- by trimesh ---
 
 
-def _read_by_trimesh(path: Path) -> tuple[Parts, int, Stated]:
-    """Parts, number of parts without triangles, and what the file states, of any format that trimesh knows."""
+def _read_by_trimesh(path: Path) -> tuple[Parts, Stated]:
+    """Parts, and what the file states, of a format that trimesh knows."""
     suffix, content = path.suffix.lower(), path.read_bytes()
     if suffix == ".3mf" and sum(of.file_size for of in zipfile.ZipFile(path).infolist()) > MOST_UNPACKED:
         raise ValueError(f"it unpacks to more than {MOST_UNPACKED >> 20} MB; simplify it")
-    if suffix == ".obj":
-        content = _without_notches(decode_text(content)).encode()
-    resolver = trimesh.resolvers.FilePathResolver(path)
-    scene = trimesh.load(io.BytesIO(content), suffix[1:], resolver, force="scene", process=False, skip_materials=True)
-    parts, skipped, units = [], 0, None
+    scene = trimesh.load(io.BytesIO(content), suffix[1:], force="scene", process=False, skip_materials=True)
+    parts, units = [], None
     for node in scene.graph.nodes_geometry:
         transform, name = scene.graph[node]
         part = scene.geometry[name]
-        if isinstance(part, trimesh.Trimesh) and len(part.faces):
-            parts.append(_placed(part.vertices, part.faces, transform))
-            units = part.metadata.get("units")
-        else:
-            skipped += 1
+        faces = getattr(part, "faces", np.zeros((0, 3), dtype=np.int64))  # points and lines have none
+        parts.append(_placed(part.vertices, faces, transform))
+        units = part.metadata.get("units", units)
     up = None
     if suffix == ".dae":  # trimesh takes its unit from the file, its axis it does not; without it the format says y
         axis = re.search(rb"<up_axis>\s*([XYZ])_UP", content)
         up = axis[1].decode().lower() if axis else "y"
-    return parts, skipped, (unit_conversion(units, "m") if units else None, up)
+    return parts, (unit_conversion(units, "m") if units else None, up)
 
 
 def _placed(vertices: np.ndarray, faces: np.ndarray, transform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -179,47 +178,20 @@ def _placed(vertices: np.ndarray, faces: np.ndarray, transform: np.ndarray) -> t
 # --- faces with more than three corners ---
 
 
-def _without_notches(text: str) -> str:
-    """The text of an OBJ, the faces cut into triangles that a fan would fill wrongly; all other lines as they were.
-
-    Corners counted back from the last vertex (f -3 -2 -1) are named from the first: trimesh counts from the file's end.
-    """
-    lines = text.replace("\r\n", "\n").replace("\\\n", " ").split("\n")
-    vertices: list[list[str]] = []
-    faces: dict[int, list[tuple[int, list[int]]]] = {}  # line and vertices of each face, by number of corners
-    for number, line in enumerate(lines):
-        if line.startswith(("v ", "v\t")):
-            vertices.append(line.split()[1:4])
-        elif line.startswith("f") and (len(words := line.split("#")[0].split()[1:]) > 3 or "-" in line):
-            corners = [int(word.split("/")[0]) for word in words]
-            corners = [corner - 1 if corner > 0 else len(vertices) + corner for corner in corners]
-            faces.setdefault(len(corners), []).append((number, corners))
-            if "-" in line:
-                lines[number] = "f " + " ".join(str(corner + 1) for corner in corners)
-    points = np.array(vertices, dtype=np.float64)
-    for rows in faces.values():
-        places = points[[corners for _, corners in rows]]
-        for k in np.flatnonzero(_notched(places)):
-            words = lines[rows[k][0]].split()[1:]
-            ears = _cut_ears(places[k])
-            lines[rows[k][0]] = "\n".join("f " + " ".join(words[corner] for corner in ear) for ear in ears)
-    return "\n".join(lines)
-
-
-def _triangles(vertices: np.ndarray, polygons: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-    """Polygons (n,), each the numbers of its corners, or (M, n) of one kind -> triangles (F, 3), by number of corners.
+def _triangles(vertices: np.ndarray, polygons: Iterable[Sequence[int] | np.ndarray]) -> np.ndarray:
+    """Polygons, each the numbers of its corners (n,) or some of one kind (M, n) -> triangles (F, 3), by n.
 
     Convex ones become a fan as trimesh makes it, those with notches are cut.  Raises IndexError for a missing vertex.
     """
-    kinds = [polygons]
-    if not isinstance(polygons, np.ndarray):
-        counts = np.array([len(polygon) for polygon in polygons])
-        kinds = [np.stack([polygons[k] for k in np.flatnonzero(counts == n)]) for n in np.unique(counts)]
+    kinds: dict[int, list[np.ndarray]] = {}
+    for polygon in polygons:
+        corners = np.array(polygon, dtype=np.int64, ndmin=2)
+        kinds.setdefault(corners.shape[1], []).append(corners)
     faces = [np.zeros((0, 3), dtype=np.int64)]
-    for corners in (corners for corners in kinds if corners.shape[1] >= 3):
-        corners = corners.astype(np.int64)
-        notched = _notched(vertices[corners]) if corners.shape[1] > 3 else np.zeros(len(corners), dtype=bool)
-        fan = [(0, 1, 2), *((k, k + 1, 0) for k in range(2, corners.shape[1] - 1))]
+    for count in sorted(kinds.keys() - {0, 1, 2}):
+        corners = np.concatenate(kinds[count])
+        notched = _notched(vertices[corners]) if count > 3 else np.zeros(len(corners), dtype=bool)
+        fan = [(0, 1, 2), *((k, k + 1, 0) for k in range(2, count - 1))]
         whole = corners[~notched]
         faces += [whole[:, triangle] for triangle in fan]
         faces += [polygon[_cut_ears(vertices[polygon])] for polygon in corners[notched]]
@@ -279,10 +251,28 @@ def _turn(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     return (b[0] - a[0]) * (c[..., 1] - a[1]) - (b[1] - a[1]) * (c[..., 0] - a[0])
 
 
-# --- OFF and PLY ---
+# --- OBJ, OFF and PLY ---
 
 
-def _read_off(path: Path) -> tuple[Parts, int, Stated]:
+def _read_obj(path: Path) -> tuple[Parts, Stated]:
+    """Vertices and faces, whatever their materials and groups.
+
+    Corners counted back (f -3 -2 -1) are named from the last vertex so far: trimesh counts from the file's end.
+    """
+    vertices: list[list[str]] = []
+    polygons: list[list[int]] = []
+    for line in decode_text(path.read_bytes()).replace("\r\n", "\n").replace("\\\n", " ").split("\n"):
+        kind, *words = line.split("#")[0].split() or [""]
+        if kind == "v":
+            vertices.append(words[:3])
+        elif kind == "f":
+            corners = [int(word.split("/")[0]) for word in words]
+            polygons.append([corner - 1 if corner >= 0 else len(vertices) + corner for corner in corners])
+    points = np.array(vertices, dtype=np.float64)
+    return [(points, _triangles(points, polygons))], UNSTATED
+
+
+def _read_off(path: Path) -> tuple[Parts, Stated]:
     """Vertices, a line each, then faces: how many corners, which, perhaps a colour.  The counts may touch the head."""
     lines = [cut for line in decode_text(path.read_bytes()).splitlines() if (cut := line.split("#")[0].strip())]
     head = re.match(r"(ST)?C?N?OFF", lines[0] if lines else "")
@@ -293,16 +283,11 @@ def _read_off(path: Path) -> tuple[Parts, int, Stated]:
     if not 0 <= count + face_count < len(lines):
         raise ValueError(f"it promises {count} vertices and {face_count} faces and has {len(lines) - 1} lines")
     vertices = np.array([line.split()[:3] for line in lines[1 : count + 1]], dtype=np.float64).reshape(-1, 3)
-    rows = [line.split() for line in lines[count + 1 : count + face_count + 1]]
-    polygons = [np.array(row[1 : int(row[0]) + 1], dtype=np.int64) for row in rows]
-    return _one_part(vertices, _triangles(vertices, polygons))
+    rows = [[int(word) for word in line.split()] for line in lines[count + 1 : count + face_count + 1]]
+    return [(vertices, _triangles(vertices, [row[1 : row[0] + 1] for row in rows]))], UNSTATED
 
 
-def _one_part(vertices: np.ndarray, faces: np.ndarray) -> tuple[Parts, int, Stated]:
-    return ([(vertices, faces)], 0, (None, None)) if len(faces) else ([], 1, (None, None))
-
-
-def _read_ply(path: Path) -> tuple[Parts, int, Stated]:
+def _read_ply(path: Path) -> tuple[Parts, Stated]:
     """Vertices, and faces of any numbers of corners, or triangle strips cut by -1 (as VRIP and zipper write them)."""
     head, _, body = path.read_bytes().partition(b"end_header")
     body = body[2 if b"\r\n" in head else 1 :]
@@ -324,48 +309,47 @@ def _read_ply(path: Path) -> tuple[Parts, int, Stated]:
         if not 0 <= count <= len(body):
             raise ValueError(f"it promises {count} of {name!r} and has {len(body)} bytes")
         columns[name], at = _ply_rows(body, at, count, properties)
-    vertices = np.stack([columns["vertex"][axis] for axis in "xyz"], axis=1).astype(np.float64)
+    vertices = np.stack([np.concatenate(columns["vertex"][axis]) for axis in "xyz"], axis=1).astype(np.float64)
     of_faces = columns.get("face", {})
     faces = [_triangles(vertices, of_faces.get("vertex_indices", of_faces.get("vertex_index", ())))]
-    for strip in columns.get("tristrips", {}).get("vertex_indices", ()):
+    for strip in chain.from_iterable(columns.get("tristrips", {}).get("vertex_indices", ())):
         strips = (part[part != -1].astype(np.int64) for part in np.split(strip, np.flatnonzero(strip == -1)))
         faces += [triangle_strips_to_faces([part]) for part in strips if len(part) > 2]
-    return _one_part(vertices, np.concatenate(faces))
+    return [(vertices, np.concatenate(faces))], UNSTATED
 
 
-def _ply_rows(body: bytes, at: int, count: int, properties: dict[str, list[np.dtype]]) -> tuple[dict[str, Any], int]:
-    """The columns of one element from byte `at` on, and where the next begins.  A list of several lengths is a list.
-
-    Raises ValueError when the file ends before the element does.
+def _ply_rows(
+    body: bytes, at: int, count: int, properties: dict[str, list[np.dtype]]
+) -> tuple[dict[str, list[np.ndarray]], int]:
+    """The columns of one element from byte `at` on, each in pieces whose lists have one length, and where the next
+    element begins.  Raises ValueError when the file ends before this one does.
     """
-    lengths, fields = {}, []  # of the first row's lists: mostly those of all rows
-    for name, types in properties.items():
-        if len(types) == 2:
-            place = at + np.dtype(fields).itemsize
-            lengths[name] = int(np.frombuffer(body, types[0], 1, place)[0]) if count else 0
-            fields.append((f"{name} count", types[0]))
-        fields.append((name, types[-1], (lengths[name],) if len(types) == 2 else ()))
-    row = np.dtype(fields)
-    if at + count * row.itemsize <= len(body):
-        table = np.frombuffer(body, row, count, at)
-        if all((table[f"{name} count"] == length).all() for name, length in lengths.items()):
-            return {name: table[name] for name in properties}, at + count * row.itemsize
     columns: dict[str, list[np.ndarray]] = {name: [] for name in properties}
-    for _ in range(count):
+    while count > 0:
+        lengths, fields = {}, []  # of the first row's lists: mostly those of many more
         for name, types in properties.items():
-            length = int(np.frombuffer(body, types[0], 1, at)[0]) if len(types) == 2 else 1
-            at += types[0].itemsize * (len(types) - 1)  # of the length, which stands before the list
-            if not 0 <= length * types[-1].itemsize <= len(body) - at:  # numpy takes -1 for all that follows
-                raise ValueError(f"a list of {name!r} promises {length} numbers")
-            columns[name].append(np.frombuffer(body, types[-1], length, at))
-            at += length * types[-1].itemsize
-    return {n: of if len(properties[n]) == 2 else np.concatenate(of) for n, of in columns.items()}, at
+            if len(types) == 2:
+                place = at + np.dtype(fields).itemsize
+                lengths[name] = int(np.frombuffer(body, types[0], 1, place)[0])
+                fields.append((f"{name} count", types[0]))
+            fields.append((name, types[-1], (lengths[name],) if len(types) == 2 else ()))
+        row = np.dtype(fields)
+        some = min(count, PLY_ROWS, (len(body) - at) // row.itemsize)
+        if some < 1:
+            raise ValueError(f"it ends {count} rows too early")
+        table = np.frombuffer(body, row, some, at)
+        other = np.any([table[f"{name} count"] != length for name, length in lengths.items()], axis=0)
+        table = table[: other.argmax()] if other.any() else table
+        for name in properties:
+            columns[name].append(table[name])
+        at, count = at + table.nbytes, count - len(table)
+    return columns, at
 
 
 # --- glTF ---
 
 
-def _read_gltf(path: Path) -> tuple[Parts, int, Stated]:
+def _read_gltf(path: Path) -> tuple[Parts, Stated]:
     """Triangles of a glTF's scene: metres and y up by definition (glTF 2.0, Khronos 2021).
 
     Raises ValueError naming a required extension that changes shapes, KHR_mesh_quantization excepted.
@@ -378,11 +362,9 @@ def _read_gltf(path: Path) -> tuple[Parts, int, Stated]:
         raise ValueError(f"it needs the glTF extension {', '.join(unknown)}, which is not read here: export it without "
                          "(in Blender, untick Compression)")  # fmt: skip
     buffers = [_gltf_buffer(buffer, chunk, path.parent) for buffer in tree.get("buffers", [])]
-    parts, skipped, count, nodes = [], 0, 0, tree.get("nodes", [])
-    for number, transform in _gltf_nodes(tree):
-        if "mesh" not in nodes[number]:
-            continue
-        for primitive in tree["meshes"][nodes[number]["mesh"]]["primitives"]:
+    parts, count = [], 0
+    for mesh, transform in _gltf_meshes(tree):
+        for primitive in tree["meshes"][mesh]["primitives"]:
             vertices = _gltf_array(tree, buffers, primitive["attributes"]["POSITION"])
             named = primitive.get("indices")
             corners = np.arange(len(vertices)) if named is None else _gltf_array(tree, buffers, named).ravel()
@@ -394,13 +376,12 @@ def _read_gltf(path: Path) -> tuple[Parts, int, Stated]:
             elif mode == FAN:
                 faces = np.stack([corners[1:-1], corners[2:], np.full(max(len(corners) - 2, 0), corners[0])], axis=1)
             else:
-                faces = ()
+                faces = np.zeros((0, 3), dtype=np.int64)
             count += max(len(faces), len(vertices))
             if count > max(MOST_FACES, sum(map(len, buffers))):
                 raise ValueError(f"its parts have more than {MOST_FACES} faces together: simplify it")
-            skipped += not len(faces)
-            parts += [_placed(vertices, faces, transform)] if len(faces) else []
-    return parts, skipped, GLTF_STATES
+            parts.append(_placed(vertices, faces, transform))
+    return parts, GLTF_STATES
 
 
 def _gltf_chunks(content: bytes) -> tuple[dict[str, Any], bytes]:
@@ -428,8 +409,8 @@ def _gltf_buffer(buffer: dict[str, Any], chunk: bytes, folder: Path) -> bytes:
     return path.read_bytes()
 
 
-def _gltf_nodes(tree: dict[str, Any]) -> Iterator[tuple[int, np.ndarray]]:
-    """Number and transform (4, 4) of every node of the scene; of all nodes where no scene is said."""
+def _gltf_meshes(tree: dict[str, Any]) -> Iterator[tuple[int, np.ndarray]]:
+    """Number and transform (4, 4) of every mesh in the scene; in all nodes where no scene is said."""
     nodes = tree.get("nodes", [])
     if tree.get("scenes"):
         roots = tree["scenes"][tree.get("scene", 0)].get("nodes", [])
@@ -448,7 +429,8 @@ def _gltf_nodes(tree: dict[str, Any]) -> Iterator[tuple[int, np.ndarray]]:
             x, y, z, w = node.get("rotation", (0, 0, 0, 1))
             own = trimesh.transformations.quaternion_matrix([w, x, y, z]) @ np.diag([*node.get("scale", (1, 1, 1)), 1])
             own[:3, 3] = node.get("translation", (0, 0, 0))
-        yield number, above @ own
+        if "mesh" in node:
+            yield node["mesh"], above @ own
         waiting += [(child, above @ own) for child in node.get("children", [])]
 
 
