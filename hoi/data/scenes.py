@@ -163,7 +163,7 @@ def read_hand(value: Any, where: str, hand: HandModel, posed: bool) -> dict[str,
     if ("hand_pose" in given) == ("pca" in given):
         raise ValueError(f"{where} needs hand_pose (45 radians) or pca (coefficients), one of them")
     if "pca" in given:
-        given["pca"] = numbers(given["pca"], (min(np.size(given["pca"]), 45),), f"{where} pca")
+        given["pca"] = numbers(given["pca"], (min(np.size(given["pca"]) or 1, 45),), f"{where} pca")
     if given.setdefault("flat_hand_mean", None if "pca" in given else True) not in (True, False):
         raise ValueError(f"{where} needs flat_hand_mean, true or false: whether MANO's mean pose is left out")
     if hand.name != "mano" and ("pca" in given or not given["flat_hand_mean"] or np.any(given.get("betas", 0))):

@@ -86,8 +86,7 @@ def closest_on_triangles(points: np.ndarray, triangles: np.ndarray) -> np.ndarra
 class DistanceField:
     """Signed distance to a mesh: a fast grid for the search, exact point-triangle distances for the final measures.
 
-    vertices  (V, 3) metres    faces (F, 3), outward winding where the mesh is closed
-    Raises ValueError when no face has an area.
+    vertices  (V, 3) metres    faces (F, 3), outward winding where the mesh is closed; some with an area
     Inside is what cannot be reached from outside through gaps wider than about two cells, so small holes of scans do
     no harm; within a cell of the surface the winding of the nearest face decides, which keeps thin walls solid.
     """
@@ -97,8 +96,6 @@ class DistanceField:
         normals = np.cross(self.triangles[:, 1] - self.triangles[:, 0], self.triangles[:, 2] - self.triangles[:, 0])
         length = np.linalg.norm(normals, axis=1)
         keep = length > 1e-14  # faces without area have no normal, and their neighbours cover them
-        if not keep.any():
-            raise ValueError(f"mesh with {len(faces)} faces has no face with an area; expected a surface")
         self.triangles, self.normals = self.triangles[keep], normals[keep] / length[keep, None]
         area = length[keep].sum() / 2
         self.spacing = max(SAMPLE_SPACING, np.sqrt(area / MAX_SAMPLES))

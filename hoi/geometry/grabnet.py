@@ -263,16 +263,14 @@ def find_grabnet_grasps(
     """Draw hands until there are enough to choose from, then choose good and different grasps.
 
     hand       a MANO hand: GrabNet's numbers mean nothing to another one
-    count      grasps wanted;  max_draws  hands drawn at most
+    count      grasps wanted, at least 1;  max_draws  hands drawn at most
     field      distance field of object_mesh, if there is one already
     returns    accepted grasps as find_grasps gives them, and a sentence: how many were drawn, and why others were not
                taken (a hand can have several faults)
-    Raises ValueError for another hand or a count below 1.  The same generator state gives the same grasps.
+    Raises ValueError for another hand.  The same generator state gives the same grasps.
     """
     if hand.name != "mano" or len(hand.weights) != MANO_VERTICES:
         raise ValueError(f"GrabNet needs the MANO hand, this is {hand.name!r}: give the MANO file too")
-    if count < 1:
-        raise ValueError(f"count is {count}, expected at least 1 grasp")
     field = field or DistanceField(object_mesh.vertices, object_mesh.faces)
     table = object_mesh.vertices[:, 2].min()
     found: list[Grasp] = []

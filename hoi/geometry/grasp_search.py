@@ -491,16 +491,13 @@ def find_grasps(object_mesh: ObjectMesh, hand: HandModel, count: int, generator:
                 max_tries: int = 6400, field: DistanceField | None = None) -> list[Grasp]:
     """Search until there is enough to choose from, then choose good and different grasps.
 
-    count      grasps wanted
+    count      grasps wanted, at least 1
     max_tries  hands moved in at most; fewer grasps than count come back when they are used up.  Of 6,400 hands some 90
                hold a bowl, the hardest of the built-in objects
     field      distance field of object_mesh, if there is one already
     returns    accepted grasps (see Grasp.accepted), best first, then for variety
-    Raises ValueError for a count below 1.
     What is too wide for any hand (too_wide) is not searched.
     """
-    if count < 1:
-        raise ValueError(f"count is {count}, expected at least 1 grasp")
     field = field or DistanceField(object_mesh.vertices, object_mesh.faces)
     if too_wide(field):
         return []

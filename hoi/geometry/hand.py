@@ -173,8 +173,7 @@ class HandModel:
         self.flexion_axes, self.thumb_abduction_axis = (np.asarray(each, dtype=np.float64) for each in axes)
 
     def faces(self, hand_side: str = "right") -> np.ndarray:
-        """(F, 3) int64, counter-clockwise seen from outside for that side.  Raises ValueError for another side."""
-        check_hand_side(hand_side)
+        """(F, 3) int64, counter-clockwise seen from outside for that side, "right" or "left"."""
         return self._faces if hand_side == "right" else self._faces[:, ::-1].copy()
 
     def __call__(self, hand_params: HandParams) -> HandMesh:
@@ -192,17 +191,10 @@ class HandModel:
 
         global_orient (B, 3), hand_pose (B, 45), transl (B, 3), hand_betas (10,) or (B, 10): as in HandParams
         returns  vertices (B, V, 3), joints (B, 16, 3), keypoints_3d (B, 21, 3), metres, float64 (computed in float32)
-        Raises ValueError when shapes disagree.
         """
-        check_hand_side(hand_side)
         count = len(global_orient)
         if np.shape(hand_betas) == (10,):  # smplx does not broadcast shapes over a batch
             hand_betas = np.broadcast_to(hand_betas, (count, 10))
-        inputs = [np.asarray(value, dtype=np.float64) for value in (global_orient, hand_pose, transl, hand_betas)]
-        for (name, size), value in zip(PARAM_SIZES.items(), inputs, strict=True):
-            if value.shape != (count, size):
-                raise ValueError(f"{name} has shape {value.shape}, expected ({count}, {size})")
-        global_orient, hand_pose, transl, hand_betas = inputs
         if hand_side == "left":
             global_orient, hand_pose = mirror_rotations(global_orient), mirror_rotations(hand_pose)
             transl = transl * MIRROR
@@ -244,22 +236,14 @@ def load_hand(mano_path: str | Path | None = None) -> HandModel:
 def pca_to_hand_pose(coefficients: np.ndarray, hands_components: np.ndarray, hands_mean: np.ndarray) -> np.ndarray:
     """Finger poses given as PCA coefficients with a mean (DexYCB, MANO's own default) -> ours, with flat mean.
 
-    coefficients      (..., K)  of the first K axes, K at most 45
+    coefficients      (..., K)  of the first K axes, K from 1 to 45
     hands_components  (45, 45)  an axis in each row
     hands_mean        (45,)     radians; both from read_pca, for the side that the coefficients belong to
     returns           (..., 45) axis-angle, radians, HandParams.hand_pose of that side
-    Raises ValueError for wrong shapes.
     Not to be left to smplx: with num_pca_comps=45, DexYCB's number, it takes the coefficients for angles.
     Global orientation, translation and shape of such poses mean the same as in HandParams.
     """
-    coefficients, hands_components, hands_mean = map(np.asarray, (coefficients, hands_components, hands_mean))
-    if hands_components.shape != (45, 45) or hands_mean.shape != (45,):
-        raise ValueError(f"hands_components is {hands_components.shape} and hands_mean {hands_mean.shape}, "
-                         "expected (45, 45), (45,)")
-    count = coefficients.shape[-1] if coefficients.ndim else 0
-    if not 1 <= count <= 45:
-        raise ValueError(f"coefficients have shape {coefficients.shape}, expected (..., K) with K from 1 to 45")
-    return hands_mean + coefficients @ hands_components[:count]
+    return hands_mean + coefficients @ hands_components[: coefficients.shape[-1]]
 
 
 def mirrored_hand(hand_params: HandParams) -> HandParams:

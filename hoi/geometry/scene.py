@@ -14,7 +14,6 @@ import numpy as np
 from scipy.linalg import block_diag
 from scipy.spatial.transform import Rotation
 
-from hoi.common.choices import CONTENTS
 from hoi.conditions import KEYPOINTS, draw_conditions
 from hoi.geometry.arm import add_arm
 from hoi.geometry.camera import OFFICIAL_FOV_DEG, Camera, candidate_cameras, inside_picture, project, sample_camera
@@ -66,7 +65,6 @@ class ViewSettings:
     upright         share of scenes whose object stands upright; the others turn object and hand at random
     intrinsics      (3, 3) of a camera that is given, instead of fov_deg and framing
     start_distance, trajectory  of the approach, see hoi/geometry/trajectory.py: approach
-    Raises ValueError for another framing and for a share outside [0, 1].
     """
 
     height: int
@@ -81,12 +79,6 @@ class ViewSettings:
     upright: float = 1.0
     intrinsics: np.ndarray | None = None
 
-    def __post_init__(self) -> None:
-        if self.framing not in MIN_VISIBLE:
-            raise ValueError(f"framing is {self.framing!r}, expected one of {', '.join(MIN_VISIBLE)}")
-        if not 0 <= self.upright <= 1:
-            raise ValueError(f"upright is {self.upright}, expected a share from 0 to 1")
-
     @property
     def sides(self) -> tuple[str, ...]:
         """Hands for which grasps are needed."""
@@ -97,7 +89,7 @@ class ViewSettings:
 class Scene:
     """Geometry of one or more frames seen by one camera.
 
-    content       one of CONTENTS
+    content       one of hoi.common.choices.CONTENTS
     camera        world = canonical object frame
     object_mesh   None without an object
     grasp         the grasp that hand_params end in; None without a hand
@@ -172,15 +164,13 @@ def compose_scene(
 ) -> Scene | None:
     """Choose object, grasp and a camera that sees both.
 
-    content  one of CONTENTS
+    content  one of hoi.common.choices.CONTENTS
     cameras  given ones, of which the first that shows enough is taken, else the best; empty: candidates drawn here
     poses    the hand in every frame, where they are given; empty: the approach to the grasp
     returns  the Scene, its last frame rendered (but for scenery); None when no camera sees hand or object at all
-    Raises ValueError for another content, and when no object has a grasp for the hand's side.
+    Raises ValueError when no object has a grasp for the hand's side.
     Views that show less than MIN_VISIBLE of hand or object are passed over; if all do, the best of them is taken.
     """
-    if content not in CONTENTS:
-        raise ValueError(f"content is {content!r}, expected one of {', '.join(CONTENTS)}")
     if content == "scenery":
         return Scene(content, sample_camera(generator, settings.height, settings.width, settings.official_view))
     side = ("right", "left")[generator.integers(2)] if settings.hand_side == "random" else settings.hand_side

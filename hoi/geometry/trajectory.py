@@ -30,14 +30,8 @@ def interpolate_rotations(start: np.ndarray, end: np.ndarray, fractions: np.ndar
     start, end  (J, 3)     axis-angle, radians
     fractions   (F,)       0 gives start, 1 gives end
     returns     (F, J, 3)  axis-angle, radians
-    Raises ValueError when the shapes differ or a fraction is outside [0, 1].
     Source: paper Sec. 3.2; Shoemake 1985.
     """
-    start, end, fractions = (np.asarray(x, dtype=np.float64) for x in (start, end, fractions))
-    if start.shape != end.shape or start.ndim != 2 or start.shape[1] != 3:
-        raise ValueError(f"start is {start.shape} but end is {end.shape}; both must be (J, 3) axis-angle")
-    if fractions.ndim != 1 or (fractions < 0).any() or (fractions > 1).any():
-        raise ValueError(f"fractions must be a list of numbers from 0 to 1, got {fractions}")
     arcs = [Slerp([0, 1], Rotation.from_rotvec([a, b])) for a, b in zip(start, end, strict=True)]
     return np.stack([arc(fractions).as_rotvec() for arc in arcs], axis=1)
 
@@ -69,22 +63,16 @@ def approach(
     """Poses of a hand that reaches for the object; the last one is the grasp.
 
     frames          number of poses, at least 1
-    start_distance  metres; None: 0.15 for "paper", 0.3 for "official"
+    start_distance  metres, not negative; None: 0.15 for "paper", 0.3 for "official"
     variant         "paper": from the start pose to the grasp in equal steps
                     "official": as the published code, which drops the first third of the way (with frames=8 exactly its
                     frames 4 to 11 of 11)
     up              (3,) unit: where up is in the grasp's frame
     start           where the way begins; None: at start_pose
     Translation is linear; the wrist and the 15 finger joints turn by spherical interpolation.
-    Raises ValueError for frames below 1, a negative distance or another variant.
+    Raises ValueError as start_pose.
     """
-    if variant not in START_DISTANCES:
-        raise ValueError(f"variant is {variant!r}, expected one of {', '.join(START_DISTANCES)}")
-    if frames < 1:
-        raise ValueError(f"frames is {frames}, expected at least 1")
     distance = START_DISTANCES[variant] if start_distance is None else start_distance
-    if not distance >= 0:
-        raise ValueError(f"start_distance is {distance}, expected metres, at least 0")
     end = grasp.hand_params
     start = start or start_pose(end, distance, variant, up)
     first = OFFICIAL_FIRST_FRACTION if variant == "official" else 0.0

@@ -67,10 +67,7 @@ def sample_look(generator: np.random.Generator, style: str = "any") -> Look:
 
     style  "any": all scenery and materials; "lab": laboratory backgrounds and soft light (the paper's real recordings);
            "scenic": everything but the laboratory
-    Raises ValueError for another style.
     """
-    if style not in ("any", "lab", "scenic"):
-        raise ValueError(f"style {style!r} is unknown; choose any, lab or scenic")
     lab = style == "lab" or (style == "any" and generator.random() < 0.2)  # its 7 kinds differ little
     names = [name for name, background in BACKGROUNDS.items() if background.lab == lab]
     shares = np.array([share for _, share, _ in MATERIALS.values()])
@@ -105,12 +102,10 @@ def caption(look: Look, category: str | None, has_hand: bool, generator: np.rand
 
 
 def reduce_image(image: np.ndarray, factor: int) -> np.ndarray:
-    """Area-average a picture (H, W, ...) by a whole factor, same dtype.  Raises ValueError if it does not fit."""
+    """Area-average a picture (H, W, ...) by a whole factor that divides both sides, same dtype."""
     if factor == 1:
         return image
     height, width = image.shape[:2]
-    if height % factor or width % factor:
-        raise ValueError(f"picture of {height} x {width} cannot be reduced {factor} times; choose a divisor of both")
     blocks = image.reshape(height // factor, factor, width // factor, factor, *image.shape[2:])
     mean = blocks.mean((1, 3), dtype=np.float32)
     return (mean + 0.5).astype(np.uint8) if image.dtype == np.uint8 else mean.astype(image.dtype)
@@ -123,20 +118,15 @@ def shade(
     """Picture of one G-buffer in one look.
 
     generator   draws the scenery; the foreground depends on look and geometry (and on the scenery's tint) only
+    camera      of the G-buffer's size
     reduce      area-average the result by this factor, which antialiases silhouettes
     background  (H, W, 3) float32 in [0, 1] instead of a fresh draw of look.background, e.g. from a bank
     support     height of a plane below the object that the shadow falls on, see Scene; None: the scenery's ground
     returns     (H/reduce, W/reduce, 3) uint8
-    Raises ValueError when the sizes of G-buffer, camera and background disagree, or for an unknown word.
     """
-    height, width = gbuffer.label_map.shape
-    if (camera.height, camera.width) != (height, width):
-        raise ValueError(f"camera is {camera.height} x {camera.width}, G-buffer {height} x {width}; make them equal")
     if background is None:
-        background = paint_background(look.background, generator, height, width, camera.steepness)
+        background = paint_background(look.background, generator, camera.height, camera.width, camera.steepness)
     image = np.array(background, np.float32)
-    if image.shape != (height, width, 3):
-        raise ValueError(f"background has shape {image.shape}, expected {(height, width, 3)}")
     mask = gbuffer.label_map > 0
     if mask.any():  # a view may show nothing of either
         above, below = shading.ambience(image)

@@ -93,19 +93,6 @@ def test_one_frame_is_the_grasp(grasp):
     assert approach(grasp, frames=1) == [grasp.hand_params]
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ({"frames": 0}, "frames is 0"), ({"frames": 4, "variant": "straight"}, "variant is 'straight'"),
-    ({"frames": 4, "start_distance": -0.1}, "start_distance is -0.1")])
-def test_wrong_arguments_are_named(grasp, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        approach(grasp, **arguments)
-
-
-def test_poses_of_different_shape_are_refused():
-    with pytest.raises(ValueError, match="both must be"):
-        interpolate_rotations(np.zeros((15, 3)), np.zeros((16, 3)), np.array([0.5]))
-
-
 @pytest.fixture(scope="module")
 def cube() -> DistanceField:
     """2 cm a side, at the origin."""

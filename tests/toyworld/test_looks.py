@@ -267,18 +267,3 @@ def test_reduced_silhouettes_are_antialiased() -> None:
     half = shade(gbuffer, camera, look, np.random.default_rng(1), reduce=2)
     np.testing.assert_allclose(half[10, 20], full[20:22, 40:42].mean((0, 1)), atol=0.51)
     assert half.shape == (64, 64, 3)
-
-
-def test_faults_are_named() -> None:
-    gbuffer, camera = balls(64)
-    look = sample_look(np.random.default_rng(0))
-    with pytest.raises(ValueError, match="'in the attic' is unknown.*on the beach"):
-        paint_background("in the attic", np.random.default_rng(0), 32, 32)
-    with pytest.raises(ValueError, match="camera is 128 x 128, G-buffer 64 x 64"):
-        shade(gbuffer, balls(128)[1], look, np.random.default_rng(0))
-    with pytest.raises(ValueError, match=r"background has shape \(8, 8, 3\)"):
-        shade(gbuffer, camera, look, np.random.default_rng(0), background=np.zeros((8, 8, 3), np.float32))
-    with pytest.raises(ValueError, match="64 x 64 cannot be reduced 3 times"):
-        shade(gbuffer, camera, look, np.random.default_rng(0), reduce=3)
-    with pytest.raises(ValueError, match="style 'studio' is unknown"):
-        sample_look(np.random.default_rng(0), "studio")
