@@ -20,7 +20,16 @@ from hoi.geometry.hand import HandParams, pca_to_hand_pose
 from hoi.geometry.mano import read_pca
 from hoi.geometry.mesh_files import read_mesh
 from hoi.geometry.objects import ObjectMesh
-from hoi.sources.frame import MOST_NUMBER, PosedObject, Rejected, SourceFrame, read_millimetres, read_picture
+from hoi.sources.frame import (
+    MOST_NUMBER,
+    PosedObject,
+    Rejected,
+    Source,
+    SourceFrame,
+    read_millimetres,
+    read_or_reject,
+    read_picture,
+)
 
 # Name of each model, and what captions call it: a plain noun, without the catalogue's number and brands, which text
 # encoders know.  Ids run from 1.
@@ -46,6 +55,7 @@ CAMERAS = (
     "932122062010",
 )  # fmt: skip
 SEQUENCES_A_SUBJECT, TAKES_AN_OBJECT = 100, 5
+_read_pca = lru_cache(maxsize=4)(read_pca)  # once in each process, the file holds megabytes
 
 
 def model_path(models: str | Path, name: str) -> Path:
@@ -175,12 +185,7 @@ def read_labels(path: Path, num_objects: int) -> dict[str, np.ndarray]:
     """
     shapes = {"seg": (HEIGHT, WIDTH), "pose_y": (num_objects, 3, 4), "pose_m": (1, 51), "joint_3d": (1, 21, 3),
               "joint_2d": (1, 21, 2)}  # fmt: skip
-    if not path.is_file():
-        raise Rejected("the label file is missing", str(path))
-    try:
-        labels = read_npz(path, "label file", tuple(shapes))
-    except ValueError as error:
-        raise Rejected("the label file is damaged", str(error)) from error
+    labels = read_or_reject(path, "the label file", lambda path: read_npz(path, "label file", tuple(shapes)))
     for name, shape in shapes.items():
         if name not in labels:
             raise Rejected("the label file is damaged", f"{path} has no {name}")
@@ -230,7 +235,7 @@ SPLITS = {
 }
 
 
-class DexYCB:
+class DexYCB(Source):
     """The frames of a DexYCB folder, in order of subject, sequence, camera, frame.
 
     root            folder with 20200709-subject-01 ..., calibration and models
@@ -245,21 +250,11 @@ class DexYCB:
     """
 
     name = "DexYCB"
-    has_geometry = True
-    has_labels = True
-    is_scenery = False
 
     def __init__(
-        self,
-        root: str | Path,
-        split: Sequence[str] | None = None,
-        subjects: Sequence[str] | None = None,
-        sequences: Sequence[str] | None = None,
-        cameras: Sequence[str] | None = None,
-        frames: slice = slice(None),
-        mano_path: str | Path | None = None,
-        models: str | Path | None = None,
-        all_objects: bool = False,
+        self, root: str | Path, split: Sequence[str] | None = None, subjects: Sequence[str] | None = None,
+        sequences: Sequence[str] | None = None, cameras: Sequence[str] | None = None, frames: slice = slice(None),
+        mano_path: str | Path | None = None, models: str | Path | None = None, all_objects: bool = False,
     ) -> None:
         self.root, self.mano_path, self.all_objects = Path(root), mano_path, all_objects
         self.models = Path(models) if models else self.root / "models"
@@ -293,9 +288,6 @@ class DexYCB:
         if missing := set(sequences or ()) - {path.name for path in allowed}:
             raise ValueError(f"no sequence {', '.join(sorted(missing))} among the chosen subjects of {self.root}")
         return [path for path in allowed if sequences is None or path.name in sequences]
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
     def frame_name(self, number: int) -> str:
         """Subject, sequence, camera and frame."""
@@ -353,7 +345,7 @@ class DexYCB:
         """
         if self.mano_path is None:
             return None
-        components, mean = _finger_space(str(self.mano_path), recording.mano_side)
+        components, mean = _read_pca(str(self.mano_path), recording.mano_side)
         hand_betas = read_hand_betas(self.root / "calibration" / f"mano_{recording.mano_calib}" / "mano.yml")
         fingers = pca_to_hand_pose(pose_m[3:48], components, mean)
         return HandParams(pose_m[:3], fingers, pose_m[48:51], hand_betas, recording.mano_side)
@@ -362,12 +354,9 @@ class DexYCB:
         """The grasped object, and behind it the others where they are asked for and in the picture."""
         first = recording.ycb_grasp_ind
         others = [k for k in range(len(pose_y)) if k != first and pose_y[k].any()] if self.all_objects else []
-        return tuple(
-            PosedObject(
-                load_ycb(str(self.models), YCB[recording.ycb_ids[k] - 1][0]), np.vstack([pose_y[k], [0, 0, 0, 1]])
-            )
-            for k in (first, *others)
-        )
+        names = [YCB[i - 1][0] for i in recording.ycb_ids]
+        return tuple(PosedObject(load_ycb(str(self.models), names[k]), np.vstack([pose_y[k], [0, 0, 0, 1]]))
+                     for k in (first, *others))  # fmt: skip
 
 
 def sequences_of(subject: Path, part: SplitPart) -> list[Path]:
@@ -393,9 +382,3 @@ def _chosen(what: str, wanted: Sequence[str] | None, known: Sequence[str]) -> li
     if unknown:
         raise ValueError(f"DexYCB has no {what} {', '.join(unknown)}; there are {', '.join(known)}")
     return [name for name in known if wanted is None or name in wanted]
-
-
-@lru_cache(maxsize=4)  # read once in each process, the file holds megabytes
-def _finger_space(mano_path: str, hand_side: str) -> tuple[np.ndarray, np.ndarray]:
-    """Axes (45, 45) and mean (45,) of MANO's finger poses, for either hand."""
-    return read_pca(mano_path, hand_side)

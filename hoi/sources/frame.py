@@ -5,9 +5,10 @@ so that all of them share one conversion; a frame that cannot become one raises 
 """
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -87,17 +88,20 @@ class Source(Protocol):
     """What DexYCB, HO3D and OfficialCSV have in common.
 
     name          of the dataset
+    rows          an entry for each frame
     has_geometry  hand parameters and object poses are annotated
     has_labels    hand and object are labelled in the picture; otherwise they are rendered
     is_scenery    pictures without hand or object, for the background buffer
     """
 
     name: str
-    has_geometry: bool
-    has_labels: bool
-    is_scenery: bool
+    rows: Sequence[Any]
+    has_geometry: bool = True
+    has_labels: bool = True
+    is_scenery: bool = False
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self.rows)
 
     def frame_name(self, number: int) -> str:
         """Name of frame `number`, known without reading it."""
@@ -109,20 +113,23 @@ class Source(Protocol):
         """Frame `number`, from 0.  Raises Rejected for one that gives no record."""
 
     def missing_models(self) -> list[str]:
-        """Paths of object models that frames need and that are not there."""
+        """Paths of object models that frames need and that are not there; none without 3D annotation."""
+        return []
 
 
-def read_picture(path: Path, what: str, mode: str | None = "RGB") -> np.ndarray:
-    """A picture file as an array; mode as of files.read_picture.
-
-    Raises Rejected with "<what> is missing" or "<what> is damaged".
-    """
+def read_or_reject(path: Path, what: str, read: Callable[[Path], Any]) -> Any:
+    """read(path); raises Rejected with "<what> is missing", or "<what> is damaged" where it raises ValueError."""
     if not os.path.isfile(path):  # also where a table's cell can be no path at all
         raise Rejected(f"{what} is missing", str(path))
     try:
-        return files.read_picture(path, mode)
+        return read(path)
     except ValueError as error:
         raise Rejected(f"{what} is damaged", str(error)) from error
+
+
+def read_picture(path: Path, what: str, mode: str | None = "RGB") -> np.ndarray:
+    """A picture file as an array; mode as of files.read_picture.  Raises as read_or_reject."""
+    return read_or_reject(path, what, lambda path: files.read_picture(path, mode))
 
 
 def read_millimetres(path: Path) -> np.ndarray:

@@ -6,7 +6,7 @@ turned to OpenCV's.  There are no segmentation files: hand and object are render
 
 import re
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from hoi.common.files import array_globals, read_text, restricted_load
 from hoi.geometry.camera import OPENGL_TO_OPENCV, project, transform_points
 from hoi.geometry.hand import MANO_TO_OPENPOSE, HandModel, HandParams, hand_in_camera, load_hand
 from hoi.sources.dexycb import YCB_NOUNS, load_ycb, missing_ycb, model_path
-from hoi.sources.frame import MOST_NUMBER, PosedObject, Rejected, SourceFrame, read_picture
+from hoi.sources.frame import MOST_NUMBER, PosedObject, Rejected, Source, SourceFrame, read_or_reject, read_picture
 
 DEPTH_SCALE = 0.00012498664727900177  # metres per step of the depth pictures, from the dataset's own scripts
 SPLIT_FOLDERS = ("train", "evaluation")
@@ -27,12 +27,8 @@ FIELDS = {"camMat": 9, "objRot": 3, "objTrans": 3, "handPose": 48, "handTrans": 
 
 def read_annotation(path: Path) -> dict[str, Any]:
     """Annotation of one frame; raises Rejected when the file is missing, damaged or names more than arrays."""
-    if not path.is_file():
-        raise Rejected("the annotation file is missing", str(path))
-    try:
-        meta = restricted_load(path, array_globals(), "an HO-3D file")
-    except ValueError as error:
-        raise Rejected("the annotation file is damaged", str(error)) from error
+    of_arrays = partial(restricted_load, allowed=array_globals(), what="an HO-3D file")
+    meta = read_or_reject(path, "the annotation file", of_arrays)
     if not isinstance(meta, dict):
         raise Rejected("the annotation file is damaged", f"{path} holds a {type(meta).__name__}, expected a dict")
     return meta
@@ -69,7 +65,7 @@ def object_name(meta: dict[str, Any], where: str) -> str:
     return str(name)
 
 
-class HO3D:
+class HO3D(Source):
     """The annotated frames of an HO-3D folder, in the order of its list.
 
     root       folder with train, evaluation, train.txt, evaluation.txt
@@ -82,18 +78,11 @@ class HO3D:
     """
 
     name = "HO-3D"
-    has_geometry = True
     has_labels = False
-    is_scenery = False
 
     def __init__(
-        self,
-        root: str | Path,
-        split: str | None = None,
-        sequences: Sequence[str] | None = None,
-        frames: slice = slice(None),
-        mano_path: str | Path | None = None,
-        models: str | Path | None = None,
+        self, root: str | Path, split: str | None = None, sequences: Sequence[str] | None = None,
+        frames: slice = slice(None), mano_path: str | Path | None = None, models: str | Path | None = None,
     ) -> None:
         self.root, self.split, self.mano_path = Path(root), split or "train", mano_path
         self.models = Path(models) if models else self.root / "models"
@@ -107,8 +96,8 @@ class HO3D:
         unknown = set(sequences or ()) - by_sequence.keys()
         if unknown:
             raise ValueError(f"no sequence {', '.join(sorted(unknown))} in {self.split} of {self.root}")
-        self.frames = [line for name, lines in by_sequence.items() if sequences is None or name in sequences
-                       for line in lines[frames]]  # fmt: skip
+        self.rows = [line for name, lines in by_sequence.items() if sequences is None or name in sequences
+                     for line in lines[frames]]  # fmt: skip
 
     def _listed(self) -> list[str]:
         """SEQ/0000 of every annotated frame."""
@@ -121,12 +110,9 @@ class HO3D:
                 raise ValueError(f"{path} line {number} is {line!r}, expected SEQ/0000")
         return [line for line in lines if line]
 
-    def __len__(self) -> int:
-        return len(self.frames)
-
     def frame_name(self, number: int) -> str:
         """Split, sequence and frame."""
-        return f"{self.split}/{self.frames[number]}"
+        return f"{self.split}/{self.rows[number]}"
 
     def listing(self) -> str:
         """The chosen frames."""
@@ -134,7 +120,7 @@ class HO3D:
 
     def missing_models(self) -> list[str]:
         """Object files that are not there, of the first frame of each sequence: a sequence holds one object."""
-        first = {line.split("/")[0]: line for line in reversed(self.frames)}
+        first = {line.split("/")[0]: line for line in reversed(self.rows)}
         names = set()
         for line in first.values():
             try:
@@ -155,7 +141,7 @@ class HO3D:
 
     def read(self, number: int) -> SourceFrame:
         """Frame `number`; raises Rejected for one that gives no record."""
-        line = self.frames[number]
+        line = self.rows[number]
         sequence, frame = line.split("/")
         folder = self.root / self.split / sequence
         meta = self._annotation(line)

@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter
 from hoi.common.choices import DPT_HYBRID
 from hoi.common.files import read_npy
 from hoi.conditions import normals_from_inverse_depth, scale_inverse_depth
-from hoi.sources.frame import Crop, Rejected, box_around, read_picture
+from hoi.sources.frame import Crop, Rejected, box_around, read_or_reject, read_picture
 
 # Of the Gaussian window, pixels of the depth picture.  On a tilted plane at 0.6 m whose depths have a millimetre of
 # noise normals are 2 degrees off (5.6 with a sigma of 1.5, 0.8 with 4); a wider window would mix a finger, 13 pixels
@@ -92,10 +92,7 @@ def read_depth_file(folder: str | Path, name: str) -> tuple[np.ndarray, bool]:
     stem = Path(folder).joinpath(*(part for part in Path(name).parts if part not in (Path(name).anchor, "..")))
     npy, png = Path(f"{stem}.npy"), Path(f"{stem}.png")
     if npy.is_file():
-        try:
-            values = read_npy(npy, "depth file").astype(np.float64)
-        except ValueError as error:
-            raise Rejected("the depth file is damaged", str(error)) from error
+        values = read_or_reject(npy, "the depth file", lambda path: read_npy(path, "depth file")).astype(np.float64)
     elif png.is_file():
         values = read_picture(png, "the depth file", None).astype(np.float64) / 1000
     else:

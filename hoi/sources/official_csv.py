@@ -17,7 +17,7 @@ import numpy as np
 
 from hoi.common.files import read_csv
 from hoi.conditions import read_segmentation
-from hoi.sources.frame import Rejected, SourceFrame, read_millimetres, read_picture
+from hoi.sources.frame import Rejected, Source, SourceFrame, read_millimetres, read_picture
 
 TRAIN_COLUMNS = ("image", "skeleton", "top", "bottom", "left", "right", "sentence", "seg", "mask")
 SCENERY_COLUMNS = ("image", "sentence")
@@ -25,7 +25,7 @@ SCENERY_COLUMNS = ("image", "sentence")
 TEMPLATE = re.compile(r"^A hand is grasping an? (.+?)\.?$")
 
 
-class OfficialCSV:
+class OfficialCSV(Source):
     """The rows of a CSV of the authors' release.
 
     path  the CSV; relative picture paths are looked for from its folder, then from the working directory
@@ -35,8 +35,6 @@ class OfficialCSV:
 
     name = "official CSV"
     has_geometry = False
-    has_labels = True
-    is_scenery = False
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -73,9 +71,6 @@ class OfficialCSV:
                                  "header; sentences with commas need quotes")  # fmt: skip
             yield number, row
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
     def frame_name(self, number: int) -> str:
         """Path of the picture without suffix, with its line where it has several rows."""
         return self.names[number]
@@ -83,10 +78,6 @@ class OfficialCSV:
     def listing(self) -> str:
         """All rows."""
         return json.dumps([row for _, row in self.rows])
-
-    def missing_models(self) -> list[str]:
-        """None: there is no 3D annotation that would need them."""
-        return []
 
     def read(self, number: int) -> SourceFrame:
         """Row `number`; raises Rejected for one that gives no record."""
