@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -143,11 +142,6 @@ class PreparedObject:
         """(..., 3) of the prepared object -> of the object's canonical frame."""
         return (points @ self.rotation + self.offset) / self.scale
 
-    @cached_property
-    def tree(self) -> cKDTree:
-        """For the nearest of the points, built when first asked for."""
-        return cKDTree(self.points)
-
 
 def load_grabnet(folder: str | Path) -> GrabNet:
     """Read coarsenet.pt, refinenet.pt and bps.npz, strictly and without running code from them.
@@ -230,7 +224,7 @@ def draw_hands(grabnet: GrabNet, hand: HandModel, prepared: PreparedObject, late
     A hand cannot shrink with a large object: its skin point nearest to the object is put where that point of the
     scaled object is on the real one.  Without a scale every point of the hand goes back exactly.
     """
-    count = len(latents)
+    count, tree = len(latents), cKDTree(prepared.points)
     mean_shape = np.zeros(10)
 
     def build(pose: Tensor, transl: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -240,15 +234,15 @@ def draw_hands(grabnet: GrabNet, hand: HandModel, prepared: PreparedObject, late
         return rotations, turns, vertices, joints
 
     def distances_of(pose: Tensor, transl: Tensor) -> Tensor:
-        return torch.tensor(prepared.tree.query(build(pose, transl)[2])[0], dtype=torch.float32)
+        return torch.tensor(tree.query(build(pose, transl)[2])[0], dtype=torch.float32)
 
-    bps = torch.tensor(prepared.tree.query(grabnet.basis)[0], dtype=torch.float32)
+    bps = torch.tensor(tree.query(grabnet.basis)[0], dtype=torch.float32)
     pose, transl = grabnet.coarse(torch.tensor(latents, dtype=torch.float32), bps.expand(count, -1))
     # CoarseNet's six numbers a joint are no rotation yet; RefineNet starts from one.
     start = torch.tensor(pose_of(rotations_of(pose.numpy())), dtype=torch.float32)
     pose, transl = grabnet.refine(start, transl, distances_of)
     rotations, turns, vertices, joints = build(pose, transl)
-    anchors = vertices[np.arange(count), prepared.tree.query(vertices)[0].argmin(axis=1)]
+    anchors = vertices[np.arange(count), tree.query(vertices)[0].argmin(axis=1)]
     orients = Rotation.from_matrix(prepared.rotation.T @ rotations[:, 0]).as_rotvec()
     wrists = (joints[:, 0] - anchors) @ prepared.rotation + prepared.to_canonical(anchors)
     # The model turns about its wrist, so that joint alone says how far the turned hand has to move.

@@ -24,6 +24,7 @@ UNIT_FACTORS = {"millimetres": 1000, "centimetres": 100}
 STEP = 1e-3  # radians, metres or coefficients, of derivatives: the hand is computed in float32
 # What pulls the fit towards rest, metres a radian or coefficient: far below what a joint's place does.
 POSE_PULL, SHAPE_PULL = 2e-3, 5e-4
+PARTS = np.cumsum(list(PARAM_SIZES.values()))[:-1]  # where each begins in a row of them all
 CURLS = (0.0, 0.8)  # radians that fingers are bent by where the fit starts; the better end is taken
 
 
@@ -74,8 +75,7 @@ def fit_joints(joints: np.ndarray, hand: HandModel, hand_side: str = "right") ->
     """
     target = joints * MIRROR if hand_side == "left" else joints
     fits = [_fit(target, hand, curl) for curl in CURLS]
-    found = min(fits, key=lambda fit: fit.cost).x
-    params = HandParams(*np.split(found, np.cumsum(list(PARAM_SIZES.values()))[:-1]))
+    params = HandParams(*np.split(min(fits, key=lambda fit: fit.cost).x, PARTS))
     params = params if hand_side == "right" else mirrored_hand(params)
     return params, np.linalg.norm(hand(params).keypoints_3d - joints, axis=1)
 
@@ -102,11 +102,10 @@ def _fit(target: np.ndarray, hand: HandModel, curl: float):
     turn, _ = Rotation.align_vectors(target[palm] - target[0], rest[palm] - rest[0], weights=[1e-6, 1, 1, 1, 1])
     start = replace(start, global_orient=turn.as_rotvec(), transl=target[0] - rest[0])
     pull = np.concatenate([np.zeros(3), np.full(45, POSE_PULL), np.zeros(3), np.full(10, SHAPE_PULL)])
-    parts = np.cumsum(list(PARAM_SIZES.values()))[:-1]
 
     def keypoints(x: np.ndarray) -> np.ndarray:
         """Of hands (B, 61): (B, 63)."""
-        return hand.pose_batch(*np.split(x, parts, axis=1))[2].reshape(len(x), -1)
+        return hand.pose_batch(*np.split(x, PARTS, axis=1))[2].reshape(len(x), -1)
 
     def residuals(x: np.ndarray) -> np.ndarray:
         return np.concatenate([keypoints(x[None])[0] - target.ravel(), pull * x])

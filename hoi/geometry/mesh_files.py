@@ -39,11 +39,9 @@ OTHER_SUFFIXES = (
 )  # fmt: skip
 ARCHIVES = (".zip", ".gz", ".bz2", ".tar", ".tgz")
 CONVERT = f"convert it to one of {', '.join(MESH_SUFFIXES)}"
-PLY_TYPES = {
-    "char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4",
-    "double": "f8", "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4",
-    "float32": "f4", "float64": "f8",
-}  # fmt: skip
+PLY_TYPES = {"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4",
+             "double": "f8"}  # fmt: skip
+PLY_TYPES |= {np.dtype(of).name: of for of in PLY_TYPES.values()}  # int8 and the like, as numpy calls them
 PLY_ROWS = 4096  # looked at together: where lists of two lengths take turns, all that follows would be looked at often
 PLY_ORDERS = {"ascii": "<", "binary_little_endian": "<", "binary_big_endian": ">"}
 GLTF_TYPES = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
@@ -60,7 +58,6 @@ COARSEST = 1e-3  # of the longest side; float32 steps above it show as stairs
 Parts = list[tuple[np.ndarray, np.ndarray]]  # vertices (V, 3) and faces (F, 3) of each part, which may have none
 Stated = tuple[float | None, str | None]  # metres per unit and vertical axis; None where the file does not say
 UNSTATED = (None, None)
-GLTF_STATES = (1.0, "y")
 
 
 def left_out_of(folder: Path) -> str:
@@ -381,7 +378,7 @@ def _read_gltf(path: Path) -> tuple[Parts, Stated]:
             if count > max(MOST_FACES, sum(map(len, buffers))):
                 raise ValueError(f"its parts have more than {MOST_FACES} faces together: simplify it")
             parts.append(_placed(vertices, faces, transform))
-    return parts, GLTF_STATES
+    return parts, (1.0, "y")
 
 
 def _gltf_chunks(content: bytes) -> tuple[dict[str, Any], bytes]:

@@ -11,7 +11,6 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -26,21 +25,6 @@ NO_FACE = -1
 PIXELS_AT_ONCE = 500_000  # of all faces together: bounds the z-buffer's memory at some 50 MB when large faces overlap
 EDGE_SLACK = 1e-9  # pixels: a centre on an edge belongs to both faces, whatever rounding (1e-13) says
 CACHED_MESHES = 8  # kept by GL, for an object is drawn many times; the hand moves, so its meshes pass through
-
-
-@dataclass(frozen=True)
-class Hits:
-    """Where the rays of N covered pixels meet their faces.
-
-    pixel (N,) flat index, row by row; face (N,); weights (N, 3) barycentric; depth (N,) metres along the optical axis;
-    from_behind (N,) bool: the face shows its inside
-    """
-
-    pixel: np.ndarray
-    face: np.ndarray
-    weights: np.ndarray
-    depth: np.ndarray
-    from_behind: np.ndarray
 
 
 def _ray_weights(corners: np.ndarray, intrinsics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -246,10 +230,12 @@ def _corner_weights(
     return weights, determinant[place] > 0
 
 
-def meet_rays(face_map: np.ndarray, vertices: np.ndarray, faces: np.ndarray, camera: Camera) -> Hits:
-    """Where the rays of the pixels that a face map covers meet their faces.
+def meet_rays(face_map: np.ndarray, vertices: np.ndarray, faces: np.ndarray, camera: Camera) -> tuple[np.ndarray, ...]:
+    """Where the rays of the N pixels that a face map covers meet their faces.
 
     face_map (H, W) from either backend; vertices (V, 3) metres, the camera's world frame; faces (F, 3)
+    returns  pixel (N,) flat index, row by row; face (N,); weights (N, 3) barycentric; depth (N,) metres along the
+             optical axis; from_behind (N,) bool: the face shows its inside
     """
     pixel = np.flatnonzero(face_map >= 0)
     face = face_map.ravel()[pixel]
@@ -267,4 +253,4 @@ def meet_rays(face_map: np.ndarray, vertices: np.ndarray, faces: np.ndarray, cam
         weights[beside], from_behind[beside] = _corner_weights(points, faces, face[beside], pixel[beside], camera)
     weights = np.clip(weights, 0.0, 1.0)
     weights /= weights.sum(axis=1, keepdims=True)
-    return Hits(pixel, face, weights, (weights * points[:, 2][faces[face]]).sum(axis=1), from_behind)
+    return pixel, face, weights, (weights * points[:, 2][faces[face]]).sum(axis=1), from_behind

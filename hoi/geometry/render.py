@@ -161,9 +161,10 @@ class Renderer:
         self, vertices: np.ndarray, faces: np.ndarray, corner_normals: np.ndarray, camera: Camera
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of the pixels that one mesh covers: flat index (N,), depth (N,), normal (N, 3) in the camera frame."""
-        hits = meet_rays(self._face_map(vertices, faces, camera), vertices, faces, camera)
-        normals = np.einsum("ij,ijk->ik", hits.weights, corner_normals[hits.face]) @ camera.world_to_camera[:3, :3].T
-        return hits.pixel, hits.depth, _normalized(np.where(hits.from_behind[:, None], -normals, normals))
+        face_map = self._face_map(vertices, faces, camera)
+        pixel, face, weights, depth, from_behind = meet_rays(face_map, vertices, faces, camera)
+        normals = np.einsum("ij,ijk->ik", weights, corner_normals[face]) @ camera.world_to_camera[:3, :3].T
+        return pixel, depth, _normalized(np.where(from_behind[:, None], -normals, normals))
 
 
 def joints_shown(

@@ -46,7 +46,9 @@ def read_captions(path: str | Path) -> dict[str, str]:
     if not path.is_file():
         raise FileNotFoundError(f"no caption file at {path}")
     captions = {}
-    for number, key, text in _jsonl_rows(path) if path.suffix == ".jsonl" else _csv_rows(path):
+    for number, row in _jsonl_rows(path) if path.suffix == ".jsonl" else _csv_rows(path):
+        key, text = (next((row[name] for name in names if row.get(name) is not None), None)
+                     for names in (KEY_COLUMNS, CAPTION_COLUMNS))  # fmt: skip
         if not (isinstance(key, str) and isinstance(text, str) and key and text.strip()):
             raise ValueError(f"{path} line {number}: expected a picture ({', '.join(KEY_COLUMNS)}) and a caption "
                              f"({', '.join(CAPTION_COLUMNS)}), got {key!r:.80} and {text!r:.80}")  # fmt: skip
@@ -56,13 +58,8 @@ def read_captions(path: str | Path) -> dict[str, str]:
     return captions
 
 
-def _first_of(row: dict[str, Any], names: tuple[str, ...]) -> Any:
-    """The first of the columns that a row fills."""
-    return next((row[name] for name in names if row.get(name) is not None), None)
-
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[int, Any, Any]]:
-    """Line number, picture and caption; anything but a JSON object gives None for both."""
+def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers and objects; anything else counts as an empty one."""
     # Not read_json_lines: a file of other origin may end without a line break, and its last line counts.
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
@@ -70,12 +67,11 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, Any, Any]]:
                 row = parse_json(line)
             except ValueError as error:
                 raise ValueError(f"{path} line {number} is not JSON ({error})") from error
-            row = row if isinstance(row, dict) else {}
-            yield number, _first_of(row, KEY_COLUMNS), _first_of(row, CAPTION_COLUMNS)
+            yield number, row if isinstance(row, dict) else {}
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, Any, Any]]:
-    """Line number, picture and caption."""
+def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers and columns."""
     header: list[str] | None = None
     for number, row in read_csv(path):
         if header is None:
@@ -84,8 +80,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Any, Any]]:
             if named:
                 continue
         if row and row != header:  # a header that repeats is a second run's
-            columns = dict(zip(header, row, strict=False))
-            yield number, _first_of(columns, KEY_COLUMNS), _first_of(columns, CAPTION_COLUMNS)
+            yield number, dict(zip(header, row, strict=False))
 
 
 def apply_captions(folder: str | Path, captions: dict[str, str]) -> tuple[int, int]:
