@@ -48,6 +48,9 @@ for needed in "$toy"/{{base/model,text/clip}.safetensors,{lab,buffer}/metadata.j
     [ -e "$needed" ] || { echo "$needed is missing; the head of $0 says what makes it. Without training, the end of" \
         "docs/lesson.md compares conditions at sampling time, in a quarter of an hour" >&2; exit 1; }
 done
+python -c "import sys; from hoi.common.tensors import WeightFile
+sys.exit(any(name.startswith('condition_encoders') for name in WeightFile(sys.argv[1])) and
+    f'{sys.argv[1]} has condition encoders; every row must begin with a base model without any')" "$toy/base/model.safetensors"
 
 mkdir -p "$out/latents" # one autoencoder, one set of pictures: encoded once for all fine-tunes
 
