@@ -73,7 +73,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, default=Path("out"), metavar="DIR", help="the dataset folder (default: %(default)s)")
     add("--save-steps", action="store_true", help="also write OUT/steps/NUMBER.png: what the network takes the picture "
         "for (x0) after each step, in a row")
-    add("--batch-size", type=positive, metavar="B", help="pictures at once (default: 8; 2 for 512 px on a CPU or GPU)")
+    add("--batch-size", type=positive, metavar="B", help="pictures at once (default: on a CPU 8, 2 of 512 px; on a GPU "
+        "as its free memory allows, up to 16 of 512 px)")
     add_model_flags(parser)
     args = parser.parse_args(arguments)
     sources = [f"--{name}" for name in ("data", "object", "scenes") if getattr(args, name)]
@@ -101,6 +102,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -111,7 +113,7 @@ from tqdm import tqdm
 
 from hoi.common.command import problems_as_messages
 from hoi.common.files import encode_png, sha256_of, short_hash, write_whole
-from hoi.common.machine import barrier, join_processes, keep_freed_memory, rank_and_world_size
+from hoi.common.machine import barrier, free_device_memory, join_processes, keep_freed_memory, rank_and_world_size
 from hoi.common.sheets import contact_sheet
 from hoi.data.scenes import SceneFile
 from hoi.data.views import FileViews, FolderViews, Request, SceneViews, content_of, plan
@@ -121,7 +123,7 @@ from hoi.geometry.objects import collect_objects
 from hoi.geometry.scene import ViewSettings
 from hoi.network.config import ModelConfig
 from hoi.network.model import stack_conditions
-from hoi.network.pipeline import Pipeline, join_features, picture_generator
+from hoi.network.pipeline import Pipeline, join_features, picture_generator, pictures_at_once
 from hoi.network.text import reading_hints
 from hoi.toyworld.words import DEFAULT_PROMPTS, default_scenery_prompts, read_prompts, untaught_words
 from hoi.weights.load import load_pipeline, normals_differ
@@ -203,13 +205,15 @@ def say(rank: int, *lines: str) -> None:
 
 
 def batches(
-    requests: list[Request], size_of: Callable[[Request], tuple[int, int]], most: int | None
+    requests: list[Request], size_of: Callable[[Request], tuple[int, int]], most: int | None, free: int
 ) -> Iterator[tuple[tuple[int, int], list[Request]]]:
-    """Requests in order, together as long as their size is the same: (height, width) and at most so many requests."""
+    """Requests in order, together as long as their size is the same: (height, width) and at most so many requests.
+
+    most, free  how many, or None, and bytes of a GPU's memory that decide it then
+    """
     for (height, width), alike in itertools.groupby(requests, size_of):
         alike = list(alike)
-        # At 512 px two at once save 5 % of the time and cost 0.2 GB (docs/speed.md); larger batches were not measured.
-        count = most or (8 if height * width < 512 * 512 else 2)
+        count = most or pictures_at_once(height, width, free)
         yield from (((height, width), alike[start : start + count]) for start in range(0, len(alike), count))
 
 
@@ -232,8 +236,9 @@ def main(args: argparse.Namespace) -> None:
     keep_freed_memory()
     pipeline = load_pipeline(
         args.checkpoint, args.base, args.adapter, vae=args.vae, with_conditions=args.conditions, device=args.device,
-        dtype=args.dtype, sampler=args.sampler, num_inference_steps=args.steps, guidance_scale=args.guidance_scale,
-        negative_prompt=args.negative_prompt, cond_weights=dict(args.cond_scale), cond_tau=args.cond_tau,
+        dtype=args.dtype, compiled=args.compile, sampler=args.sampler, num_inference_steps=args.steps,
+        guidance_scale=args.guidance_scale, negative_prompt=args.negative_prompt, cond_weights=dict(args.cond_scale),
+        cond_tau=args.cond_tau,
     )  # fmt: skip
     config, settings, metadata = pipeline.model.config, pipeline.settings, pipeline.model.metadata
     views, prompts = choose_views(args, config), choose_prompts(args, config)
@@ -277,8 +282,21 @@ def main(args: argparse.Namespace) -> None:
     # Neighbours stay in one process: they share a view, whose features are computed once.
     mine = [todo[i] for i in np.array_split(np.arange(len(todo)), world_size)[rank]]
     features, annotation = {}, {}  # by view; only those of the current batch are kept: a view has megabytes of them
-    with writer, tqdm(total=len(mine), unit="picture", disable=rank > 0) as bar:
-        for (height, width), batch in batches(mine, size_of, args.batch_size):
+    free = free_device_memory(str(pipeline.device))
+    bar = tqdm(total=len(mine), unit="picture", disable=rank > 0)
+
+    def write(batch: list[Request], images: np.ndarray, annotation: dict[int | None, dict[str, Any]]) -> None:
+        """Files and records of a batch."""
+        for request, image in zip(batch, images, strict=True):
+            record = annotation.get(request.view, {}) | pipeline.record_entries(args.seed)
+            record |= {"text": request.prompt, "source_index": request.source_index}
+            writer.append(write_pictures(args.out, request.index, record, image))
+            bar.update()
+
+    # A thread writes a batch while the next one is made; when this block ends, however it does, it has.
+    with writer, bar, ThreadPoolExecutor(max_workers=1) as pen:
+        writing: Future | None = None
+        for (height, width), batch in batches(mine, size_of, args.batch_size, free):
             numbers = {request.view for request in batch} - {None}  # None: text alone
             features, annotation = ({k: old[k] for k in old.keys() & numbers} for old in (features, annotation))
             for k in sorted(numbers - features.keys()):
@@ -302,14 +320,15 @@ def main(args: argparse.Namespace) -> None:
                 height,
                 width,
             )
-            for k, (request, image) in enumerate(zip(batch, images, strict=True)):
-                if args.save_steps:  # decoded a picture at a time: all steps of a batch would take much memory
-                    strip = contact_sheet([[pipeline.decode(x0[k : k + 1], height, width)[0] for x0 in seen]])
-                    write_whole(args.out / "steps" / f"{request.index:06d}.png", encode_png(np.asarray(strip)))
-                record = annotation.get(request.view, {}) | pipeline.record_entries(args.seed)
-                record |= {"text": request.prompt, "source_index": request.source_index}
-                writer.append(write_pictures(args.out, request.index, record, image))
-                bar.update()
+            for k, request in enumerate(batch if args.save_steps else ()):
+                # Decoded a picture at a time: all steps of a batch would take much memory.
+                strip = contact_sheet([[pipeline.decode(x0[k : k + 1], height, width)[0] for x0 in seen]])
+                write_whole(args.out / "steps" / f"{request.index:06d}.png", encode_png(np.asarray(strip)))
+            if writing:
+                writing.result()  # tells what went wrong
+            writing = pen.submit(write, batch, images, annotation)
+        if writing:
+            writing.result()
     barrier()
     writer.finish()
     say(rank, f"{len(todo)} new pictures, {len(requests)} in all; look at {args.out / 'grid.png'}",

@@ -232,7 +232,7 @@ def main(args: argparse.Namespace) -> None:
     keep_freed_memory()
     pipeline = load_pipeline(
         args.checkpoint, args.base, args.adapter, vae=args.vae, device=args.device, dtype=args.dtype,
-        sampler=args.sampler, num_inference_steps=args.steps, guidance_scale=args.guidance_scale,
+        compiled=args.compile, sampler=args.sampler, num_inference_steps=args.steps, guidance_scale=args.guidance_scale,
         negative_prompt=args.negative_prompt, cond_weights=dict(args.cond_scale), cond_tau=args.cond_tau,
     )  # fmt: skip
     config, settings = pipeline.model.config, pipeline.settings

@@ -584,3 +584,36 @@ def test_saved_steps_are_a_row_of_pictures_that_ends_in_the_picture(scenes, chec
             assert strip.size == (3 * (64 + 2) + 2, 64 + 4)  # a margin of two pixels around each
             last = np.asarray(strip)[2:-2, -64 - 2 : -2]
         assert np.array_equal(last, load_image(tmp_path, record))
+
+
+@pytest.mark.parametrize(("side", "free", "most", "sizes"), [
+    (512, 0, None, [2, 2, 1]), (128, 0, None, [5]), (512, 3 << 30, None, [3, 2]), (512, 80 << 30, None, [5]),
+    (512, 1, None, [1] * 5), (512, 80 << 30, 4, [4, 1]),
+])  # fmt: skip
+def test_batches_are_as_large_as_a_gpus_free_memory_or_the_flag_allows(side, free, most, sizes):
+    made = list(sample.batches(list(range(5)), lambda _: (side, side), most, free))
+    assert [len(batch) for _, batch in made] == sizes and sum([batch for _, batch in made], []) == list(range(5))
+
+
+def test_compiling_on_a_cpu_is_refused_before_anything_is_loaded(capsys, tmp_path):
+    assert "--compile is for GPUs" in failure(capsys, ["--compile", "--device", "cpu", "--out", str(tmp_path)])
+
+
+def test_a_picture_that_cannot_be_written_stops_the_run_and_the_same_command_goes_on(tmp_path, monkeypatch, checkpoint):
+    """The thread that writes behind the device tells of it; what was written before it stays."""
+    words = command(checkpoint, tmp_path / "out", "--no-conditions", "--prompt", "a cup", "--count", "3")
+    words += ["--batch-size", "1", "--steps", "1"]
+    write = sample.write_pictures
+
+    def full(folder, index, *others):
+        if index == 1:
+            raise OSError("No space left on device")
+        return write(folder, index, *others)
+
+    monkeypatch.setattr(sample, "write_pictures", full)
+    with pytest.raises(SystemExit, match="No space left"):
+        sample.run(words)
+    assert sorted(path.name for path in (tmp_path / "out/images").iterdir()) == ["000000.png"]
+    monkeypatch.setattr(sample, "write_pictures", write)
+    sample.run(words)
+    assert [record["index"] for record in read_records(tmp_path / "out")] == [0, 1, 2]

@@ -112,6 +112,8 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=("auto", *DTYPES), default="auto",
         help="of U-Net and condition encoders (default: bfloat16 where the hardware has it, float16 on GPUs without, "
         "float32 on CPUs without)")
+    add("--compile", action="store_true", help="the U-Net by torch.compile, for GPUs: the first steps take a minute or "
+        "more")
     add("--threads", type=positive, metavar="T", help="of torch on the CPU (default: torch's own choice)")
 
 

@@ -78,6 +78,14 @@ def available_memory() -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
 
 
+def free_device_memory(device: str) -> int:
+    """Bytes of a GPU that nobody uses, or that torch keeps for what comes; 0 for a CPU, and where torch cannot tell."""
+    kind = getattr(torch, device.partition(":")[0])
+    if not hasattr(kind, "mem_get_info"):
+        return 0
+    return kind.mem_get_info(device)[0] + kind.memory_reserved(device) - kind.memory_allocated(device)
+
+
 def processor() -> str:
     """What tells kinds of CPUs apart, as far as speed goes: model and instructions, and torch's version."""
     path = Path("/proc/cpuinfo")

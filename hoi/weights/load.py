@@ -463,6 +463,7 @@ def load_pipeline(
     with_conditions: bool = True,
     device: str | None = None,
     dtype: str = "auto",
+    compiled: bool = False,
     sampler: str | None = None,
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
@@ -477,6 +478,7 @@ def load_pipeline(
     with_conditions  refuse a model without condition encoders
     device           see `choose_device`
     dtype            one of DTYPES, or "auto": see `fast_dtype`
+    compiled         the U-Net by torch.compile; ValueError on a CPU, for which there are the kernels of hoi.network
     cond_weights     of conditions by name; 1 for those that are not named
     The others are those of SamplingSettings.
     Raises like `load_model`, and ValueError for files that exclude each other.
@@ -493,6 +495,8 @@ def load_pipeline(
     if base is None and path.is_dir():
         path = path / "model.safetensors"
     device = choose_device(device)
+    if compiled and device == "cpu":
+        raise ValueError("--compile is for GPUs; on a CPU pictures are made by kernels that it would take out")
     fast = fast_dtype(device)
     # Every GPU is fast in float16.
     if TORCH_DTYPES.get(dtype, fast) not in (fast, torch.float32) and not (device != "cpu" and dtype == "float16"):
@@ -518,4 +522,6 @@ def load_pipeline(
         cond_weights=tuple(weights.values()),
         cond_tau=cond_tau,
     )
+    if compiled:
+        model.unet.compile()
     return Pipeline(pack(model), settings, files)

@@ -77,6 +77,13 @@ def test_where_a_gpu_emulates_bf16_float16_is_taken(emulated, expected, monkeypa
     assert machine.fast_dtype("cuda:1") == expected
 
 
+def test_free_memory_of_a_gpu_is_what_nobody_uses_and_what_torch_keeps(monkeypatch):
+    for name, value in (("mem_get_info", (3000, 9000)), ("memory_reserved", 500), ("memory_allocated", 200)):
+        monkeypatch.setattr(f"torch.cuda.{name}", lambda device, value=value: value)
+    assert machine.free_device_memory("cuda:1") == 3300
+    assert machine.free_device_memory("cpu") == machine.free_device_memory("mps:0") == 0
+
+
 def test_a_processor_that_is_told_to_be_avx2_is_fast_in_float32(monkeypatch):
     monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: True)
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")

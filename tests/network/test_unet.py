@@ -400,3 +400,16 @@ def test_an_anchor_that_is_not_in_the_batch_is_refused():
         unet(latents, timesteps, context, anchor=2)
     with pytest.raises(ValueError, match="anchor_in names head, expected some of encoder, middle, decoder"):
         unet(latents, timesteps, context, anchor=0, anchor_in=["head"])
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_torch_compile_takes_the_unet_as_a_whole(monkeypatch):
+    """As it is sampled on a GPU; what the compiler would make of it is left out, where it would have to stop is not."""
+    monkeypatch.setattr(unet_module, "attend", F.scaled_dot_product_attention)
+    unet = fill(UNet(SMALL), seed=0)
+    latents, timesteps, context, features = make_inputs(SMALL)
+    cached = unet.cache_context(torch.cat([context, -context]))
+    expected = unet(latents, timesteps, cached, features)
+    unet.compile(backend="eager", fullgraph=True)
+    torch.testing.assert_close(unet(latents, timesteps, cached, features), expected)
