@@ -54,7 +54,7 @@ from hoi.sources.normals import read_depth_file
 from hoi.sources.official_csv import OfficialCSV
 from hoi.training.run import load_training_state, save_training_state
 from hoi.training.small_clip import PictureText, save_small_clip
-from hoi.verify.predictions import read_contact_predictions, read_keypoint_predictions
+from hoi.verify.predictions import read_contact_states, read_keypoint_predictions
 from hoi.verify.verifier import Verifier, load_verifier, save_verifier
 from hoi.weights.diffusers_config import read_folder_config
 from hoi.weights.load import whole_model
@@ -279,7 +279,7 @@ KINDS = {
     "rejected.jsonl": lambda path: list(JsonLines(path, index=int, rejected=str)),
     "scenes.jsonl": read_scenes,
     "keypoints.json": read_keypoint_predictions,
-    "contacts.json": read_contact_predictions,
+    "contacts.json": read_contact_states,
     "poses.json": lambda path: read_poses(path, None, None),
     "frankmocap.json": converter("frankmocap"),
     "hamer.json": converter("hamer"),

@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 from hoi.common.command import problems_as_messages  # noqa: E402
 from hoi.common.machine import keep_freed_memory  # noqa: E402
 from hoi.data.folder import load_image, read_records  # noqa: E402
-from hoi.verify.scores import Estimators, load_truth, score_picture  # noqa: E402
+from hoi.verify.scores import Estimators, load_truth  # noqa: E402
 from hoi.verify.verifier import BUILT_IN_VERIFIER, load_verifier  # noqa: E402
 
 # Scores of the table.
@@ -61,8 +61,8 @@ def measure_folders(verifier_path: Path, shaded: Path, generated: Sequence[Path]
 
     def means(folder: Path, of: list[dict]) -> list[dict[str, float | None]]:
         images = [load_image(folder, record) for record in of]
-        seen, words = estimators.predict(images), estimators.verifier.backgrounds
-        return [mean_scores(list(map(score_picture, images, held_against, seen, [words] * len(of))), TABLE)
+        names, seen = [record["file_name"] for record in of], estimators.predict(images)
+        return [mean_scores(list(map(estimators.score, names, images, held_against, seen)), TABLE)
                 for held_against in (truths, truths[-1:] + truths[:-1])]  # fmt: skip
 
     base = f"shaded, n = {len(records)}"

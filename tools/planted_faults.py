@@ -20,9 +20,10 @@ from hoi.common.command import problems_as_messages  # noqa: E402
 from hoi.common.sheets import contact_sheet  # noqa: E402
 from hoi.data.folder import load_image, read_records  # noqa: E402
 from hoi.geometry.render import HAND, OBJECT  # noqa: E402
-from hoi.verify.faults import FAULTS, Fingers, filled_from_around, fingertips  # noqa: E402
-from hoi.verify.report import RECOMMENDED, choose, parse_keep, perfect_scores  # noqa: E402
-from hoi.verify.scores import Estimators, joints_seen, load_truth  # noqa: E402
+from hoi.verify.faults import FAULTS, Fingers, filled_from_around  # noqa: E402
+from hoi.verify.perfect import perfect_scores  # noqa: E402
+from hoi.verify.report import RECOMMENDED, choose, parse_keep  # noqa: E402
+from hoi.verify.scores import Estimators, Truth, load_truth  # noqa: E402
 from hoi.verify.verifier import BUILT_IN_VERIFIER, load_verifier  # noqa: E402
 from tools.measure_generated import mean_scores  # noqa: E402
 
@@ -30,10 +31,10 @@ SHOWN = ("iou_hand", "iou_object", "pck", "fingertips", "shading_hand", "color_r
 SHIFT, BLUR = 5, 1.5  # pixels
 
 
-def fingers_of(folder: Path, record: dict, image: np.ndarray, truth) -> Fingers:
-    """The picture with the fingertips that it shows."""
-    shown = joints_seen(folder, record, truth.keypoints_2d, truth.label_map)[2]
-    return Fingers(image, truth.label_map, truth.keypoints_2d, fingertips(truth.keypoints_2d, shown))
+def fingers_of(image: np.ndarray, truth: Truth) -> Fingers:
+    """The picture with the fingertips that it shows; none is added yet."""
+    tips = np.pad(truth.tips, ((0, 1), (0, 0)), constant_values=np.nan)
+    return Fingers(image, truth.label_map, truth.keypoints_2d, tips)
 
 
 def with_hand_of(picture: Fingers, other: Fingers) -> np.ndarray:
@@ -64,7 +65,7 @@ def try_faults(folder: Path, verifier: Path, keep: str, count: int) -> dict[str,
     estimators = Estimators(load_verifier(verifier))
     truths = [load_truth(folder, record) for record in records]
     images = [load_image(folder, record) for record in records]
-    pictures = [fingers_of(folder, *each) for each in zip(records, images, truths, strict=True)]
+    pictures = list(map(fingers_of, images, truths))
     perfect = perfect_scores(folder, records, estimators)
     found: dict[str, list] = {"none": []}
     for k, (picture, truth, best) in enumerate(zip(pictures, truths, perfect, strict=True)):

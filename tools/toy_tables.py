@@ -39,7 +39,7 @@ from hoi.metrics.pictures import Reference, add_frechet
 from hoi.network.text import TextConfig, TextEncoder, tokenize
 from hoi.training.small_clip import FILE_NAME, KIND, PictureText
 from hoi.verify.choices import PCK_THRESHOLD
-from hoi.verify.scores import Estimators, load_truth, score_picture
+from hoi.verify.scores import Estimators, load_truth
 from hoi.verify.verifier import Verifier, load_verifier
 from tools.measure_generated import paired_records
 
@@ -149,8 +149,9 @@ def measure_pictures(results: Results, folder: Path, shaded: Path, estimators: T
     for name, told in ((TOY_CLIP, texts), (SHUFFLED_CLIP, texts[1:] + texts[:1])):
         scores = small_clip_scores(estimators.clip, images, told)
         results.add(name, mean_of(scores), len(scores), "higher", definition)
-    seen = Estimators(estimators.verifier).predict(images)
-    found = [score_picture(image, load_truth(shaded, record), prediction, estimators.verifier.backgrounds)
+    by_verifier = Estimators(estimators.verifier)
+    seen = by_verifier.predict(images)
+    found = [by_verifier.score(record["file_name"], image, load_truth(shaded, record), prediction)
              for image, record, prediction in zip(images, records, seen, strict=True)]  # fmt: skip
     for name, (key, factor, definition) in SCORED.items():
         values = np.array([row[key] for row in found if row[key] is not None])

@@ -136,7 +136,7 @@ from hoi.metrics.inception import load_inception
 from hoi.metrics.intervals import Results, as_table
 from hoi.metrics.pictures import Reference, add_clip_numbers, add_frechet, add_inception_numbers, annotated
 from hoi.metrics.poses import add_pose_numbers, read_poses
-from hoi.verify.predictions import check_covers, read_contact_predictions, read_keypoint_predictions
+from hoi.verify.predictions import check_covers, read_contact_states, read_keypoint_predictions
 from hoi.verify.verifier import load_verifier
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "open_clip_torch", "timm")  # that decide numbers
@@ -219,7 +219,7 @@ def _measure_predictions(args: argparse.Namespace, results: Results, fake: featu
         check_covers(predictions, annotated(fake, "--keypoints"), args.keypoints, fake.damaged)
         add_keypoint_numbers(results, fake.records, predictions, args.pck_thresholds)
     if args.contact:
-        contact = read_contact_predictions(args.contact)
+        contact = read_contact_states(args.contact)
         check_covers(contact, annotated(fake, "--contact"), args.contact, fake.damaged)
     if fake is not None and fake.records is not None:  # contact by geometry stands in the records
         add_contact_numbers(results, fake.records, contact)

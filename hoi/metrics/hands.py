@@ -16,15 +16,7 @@ from scipy.spatial.transform import Rotation
 from hoi.conditions import KEYPOINTS
 from hoi.data.folder import array_of
 from hoi.metrics.intervals import PERCENT, SHARE, Results, mean_of, mean_of_groups, ratio_of
-from hoi.verify.predictions import (
-    CONTACT_STATES,
-    NO_HAND,
-    PORTABLE_OBJECT,
-    ContactPrediction,
-    HandPrediction,
-    closest_hand,
-    contact_state,
-)
+from hoi.verify.predictions import CONTACT_STATES, NO_HAND, PORTABLE_OBJECT, HandPrediction, closest_hand
 
 WRIST = 0  # the root joint
 
@@ -121,12 +113,10 @@ def add_keypoint_numbers(
                     f"mean 3D distance over 21 joints of {measured.sum()} hands predicted in 3D, {how}")  # fmt: skip
 
 
-def add_contact_numbers(
-    results: Results, records: Sequence[dict[str, Any]], predictions: Mapping[str, list[ContactPrediction]] | None
-) -> None:
+def add_contact_numbers(results: Results, records: Sequence[dict[str, Any]], contact: Mapping[str, int] | None) -> None:
     """Contact recall of the detector, over pictures and as the mean of categories; beside it contact by geometry.
 
-    predictions  None: geometry alone
+    contact  state of each picture's hand by file_name; None: geometry alone
     Pictures whose annotation says that nothing touches (an approach) are left out of recall.
     """
     known = [record for record in records if record.get("contact") is not None]
@@ -134,7 +124,7 @@ def add_contact_numbers(
         results.add("contact by geometry, %", mean_of(np.array([100.0 * record["contact"] for record in known])),
                     len(known), "higher", "share of records whose annotated meshes of hand and object touch",
                     PERCENT)  # fmt: skip
-    if predictions is None:
+    if contact is None:
         return
     # Records of others, which do not say, count as touching: the paper's pictures all show final grasps.
     touching = [record for record in records if record.get("contact") is not False]
@@ -142,7 +132,7 @@ def add_contact_numbers(
         results.note(f"{len(records) - len(touching)} pictures annotated as not touching count for no contact recall")
     if not touching:
         raise ValueError("every record says that nothing touches, so contact recall has nothing to find")
-    states = np.array([contact_state(predictions[record["file_name"]]) for record in touching])
+    states = np.array([contact[record["file_name"]] for record in touching])
     n, portable = len(states), 100.0 * (states == PORTABLE_OBJECT)
     results.add("contact recall, %", mean_of(portable), n, "higher",
                 "share of pictures whose most certain hand is in state 3, portable object; no hand is none",

@@ -47,13 +47,6 @@ class Fingers:
         return self.points[TIP_KEYPOINTS[finger] - 1], self.tips[finger]
 
 
-def fingertips(points: np.ndarray, shown: np.ndarray) -> np.ndarray:
-    """Those of joints (21, 2), of which `shown` (21,) can be seen, as the `tips` (6, 2) of Fingers: none is added."""
-    tips = np.full((MOST_TIPS, 2), np.nan)
-    tips[:-1] = np.where(shown[:, None], points, np.nan)[list(TIP_KEYPOINTS)]
-    return tips
-
-
 def capsule(labels: np.ndarray, start: np.ndarray, end: np.ndarray, radius: float) -> np.ndarray:
     """Mask (H, W) of what lies within a radius of the line from start to end, (2,) pixels each."""
     y, x = np.indices(labels.shape)

@@ -41,46 +41,35 @@ class HandPrediction:
     keypoints_3d: np.ndarray | None = None
 
 
-@dataclass(frozen=True)
-class ContactPrediction:
-    """One hand of the contact detector: box (4,) left, top, right, bottom in pixels; state indexes CONTACT_STATES."""
-
-    box: np.ndarray
-    score: float
-    state: int
-    hand_side: str | None = None
-
-
 def _known_keys(entry: Any, required: set[str], optional: set[str], place: str) -> dict[str, Any]:
-    """The entry without nulls, if it is an object of these keys: a misspelt optional key would go unread."""
+    """The entry without nulls, if it is an object of these keys: a misspelt optional key would go unread.
+
+    Of both kinds a hand_side is held to its two words.
+    """
     if not isinstance(entry, dict) or not required <= entry.keys() <= required | optional:
         got = sorted(entry) if isinstance(entry, dict) else type(entry).__name__
         raise ValueError(f"{place} is {got}; expected an object with {sorted(required)}, optional {sorted(optional)}")
-    return {key: value for key, value in entry.items() if value is not None or key in required}
-
-
-def _side(entry: dict[str, Any], place: str) -> str | None:
-    side = entry.get("hand_side")
-    if side not in ("left", "right", None):
+    if (side := entry.get("hand_side")) not in ("left", "right", None):
         raise ValueError(f'{place} hand_side is {side!r}, expected "left", "right" or null')
-    return side
+    return {key: value for key, value in entry.items() if value is not None or key in required}
 
 
 def _hand(entry: Any, place: str) -> HandPrediction:
     entry = _known_keys(entry, {"keypoints_2d"}, {"scores", "hand_side", "keypoints_3d"}, place)
     shapes = {"keypoints_2d": (KEYPOINTS, 2), "scores": (KEYPOINTS,), "keypoints_3d": (KEYPOINTS, 3)}
     arrays = {key: numbers(entry[key], shape, f"{place} {key}") for key, shape in shapes.items() if key in entry}
-    return HandPrediction(**arrays, hand_side=_side(entry, place))
+    return HandPrediction(**arrays, hand_side=entry.get("hand_side"))
 
 
-def _contact(entry: Any, place: str) -> ContactPrediction:
+def _contact(entry: Any, place: str) -> tuple[float, int]:
+    """Score and state of one hand of the contact detector; the state indexes CONTACT_STATES."""
     # The detector gives an offset to the object, too; it may stay in the file, nobody reads it.
     entry = _known_keys(entry, {"box", "score", "state"}, {"hand_side", "offset"}, place)
     state = entry["state"]
     if type(state) is not int or not 0 <= state < len(CONTACT_STATES):  # isinstance would take True for 1
         raise ValueError(f"{place} state is {state!r}, expected 0 to {len(CONTACT_STATES) - 1}")
-    box, score = numbers(entry["box"], (4,), f"{place} box"), float(numbers(entry["score"], (), f"{place} score"))
-    return ContactPrediction(box, score, state, _side(entry, place))
+    numbers(entry["box"], (4,), f"{place} box")
+    return float(numbers(entry["score"], (), f"{place} score")), state
 
 
 def _read(path: str | Path, make: Callable[[Any, str], T]) -> dict[str, list[T]]:
@@ -105,9 +94,18 @@ def read_keypoint_predictions(path: str | Path) -> dict[str, list[HandPrediction
     return _read(path, _hand)
 
 
-def read_contact_predictions(path: str | Path) -> dict[str, list[ContactPrediction]]:
-    """Hands with contact state by file_name, from the second.  Raises as read_keypoint_predictions."""
-    return _read(path, _contact)
+def read_contact_states(path: str | Path) -> dict[str, int]:
+    """State of the surest hand by file_name, from the second; NO_HAND when no hand reaches MIN_SCORE.
+
+    PORTABLE_OBJECT counts as contact, everything else does not, a missing hand included.
+    Source: the evaluation published with Affordance Diffusion takes the first hand; the detector sorts by score.
+    Raises as read_keypoint_predictions.
+    """
+    states = {}
+    for name, hands in _read(path, _contact).items():
+        score, state = max(hands, key=lambda hand: hand[0], default=(0.0, NO_HAND))
+        states[name] = state if score >= MIN_SCORE else NO_HAND
+    return states
 
 
 def check_covers(
@@ -135,13 +133,3 @@ def closest_hand(hands: list[HandPrediction], keypoints_2d: np.ndarray) -> HandP
     estimators swap the sides of hands that they place well (MediaPipe took every picture for a mirror image).
     """
     return min(hands, key=lambda hand: np.linalg.norm(hand.keypoints_2d - keypoints_2d, axis=1).mean(), default=None)
-
-
-def contact_state(hands: list[ContactPrediction], min_score: float = MIN_SCORE) -> int:
-    """State of the hand of the highest score; NO_HAND when no hand reaches min_score.
-
-    PORTABLE_OBJECT counts as contact, everything else does not, a missing hand included.
-    Source: the evaluation published with Affordance Diffusion takes the first hand; the detector sorts by score.
-    """
-    best = max(hands, key=lambda hand: hand.score, default=None)
-    return best.state if best is not None and best.score >= min_score else NO_HAND

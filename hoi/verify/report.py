@@ -8,14 +8,13 @@ import hashlib
 import json
 import operator
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from hoi.common.files import encode_png, write_json, write_whole
 from hoi.common.sheets import contact_sheet, histogram
@@ -23,23 +22,15 @@ from hoi.conditions import draw_skeleton
 from hoi.data.folder import load_image, read_description, read_records
 from hoi.data.writer import REPORT, DatasetWriter, copy_folder, refresh_card, write_records
 from hoi.geometry.render import HAND, OBJECT
-from hoi.verify.choices import BUILT_IN_VERIFIER, GROUPS, PCK_THRESHOLD, SCORES
-from hoi.verify.perfect import can_draw, draw_perfect
-from hoi.verify.scores import (
-    RELATIVE,
-    Estimators,
-    load_estimators,
-    load_truth,
-    points_seen,
-    score_records,
-    true_keypoints,
-)
+from hoi.verify.choices import PCK_THRESHOLD, SCORES
+from hoi.verify.perfect import perfect_scores
+from hoi.verify.scores import RELATIVE, Estimators, load_estimators, score_records, true_joints
 
 PERCENTILES = (5, 25, 50, 75, 95)  # the tails decide where to cut, and a mean hides them
 # What histograms show, left and right end; what lies beyond is counted at the end: with an error of half the hand's box
 # the hand is elsewhere.
 HISTOGRAMS = dict.fromkeys(("iou_hand", "iou_object", "pck", "confidence"), (0, 1))
-HISTOGRAMS |= {f"keypoint_error_relative{group}": (0, 0.5) for group in GROUPS}
+HISTOGRAMS |= {name: (0, 0.5) for name in SCORES if name.startswith("keypoint_error_relative")}
 RANKED_BY = ("iou_hand", "iou_object", "pck")  # best and worst are by the mean of those that a record has
 SHEET_COUNT, SHEET_CELL, SHEET_COLUMNS = 16, 192, 8  # pictures of each half, pixels of each, pictures a row
 TINTS = {HAND: (64, 255, 64), OBJECT: (255, 64, 64)}
@@ -121,7 +112,7 @@ def best_and_worst(folder: Path, records: list[Record], estimators: Estimators) 
     images = [load_image(folder, record) for record in chosen]
     tiles = []
     for record, image, seen in zip(chosen, images, estimators.predict(images), strict=True):
-        points, _ = points_seen(seen, estimators.hands_in(record["file_name"]), true_keypoints(record))
+        points, _ = estimators.points_seen(record["file_name"], seen, true_joints(record))
         drawn = Image.fromarray(overlay(image, None if seen is None else seen.label_map, points))
         tiles.append(np.asarray(drawn.resize((SHEET_CELL, SHEET_CELL))))
     rows, labels = [], []
@@ -148,13 +139,9 @@ def write_report(folder: Path, records: list[Record], estimators: Estimators) ->
 
 
 def verify_folder(
-    folder: Path,
-    verifier: Path | None = BUILT_IN_VERIFIER,
-    keypoints: Path | None = None,
-    contacts: Path | None = None,
-    pck_threshold: float = PCK_THRESHOLD,
-    device: str = "cpu",
-) -> tuple[list[Record], dict[str, Any]]:
+    folder: Path, verifier: Path | None, keypoints: Path | None = None, contacts: Path | None = None,
+    pck_threshold: float = PCK_THRESHOLD, device: str = "cpu",
+) -> tuple[list[Record], dict[str, Any]]:  # fmt: skip
     """Score every record, replace metadata.jsonl as a whole, write report and data card; returns records and report.
 
     verifier, keypoints, contacts  files; who scores, as in load_estimators; device  of the verifier
@@ -176,27 +163,6 @@ def verify_folder(
         raise ValueError(f"{lines} changed while its pictures were verified; nothing was written to it, verify again")
     write_records(folder, records)  # last: records with scores say that all else is there
     return records, report
-
-
-def perfect_scores(folder: Path, records: list[Record], estimators: Estimators) -> Iterator[dict[str, float] | None]:
-    """Of each record in turn: what a perfect picture of it scores, of RELATIVE; None where nobody can say.
-
-    Drawn anew where the toy world can; else what the verifier's file says of pictures that it was not trained on.
-    """
-    verifier, network = estimators.verifier, replace(estimators, keypoints=None, contacts=None)
-    for record in tqdm(records, desc="perfect pictures", unit="record"):
-        best = None if verifier is None else dict(verifier.reached)
-        try:
-            truth = load_truth(folder, record)
-            if verifier is not None and can_draw(record, truth):
-                image = draw_perfect(folder, record, truth, np.random.default_rng(record["index"]))
-                scores = network.score("", image, truth, *network.predict([image]))
-                best = {name: scores[name] for name in RELATIVE if scores[name] is not None}
-        except (ValueError, OSError):
-            pass  # told as the record's problem already
-        if best and estimators.keypoints is not None:  # another program's joints: the verifier's say nothing of them
-            best = {name: value for name, value in best.items() if name not in ("pck", "pck_visible", "confidence")}
-        yield best or None
 
 
 RECOMMENDED = "iou_hand>90%,iou_object>80%,pck>75%"  # keeps 95 % of perfect pictures: docs/measuring.md

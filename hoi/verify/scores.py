@@ -25,17 +25,8 @@ from hoi.geometry.render import FLESH, HAND, OBJECT, joints_shown
 from hoi.toyworld.looks import PALETTE
 from hoi.toyworld.shading import CREAM, STRIPES, ambience
 from hoi.toyworld.words import words_in
+from hoi.verify import predictions as others
 from hoi.verify.choices import GROUPS, PCK_THRESHOLD, SCORES, TIP_DISTANCE
-from hoi.verify.predictions import (
-    PORTABLE_OBJECT,
-    ContactPrediction,
-    HandPrediction,
-    check_covers,
-    closest_hand,
-    contact_state,
-    read_contact_predictions,
-    read_keypoint_predictions,
-)
 from hoi.verify.verifier import Prediction, Verifier, load_verifier, predict
 
 BATCH = 16  # pictures that are read together and shown to the verifier at once
@@ -59,7 +50,7 @@ class Truth:
     inside        (21,) bool: in the picture, or None without keypoints
     text          the caption
     normal        (H, W, 3) uint8, the condition picture, or None
-    tips          (N, 2) pixels, the fingertips that can be seen, or None without keypoints
+    tips          (N, 2) pixels, fingertips from the thumb on, NaN where one cannot be seen; None without keypoints
     """
 
     label_map: np.ndarray | None
@@ -80,44 +71,28 @@ def true_label_map(folder: Path, record: dict[str, Any]) -> np.ndarray | None:
     return None
 
 
-def true_keypoints(record: dict[str, Any]) -> np.ndarray | None:
-    """(21, 2) pixels, None when the record has none.  Raises ValueError for another number of them, or for NaN."""
-    if record.get("keypoints_2d") is None:
-        return None
-    points = np.asarray(record["keypoints_2d"], dtype=np.float64)
-    if points.shape != (2 * KEYPOINTS,) or not np.isfinite(points).all():
-        expected = f"expected {2 * KEYPOINTS} finite numbers"
-        raise ValueError(f"{record['file_name']}: keypoints_2d is {points.shape}, {expected}")
-    return points.reshape(KEYPOINTS, 2)
-
-
-def joints_seen(
-    folder: Path, record: dict[str, Any], points: np.ndarray, label_map: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of joints (21, 2): what is in the picture, what of it can be seen, and which fingertips show; (21,) bool each."""
-    size = np.array([record["width"], record["height"]])  # x first, as points are
-    inside = ((points > -0.5) & (points < size - 0.5)).all(axis=1)  # pixel centres are at integers
-    depth = z = None
-    if record.get("depth_file_name") is not None and record.get("keypoints_3d") is not None:
-        depth, z = load_depth(folder, record), array_of(record, "keypoints_3d")[:, 2]
-    tip = np.isin(np.arange(KEYPOINTS), TIP_KEYPOINTS)
-    if label_map is None:  # then nobody knows what covers what
-        return inside, inside, inside & tip
-    visible, near = (joints_shown(points, label_map, depth, z, flesh) for flesh in (FLESH, TIP_FLESH))
-    return inside, inside & visible, inside & near & tip
+def true_joints(record: dict[str, Any]) -> np.ndarray | None:
+    """(21, 2) pixels, None when the record has none."""
+    return None if record.get("keypoints_2d") is None else array_of(record, "keypoints_2d")
 
 
 def load_truth(folder: Path, record: dict[str, Any]) -> Truth:
     """Raises FileNotFoundError or ValueError naming a missing or damaged file."""
-    label_map, points, text = true_label_map(folder, record), true_keypoints(record), record.get("text") or ""
+    label_map, points, text = true_label_map(folder, record), true_joints(record), record.get("text") or ""
     drawn = record.get("normal_file_name") is not None and label_map is not None
     normal = load_picture(folder, record, "normal_file_name") if drawn else None
-    if normal is not None and normal.shape != (*label_map.shape, 3):
-        raise ValueError(f"{record['normal_file_name']} is {normal.shape}, its segmentation {label_map.shape}")
     if points is None:
         return Truth(label_map, None, None, None, text, normal)
-    inside, visible, tips = joints_seen(folder, record, points, label_map)
-    return Truth(label_map, points, visible, inside, text, normal, points[tips])
+    size = np.array([record["width"], record["height"]])  # x first, as points are
+    inside = ((points > -0.5) & (points < size - 0.5)).all(axis=1)  # pixel centres are at integers
+    visible = near = inside
+    if label_map is not None:  # else nobody knows what covers what
+        depth = z = None
+        if record.get("depth_file_name") is not None and record.get("keypoints_3d") is not None:
+            depth, z = load_depth(folder, record), array_of(record, "keypoints_3d")[:, 2]
+        visible, near = (inside & joints_shown(points, label_map, depth, z, flesh) for flesh in (FLESH, TIP_FLESH))
+    tips = np.where(near[:, None], points, np.nan)[list(TIP_KEYPOINTS)]
+    return Truth(label_map, points, visible, inside, text, normal, tips)
 
 
 def region_scores(label_map: np.ndarray, truth: Truth) -> dict[str, float | None]:
@@ -205,25 +180,13 @@ def tip_score(seen: np.ndarray | None, truth: Truth) -> dict[str, float]:
     """
     if seen is None or truth.tips is None:
         return {}
-    if not len(seen) + len(truth.tips):
+    total = len(seen) + np.isfinite(truth.tips[:, 0]).sum()
+    if not total:
         return {"fingertips": 1.0}
     limit = TIP_DISTANCE * np.ptp(truth.keypoints_2d, axis=0).max()
-    near = np.linalg.norm(seen[:, None] - truth.tips, axis=2) < limit
+    near = np.linalg.norm(seen[:, None] - truth.tips, axis=2) < limit  # NaN is near to nothing
     matched = near[linear_sum_assignment(near, maximize=True)].sum()
-    return {"fingertips": float(2 * matched / (len(seen) + len(truth.tips)))}
-
-
-def points_seen(
-    prediction: Prediction | None, hands: list[HandPrediction] | None, true: np.ndarray | None
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Joints (21, 2) and their confidence (21,), None where there is none, of the verifier or of another program.
-
-    hands, true  of its hands the one closest to the true joints (21, 2) counts; None: the verifier's are asked for
-    """
-    if hands is None:
-        return (None, None) if prediction is None else (prediction.keypoints_2d, prediction.confidence)
-    hand = None if true is None else closest_hand(hands, true)
-    return (None, None) if hand is None else (hand.keypoints_2d, hand.scores)
+    return {"fingertips": float(2 * matched / total)}
 
 
 def keypoint_scores(
@@ -253,47 +216,19 @@ def keypoint_scores(
     return scores
 
 
-def score_picture(
-    image: np.ndarray,
-    truth: Truth,
-    prediction: Prediction | None,
-    backgrounds: Sequence[str] = (),
-    hands: list[HandPrediction] | None = None,
-    pck_threshold: float = PCK_THRESHOLD,
-) -> dict[str, float | None]:
-    """All SCORES of one picture but contact_seen, rounded to six digits, None where there is nothing to compare.
-
-    image       (H, W, 3) uint8
-    prediction  what the verifier sees, backgrounds the words that it knows; or None
-    hands       what another program sees; its keypoints are scored in place of the verifier's, the closest of several
-    Raises ValueError when the conditions have another size than the picture, or the true keypoints no extent.
-    """
-    if truth.label_map is not None and truth.label_map.shape != image.shape[:2]:
-        raise ValueError(f"the picture is {image.shape[:2]}, its segmentation {truth.label_map.shape} (height, width)")
-    scores: dict[str, float | None] = dict.fromkeys(SCORES)
-    if prediction is not None:
-        scores |= region_scores(prediction.label_map, truth)
-        scores |= shading_scores(image, truth) | tip_score(prediction.tips, truth)
-        scores |= word_scores(image, prediction, backgrounds, truth)
-    if truth.keypoints_2d is not None and not (hands is None and prediction is None):
-        scores |= keypoint_scores(*points_seen(prediction, hands, truth.keypoints_2d), truth, pck_threshold)
-    # Six digits: more is rounding of float32, and records stay readable.
-    return {name: None if value is None else round(value, 6) for name, value in scores.items()}
-
-
 @dataclass(frozen=True)
 class Estimators:
     """Who says what the pictures show.
 
     verifier   the network, or None
-    keypoints  predictions of another program by file_name, scored in place of the network's; or None
-    contacts   of the contact detector; or None
+    keypoints  hands of another program by file_name, whose joints are scored in place of the network's; or None
+    contacts   states of the contact detector by file_name; or None
     about      what the records and the report say of them: "verifier", "keypoints", and "pck_threshold" of all scores
     """
 
     verifier: Verifier | None
-    keypoints: dict[str, list[HandPrediction]] | None = None
-    contacts: dict[str, list[ContactPrediction]] | None = None
+    keypoints: dict[str, list[others.HandPrediction]] | None = None
+    contacts: dict[str, int] | None = None
     about: dict[str, Any] = field(default_factory=lambda: {"pck_threshold": PCK_THRESHOLD})
 
     def predict(self, images: list[np.ndarray]) -> list[Prediction | None]:
@@ -303,20 +238,42 @@ class Estimators:
         chunks = (images[k : k + BATCH] for k in range(0, len(images), BATCH))
         return [prediction for chunk in chunks for prediction in predict(self.verifier, chunk)]
 
-    def hands_in(self, name: str) -> list[HandPrediction] | None:
-        """What another program found in the picture of that file name; None where the network is asked."""
-        return None if self.keypoints is None else self.keypoints[name]
+    def points_seen(
+        self, name: str, prediction: Prediction | None, true: np.ndarray | None
+    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Joints (21, 2) and their confidence (21,) in the picture of that file name, None where there is none.
+
+        true  (21, 2) joints: of another program's hands the one closest to them counts
+        """
+        if self.keypoints is None:
+            return (None, None) if prediction is None else (prediction.keypoints_2d, prediction.confidence)
+        hand = None if true is None else others.closest_hand(self.keypoints[name], true)
+        return (None, None) if hand is None else (hand.keypoints_2d, hand.scores)
 
     def score(
         self, name: str, image: np.ndarray, truth: Truth, prediction: Prediction | None
     ) -> dict[str, float | None]:
-        """All SCORES of the picture of that file name; prediction as `predict` gave it.  Raises as score_picture."""
-        backgrounds = () if self.verifier is None else self.verifier.backgrounds
-        hands = self.hands_in(name)
-        scores = score_picture(image, truth, prediction, backgrounds, hands, self.about["pck_threshold"])
+        """All SCORES of the picture of that file name, rounded to six digits, None where there is nothing to compare.
+
+        image       (H, W, 3) uint8
+        prediction  what the verifier sees in it, as `predict` gave it; or None
+        Raises ValueError when the conditions have another size than the picture, or the true keypoints no extent.
+        """
+        true = truth.label_map
+        if true is not None and true.shape != image.shape[:2]:
+            raise ValueError(f"the picture is {image.shape[:2]}, its segmentation {true.shape} (height, width)")
+        scores: dict[str, float | None] = dict.fromkeys(SCORES)
+        if prediction is not None:
+            scores |= region_scores(prediction.label_map, truth)
+            scores |= shading_scores(image, truth) | tip_score(prediction.tips, truth)
+            scores |= word_scores(image, prediction, self.verifier.backgrounds, truth)
+        if truth.keypoints_2d is not None and not (self.keypoints is None and prediction is None):
+            joints = self.points_seen(name, prediction, truth.keypoints_2d)
+            scores |= keypoint_scores(*joints, truth, self.about["pck_threshold"])
         if self.contacts is not None:
-            scores["contact_seen"] = float(contact_state(self.contacts[name]) == PORTABLE_OBJECT)
-        return scores
+            scores["contact_seen"] = float(self.contacts[name] == others.PORTABLE_OBJECT)
+        # Six digits: more is rounding of float32, and records stay readable.
+        return {name: None if value is None else round(value, 6) for name, value in scores.items()}
 
 
 def load_estimators(
@@ -329,11 +286,11 @@ def load_estimators(
     """
     pictures = pictured(folder, records)  # before minutes are spent on a folder of conditions
     network = None if verifier is None else load_verifier(verifier).to(device)
-    hands = None if keypoints is None else read_keypoint_predictions(keypoints)
-    states = None if contacts is None else read_contact_predictions(contacts)
+    hands = None if keypoints is None else others.read_keypoint_predictions(keypoints)
+    states = None if contacts is None else others.read_contact_states(contacts)
     for path, predictions in ((keypoints, hands), (contacts, states)):
         if predictions is not None:
-            check_covers(predictions, pictures, path)
+            others.check_covers(predictions, pictures, path)
     # The hash, since several verifiers may have one name.
     name = "none" if verifier is None else f"{verifier.name} {sha256_of(verifier)[:12]}"
     about = {"verifier": name, "keypoints": name if hands is None else keypoints.name, "pck_threshold": pck_threshold}

@@ -27,15 +27,8 @@ from hoi.geometry.render import HAND, OBJECT
 from hoi.toyworld.backgrounds import BACKGROUNDS
 from hoi.toyworld.words import MATERIAL_WORDS, words_in
 from hoi.training.data import read_ahead, step_generator
-from hoi.verify.faults import Fingers, fingertips, with_fault
-from hoi.verify.scores import (
-    RELATIVE,
-    Estimators,
-    joints_seen,
-    score_records,
-    true_keypoints,
-    true_label_map,
-)
+from hoi.verify.faults import MOST_TIPS, Fingers, with_fault
+from hoi.verify.scores import RELATIVE, Estimators, load_truth, score_records
 from hoi.verify.verifier import Outputs, Verifier, pixels_to_cells, resized
 
 VerifierBatch = dict[str, Tensor]
@@ -87,18 +80,15 @@ class VerifierTrainingSet:
         if index in self._kept:
             return self._kept[index]
         folder, record = self.entries[index]
-        image, label_map = load_image(folder, record), true_label_map(folder, record)
-        points = true_keypoints(record)
-        if points is None:
-            points, seen = np.full((KEYPOINTS, 2), np.nan), np.zeros(KEYPOINTS, bool)
-        else:
-            seen = joints_seen(folder, record, points, label_map)[2]
-        tips = fingertips(points, seen)
-        label_map = np.full(image.shape[:2], UNKNOWN, np.uint8) if label_map is None else label_map
+        image, truth = load_image(folder, record), load_truth(folder, record)
+        label_map = np.full(image.shape[:2], UNKNOWN, np.uint8) if truth.label_map is None else truth.label_map
+        points, tips = np.full((KEYPOINTS, 2), np.nan), np.full((MOST_TIPS, 2), np.nan)
+        if truth.keypoints_2d is not None:
+            points, tips[:-1] = truth.keypoints_2d, truth.tips
         points, tips = (resized_points(each, image.shape[:2], (self.side, self.side)).astype(np.float32)
                         for each in (points, tips))  # fmt: skip
         labels = np.asarray(Image.fromarray(label_map).resize((self.side, self.side), Image.Resampling.NEAREST))
-        words = words_in(record.get("text") or "")
+        words = words_in(truth.text)
         word, material = words["background"], words["material"] or ""
         background = self.backgrounds.index(word) if word in self.backgrounds else -1
         # A caption without a material word means paint where the toy world drew the picture; elsewhere it says nothing.

@@ -7,9 +7,7 @@ from scipy.spatial.transform import Rotation
 
 from hoi.metrics.hands import add_contact_numbers, add_keypoint_numbers, errors_3d_mm, hand_errors, umeyama
 from hoi.metrics.intervals import Results, as_table
-from hoi.verify.predictions import ContactPrediction, HandPrediction
-
-BOX = np.zeros(4)
+from hoi.verify.predictions import HandPrediction
 
 
 def record(index: int, keypoints_2d=None, **more) -> dict:
@@ -162,13 +160,11 @@ def test_3d_errors_ignore_what_each_alignment_takes_away():
 
 
 def test_contact_is_state_3_of_the_most_certain_hand_over_all_pictures():
-    states = {0: [(0.9, 3), (0.6, 0)], 1: [(0.6, 3), (0.9, 4)], 2: [], 3: [(0.4, 3)], 4: [(0.8, 3)], 5: [(0.9, 3)]}
+    states = {0: 3, 1: 4, 2: -1, 3: -1, 4: 3, 5: 3}
     records = [record(i, category="mug" if i < 4 else "can", contact=True) for i in range(5)]
     records.append(record(5, category="can", contact=False))  # an approach: the detector's hand counts for nothing
-    predictions = {f"images/{i:06d}.png": [ContactPrediction(BOX, *hand) for hand in hands]
-                   for i, hands in states.items()}  # fmt: skip
     results = Results(0, 0)
-    add_contact_numbers(results, records, predictions)
+    add_contact_numbers(results, records, {f"images/{i:06d}.png": state for i, state in states.items()})
     found = numbers(results)
     assert found["contact recall, %"] == pytest.approx(100 * 2 / 5)
     assert found["contact recall with stationary, %"] == pytest.approx(100 * 3 / 5)
@@ -192,4 +188,4 @@ def test_records_without_keypoints_are_counted_and_a_hand_in_one_point_is_named(
     with pytest.raises(ValueError, match="record 3: its keypoints_2d lie in one point"):
         hand_errors(record(3, np.ones((21, 2))), [])
     with pytest.raises(ValueError, match="every record says that nothing touches"):
-        add_contact_numbers(results, [record(0, contact=False)], {"images/000000.png": []})
+        add_contact_numbers(results, [record(0, contact=False)], {"images/000000.png": -1})

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hoi.verify import predictions as predictions_module
-from hoi.verify.predictions import ContactPrediction, HandPrediction
+from hoi.verify.predictions import HandPrediction
 
 POINTS = [[float(joint), 2.0 * joint] for joint in range(21)]
 NAME = "images/000000.png"
@@ -64,7 +64,7 @@ def test_another_file_is_refused(tmp_path, content, message):
 def test_a_contact_state_is_one_of_five(tmp_path, state):
     entry = {"box": [0, 0, 1, 1], "score": 0.9, "state": state}
     with pytest.raises(ValueError, match="state is .*, expected 0 to 4"):
-        predictions_module.read_contact_predictions(written(tmp_path, {NAME: [entry]}))
+        predictions_module.read_contact_states(written(tmp_path, {NAME: [entry]}))
 
 
 def test_the_state_of_a_picture_is_that_of_the_surest_hand_above_the_threshold(tmp_path):
@@ -72,12 +72,11 @@ def test_the_state_of_a_picture_is_that_of_the_surest_hand_above_the_threshold(t
         {"box": [0, 0, 9, 9], "score": 0.6, "state": 0},
         {"box": [1, 1, 5, 5], "score": 0.9, "state": 3, "hand_side": "right", "offset": [0.1, 1, 0]},
     ]
-    read = predictions_module.read_contact_predictions(written(tmp_path, {NAME: hands}))[NAME]
-    assert predictions_module.contact_state(read) == predictions_module.PORTABLE_OBJECT
-    assert predictions_module.contact_state(read[:1]) == 0
-    assert predictions_module.contact_state(read, min_score=0.95) == -1 and predictions_module.contact_state([]) == -1
+    unsure = [hand | {"score": 0.49} for hand in hands]
+    pictures = {"a": hands, "b": hands[::-1], "c": hands[:1], "d": unsure, "e": []}
+    states = predictions_module.read_contact_states(written(tmp_path, pictures))
+    assert list(states.values()) == [3, 3, 0, -1, -1]
     assert predictions_module.CONTACT_STATES[predictions_module.PORTABLE_OBJECT] == "portable object"
-    assert isinstance(read[1], ContactPrediction) and read[1].hand_side == "right"
 
 
 def test_predictions_must_be_of_exactly_the_pictures():

@@ -10,7 +10,7 @@ from hoi.data.folder import load_image, read_records
 from hoi.data.writer import DatasetWriter, write_pictures
 from hoi.toyworld.backgrounds import BACKGROUNDS
 from hoi.verify import training, verifier
-from hoi.verify.scores import load_truth, score_picture
+from hoi.verify.scores import Estimators, load_truth
 from tools.measure_generated import mean_scores
 
 
@@ -133,11 +133,6 @@ def test_the_verifier_refuses_to_learn_from_generated_pictures_and_from_nothing(
     (tmp_path / "empty" / "metadata.jsonl").write_text("")
     with pytest.raises(ValueError, match="empty holds no records"):
         training.VerifierTrainingSet([tmp_path / "empty"], SIDE)
-    make_folder(tmp_path / "short", 1, extra=0)
-    training_set = training.VerifierTrainingSet([tmp_path / "short"], SIDE)
-    training_set.entries[0][1]["keypoints_2d"] = [1.0] * 40
-    with pytest.raises(ValueError, match=r"000000.png: keypoints_2d is \(40,\), expected 42 finite"):
-        training_set.read([0], [0])
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +165,7 @@ def test_a_trained_verifier_finds_hand_object_and_joints_in_new_pictures_of_any_
         points = (seen.keypoints_2d + 0.5) / factor - 0.5
         small = verifier.Prediction(seen.label_map[::factor, ::factor], points, seen.confidence, "", seen.features)
         assert seen.label_map.shape == (SIDE * factor, SIDE * factor)
-        rows.append(score_picture(image, truth, small))
+        rows.append(Estimators(trained).score(record["file_name"], image, truth, small))
     means = mean_scores(rows, ("iou_hand", "iou_object", "pck", "keypoint_error_px"))
     assert means["iou_hand"] > 0.8 and means["iou_object"] > 0.6
     assert means["pck"] > 0.9 and means["keypoint_error_px"] < 2.0  # the hand is 14 pixels wide

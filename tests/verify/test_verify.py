@@ -4,6 +4,7 @@ import json
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from hoi.verify import report as report_module
 from hoi.verify import scores as scores_module
 from hoi.verify import verifier
 from hoi.verify.predictions import HandPrediction
-from hoi.verify.scores import SCORES, Truth, load_truth, score_picture
+from hoi.verify.scores import SCORES, Estimators, Truth, load_truth
 from hoi.verify.verifier import Prediction, Verifier, save_verifier
 from tools import measure_generated
 
@@ -37,6 +38,11 @@ def truth_of(label_map, points=None, visible=None, text="", **more) -> Truth:
 def seen_as(label_map, points=None, background="on the beach", **more) -> Prediction:
     points = np.zeros((21, 2)) if points is None else points
     return Prediction(label_map, points, np.full(21, 0.75), background, np.zeros(4), **more)
+
+
+def score_picture(image, truth, seen, words=(), hands=None) -> dict[str, float | None]:
+    keypoints = None if hands is None else {"images/000000.png": hands}
+    return Estimators(SimpleNamespace(backgrounds=words), keypoints).score("images/000000.png", image, truth, seen)
 
 
 def sphere(side: int) -> np.ndarray:
