@@ -41,7 +41,7 @@ from hoi.geometry.mesh_files import read_mesh
 from hoi.geometry.objects import make_object
 from hoi.geometry.scene import ViewSettings
 from hoi.metrics.distances import load_statistics
-from hoi.metrics.features import FeatureCache, find_pictures
+from hoi.metrics.features import find_pictures, kept_features
 from hoi.metrics.poses import read_poses
 from hoi.network.config import tiny_config
 from hoi.network.text import TextConfig, TextEncoder
@@ -229,9 +229,7 @@ def read_grasps(path):
 
 
 def read_cached_features(path):
-    cache = FeatureCache(path.parent)
-    if {"a", "b"} <= cache.places.keys():
-        cache.read(["a", "b"], "pool")
+    kept_features(path.parent, "pool", ["a", "b"])
 
 
 def converter(tool):

@@ -127,14 +127,13 @@ from importlib.metadata import version
 from hoi.common.command import first_few, problems_as_messages
 from hoi.common.files import sha256_of, write_whole
 from hoi.common.machine import choose_device
-from hoi.metrics import features
+from hoi.metrics import features, pictures
 from hoi.metrics.clip import load_clip
 from hoi.metrics.distances import save_statistics
 from hoi.metrics.flicker import add_flicker
 from hoi.metrics.hands import add_contact_numbers, add_keypoint_numbers
 from hoi.metrics.inception import load_inception
 from hoi.metrics.intervals import Results, as_table
-from hoi.metrics.pictures import Reference, add_clip_numbers, add_frechet, add_inception_numbers, annotated
 from hoi.metrics.poses import add_pose_numbers, read_poses
 from hoi.verify.predictions import check_covers, read_contact_states, read_keypoint_predictions
 from hoi.verify.verifier import load_verifier
@@ -150,11 +149,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     args.device = choose_device(args.device)  # before any file is hashed
     results = Results(args.bootstrap, args.seed)
     fake = None if args.fake is None else features.find_pictures(args.fake, args.workers, args.skip_damaged)
-    reference = None if args.real is None else Reference.read(args.real, args.workers, args.skip_damaged)
-    for pictures in (fake, reference and reference.pictures):
-        if pictures is not None and pictures.damaged:
-            results.note(f"{pictures.folder}: {len(pictures.damaged)} pictures were left out, damaged or of a kind "
-                         f"that is not read: {first_few(pictures.damaged, joint='; ')}")  # fmt: skip
+    reference = None if args.real is None else pictures.Reference.read(args.real, args.workers, args.skip_damaged)
+    for found in (fake, reference and reference.pictures):
+        if found is not None and found.damaged:
+            results.note(f"{found.folder}: {len(found.damaged)} pictures were left out, damaged or of a kind "
+                         f"that is not read: {first_few(found.damaged, joint='; ')}")  # fmt: skip
     extractors = _measure_features(args, results, fake, reference)
     by_class = _measure_predictions(args, results, fake)
     if args.videos:
@@ -178,7 +177,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _measure_features(
-    args: argparse.Namespace, results: Results, fake: features.PictureSet | None, reference: Reference | None
+    args: argparse.Namespace, results: Results, fake: features.PictureSet | None, reference: pictures.Reference | None
 ) -> list[features.Extractor]:
     """Numbers of every network that was given; returns what looked at the pictures."""
     # Hidden, so that an --out inside a folder of pictures adds nothing to it.
@@ -195,19 +194,21 @@ def _measure_features(
             save_statistics(args.save_statistics, gaussians, args.resize, sha256_of(args.inception))
             results.note(f"the reference's statistics are in {args.save_statistics}")
         if fake is not None:
-            how = (args.is_splits, args.is_bias, args.neighbours)
-            add_inception_numbers(results, run, fake, reference, extractors[0], *how)
+            pictures.add_inception_score(results, run, fake, extractors[0], args.is_splits, args.is_bias)
+        if fake is not None and reference is not None:
+            pictures.add_inception_distances(results, run, fake, reference, extractors[0], args.neighbours)
     if args.clip:
         clip = load_clip(*args.clip)
         clip.model.to(args.device)
         extractors.append(features.clip_extractor(clip, args.clip[1]))
-        add_clip_numbers(results, run, fake, reference, clip, extractors[-1], args.clip_prefix, args.clip_weight)
+        pictures.add_clip_score(results, run, fake, clip, extractors[-1], args.clip_prefix, args.clip_weight)
     if args.timm:
         extractors.append(features.timm_extractor(*args.timm, args.device))
-        add_frechet(results, run, fake, reference, extractors[-1])
     if args.verifier:
         extractors.append(features.verifier_extractor(load_verifier(args.verifier).to(args.device), args.verifier))
-        add_frechet(results, run, fake, reference, extractors[-1])
+    if reference is not None and reference.pictures is not None:
+        for extractor in extractors[1:] if args.inception else extractors:
+            pictures.add_frechet(results, run, fake, reference, extractor)
     return extractors
 
 
@@ -216,16 +217,16 @@ def _measure_predictions(args: argparse.Namespace, results: Results, fake: featu
     contact = None
     if args.keypoints:
         predictions = read_keypoint_predictions(args.keypoints)
-        check_covers(predictions, annotated(fake, "--keypoints"), args.keypoints, fake.damaged)
+        check_covers(predictions, pictures.annotated(fake, "--keypoints"), args.keypoints, fake.damaged)
         add_keypoint_numbers(results, fake.records, predictions, args.pck_thresholds)
     if args.contact:
         contact = read_contact_states(args.contact)
-        check_covers(contact, annotated(fake, "--contact"), args.contact, fake.damaged)
+        check_covers(contact, pictures.annotated(fake, "--contact"), args.contact, fake.damaged)
     if fake is not None and fake.records is not None:  # contact by geometry stands in the records
         add_contact_numbers(results, fake.records, contact)
     if not args.poses:
         return None
-    of_folder = (None, None) if fake is None else (fake.folder, annotated(fake, "--poses"))
+    of_folder = (None, None) if fake is None else (fake.folder, pictures.annotated(fake, "--poses"))
     true, predicted = read_poses(args.poses, *of_folder, [] if fake is None else list(fake.damaged))
     return add_pose_numbers(results, true, predicted, args.boxes)
 

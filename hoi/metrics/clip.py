@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hoi.common.tensors import load_model_file, strict_load
-from hoi.metrics.choices import SCORE_PREFIX, SCORE_WEIGHT
+from hoi.metrics.choices import SCORE_WEIGHT
 
 # What OpenAI's state dicts hold beside tensors of the model.
 OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
@@ -99,11 +99,7 @@ def load_clip(name: str, file: str | Path) -> Clip:
 
 @torch.no_grad()
 def clip_scores(
-    clip: Clip,
-    image_features: np.ndarray,
-    texts: Sequence[str],
-    prefix: str = SCORE_PREFIX,
-    weight: float = SCORE_WEIGHT,
+    clip: Clip, image_features: np.ndarray, texts: Sequence[str], prefix: str, weight: float = SCORE_WEIGHT
 ) -> np.ndarray:
     """CLIPScore of each picture with its text: weight * max(cosine, 0), (N,).
 

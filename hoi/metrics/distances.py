@@ -120,17 +120,12 @@ def kid(features: np.ndarray, reference: np.ndarray) -> Statistic:
     need_two(len(features), "the measured set")
     need_two(len(reference), "the reference")
 
-    def statistic(draws: np.ndarray) -> np.ndarray:
-        n, m = draws.sum(axis=1), len(reference)
-        across = sum(draws[:, start : start + BLOCK] @ of_rows for start, of_rows in to_reference.items())
-        return _kernel_within(features, draws) + reference_term - 2 * across / (n * m)
-
-    to_reference = {
-        k * BLOCK: sum(_kernel(rows, columns).sum(axis=1) for columns in blocks(reference))
-        for k, rows in enumerate(blocks(features))
-    }
+    of_rows = (sum(_kernel(rows, columns).sum(axis=1) for columns in blocks(reference)) for rows in blocks(features))
+    to_reference = np.concatenate(list(of_rows)) / len(reference)  # (N,) mean kernel of each picture to the reference
     reference_term = _kernel_within(reference, np.ones((1, len(reference))))
-    return statistic
+    return lambda draws: (
+        _kernel_within(features, draws) + reference_term - 2 * (draws @ to_reference) / draws.sum(axis=1)
+    )
 
 
 def _kernel_within(features: np.ndarray, draws: np.ndarray) -> np.ndarray:

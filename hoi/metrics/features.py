@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from tqdm import tqdm
 
 from hoi.common.arrays import pictures_to_tensor
 from hoi.common.command import first_few
-from hoi.common.files import files_under, read_npz, read_picture, sha256_of, write_whole
+from hoi.common.files import files_under, read_npz, read_picture, sha256_of, short_hash, write_whole
 from hoi.common.tensors import load_model_file, strict_load
 from hoi.data.folder import path_of, pictured, read_folders
 from hoi.metrics.choices import RESIZE_MODES
@@ -203,56 +202,32 @@ def _read_batch(paths: Sequence[Path], prepare: Callable[[Image.Image], Tensor])
     return torch.stack([prepare(Image.fromarray(read_picture(path, "RGB"))) for path in paths])
 
 
-class FeatureCache:
-    """Features of one extractor on disk: parts of hashes with the features of each; a damaged part is made again.
+def kept_features(folder: Path, name: str, hashes: Collection[str]) -> dict[str, np.ndarray]:
+    """Features (D,) of the pictures of these hashes, as far as the parts in a folder hold them; by hash.
 
-    folder  of this network and preprocessing alone
-    places  digest of a picture -> its part and its row there
+    folder  of one network and preprocessing alone: parts of hashes with the features of each, {name: (N, D)}
+    A damaged part is removed, so that it is made again.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self._temporary = folder, None
-        self.places: dict[str, tuple[Path, int]] = {}
-        for part in sorted(folder.glob("*.npz")):
-            try:
-                hashes = read_npz(part, "part of a cache", ["hashes"], ["hashes"])["hashes"].ravel()
-            except (ValueError, KeyError):
-                with suppress(OSError):  # which the next writer replaces
-                    part.unlink()  # of a full disk, or of a copy that was broken off
-                continue
-            self.places |= {str(digest): (part, row) for row, digest in enumerate(hashes)}
-
-    def add(self, hashes: list[str], features: dict[str, np.ndarray]) -> None:
-        """Write a part: features {name: (N, D)} of N pictures by their hashes."""
-        name = f"{hashlib.sha256(''.join(hashes).encode()).hexdigest()[:16]}.npz"
+    rows = {}
+    for part in sorted(folder.glob("*.npz")):
         try:
-            write_whole(self.folder / name, partial(np.savez, hashes=np.array(hashes), **features))
-        except OSError as error:
-            if self._temporary is not None:
-                raise
-            why = f"{self.folder} cannot be written to ({error.strerror or error}); choose another with --features"
-            warnings.warn(f"features are not kept for the next time: {why}", RuntimeWarning, stacklevel=2)
-            self._temporary = tempfile.TemporaryDirectory()  # removed with this object
-            self.folder = Path(self._temporary.name)
-            return self.add(hashes, features)
-        part = self.folder / name
-        self.places |= {digest: (part, row) for row, digest in enumerate(hashes)}
+            stored = read_npz(part, "part of a cache", ["hashes", name], ["hashes"])
+            of_part = zip(stored["hashes"].ravel().tolist(), np.atleast_2d(stored[name]), strict=True)
+            rows |= {digest: row for digest, row in of_part if digest in hashes}
+        except (ValueError, KeyError):
+            with suppress(OSError):  # which the next writer replaces
+                part.unlink()  # of a full disk, or of a copy that was broken off
+    return rows
 
-    def read(self, hashes: list[str], name: str) -> np.ndarray:
-        """(N, D) float32 in the order of the hashes; every part is opened once."""
-        rows: dict[Path, list[int]] = {}
-        for i, digest in enumerate(hashes):
-            rows.setdefault(self.places[digest][0], []).append(i)
-        result = None
-        for part, of_part in rows.items():
-            stored = read_npz(part, "part of a cache", [name]).get(name, np.empty(0))
-            places = [self.places[hashes[i]][1] for i in of_part]
-            if result is None and stored.ndim == 2:
-                result = np.empty((len(hashes), stored.shape[1]), dtype=np.float32)
-            if result is None or stored.shape[1:] != result.shape[1:] or max(places) >= len(stored):
-                raise ValueError(f"{part} is damaged: {name} is {stored.shape}; delete it, it is made again")
-            result[of_part] = stored[places]
-        return result
+
+def keep_features(folder: Path, hashes: list[str], features: dict[str, np.ndarray]) -> None:
+    """Write a part: features {name: (N, D)} of N pictures by their hashes; where that fails, a warning says so."""
+    try:
+        part = folder / f"{short_hash(''.join(hashes))}.npz"
+        write_whole(part, partial(np.savez, hashes=np.array(hashes), **features))
+    except OSError as error:
+        why = f"{folder} cannot be written to ({error.strerror or error}); choose another with --features"
+        warnings.warn(f"features are not kept for the next time: {why}", RuntimeWarning, stacklevel=2)
 
 
 @dataclass(frozen=True)
@@ -274,10 +249,11 @@ class Run:
 
         Raises ValueError naming the pictures whose features are not finite.
         """
-        store = FeatureCache(self.cache / extractor.key)
+        folder = self.cache / extractor.key
+        rows = kept_features(folder, name, set(pictures.hashes))
         # By hash, so that equal files are looked at once.
         of_all = zip(pictures.hashes, pictures.paths, strict=True)
-        new = {digest: path for digest, path in of_all if digest not in store.places}
+        new = {digest: path for digest, path in of_all if digest not in rows}
         hashes, paths = list(new), list(new.values())
         # No more workers than there are batches: a few new pictures are read sooner than many processes start.
         loader = DataLoader(paths, self.batch_size, collate_fn=partial(_read_batch, prepare=extractor.prepare),
@@ -295,9 +271,10 @@ class Run:
                 bar.update(len(images))
                 if done - stored >= ROWS_PER_FILE or done == len(new):
                     joined = {name: np.concatenate([batch[name] for batch in pending]) for name in pending[0]}
-                    store.add(hashes[stored:done], joined)
+                    keep_features(folder, hashes[stored:done], joined)
+                    rows |= dict(zip(hashes[stored:done], joined[name], strict=True))
                     pending, stored = [], done
-        return store.read(pictures.hashes, name)
+        return np.stack([rows[digest] for digest in pictures.hashes])
 
 
 def _batches(loader: DataLoader) -> Iterator[Tensor]:

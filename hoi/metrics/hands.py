@@ -25,13 +25,9 @@ def umeyama(source: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray, 
     """The similarity (never a reflection) that takes source (N, 3) to target (N, 3) with the least squared error.
 
     returns  scale, rotation (3, 3), translation (3,):  x -> scale * rotation @ x + translation
-    Raises ValueError for points on a line or fewer than three, which fix no rotation, and for numbers not finite.
+    Raises ValueError for points on a line or fewer than three, which fix no rotation.
     Source: Umeyama 1991, eq. 40 to 43; the rotation is Kabsch's, by scipy.
     """
-    if source.shape != target.shape or source.shape[1:] != (3,):
-        raise ValueError(f"source is {source.shape}, target {target.shape}; expected the same (N, 3) of both")
-    if not np.isfinite([source, target]).all():
-        raise ValueError("points to be aligned are not finite")
     centred, centred_target = source - source.mean(axis=0), target - target.mean(axis=0)
     singular = np.linalg.svd(centred_target.T @ centred, compute_uv=False)
     # Of joints on a line, such as a stretched finger alone, any turn about that line fits equally well.

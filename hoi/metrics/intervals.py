@@ -21,6 +21,7 @@ EXPLANATION = (
 
 SHARE, PERCENT = (0.0, 1.0), (0.0, 100.0)  # bounds of a number, at which intervals end
 
+Better, Bounds = Literal["lower", "higher"], tuple[float, float]
 # (R, N) how often each of N pictures counts in each of R draws -> (R,) values
 Statistic = Callable[[np.ndarray], np.ndarray]
 
@@ -89,7 +90,7 @@ class Measurement:
     low: float | None
     high: float | None
     n: int
-    better: Literal["lower", "higher"]
+    better: Better
     definition: str
 
     def as_json(self) -> dict[str, Any]:
@@ -111,13 +112,7 @@ class Results:
     notes: list[str] = field(default_factory=list)
 
     def add(
-        self,
-        name: str,
-        statistic: Statistic,
-        n: int,
-        better: Literal["lower", "higher"],
-        definition: str,
-        bounds: tuple[float, float] = (0.0, math.inf),
+        self, name: str, statistic: Statistic, n: int, better: Better, definition: str, bounds: Bounds = (0.0, math.inf)
     ) -> None:
         """Evaluate a statistic of n pictures; the other arguments are those of Measurement.
 

@@ -70,38 +70,34 @@ class Reference:
         return ""
 
 
-def add_inception_numbers(
-    results: Results,
-    run: Run,
-    fake: PictureSet,
-    reference: Reference | None,
-    extractor: Extractor,
-    splits: int | None,
-    bias: bool,
-    neighbours: int,
+def add_inception_score(
+    results: Results, run: Run, fake: PictureSet, extractor: Extractor, splits: int | None, bias: bool
 ) -> None:
-    """Inception Score; with a reference FID and sFID; with its pictures KID, precision and recall.
+    """Inception Score; extractor: of Inception; splits: see inception_splits; bias: of the classifier."""
+    parts = distances.inception_splits(len(fake), splits)
+    how = "ADM's chunks of 5,000 in order" if splits is None else f"{splits} shuffled splits"
+    log_probabilities = extractor.network.log_probabilities(run.features(fake, extractor), bias)
+    results.add(f"IS ({extractor.name})", distances.inception_score(log_probabilities, parts), len(fake), "higher",
+                f"exp of the mean KL divergence of the classes{', with bias' if bias else ''}; {how}")  # fmt: skip
+
+
+def add_inception_distances(
+    results: Results, run: Run, fake: PictureSet, reference: Reference, extractor: Extractor, neighbours: int
+) -> None:
+    """FID and sFID; where the reference has pictures KID, precision and recall.
 
     extractor   of Inception; its name, the resize mode, is put behind each number
-    splits      see inception_splits        bias  of the classifier, in the Inception Score
     neighbours  of precision and recall
     """
     # The name of each number says how pictures were resized: FIDs of two resize modes are not comparable.
     n, where, features = len(fake), f"({extractor.name})", run.features(fake, extractor)
-    parts = distances.inception_splits(n, splits)
-    how = "ADM's chunks of 5,000 in order" if splits is None else f"{splits} shuffled splits"
-    score = distances.inception_score(extractor.network.log_probabilities(features, bias), parts)
-    results.add(f"IS {where}", score, n, "higher",
-                f"exp of the mean KL divergence of the classes{', with bias' if bias else ''}; {how}")  # fmt: skip
-    for number, (name, what) in FRECHET_NUMBERS.items() if reference is not None else ():
+    for number, (name, what) in FRECHET_NUMBERS.items():
         gaussian = reference.gaussian(run, extractor, name)
         if gaussian is None:
             results.note(f"no {number}: {reference.statistics.path} lacks mu_s and sigma_s")
             continue
         what = f"{what}, covariance over N - 1, float64"
         _add_distance(results, f"{number} {where}", run.features(fake, extractor, name), gaussian, what)
-    if reference is None:
-        return
     # Kernels and neighbours are of single pictures; a mean and a covariance do not hold them.
     if reference.pictures is None:
         results.note("KID, precision and recall need the reference's pictures, not its statistics")
@@ -114,17 +110,10 @@ def add_inception_numbers(
                     f"share within the manifold of the other set, {neighbours} nearest neighbours", SHARE)  # fmt: skip
 
 
-def add_clip_numbers(
-    results: Results,
-    run: Run,
-    fake: PictureSet,
-    reference: Reference | None,
-    clip: Clip,
-    extractor: Extractor,
-    prefix: str,
-    weight: float,
+def add_clip_score(
+    results: Results, run: Run, fake: PictureSet, clip: Clip, extractor: Extractor, prefix: str, weight: float
 ) -> None:
-    """CLIPScore, and with a reference's pictures the Frechet distance on CLIP's image features.
+    """CLIPScore; extractor: of the same CLIP.
 
     Raises ValueError for a plain folder or pictures without a text.
     """
@@ -137,8 +126,6 @@ def add_clip_numbers(
     scores = clip_scores(clip, run.features(fake, extractor), texts, prefix, weight)
     results.add(f"CLIPScore ({clip.name})", mean_of(scores), len(scores), "higher",
                 f"{weight:g} * max(cosine, 0) of picture and {prefix + '<caption>'!r}, mean over pictures")  # fmt: skip
-    if reference is not None and reference.pictures is not None:
-        add_frechet(results, run, fake, reference, extractor)
 
 
 def add_frechet(results: Results, run: Run, fake: PictureSet, reference: Reference, extractor: Extractor) -> None:

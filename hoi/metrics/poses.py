@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from trimesh.transformations import rotation_matrix
 
 from hoi.common.arrays import numbers
 from hoi.common.files import read_json
@@ -183,19 +184,13 @@ def box_overlap(first: np.ndarray, second: np.ndarray, boxes: str) -> float:
     return float(common / union) if union > 0 else 0.0
 
 
-def turn_about_y(angle: float) -> np.ndarray:
-    """(4, 4) of a rotation by an angle in radians."""
-    c, s = np.cos(angle), np.sin(angle)
-    return np.array([[c, 0, s, 0], [0, 1, 0, 0], [-s, 0, c, 0], [0, 0, 0, 1]])
-
-
 def iou_3d(predicted: Objects, i: int, true: Objects, k: int, boxes: str) -> float:
     """Of prediction i with true object k, the best over turns about y where the object is symmetric."""
     target, size = corners(true.poses[k], true.sizes[k]), predicted.sizes[i]
     if not true.is_symmetric(k):
         return box_overlap(corners(predicted.poses[i], size), target, boxes)
-    turned = (predicted.poses[i] @ turn_about_y(2 * np.pi * turn / TURNS) for turn in range(TURNS))
-    return max(box_overlap(corners(pose, size), target, boxes) for pose in turned)
+    turns = (rotation_matrix(2 * np.pi * turn / TURNS, [0, 1, 0]) for turn in range(TURNS))
+    return max(box_overlap(corners(predicted.poses[i] @ turn, size), target, boxes) for turn in turns)
 
 
 def pose_error(predicted: np.ndarray, true: np.ndarray, symmetric: bool) -> tuple[float, float]:

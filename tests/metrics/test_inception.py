@@ -19,7 +19,7 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 
 from hoi.metrics import __main__ as metrics
 from hoi.metrics.distances import fit_gaussian, frechet
-from hoi.metrics.features import Extractor, FeatureCache, PictureSet, Run, find_pictures
+from hoi.metrics.features import Extractor, PictureSet, Run, find_pictures, kept_features
 from hoi.metrics.inception import load_inception, prepare
 
 PICTURES = 6
@@ -170,14 +170,14 @@ def test_the_command_gives_the_numbers_of_the_features_and_its_statistics_file_t
     cache, mirrored = next((tmp_path / "cache").iterdir()), find_pictures(tmp_path / "fake", 2)
     assert cache.name.startswith("inception-pytorch-fid-")
     for number, name in (("FID", "pool"), ("sFID", "spatial")):
-        fake, real = FeatureCache(cache).read(mirrored.hashes, name), read("pytorch-fid", name)
+        fake, real = kept(cache, name, mirrored), read("pytorch-fid", name)
         basis = np.linalg.svd(np.concatenate([fake, real]).astype(float), full_matrices=False)[2]
         theirs = calculate_frechet_distance(*(f(x @ basis.T) for x in (fake, real) for f in (mean, covariance)))
         for numbers in (from_pictures, from_file) if name == "pool" else (from_pictures,):
             measured = numbers[f"{number} (pytorch-fid)"]
             assert measured["value"] == pytest.approx(theirs, rel=1e-3)
             assert measured["low"] < measured["value"] < measured["high"]
-    logits = torch.from_numpy(FeatureCache(cache).read(mirrored.hashes, "pool")) @ ours.network.fc.weight.T
+    logits = torch.from_numpy(kept(cache, "pool", mirrored)) @ ours.network.fc.weight.T
     for numbers, splits in ((from_pictures, 1), (from_file, 2)):
         expected = isc_features_to_metric(logits, splits)["inception_score_mean"]
         assert numbers["IS (pytorch-fid)"]["value"] == pytest.approx(expected, rel=1e-4)
@@ -185,6 +185,11 @@ def test_the_command_gives_the_numbers_of_the_features_and_its_statistics_file_t
     assert len(from_file) == 2  # the others need pictures or sigma_s
     with pytest.raises(SystemExit, match="real.npz was made with resize pytorch-fid, this run has tf1"):
         run("c", "--real", statistics)
+
+
+def kept(cache, name: str, found: PictureSet) -> np.ndarray:
+    rows = kept_features(cache, name, found.hashes)
+    return np.stack([rows[digest] for digest in found.hashes])
 
 
 def mean(features: np.ndarray) -> np.ndarray:
@@ -264,9 +269,10 @@ def test_a_picture_is_seen_once_by_its_content_and_a_damaged_part_of_the_cache_i
     part = sorted((tmp_path / "cache" / "colour").iterdir())[0]
     lost = len(np.load(part)["hashes"])
     part.write_bytes(part.read_bytes()[:50])
-    colours(find_pictures(folder, 2), network, tmp_path / "cache")
+    found = find_pictures(folder, 2)
+    colours(found, network, tmp_path / "cache")
     assert network.seen == 11 + lost
-    assert len(FeatureCache(tmp_path / "cache" / "colour").places) == 11
+    assert kept_features(tmp_path / "cache" / "colour", "pool", found.hashes).keys() == set(found.hashes)
 
 
 def test_an_interrupted_run_keeps_what_it_finished(tmp_path, monkeypatch):

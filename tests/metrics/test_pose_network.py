@@ -13,7 +13,7 @@ from hoi.geometry.camera import transform_points
 from hoi.geometry.objects import CATEGORIES, make_object
 from hoi.geometry.scene import GraspedObject, ViewSettings, annotate, compose_scene, pictures_of
 from hoi.metrics import pose_network
-from hoi.metrics.poses import CLASS_NAMES, average_precisions, pose_error, read_poses, true_objects, turn_about_y
+from hoi.metrics.poses import CLASS_NAMES, average_precisions, pose_error, read_poses, true_objects
 from hoi.verify.verifier import Verifier, save_verifier
 
 SIDE = 32
@@ -124,7 +124,7 @@ def test_turns_about_the_axis_cost_a_symmetric_class_nothing_and_a_mug_much():
     seen = torch.rand(1, SIDE, SIDE, generator=generator) < 0.4
     mask = torch.where(seen, 30.0, -30.0)
     for degrees in (0, 7, 120, 250):
-        turn = torch.from_numpy(turn_about_y(np.radians(degrees))[:3, :3]).float()
+        turn = torch.from_numpy(Rotation.from_euler("y", degrees, degrees=True).as_matrix()).float()
         turned = torch.einsum("ij,bjhw->bihw", turn, target)
         turned[:, :, ~seen[0]] = 7.0  # what is not seen does not count
         assert pose_network.pose_loss(mask, turned, batch_of(target, BOTTLE, seen)) < 1e-6
