@@ -50,9 +50,7 @@ def _describe_part(file: WeightFile) -> str | None:
     """What a file of one part or of CLIP is; None for a whole model.  Raises when no preset fits."""
     kind = kind_of(file)
     if kind == CLIP:
-        load = f"hoi.metrics.clip.load_clip(NAME, {str(file.path)!r})"
-        use = f"{load}, which holds it against the model of that name"
-        return f"{kind} ({len(file)} tensors); for scores: {use}"
+        return f"{kind} ({len(file)} tensors); use with python -m hoi.metrics --fake DIR --clip NAME {file.path}"
     uses = {OFFICIAL_ADAPTER: "use with --base FILE --adapter ", VAE: "use with --base FILE --vae "}
     uses |= dict.fromkeys((T2I_ADAPTER, DIFFUSERS_T2I_ADAPTER), "start a branch with --init-branch NAME=")
     if kind not in uses:

@@ -80,15 +80,16 @@ _SAMPLERS = {
 
 
 def _refuse_other_families(unet: Mapping[str, Any], folder: Path) -> None:
-    family = None
-    if unet.get("addition_embed_type") == "text_time":
-        family = "Stable Diffusion XL"
-    elif unet.get("cross_attention_dim") == 1024 or unet.get("use_linear_projection"):
-        family = f"Stable Diffusion 2.x (text width {unet.get('cross_attention_dim')}, linear projections)"
-    elif unet.get("in_channels") == 9:
-        family = "an inpainting Stable Diffusion (9 input channels)"
-    if family:
-        raise ValueError(f"{folder} is {family}, expected Stable Diffusion 1.x")
+    width, linear = unet.get("cross_attention_dim"), unet.get("use_linear_projection")
+    second_text = folder / "text_encoder_2"
+    families = {
+        "a Stable Diffusion XL folder": unet.get("addition_embed_type") == "text_time" or second_text.is_dir(),
+        f"Stable Diffusion 2.x (text width {width}, linear projections)": width == 1024 or linear,
+        "an inpainting Stable Diffusion (9 input channels)": unet.get("in_channels") == 9,
+    }
+    for family, is_it in families.items():
+        if is_it:
+            raise ValueError(f"{folder} is {family}, expected Stable Diffusion 1.x")
 
 
 def _check_fixed(settings: Mapping[str, Any], fixed: Mapping[str, Any], path: Path) -> None:
@@ -120,8 +121,7 @@ def _sizes(settings: Mapping[str, Any], table: Mapping[str, str], path: Path) ->
     return {ours: _size(theirs, settings[theirs], path) for theirs, ours in table.items()}
 
 
-def _unet_from(settings: Mapping[str, Any], folder: Path) -> UNetConfig:
-    path = folder / "unet" / "config.json"
+def _unet_from(settings: Mapping[str, Any], path: Path) -> UNetConfig:
     _check_fixed(settings, _UNET_FIXED, path)
     channels, mult = _widths(settings, path)
     heads = settings.get("num_attention_heads") or settings["attention_head_dim"]  # diffusers' misnomer
@@ -142,8 +142,7 @@ def _attention_levels(down: list[str], up: list[str], path: Path) -> tuple[int, 
     return tuple(level for level, blocks in enumerate(levels) if blocks == _ATTENDING)
 
 
-def _vae_from(settings: Mapping[str, Any], folder: Path) -> VAEConfig:
-    path = folder / "vae" / "config.json"
+def _vae_from(settings: Mapping[str, Any], path: Path) -> VAEConfig:
     _check_fixed(settings, _VAE_FIXED, path)
     channels, mult = _widths(settings, path)
     widths = settings["block_out_channels"]
@@ -152,8 +151,7 @@ def _vae_from(settings: Mapping[str, Any], folder: Path) -> VAEConfig:
     return VAEConfig(channels=channels, channel_mult=mult, **_sizes(settings, _VAE_SIZES, path))
 
 
-def _text_from(settings: Mapping[str, Any], folder: Path) -> TextConfig:
-    path = folder / "text_encoder" / "config.json"
+def _text_from(settings: Mapping[str, Any], path: Path) -> TextConfig:
     _check_fixed(settings, {"layer_norm_eps": 1e-5, "intermediate_size": 4 * settings["hidden_size"]}, path)
     if (activation := settings.get("hidden_act", "quick_gelu")) not in _ACTIVATIONS:
         raise ValueError(f"{path}: hidden_act is {activation!r}, expected {' or '.join(_ACTIVATIONS)}")
@@ -167,12 +165,9 @@ def _schedule_from(settings: Mapping[str, Any], path: Path) -> tuple[str, float 
         raise ValueError(f"{path}: prediction_type is {kind!r}, expected {' or '.join(_PREDICTIONS)}")
     steps = _size("num_train_timesteps", settings.get("num_train_timesteps", 1000), path)
     if (noise_betas := settings.get("trained_betas")) is None:
-        if settings.get("beta_schedule") != "scaled_linear" or settings.get("rescale_betas_zero_snr"):
-            raise ValueError(
-                f"{path}: the schedule is {settings.get('beta_schedule')!r}"
-                f"{' rescaled to zero signal' if settings.get('rescale_betas_zero_snr') else ''},"
-                " expected scaled_linear, or trained_betas as this project exports them"
-            )
+        # Without trained_betas, which our exports have; "linear" is what diffusers takes where nothing is said.
+        fixed = {"beta_schedule": "scaled_linear", "rescale_betas_zero_snr": False}
+        _check_fixed({"beta_schedule": "linear"} | settings, fixed, path)
         start, end = settings["beta_start"], settings["beta_end"]
         noise_betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
     alphas_cumprod = (1 - torch.as_tensor(noise_betas, dtype=torch.float64)).flatten().cumprod(dim=0)
@@ -199,20 +194,15 @@ def read_folder_config(folder: Path) -> ModelConfig:
 
     Raises FileNotFoundError naming a missing part, ValueError naming another family or a setting that does not fit.
     """
-    if (folder / "text_encoder_2").is_dir():
-        raise ValueError(f"{folder} is a Stable Diffusion XL folder (it has text_encoder_2), expected 1.x")
-    for path in (*(Path(part) / "config.json" for part in FOLDER_PARTS), SCHEDULER_FILE):
-        if not (folder / path).is_file():
-            needed = f"{', '.join(f'{part}/' for part in FOLDER_PARTS)} and {SCHEDULER_FILE}"
-            raise FileNotFoundError(f"{folder} is not complete: {path} is missing; a diffusers folder needs {needed}")
-    settings = {part: read_json(folder / part / "config.json", "configuration") for part in FOLDER_PARTS}
-    scheduler = read_json(folder / SCHEDULER_FILE, "configuration")
+    paths = {part: folder / part / "config.json" for part in FOLDER_PARTS} | {"scheduler": folder / SCHEDULER_FILE}
+    advice = f"; a diffusers folder needs {', '.join(f'{part}/' for part in FOLDER_PARTS)} and {SCHEDULER_FILE}"
+    settings = {part: read_json(path, "configuration", advice) for part, path in paths.items()}
     _refuse_other_families(settings["unet"], folder)
     with content_expected(folder, "the settings of Stable Diffusion 1.x in each config.json"):
-        unet, vae = _unet_from(settings["unet"], folder), _vae_from(settings["vae"], folder)
-        text = _text_from(settings["text_encoder"], folder)
-        predicts, terminal_signal = _schedule_from(scheduler, folder / SCHEDULER_FILE)
-        side = _size("sample_size", settings["unet"].get("sample_size") or 64, folder / "unet" / "config.json")
+        unet, vae = _unet_from(settings["unet"], paths["unet"]), _vae_from(settings["vae"], paths["vae"])
+        text = _text_from(settings["text_encoder"], paths["text_encoder"])
+        predicts, terminal_signal = _schedule_from(settings["scheduler"], paths["scheduler"])
+        side = _size("sample_size", settings["unet"].get("sample_size") or 64, paths["unet"])
         config = ModelConfig("custom", unet, vae, text, side * vae.factor, predicts=predicts,  # 64 latents: 512 px
                              terminal_signal=terminal_signal)  # fmt: skip
     for known in (preset() for preset in PRESETS.values()):  # a preset also knows how it is best sampled
@@ -225,9 +215,9 @@ def read_folder_config(folder: Path) -> ModelConfig:
 # --- out ---
 
 
-def _with_sizes(part: UNetConfig | VAEConfig | TextConfig, table: Mapping[str, str], others: Json) -> Json:
-    """What a table names of a part of the model, and other settings, in diffusers' alphabetical order."""
-    return dict(sorted((others | {theirs: getattr(part, ours) for theirs, ours in table.items()}).items()))
+def _sizes_of(part: UNetConfig | VAEConfig | TextConfig, table: Mapping[str, str]) -> Json:
+    """What a table names of a part of the model, under diffusers' names."""
+    return {theirs: getattr(part, ours) for theirs, ours in table.items()}
 
 
 def _unet_settings(config: ModelConfig) -> Json:
@@ -243,14 +233,13 @@ def _unet_settings(config: ModelConfig) -> Json:
     return {
         "_class_name": "UNet2DConditionModel",
         **_UNET_FIXED,
-        **_with_sizes(unet, _UNET_SIZES, {
-            "attention_head_dim": unet.num_heads,
-            "block_out_channels": list(unet.level_widths),
-            "down_block_types": [down for down, _ in blocks],
-            "sample_size": config.image_size // config.vae.factor,
-            "up_block_types": [up for _, up in reversed(blocks)],
-        }),
-    }  # fmt: skip
+        **_sizes_of(unet, _UNET_SIZES),
+        "attention_head_dim": unet.num_heads,
+        "block_out_channels": list(unet.level_widths),
+        "down_block_types": [down for down, _ in blocks],
+        "sample_size": config.image_size // config.vae.factor,
+        "up_block_types": [up for _, up in reversed(blocks)],
+    }
 
 
 def _vae_settings(config: ModelConfig) -> Json:
@@ -258,13 +247,12 @@ def _vae_settings(config: ModelConfig) -> Json:
     return {
         "_class_name": "AutoencoderKL",
         **_VAE_FIXED,
-        **_with_sizes(vae, _VAE_SIZES, {
-            "block_out_channels": [vae.channels * mult for mult in vae.channel_mult],
-            "down_block_types": ["DownEncoderBlock2D"] * levels,
-            "sample_size": config.image_size,
-            "up_block_types": ["UpDecoderBlock2D"] * levels,
-        }),
-    }  # fmt: skip
+        **_sizes_of(vae, _VAE_SIZES),
+        "block_out_channels": [vae.channels * mult for mult in vae.channel_mult],
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "sample_size": config.image_size,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+    }
 
 
 def _text_settings(text: TextConfig) -> Json:
@@ -274,13 +262,12 @@ def _text_settings(text: TextConfig) -> Json:
         "bos_token_id": BOS_ID,
         "eos_token_id": EOS_ID,
         "pad_token_id": 1,  # as in Stable Diffusion's own file; its tokenizer pads with the end of text all the same
-        **_with_sizes(text, _TEXT_SIZES, {
-            "hidden_act": {quick: name for name, quick in _ACTIVATIONS.items()}[text.quick_gelu],
-            "intermediate_size": 4 * text.width,
-            "layer_norm_eps": 1e-5,
-            "projection_dim": text.width,
-        }),
-    }  # fmt: skip
+        **_sizes_of(text, _TEXT_SIZES),
+        "hidden_act": "quick_gelu" if text.quick_gelu else "gelu",
+        "intermediate_size": 4 * text.width,
+        "layer_norm_eps": 1e-5,
+        "projection_dim": text.width,
+    }
 
 
 def _scheduler_settings(config: ModelConfig) -> Json:

@@ -27,15 +27,11 @@ from hoi.weights.load import ADAPTER_FOLDERS, FORMAT_VERSION, KEPT_PREFIX
 MOST_MEGABYTES = 50  # of the built-in model: everybody who clones the repository gets it
 # What diffusers' pipeline looks for first: the class of each part.  There is no safety checker to load.
 MODEL_INDEX = {
-    "_class_name": "StableDiffusionPipeline",
-    "feature_extractor": [None, None],
-    "requires_safety_checker": False,
-    "safety_checker": [None, None],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-}
+    "_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"], "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"], "feature_extractor": [None, None],
+    "safety_checker": [None, None], "requires_safety_checker": False,
+}  # fmt: skip
 
 
 def _trained_state(model: HOIDiffusion, half: bool) -> dict[str, Tensor]:
@@ -92,12 +88,8 @@ def export_built_in(model: HOIDiffusion, path: str | Path) -> list[Path]:
     if megabytes > MOST_MEGABYTES:
         raise ValueError(f"{path} would have {megabytes:.1f} MB, the repository carries at most {MOST_MEGABYTES} MB")
     measured = tiny_config()
-    model.config = replace(
-        model.config,
-        sampler=measured.sampler,
-        num_inference_steps=measured.num_inference_steps,
-        guidance_scale=measured.guidance_scale,
-    )
+    model.config = replace(model.config, sampler=measured.sampler, guidance_scale=measured.guidance_scale,
+                           num_inference_steps=measured.num_inference_steps)  # fmt: skip
     return export_own(model, path, half=True)
 
 
@@ -206,17 +198,9 @@ def _attention_as_matrices(vae: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _readme(model: HOIDiffusion, name: str) -> str:
     """What the folder is and how to use it; name: the folder's."""
-    config = model.config
-    return (ASSETS / "exports" / "diffusers.md").read_text().format(
-        name=name,
-        step=model.metadata.get("step", "an unknown number of"),
-        prediction=_prediction_type(config),
-        size=config.image_size,
-        guidance=config.guidance_scale,
-        negative=config.negative_prompt,
-        steps=config.num_inference_steps,
-        sampler=config.sampler,
-    )
+    step, prediction = model.metadata.get("step", "an unknown number of"), _prediction_type(model.config)
+    text = (ASSETS / "exports" / "diffusers.md").read_text()
+    return text.format(name=name, step=step, prediction=prediction, config=model.config)
 
 
 def _tokenizer_files() -> dict[str, str]:
@@ -224,17 +208,11 @@ def _tokenizer_files() -> dict[str, str]:
     tokenizer, special = clip_tokenizer(), {BOS_ID: "<|startoftext|>", EOS_ID: "<|endoftext|>"}
     vocabulary = {special.get(number, word): number for word, number in tokenizer.encoder.items()}
     merges = sorted(tokenizer.bpe_ranks, key=tokenizer.bpe_ranks.get)
-    start, end = special.values()
     settings = {
-        "tokenizer_class": "CLIPTokenizer",
-        "model_max_length": CONTEXT_LENGTH,
-        "bos_token": start,
-        "eos_token": end,
-        "pad_token": end,
-        "unk_token": end,
-        "do_lower_case": True,
-        "add_prefix_space": False,
-    }
+        "tokenizer_class": "CLIPTokenizer", "model_max_length": CONTEXT_LENGTH, "do_lower_case": True,
+        "add_prefix_space": False, "bos_token": special[BOS_ID],
+        **dict.fromkeys(("eos_token", "pad_token", "unk_token"), special[EOS_ID]),
+    }  # fmt: skip
     return {
         "tokenizer/vocab.json": json.dumps(vocabulary, ensure_ascii=False),
         "tokenizer/merges.txt": "\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]) + "\n",
@@ -243,7 +221,7 @@ def _tokenizer_files() -> dict[str, str]:
 
 
 def _json_text(settings: Mapping[str, object]) -> str:
-    return json.dumps(settings, indent=2) + "\n"
+    return json.dumps(settings, indent=2, sort_keys=True) + "\n"
 
 
 # What tools/export_weights.py can write: (model, path, half) -> the files or the folder written.

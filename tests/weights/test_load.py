@@ -268,8 +268,8 @@ def test_a_folder_says_what_its_network_predicts_and_on_which_schedule(tmp_path,
     assert load_model(copy).config.predicts == "v"
     for changes, message in (
         ({"prediction_type": "sample"}, "prediction_type is 'sample', expected epsilon or v_prediction"),
-        ({"rescale_betas_zero_snr": True}, "rescaled to zero signal"),
-        ({"beta_schedule": "linear"}, "the schedule is 'linear'"),
+        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr is True, expected False as in Stable Diffusion 1.x"),
+        ({"beta_schedule": "linear"}, "beta_schedule is 'linear', expected 'scaled_linear'"),
         ({"beta_end": 0.02}, "the noise schedule .* is not Stable Diffusion 1.x's"),
     ):
         scheduler(**changes).save_pretrained(copy / "scheduler")
@@ -680,7 +680,7 @@ def test_the_checker_knows_parts_of_models_of_either_size(tmp_path, official, ca
     clip = {"logit_scale": torch.zeros(()), "visual.conv1.weight": torch.zeros(8, 3, 4, 4)}
     save_file(clip, tmp_path / "open_clip_model.safetensors")
     assert main([str(tmp_path / "open_clip_model.safetensors")]) == 0
-    assert "in open_clip's layout (2 tensors); for scores: hoi.metrics.clip.load_clip(" in capsys.readouterr().out
+    assert "open_clip's layout (2 tensors); use with python -m hoi.metrics --fake DIR --clip" in capsys.readouterr().out
     with pytest.raises(ValueError, match="is a CLIP model in open_clip's layout, expected a whole model"):
         load_model(tmp_path / "open_clip_model.safetensors")
     assert main([str(official)]) == 1
