@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from hoi.common.choices import CONDITION_NAMES, DTYPES
-from hoi.common.files import ASSETS, sha256_of
+from hoi.common.files import ASSETS, content_expected, sha256_of
 from hoi.common.machine import choose_device, fast_dtype
 from hoi.common.tensors import Shapes, WeightFile, check_shapes, is_finite, shapes_of, warn_left_out
 from hoi.network.config import ModelConfig, sd1_config
@@ -78,15 +78,6 @@ def expected_shapes(config: ModelConfig, with_conditions: bool) -> Shapes:
     """Names and shapes of a model's tensors, without the model."""
     with torch.device("meta"):
         return shapes_of(HOIDiffusion(config, with_conditions).state_dict())
-
-
-def checked_sizes(config: ModelConfig, path: Path) -> ModelConfig:
-    """The configuration, if a network can be built of it; ValueError naming the file that it comes from otherwise."""
-    try:
-        expected_shapes(config, with_conditions=True)
-    except (AssertionError, ArithmeticError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: no network has its sizes ({type(error).__name__}: {error})") from error
-    return config
 
 
 def single_file(file: WeightFile, config: ModelConfig, ema_only: bool) -> FilePart:
@@ -191,21 +182,6 @@ def weights_in(folder: Path) -> Path:
     raise FileNotFoundError(f"{folder} holds no weights; expected one of {', '.join(candidates)}")
 
 
-def own_config(file: WeightFile) -> ModelConfig:
-    """The configuration in a model file of this project.  Raises ValueError for another version, or when unreadable."""
-    if (version := file.metadata["format_version"]) != FORMAT_VERSION:
-        raise ValueError(f"{file.path} has format version {version}, expected {FORMAT_VERSION}")
-    return _config_of(file, file.metadata["config"])
-
-
-def _config_of(file: WeightFile, text: str) -> ModelConfig:
-    try:
-        config = ModelConfig.from_json(text)
-    except ValueError as error:
-        raise ValueError(f"{file.path}: {error}") from error
-    return checked_sizes(config, file.path)
-
-
 def _kept_metadata(file: WeightFile) -> dict[str, str]:
     """What an export of ours remembers of the training, in a file of another layout."""
     told = file.metadata.items()
@@ -235,21 +211,26 @@ def whole_model(path: Path, config: ModelConfig | None = None) -> tuple[ModelCon
         if not (path / "unet").is_dir():
             parts = ", ".join(FOLDER_PARTS)
             raise FileNotFoundError(f"{path} is no diffusers folder: unet/ is missing; expected {parts}")
-        config = checked_sizes(read_folder_config(path), path)
-        parts = diffusers_folder(path, config)
+        with content_expected(path, "sizes of which a network can be built"):
+            config = read_folder_config(path)
+            parts = diffusers_folder(path, config)
         stage = "base" if len(parts) == len(FOLDER_PARTS) else "hoi"
         return config, parts, _foreign_metadata(path, config, parts[0].file, stage)
     file = WeightFile(path)
-    if (kind := kinds.kind_of(file)) == kinds.OWN:
-        config = own_config(file)
-        names: layouts.NameMap = {name: (name,) for name in expected_shapes(config, file.metadata["stage"] != "base")}
-        return config, [FilePart(file, names)], file.metadata
-    if kind not in (kinds.SINGLE_FILE, kinds.EMA_ONLY):
-        raise ValueError(f"{path} is {kind}, expected a whole model: a Stable Diffusion 1.x file or folder")
-    if config is None:  # an export of ours says its sizes
-        kept = _kept_metadata(file)
-        config = _config_of(file, kept["config"]) if "config" in kept else sd1_config()
-    return config, [single_file(file, config, kind == kinds.EMA_ONLY)], _foreign_metadata(path, config, file, "base")
+    with content_expected(path, "sizes of which a network can be built"):
+        if (kind := kinds.kind_of(file)) == kinds.OWN:
+            if (version := file.metadata["format_version"]) != FORMAT_VERSION:
+                raise ValueError(f"{path} has format version {version}, expected {FORMAT_VERSION}")
+            config, stage = ModelConfig.from_json(file.metadata["config"]), file.metadata["stage"]
+            names: layouts.NameMap = {name: (name,) for name in expected_shapes(config, stage != "base")}
+            return config, [FilePart(file, names)], file.metadata
+        if kind not in (kinds.SINGLE_FILE, kinds.EMA_ONLY):
+            raise ValueError(f"{path} is {kind}, expected a whole model: a Stable Diffusion 1.x file or folder")
+        if config is None:  # an export of ours says its sizes
+            kept = _kept_metadata(file)
+            config = ModelConfig.from_json(kept["config"]) if "config" in kept else sd1_config()
+        parts = [single_file(file, config, kind == kinds.EMA_ONLY)]
+    return config, parts, _foreign_metadata(path, config, file, "base")
 
 
 # --- comparing and reading ---
@@ -317,14 +298,10 @@ def read_parts(
 
 
 def load_model(
-    path: str | Path,
-    adapter: str | Path | None = None,
-    config: ModelConfig | None = None,
-    device: str | torch.device = "cpu",
-    dtype: Dtypes = torch.float32,
-    preset: str | None = None,
+    path: str | Path, adapter: str | Path | None = None, config: ModelConfig | None = None,
+    device: str | torch.device = "cpu", dtype: Dtypes = torch.float32, preset: str | None = None,
     vae: str | Path | None = None,
-) -> HOIDiffusion:
+) -> HOIDiffusion:  # fmt: skip
     """A model from any file or folder that holds a whole one, in eval mode.
 
     path      a model of ours, a Stable Diffusion 1.x file (.safetensors, .ckpt; the official model_sd_N.ckpt too), or
@@ -369,7 +346,7 @@ def model_of(config: ModelConfig, state: Mapping[str, Tensor]) -> HOIDiffusion:
 def load_adapter(model: HOIDiffusion, path: str | Path) -> None:
     """Give a model the condition encoders of a file: the official model_ad_N.pth, or the folder of an export.
 
-    They take dtype and device of the U-Net, and the place of condition encoders that were there.
+    They take the place of condition encoders that were there.
     Raises like load_model, and leaves the model alone then.
     """
     path = Path(path)
@@ -388,11 +365,7 @@ def load_adapter(model: HOIDiffusion, path: str | Path) -> None:
             raise ValueError(f"{path} is {kind}, expected {kinds.OFFICIAL_ADAPTER}{hint}")
         parts = [official_adapter(file, ours)]
         metadata["normal_source"] = OFFICIAL_NORMAL_SOURCE
-    state = _read_like_unet(parts, model)  # raises before anything is changed
-    if model.condition_encoders is None:
-        model.add_condition_encoders()
-    encoders = {name.removeprefix("condition_encoders."): tensor for name, tensor in state.items()}
-    model.condition_encoders.load_state_dict(encoders, strict=True, assign=True)
+    _adopt(model, parts)
     model.metadata = model.metadata | metadata
 
 
@@ -400,25 +373,29 @@ def init_branch(model: HOIDiffusion, branch: str, path: str | Path) -> None:
     """Start one condition encoder from a T2I-Adapter file, in either spelling, for training.
 
     branch   skeleton, normal or segmentation
-    Raises ValueError for another branch, a model without condition encoders or a file of another kind.
+    A model without condition encoders gets fresh ones first.
+    Raises ValueError for another branch or a file of another kind.
     """
     if branch not in CONDITION_NAMES:
         raise ValueError(f"{branch!r} is no condition; choose from {', '.join(CONDITION_NAMES)}")
-    if model.condition_encoders is None:
-        raise ValueError("a branch needs condition encoders; call add_condition_encoders first")
     file, ours = WeightFile(path), expected_shapes(model.config, with_conditions=True)
     if (kind := kinds.kind_of(file)) not in (kinds.T2I_ADAPTER, kinds.DIFFUSERS_T2I_ADAPTER):
         raise ValueError(f"{path} is {kind}, expected {kinds.T2I_ADAPTER}")
-    state = _read_like_unet([t2i_adapter(file, ours, branch, kind == kinds.DIFFUSERS_T2I_ADAPTER)], model)
-    prefix = f"condition_encoders.{branch}."
-    encoder = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    model.condition_encoders[branch].load_state_dict(encoder, strict=True)
+    _adopt(model, [t2i_adapter(file, ours, branch, kind == kinds.DIFFUSERS_T2I_ADAPTER)])
 
 
-def _read_like_unet(parts: list[FilePart], model: HOIDiffusion) -> dict[str, Tensor]:
-    """`read_parts` with dtype and device of a model's U-Net, where condition features go."""
+def _adopt(model: HOIDiffusion, parts: list[FilePart]) -> None:
+    """Give a model the condition encoders of these parts; others that it has stay.
+
+    They take dtype and device of the U-Net, where condition features go.
+    """
     like = model.unet.out[2].weight
-    return read_parts(parts, model.config, like.device, like.dtype)
+    read = read_parts(parts, model.config, like.device, like.dtype)  # raises before anything is changed
+    if model.condition_encoders is None:
+        model.add_condition_encoders()
+    encoders = {name.removeprefix("condition_encoders."): tensor for name, tensor in read.items()}
+    own = model.condition_encoders.state_dict()
+    model.condition_encoders.load_state_dict(own | encoders, strict=True, assign=True)
 
 
 def normals_differ(model: HOIDiffusion, sources: Iterable[str | None]) -> str | None:
@@ -455,22 +432,11 @@ def source_hash(path: str | Path) -> str:
 
 
 def load_pipeline(
-    checkpoint: Path | None = None,
-    base: Path | None = None,
-    adapter: Path | None = None,
-    *,
-    vae: Path | None = None,
-    with_conditions: bool = True,
-    device: str | None = None,
-    dtype: str = "auto",
-    compiled: bool = False,
-    sampler: str | None = None,
-    num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
-    negative_prompt: str | None = None,
-    cond_weights: Mapping[str, float] | None = None,
-    cond_tau: float = 1.0,
-) -> Pipeline:
+    checkpoint: Path | None = None, base: Path | None = None, adapter: Path | None = None, *, vae: Path | None = None,
+    with_conditions: bool = True, device: str | None = None, dtype: str = "auto", compiled: bool = False,
+    sampler: str | None = None, num_inference_steps: int | None = None, guidance_scale: float | None = None,
+    negative_prompt: str | None = None, cond_weights: Mapping[str, float] | None = None, cond_tau: float = 1.0,
+) -> Pipeline:  # fmt: skip
     """A model that makes pictures in fixed settings; settings that are None come from its preset.
 
     checkpoint       a model of ours, or the folder of its training; None, and no base: the built-in model
@@ -485,10 +451,9 @@ def load_pipeline(
     """
     if base is not None and checkpoint is not None:
         raise ValueError("--base and --checkpoint exclude each other: a checkpoint is a whole model")
-    if adapter is not None and base is None:
-        raise ValueError("--adapter belongs to a --base: a checkpoint has its own condition encoders")
-    if vae is not None and base is None:
-        raise ValueError("--vae belongs to a --base: a checkpoint has its own autoencoder")
+    beside = {part: file for part, file in (("adapter", adapter), ("vae", vae)) if file is not None}
+    if beside and base is None:
+        raise ValueError(f"--{next(iter(beside))} belongs to a --base: a checkpoint is a whole model")
     path = base or checkpoint or BUILT_IN_MODEL
     if path == BUILT_IN_MODEL and not path.is_file():
         raise FileNotFoundError(f"no built-in weights at {path}: train them (docs/training.md) or use --checkpoint")
@@ -511,8 +476,8 @@ def load_pipeline(
             f"{path} is a base model without condition encoders: {advice}, or use sample.py --no-conditions"
         )
     files = {"name": path.name, "sha256": source_hash(path)}
-    for part, of_part in {"adapter": adapter, "vae": vae}.items():
-        files |= {part: of_part.name, f"{part}_sha256": source_hash(of_part)} if of_part is not None else {}
+    for part, file in beside.items():
+        files |= {part: file.name, f"{part}_sha256": source_hash(file)}
     preset, weights = model.config, dict.fromkeys(CONDITION_NAMES, 1.0) | dict(cond_weights or {})
     settings = SamplingSettings(
         sampler=sampler or preset.sampler,
