@@ -38,7 +38,7 @@ from hoi.geometry.render import OBJECT
 from hoi.metrics.hands import umeyama
 from hoi.metrics.poses import CLASS_NAMES, SYMMETRIC, true_objects
 from hoi.training.data import read_ahead, step_generator
-from hoi.verify.verifier import CELL, block
+from hoi.verify.verifier import CELL, Hourglass
 
 SIDE = 64  # pixels of a crop
 CHANNELS = (32, 48, 64, 96)  # of each level: half a million weights
@@ -116,26 +116,17 @@ def read_view(folder: Path, record: dict[str, Any], models: dict[str, Any]) -> V
     return View(image, depth, visible, array_of(record, "intrinsics"), int(true.class_ids[0]), true.poses[0])
 
 
-class PoseNetwork(nn.Module):
+class PoseNetwork(Hourglass):
     """A U-Net of half a million weights with a mask and coordinates for every class of NOCS; side: a multiple of 16."""
 
     def __init__(self, side: int = SIDE) -> None:
-        super().__init__()
+        super().__init__(CHANNELS)
         self.side = side
-        pairs = list(zip(CHANNELS[:-1], CHANNELS[1:], strict=True))
-        self.stem = block(3 * CELL**2, CHANNELS[0])
-        self.down = nn.ModuleList(block(a, b, stride=2) for a, b in pairs)
-        self.up = nn.ModuleList(block(b + a, a) for a, b in reversed(pairs))
         self.head = nn.Conv2d(CHANNELS[0], 4 * len(CLASS_NAMES) * CELL**2, 1)
 
     def forward(self, image: Tensor, class_ids: Tensor) -> tuple[Tensor, Tensor]:
         """image (B, 3, S, S) in [-1, 1], class_ids (B,) -> mask (B, S, S) logits, coordinates (B, 3, S, S)."""
-        levels = [self.stem(F.pixel_unshuffle(image, CELL))]
-        for down in self.down:
-            levels.append(down(levels[-1]))
-        x = levels.pop()
-        for up in self.up:
-            x = up(torch.cat([F.interpolate(x, scale_factor=2.0), levels.pop()], dim=1))
+        x, _ = self.down_and_up(image)
         every = F.pixel_shuffle(self.head(x), CELL).unflatten(1, (len(CLASS_NAMES), 4))
         chosen = every[torch.arange(len(image)), class_ids].float()  # (B, 4, S, S)
         return chosen[:, 0], chosen[:, 1:]

@@ -144,9 +144,7 @@ def _guess(entries: Any, place: str) -> Objects:
     return objects_of(class_ids, poses, sizes, [1] * len(entries), scores, place)
 
 
-def true_objects(
-    folder: Path, record: dict[str, Any], models: dict[str, tuple[Normalization, np.ndarray]]
-) -> Objects:
+def true_objects(folder: Path, record: dict[str, Any], models: dict[str, tuple[Normalization, np.ndarray]]) -> Objects:
     """The one object of a record; models keeps what was read of each mesh for further records."""
     path = record["object_path"]
     if path not in models:

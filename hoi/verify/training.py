@@ -10,6 +10,7 @@ import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -69,35 +70,27 @@ class VerifierTrainingSet:
         self.held_out = self.entries[HELD_OUT - 1 :: HELD_OUT][:400]
         del self.entries[HELD_OUT - 1 :: HELD_OUT]
         self.backgrounds, self.materials = sorted(BACKGROUNDS), ["", *MATERIAL_WORDS]
-        self._kept: dict[int, tuple] = {}
+        # Three bytes of colour and a label a pixel.
+        self._kept_example = lru_cache(CACHE_BYTES // (4 * side**2))(self._example)
         self._readers = ThreadPoolExecutor(max_workers=2)
-
-    def __len__(self) -> int:
-        return len(self.entries)
 
     def _example(self, index: int) -> tuple[Fingers, int, int]:
         """The picture at S x S pixels with what it shows, background and material class, each -1 where nobody said."""
-        if index in self._kept:
-            return self._kept[index]
         folder, record = self.entries[index]
         image, truth = load_image(folder, record), load_truth(folder, record)
         label_map = np.full(image.shape[:2], UNKNOWN, np.uint8) if truth.label_map is None else truth.label_map
-        points, tips = np.full((KEYPOINTS, 2), np.nan), np.full((MOST_TIPS, 2), np.nan)
+        points = np.full((KEYPOINTS + MOST_TIPS, 2), np.nan)
         if truth.keypoints_2d is not None:
-            points, tips[:-1] = truth.keypoints_2d, truth.tips
-        points, tips = (resized_points(each, image.shape[:2], (self.side, self.side)).astype(np.float32)
-                        for each in (points, tips))  # fmt: skip
+            points[:-1] = np.concatenate([truth.keypoints_2d, truth.tips])
+        points = resized_points(points, image.shape[:2], (self.side, self.side)).astype(np.float32)
         labels = np.asarray(Image.fromarray(label_map).resize((self.side, self.side), Image.Resampling.NEAREST))
         words = words_in(truth.text)
         word, material = words["background"], words["material"] or ""
         background = self.backgrounds.index(word) if word in self.backgrounds else -1
         # A caption without a material word means paint where the toy world drew the picture; elsewhere it says nothing.
         told = (material or record.get("look")) and (label_map == OBJECT).any()
-        example = (Fingers(resized(image, self.side), labels, points, tips), background,
-                   self.materials.index(material) if told else -1)  # fmt: skip
-        if len(self._kept) < CACHE_BYTES // (4 * self.side**2):  # three bytes of colour and a label a pixel
-            self._kept[index] = example
-        return example
+        picture = Fingers(resized(image, self.side), labels, points[:KEYPOINTS], points[KEYPOINTS:])
+        return picture, background, self.materials.index(material) if told else -1
 
     def read(self, indices: Sequence[int], seeds: Sequence[int]) -> VerifierBatch:
         """Pictures, FAULT_SHARE of those of hands with a fault that the seeds decide.
@@ -107,7 +100,7 @@ class VerifierTrainingSet:
         """
 
         def example(index: int, seed: int) -> tuple[Fingers, int, int]:
-            (picture, *words), generator = self._example(index), np.random.default_rng(seed)
+            (picture, *words), generator = self._kept_example(index), np.random.default_rng(seed)
             return with_fault(picture, generator) if generator.random() < FAULT_SHARE else picture, *words
 
         pictures, background, material = zip(*self._readers.map(example, indices, seeds), strict=True)
@@ -240,7 +233,7 @@ def train_verifier(
 
     def read(step: int, _: int) -> VerifierBatch:
         generator = step_generator(seed, step)
-        picked = torch.randint(len(training_set), (batch_size,), generator=generator)
+        picked = torch.randint(len(training_set.entries), (batch_size,), generator=generator)
         return training_set.read(picked.tolist(), torch.randint(2**62, (batch_size,), generator=generator).tolist())
 
     # Only reading runs ahead: a second thread of torch operations would take the cores from the first.

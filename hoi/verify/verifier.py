@@ -65,8 +65,30 @@ class Outputs:
     material: Tensor | None = None
 
 
-class Verifier(nn.Module):
-    """A U-Net of about a million weights (Ronneberger et al. 2015) with three heads, or five.
+class Hourglass(nn.Module):
+    """A U-Net without a head (Ronneberger et al. 2015); channels: of each level, the finest first."""
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        # Cells of 2x2 pixels become channels and come apart again at the end: a third of the work at full resolution.
+        self.stem = block(3 * CELL**2, channels[0])
+        pairs = list(zip(channels[:-1], channels[1:], strict=True))
+        self.down = nn.ModuleList(block(a, b, stride=2) for a, b in pairs)
+        self.up = nn.ModuleList(block(b + a, a) for a, b in reversed(pairs))
+
+    def down_and_up(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """image (B, 3, S, S) -> what it becomes (B, channels[0], S/2, S/2); the levels on the way down."""
+        levels = [self.stem(F.pixel_unshuffle(image, CELL))]  # (B, 32, S/2, S/2), each level half of the one before
+        for down in self.down:
+            levels.append(down(levels[-1]))
+        x = levels[-1]
+        for up, level in zip(self.up, levels[-2::-1], strict=True):
+            x = up(torch.cat([F.interpolate(x, scale_factor=2.0), level], dim=1))
+        return x, levels
+
+
+class Verifier(Hourglass):
+    """A U-Net of about a million weights with three heads, or five.
 
     backgrounds  the K words that it tells apart
     side         S, a multiple of 32
@@ -79,17 +101,12 @@ class Verifier(nn.Module):
         self, backgrounds: Sequence[str], side: int = DEFAULT_SIDE, channels: Sequence[int] = CHANNELS,
         materials: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        super().__init__()
+        super().__init__(channels)
         multiple = CELL * 2 ** (len(channels) - 1)
         if side < multiple or side % multiple:
             raise ValueError(f"the verifier's side is {side} pixels; it must be a multiple of {multiple}")
         self.backgrounds, self.side, self.materials = tuple(backgrounds), side, tuple(materials)
         self.reached: dict[str, float] = {}
-        # Cells of 2x2 pixels become channels and come apart again at the end: a third of the work at full resolution.
-        self.stem = block(3 * CELL**2, channels[0])
-        pairs = list(zip(channels[:-1], channels[1:], strict=True))
-        self.down = nn.ModuleList(block(a, b, stride=2) for a, b in pairs)
-        self.up = nn.ModuleList(block(b + a, a) for a, b in reversed(pairs))
         self.labels = nn.Conv2d(channels[0], len(LABELS) * CELL**2, 1)
         self.heat = nn.Conv2d(channels[0], KEYPOINTS, 1)
         self.background = nn.Linear(channels[-1] + channels[-2], len(self.backgrounds))
@@ -99,13 +116,8 @@ class Verifier(nn.Module):
 
     def forward(self, image: Tensor) -> Outputs:
         """image (B, 3, S, S) in [-1, 1] -> what is seen in it."""
-        levels = [self.stem(F.pixel_unshuffle(image, CELL))]  # (B, 32, S/2, S/2), each level half of the one before
-        for down in self.down:
-            levels.append(down(levels[-1]))
+        x, levels = self.down_and_up(image)
         features = torch.cat([level.mean((2, 3)) for level in levels[-2:]], dim=1)
-        x = levels.pop()  # the deepest
-        for up in self.up:
-            x = up(torch.cat([F.interpolate(x, scale_factor=2.0), levels.pop()], dim=1))
         labels = F.pixel_shuffle(self.labels(x), CELL)
         seen = labels, self.heat(x), self.background(features), features
         if not self.materials:
@@ -199,9 +211,8 @@ def predict(verifier: Verifier, images: Sequence[np.ndarray]) -> list[Prediction
     outputs = Outputs(**{name: None if each is None else each.cpu() for name, each in found.items()})
     cells, confidence = decode_heat(outputs.heat)
     points = cells_to_pixels(cells).double().numpy()
-    tips = (
-        None if outputs.tips is None else [cells_to_pixels(each).double().numpy() for each in decode_tips(outputs.tips)]
-    )
+    told = outputs.tips is not None
+    tips = [cells_to_pixels(each).double().numpy() for each in decode_tips(outputs.tips)] if told else []
     predictions = []
     for k, image in enumerate(images):
         labels, size = outputs.labels[k : k + 1], image.shape[:2]
@@ -214,8 +225,8 @@ def predict(verifier: Verifier, images: Sequence[np.ndarray]) -> list[Prediction
                 confidence=confidence[k].double().numpy(),
                 background=verifier.backgrounds[int(outputs.background[k].argmax())],
                 features=outputs.features[k].numpy(),
-                tips=None if tips is None else resized_points(tips[k], (side, side), size),
-                material=None if tips is None else verifier.materials[int(outputs.material[k].argmax())],
+                tips=resized_points(tips[k], (side, side), size) if told else None,
+                material=verifier.materials[int(outputs.material[k].argmax())] if told else None,
             )
         )
     return predictions

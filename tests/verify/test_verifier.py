@@ -128,7 +128,7 @@ def test_the_verifier_refuses_to_learn_from_generated_pictures_and_from_nothing(
     make_folder(tmp_path / "generated", 3, checkpoint={"name": "x", "sha256": "0"})
     with pytest.raises(ValueError, match="generated: 3 pictures .first images/000000.png. are generated; .* shaded or"):
         training.VerifierTrainingSet([tmp_path / "generated"], SIDE)
-    assert len(training.VerifierTrainingSet([tmp_path / "generated"], SIDE, allow_generated=True)) == 3
+    assert len(training.VerifierTrainingSet([tmp_path / "generated"], SIDE, allow_generated=True).entries) == 3
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "metadata.jsonl").write_text("")
     with pytest.raises(ValueError, match="empty holds no records"):
