@@ -121,7 +121,7 @@ def measured(name: str, seed: int, args: argparse.Namespace, estimators: toy_tab
         toy_tables.measure_pictures(results, pictures_of(name, seed, place, args), args.evaluation / place, estimators)
         numbers[place] = [item.as_json() for item in results.measurements]
     report = {
-        "reference": {"folder": str(args.reference), "n": len(estimators.reference.pictures)},
+        "reference": {"folder": str(args.reference), "n": len(estimators.reference)},
         "steps": steps,
         "sha256": {kind: sha256_of(path) for kind, path in files.items()},
         "commit": project_commit(),

@@ -33,9 +33,9 @@ from hoi.common.tensors import load_model_file, strict_load
 from hoi.data.folder import load_image
 from hoi.geometry.render import HAND, OBJECT
 from hoi.metrics.clip import Clip, clip_scores
-from hoi.metrics.features import Extractor, Run, find_pictures, verifier_extractor
+from hoi.metrics.features import Extractor, PictureSet, Run, find_pictures, verifier_extractor
 from hoi.metrics.intervals import PERCENT, SHARE, Results, mean_of, mean_of_groups
-from hoi.metrics.pictures import Reference, add_frechet
+from hoi.metrics.pictures import add_frechet
 from hoi.network.text import TextConfig, TextEncoder, tokenize
 from hoi.training.small_clip import FILE_NAME, KIND, PictureText
 from hoi.verify.choices import PCK_THRESHOLD
@@ -72,7 +72,7 @@ class ToyEstimators:
     verifier: Verifier
     clip: Clip
     extractor: Extractor
-    reference: Reference
+    reference: PictureSet
     run: Run
 
 
@@ -82,7 +82,7 @@ def load_toy_estimators(verifier_file: Path, clip_file: Path, reference: Path, c
     Raises FileNotFoundError or ValueError, naming the file.
     """
     verifier = load_verifier(verifier_file)
-    extractor, pictures = verifier_extractor(verifier, verifier_file), Reference.read([reference], WORKERS, False)
+    extractor, pictures = verifier_extractor(verifier, verifier_file), find_pictures(reference, WORKERS)
     run = Run(cache, batch_size=32, workers=WORKERS, device="cpu")
     return ToyEstimators(verifier, load_small_clip(clip_file), extractor, pictures, run)
 

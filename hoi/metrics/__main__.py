@@ -129,7 +129,7 @@ from hoi.common.files import sha256_of, write_whole
 from hoi.common.machine import choose_device
 from hoi.metrics import features, pictures
 from hoi.metrics.clip import load_clip
-from hoi.metrics.distances import save_statistics
+from hoi.metrics.distances import Statistics, save_statistics
 from hoi.metrics.flicker import add_flicker
 from hoi.metrics.hands import add_contact_numbers, add_keypoint_numbers
 from hoi.metrics.inception import load_inception
@@ -149,9 +149,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     args.device = choose_device(args.device)  # before any file is hashed
     results = Results(args.bootstrap, args.seed)
     fake = None if args.fake is None else features.find_pictures(args.fake, args.workers, args.skip_damaged)
-    reference = None if args.real is None else pictures.Reference.read(args.real, args.workers, args.skip_damaged)
-    for found in (fake, reference and reference.pictures):
-        if found is not None and found.damaged:
+    reference = None if args.real is None else pictures.read_reference(args.real, args.workers, args.skip_damaged)
+    for found in (fake, reference):
+        if isinstance(found, features.PictureSet) and found.damaged:
             results.note(f"{found.folder}: {len(found.damaged)} pictures were left out, damaged or of a kind "
                          f"that is not read: {first_few(found.damaged, joint='; ')}")  # fmt: skip
     extractors = _measure_features(args, results, fake, reference)
@@ -187,10 +187,10 @@ def _measure_features(
         inception = load_inception(args.inception).to(args.device)
         extractors.append(features.inception_extractor(inception, args.inception, args.resize))
         # A reference made in another way is refused before any picture is looked at.
-        if reference is not None and (note := reference.check(args.resize, sha256_of(args.inception))):
+        if isinstance(reference, Statistics) and (note := reference.check(args.resize, sha256_of(args.inception))):
             results.note(note)
         if args.save_statistics:
-            gaussians = {name: reference.gaussian(run, extractors[0], name) for name in ("pool", "spatial")}
+            gaussians = {key: pictures.gaussian_of(reference, run, extractors[0], key) for key in ("pool", "spatial")}
             save_statistics(args.save_statistics, gaussians, args.resize, sha256_of(args.inception))
             results.note(f"the reference's statistics are in {args.save_statistics}")
         if fake is not None:
@@ -206,7 +206,7 @@ def _measure_features(
         extractors.append(features.timm_extractor(*args.timm, args.device))
     if args.verifier:
         extractors.append(features.verifier_extractor(load_verifier(args.verifier).to(args.device), args.verifier))
-    if reference is not None and reference.pictures is not None:
+    if isinstance(reference, features.PictureSet):
         for extractor in extractors[1:] if args.inception else extractors:
             pictures.add_frechet(results, run, fake, reference, extractor)
     return extractors

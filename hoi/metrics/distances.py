@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from hoi.common.files import read_npz, write_whole
+from hoi.common.files import read_npz, sha256_of, write_whole
 from hoi.metrics.intervals import Statistic
 
 BLOCK = 2048  # rows at a time: a block of distances is 34 MB
@@ -249,6 +250,23 @@ class Statistics:
     path: Path
     gaussians: dict[str, Gaussian]
     made_with: dict[str, str]
+
+    def described(self) -> dict[str, Any]:
+        """What a report says of the reference."""
+        of_file = {"file": str(self.path), "sha256": sha256_of(self.path), "n": self.gaussians["pool"].n}
+        return of_file | self.made_with
+
+    def check(self, resize: str, weights: str) -> str:
+        """Raise ValueError for statistics made in another way; return a note when they do not say how, else "".
+
+        weights  SHA-256 of the Inception file
+        """
+        for key, ours in (("resize", resize), ("inception_sha256", weights)):
+            theirs = self.made_with.get(key, ours)  # other tools' files do not say
+            if theirs != ours:
+                raise ValueError(f"{self.path} was made with {key} {theirs}, this run has {ours}: not comparable")
+        unsaid = f"{self.path} does not say how it was made: the numbers hold only if its preprocessing was {resize}"
+        return "" if self.made_with else unsaid
 
 
 def load_statistics(path: str | Path) -> Statistics:

@@ -6,14 +6,11 @@ Paper: Table 1 and Sec. 4.2, which give neither resize mode nor CLIP model; ever
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from hoi.common.command import first_few
-from hoi.common.files import sha256_of
 from hoi.metrics import distances
 from hoi.metrics.clip import Clip, clip_scores
 from hoi.metrics.features import Extractor, PictureSet, Run, find_pictures
@@ -26,48 +23,21 @@ FRECHET_NUMBERS = {
 }
 
 
-@dataclass(frozen=True)
-class Reference:
-    """What pictures are compared with: pictures, or statistics of their Inception features; the other is None."""
+Reference = PictureSet | distances.Statistics  # what pictures are compared with
 
-    pictures: PictureSet | None
-    statistics: distances.Statistics | None
 
-    @classmethod
-    def read(cls, paths: Sequence[Path], workers: int, skip_damaged: bool) -> Reference:
-        """From folders of pictures or one statistics file (.npz).  Raises as find_pictures and load_statistics."""
-        if paths[0].suffix == ".npz":
-            return cls(None, distances.load_statistics(paths[0]))
-        return cls(find_pictures(paths, workers, skip_damaged), None)
+def read_reference(paths: Sequence[Path], workers: int, skip_damaged: bool) -> Reference:
+    """Pictures of folders, or one file of statistics (.npz).  Raises as find_pictures and load_statistics."""
+    if paths[0].suffix == ".npz":
+        return distances.load_statistics(paths[0])
+    return find_pictures(paths, workers, skip_damaged)
 
-    def described(self) -> dict[str, Any]:
-        """What a report says of the reference."""
-        if self.pictures is not None:
-            return self.pictures.described()
-        of_file = {"file": str(self.statistics.path), "sha256": sha256_of(self.statistics.path)}
-        return of_file | {"n": self.statistics.gaussians["pool"].n, **self.statistics.made_with}
 
-    def gaussian(self, run: Run, extractor: Extractor, name: str) -> distances.Gaussian | None:
-        """Of Inception features, "pool" or "spatial"; None where a statistics file lacks them."""
-        if self.statistics is not None:
-            return self.statistics.gaussians.get(name)
-        return distances.fit_gaussian(run.features(self.pictures, extractor, name))
-
-    def check(self, resize: str, weights: str) -> str:
-        """Raise ValueError for statistics made in another way; return a note when they do not say how, else "".
-
-        weights  SHA-256 of the Inception file
-        """
-        if self.statistics is None:
-            return ""
-        path, made_with = self.statistics.path, self.statistics.made_with
-        for key, ours in (("resize", resize), ("inception_sha256", weights)):
-            theirs = made_with.get(key, ours)  # other tools' files do not say
-            if theirs != ours:
-                raise ValueError(f"{path} was made with {key} {theirs}, this run has {ours}: not comparable")
-        if not made_with:
-            return f"{path} does not say how it was made: the numbers hold only if its preprocessing was {resize}"
-        return ""
+def gaussian_of(reference: Reference, run: Run, extractor: Extractor, name: str) -> distances.Gaussian | None:
+    """Of Inception features, "pool" or "spatial"; None where a statistics file lacks them."""
+    if isinstance(reference, distances.Statistics):
+        return reference.gaussians.get(name)
+    return distances.fit_gaussian(run.features(reference, extractor, name))
 
 
 def add_inception_score(
@@ -92,17 +62,17 @@ def add_inception_distances(
     # The name of each number says how pictures were resized: FIDs of two resize modes are not comparable.
     n, where, features = len(fake), f"({extractor.name})", run.features(fake, extractor)
     for number, (name, what) in FRECHET_NUMBERS.items():
-        gaussian = reference.gaussian(run, extractor, name)
+        gaussian = gaussian_of(reference, run, extractor, name)
         if gaussian is None:
-            results.note(f"no {number}: {reference.statistics.path} lacks mu_s and sigma_s")
+            results.note(f"no {number}: {reference.path} lacks mu_s and sigma_s")
             continue
         what = f"{what}, covariance over N - 1, float64"
         _add_distance(results, f"{number} {where}", run.features(fake, extractor, name), gaussian, what)
     # Kernels and neighbours are of single pictures; a mean and a covariance do not hold them.
-    if reference.pictures is None:
+    if isinstance(reference, distances.Statistics):
         results.note("KID, precision and recall need the reference's pictures, not its statistics")
         return
-    real = run.features(reference.pictures, extractor)
+    real = run.features(reference, extractor)
     results.add(f"KID x 1000 {where}", scaled(1000, distances.kid(features, real)), n, "lower",
                 "unbiased squared MMD, kernel (x.y / 2048 + 1)^3, all pictures at once", (-np.inf, np.inf))  # fmt: skip
     for number, share in (("precision", distances.precision), ("recall", distances.recall)):
@@ -128,9 +98,9 @@ def add_clip_score(
                 f"{weight:g} * max(cosine, 0) of picture and {prefix + '<caption>'!r}, mean over pictures")  # fmt: skip
 
 
-def add_frechet(results: Results, run: Run, fake: PictureSet, reference: Reference, extractor: Extractor) -> None:
-    """Frechet distance on features of a network other than Inception; the reference has pictures."""
-    gaussian = distances.fit_gaussian(run.features(reference.pictures, extractor))
+def add_frechet(results: Results, run: Run, fake: PictureSet, reference: PictureSet, extractor: Extractor) -> None:
+    """Frechet distance on features of a network other than Inception."""
+    gaussian = distances.fit_gaussian(run.features(reference, extractor))
     what = f"{len(gaussian.mean)} features of {extractor.name}"
     _add_distance(results, f"Frechet distance ({extractor.name})", run.features(fake, extractor), gaussian, what)
 
