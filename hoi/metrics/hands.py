@@ -68,11 +68,9 @@ def hand_errors(record: dict[str, Any], hands: list[HandPrediction]) -> tuple[np
 
 
 def add_keypoint_numbers(
-    results: Results,
-    records: Sequence[dict[str, Any]],
-    predictions: Mapping[str, list[HandPrediction]],
+    results: Results, records: Sequence[dict[str, Any]], predictions: Mapping[str, list[HandPrediction]],
     thresholds: Sequence[float],
-) -> None:
+) -> None:  # fmt: skip
     """PCK at each threshold, its area, detection rate, mean pixel error; MPJPE where 3D predictions are.
 
     Raises ValueError when no record has keypoints_2d.

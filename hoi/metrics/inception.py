@@ -16,14 +16,12 @@ from torch import Tensor, nn
 from torchvision.models.inception import Inception3, InceptionE
 
 from hoi.common.tensors import load_model_file, strict_load
-from hoi.metrics.choices import RESIZE_MODES
 
 INPUT_SIDE = 299  # pixels
 NUM_CLASSES = 1008  # of the 2015 graph: ImageNet's 1000 and eight unused
 SPATIAL_CHANNELS = 7  # of Mixed_6d, whose first channels are branch1x1: TensorFlow's mixed_6/conv, 7 x 17 x 17 = 2023
 # Blocks whose pooling branch averages; the graph leaves zero padding out of the average.
 AVERAGING = ("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e", "Mixed_7b")
-
 
 
 class MaxPooledE(InceptionE):
@@ -63,9 +61,9 @@ class Inception(nn.Module):
             x = module(x)
             if name == "Mixed_6d":
                 spatial = x[:, :SPATIAL_CHANNELS].flatten(1)  # (B, 7 * 17 * 17)
-            if name == "avgpool":
-                return {"pool": x.flatten(1), "spatial": spatial}
-        raise AssertionError("torchvision's inception_v3 has no avgpool")
+            if name == "avgpool":  # before the classifier
+                break
+        return {"pool": x.flatten(1), "spatial": spatial}
 
     def log_probabilities(self, pool: np.ndarray, bias: bool) -> np.ndarray:
         """Of the 1008 classes from pool features (N, 2048), in float64.
@@ -111,9 +109,7 @@ def prepare(picture: Image.Image, resize: str) -> Tensor:
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()  # (3, H, W)
     if resize == "tf1":
         return (resize_tf1(pixels, *size) - 128) / 128
-    if resize == "pytorch-fid":
-        return F.interpolate(pixels[None] / 255, size, mode="bilinear", align_corners=False)[0] * 2 - 1
-    raise ValueError(f"resize is {resize!r}, expected one of {', '.join(RESIZE_MODES)}")
+    return F.interpolate(pixels[None] / 255, size, mode="bilinear", align_corners=False)[0] * 2 - 1
 
 
 def resize_tf1(pixels: Tensor, height: int, width: int) -> Tensor:

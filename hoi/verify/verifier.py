@@ -35,14 +35,10 @@ TRAIN_COMMAND = "python -m hoi.verify train --data DIR ... --out FILE"
 def block(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
     """Two 3x3 convolutions with group norm; the first may halve the size."""
     # Group norm: a picture is seen alike in any batch, alone too, as batch norm would not have it.
-    return nn.Sequential(
-        nn.Conv2d(channels_in, channels_out, 3, stride, 1),
-        nn.GroupNorm(8, channels_out),
-        nn.SiLU(),
-        nn.Conv2d(channels_out, channels_out, 3, 1, 1),
-        nn.GroupNorm(8, channels_out),
-        nn.SiLU(),
-    )
+    layers: list[nn.Module] = []
+    for width, step in ((channels_in, stride), (channels_out, 1)):
+        layers += [nn.Conv2d(width, channels_out, 3, step, 1), nn.GroupNorm(8, channels_out), nn.SiLU()]
+    return nn.Sequential(*layers)
 
 
 @dataclass(frozen=True)

@@ -226,8 +226,5 @@ def _json_text(settings: Mapping[str, object]) -> str:
 
 # What tools/export_weights.py can write: (model, path, half) -> the files or the folder written.
 WEIGHT_FORMATS: dict[str, Callable[[HOIDiffusion, str | Path, bool], list[Path]]] = {
-    "own": export_own,
-    "official": export_official,
-    "single": export_single,
-    "diffusers": export_diffusers,
-}
+    "own": export_own, "official": export_official, "single": export_single, "diffusers": export_diffusers,
+}  # fmt: skip

@@ -53,9 +53,8 @@ _OLD_VAE_ATTENTION = {"norm": "group_norm", "q": "query", "k": "key", "v": "valu
 _TEXT_OUTER = {
     "token_embedding.weight": "embeddings.token_embedding.weight",
     "positional_embedding": "embeddings.position_embedding.weight",
-    "ln_final.weight": "final_layer_norm.weight",
-    "ln_final.bias": "final_layer_norm.bias",
-}
+    "ln_final.weight": "final_layer_norm.weight", "ln_final.bias": "final_layer_norm.bias",
+}  # fmt: skip
 _TEXT_LAYER = {
     "ln_1": "layer_norm1", "attn.out_proj": "self_attn.out_proj", "ln_2": "layer_norm2",
     "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2",

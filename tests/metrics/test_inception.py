@@ -133,8 +133,6 @@ def test_clean_resize_is_bicubic_with_antialiasing(pictures):
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].double()
     expected = torch.nn.functional.interpolate(pixels, (299, 299), mode="bicubic", antialias=True)[0].clamp(0, 255)
     assert (prepare(picture, "clean") - (expected - 128) / 128).abs().max() < 1e-3
-    with pytest.raises(ValueError, match="resize is 'nearest', expected one of tf1, pytorch-fid, clean"):
-        prepare(picture, "nearest")
 
 
 def test_another_network_a_missing_file_and_another_class_count_are_named(weights, tmp_path):
