@@ -337,6 +337,8 @@ def _ply_rows(
         table = np.frombuffer(body, row, some, at)
         other = np.any([table[f"{name} count"] != length for name, length in lengths.items()], axis=0)
         table = table[: other.argmax()] if other.any() else table
+        if not len(table):  # text and floats can promise 2.5
+            raise ValueError(f"a list in it has no whole number of entries: {lengths} and a part of one")
         for name in properties:
             columns[name].append(table[name])
         at, count = at + table.nbytes, count - len(table)

@@ -356,3 +356,11 @@ def test_a_spiral_of_a_thousand_corners_is_cut_to_its_area(tmp_path):
     triangles = mesh.vertices[mesh.faces[(mesh.vertices[mesh.faces][..., 2] == 0).all(axis=1)]]
     sizes = np.linalg.norm(np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0]), axis=1) / 2
     assert len(triangles) == 998 and sizes.sum() == pytest.approx(area)
+
+
+def test_a_list_of_two_and_a_half_corners_is_refused(tmp_path):
+    head = "ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nproperty float y\nproperty float z\n"
+    rows = "element face 1\nproperty list uchar int vertex_indices\nend_header\n0 0 0\n2.5 0 0 0\n"
+    (tmp_path / "half.ply").write_text(head + rows)
+    with pytest.raises(ValueError, match="no whole number of entries"):
+        read_mesh(tmp_path / "half.ply")
