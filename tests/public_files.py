@@ -3,15 +3,21 @@
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, T2IAdapter, UNet2DConditionModel
-from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, T2IAdapter, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import (
+    convert_controlnet_checkpoint,
+    convert_ldm_unet_checkpoint,
+    convert_ldm_vae_checkpoint,
+)
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from hoi.network.config import ModelConfig
+from hoi.network.model import HOIDiffusion
 from hoi.network.text import TextConfig
 from hoi.network.unet import UNet, UNetConfig
 from hoi.network.vae import VAE, VAEConfig
+from hoi.weights.names import controlnet_names
 
 WIDTHS = (32, 64, 64, 64)
 CONFIG = ModelConfig(
@@ -71,6 +77,12 @@ def t2i_adapter(seed: int, in_channels: int = 3, kind: str = "full_adapter") -> 
     return randomized(T2IAdapter(in_channels, list(WIDTHS), 2, 8, kind), seed)
 
 
+def controlnet(channels: int = 9, **changes) -> ControlNetModel:
+    """For the U-Net above; channels: of the hint, three a condition image."""
+    sizes = {"block_out_channels": WIDTHS, "layers_per_block": 1, "cross_attention_dim": 32, "attention_head_dim": 4}
+    return randomized(ControlNetModel(conditioning_channels=channels, **sizes | changes), 4)
+
+
 def scheduler(**changes) -> DDIMScheduler:
     settings = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
     return DDIMScheduler(**settings | {"steps_offset": 1, "set_alpha_to_one": False} | changes)
@@ -120,3 +132,15 @@ def single_file_state(text_prefix: str = "cond_stage_model.transformer.text_mode
     assert len(state) == len(unet_names) + len(vae_names)
     text = {name.removeprefix("text_model."): tensor for name, tensor in clip_text_model().state_dict().items()}
     return state | {text_prefix + name: tensor for name, tensor in text.items()}
+
+
+def published_controlnet_names(twin: ControlNetModel, prefix: str = "control_model.") -> dict[str, Tensor]:
+    """A diffusers ControlNet under the published names, which its own converter, fed with numbers, tells apart."""
+    with torch.device("meta"):
+        names = controlnet_names(HOIDiffusion(CONFIG, controlnet=True).state_dict())
+    order = [theirs for (theirs,) in names.values()]
+    numbered = {name: torch.full((1,), float(i)) for i, name in enumerate(order)}
+    converted, tensors = convert_controlnet_checkpoint(numbered, twin.config), twin.state_dict()
+    assert converted.keys() == tensors.keys() and len(converted) == len(order)
+    published = {order[int(number)]: tensors[theirs] for theirs, number in converted.items()}
+    return {prefix + name.removeprefix("control_model."): tensor for name, tensor in published.items()}

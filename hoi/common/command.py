@@ -53,8 +53,8 @@ def share(word: str) -> float:
 def condition_weight(word: str) -> tuple[str, float]:
     """The argument NAME=WEIGHT of --cond-scale."""
     name, _, weight = word.partition("=")
-    if name not in CONDITION_NAMES:
-        raise argparse.ArgumentTypeError(f"{name!r} is no condition; choose from {', '.join(CONDITION_NAMES)}")
+    if name not in (*CONDITION_NAMES, "all"):
+        raise argparse.ArgumentTypeError(f"{name!r} is no condition; choose from {', '.join(CONDITION_NAMES)}, all")
     try:
         return name, finite(weight)
     except argparse.ArgumentTypeError as error:
@@ -93,7 +93,8 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=positive, metavar="N", help="tiny and sd1: 20 with dpm++; the paper: 50 with ddim")
     add("--guidance-scale", type=finite, metavar="W", help="0 ignores the text, 1 means no guidance (sd1: 7.5)")
     add("--cond-scale", nargs="+", type=condition_weight, default=[], metavar="NAME=WEIGHT",
-        help=f"weights of the conditions {', '.join(CONDITION_NAMES)} (1 each, Sec. 3.3)")
+        help=f"weights of the conditions {', '.join(CONDITION_NAMES)}, or of all (1 each, Sec. 3.3); a ControlNet's "
+        "share one")
     add("--cond-tau", type=share, default=1.0, metavar="TAU",
         help="share of the steps, from the noisiest on, that sees the conditions, 0 to 1")
     add("--negative-prompt", metavar="TEXT",
@@ -106,7 +107,8 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint", type=Path, metavar="FILE", help="weights trained here (default: the built-in ones)")
     add("--base", type=Path, metavar="PATH", help="instead: a Stable Diffusion 1.x file (.safetensors, .ckpt) or a "
         "diffusers folder, or an export of tools/export_weights.py")
-    add("--adapter", type=Path, metavar="FILE", help="condition encoders for --base: the official model_ad_N.pth")
+    add("--adapter", type=Path, metavar="FILE", help="condition encoders for --base: the official model_ad_N.pth, or a "
+        "ControlNet for the three condition images")
     add("--vae", type=Path, metavar="FILE", help="another autoencoder for --base, or the one that its file lacks")
     add("--device", help="cpu, cuda, cuda:1, xpu, mps (default: a GPU where there is one)")
     add("--dtype", choices=("auto", *DTYPES), default="auto",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hoi.common.choices import CONDITION_NAMES
 from hoi.conditions import Conditions
 from hoi.network.config import ModelConfig
+from hoi.network.controlnet import ControlNet, HintEncoder
 from hoi.network.text import TextEncoder
 from hoi.network.unet import CachedContext, UNet
 from hoi.network.vae import VAE
@@ -106,20 +107,21 @@ class ConditionEncoders(nn.ModuleDict):
 class HOIDiffusion(nn.Module):
     """U-Net, VAE, text encoder and, unless it is a base model, the three condition encoders.
 
-    condition_encoders  None for a base model: text alone
+    condition_encoders  None for a base model: text alone.  Of the ControlNet baseline, whose other part is
+                        `unet.control`, the hint's encoder
     metadata            of the file it was loaded from: stage, step, training command, ...; empty for a fresh model
     """
 
-    def __init__(self, config: ModelConfig, with_conditions: bool = True) -> None:
+    def __init__(self, config: ModelConfig, with_conditions: bool = True, controlnet: bool = False) -> None:
         super().__init__()
         self.config = config
         self.metadata: dict[str, str] = {}
         self.unet = UNet(config.unet)
         self.vae = VAE(config.vae)
         self.text_encoder = TextEncoder(config.text)
-        self.condition_encoders: ConditionEncoders | None = None
+        self.condition_encoders: ConditionEncoders | HintEncoder | None = None
         if with_conditions:
-            self.add_condition_encoders()
+            self.add_condition_encoders(controlnet)
 
     def forward(
         self,
@@ -147,15 +149,20 @@ class HOIDiffusion(nn.Module):
             raise ValueError("this is a base model without condition encoders; see add_condition_encoders")
         return self.unet(latents, timesteps, context, self.condition_encoders(conditions, condition_weights))
 
-    def add_condition_encoders(self) -> None:
+    def add_condition_encoders(self, controlnet: bool = False) -> None:
         """Fresh, untrained condition encoders on top of a base model: the start of fine-tuning (Sec. 3.3).
 
+        controlnet   a ControlNet in their place, which starts as a copy of the U-Net and adds nothing yet (Sec. 4.2)
         Raises ValueError when there are some.
         """
         if self.condition_encoders is not None:
             raise ValueError("this model already has condition encoders; adding fresh ones would discard them")
-        fresh = ConditionEncoders(self.config.unet.level_widths, self.config.vae.factor)
-        self.condition_encoders = fresh.to(self.unet.out[2].weight)  # same device and dtype
+        like, factor = self.unet.out[2].weight, self.config.vae.factor  # same device and dtype
+        if controlnet:
+            self.unet.control = ControlNet(self.unet).to(like)
+            self.condition_encoders = HintEncoder(self.config.unet.model_channels, factor).to(like)
+        else:
+            self.condition_encoders = ConditionEncoders(self.config.unet.level_widths, factor).to(like)
 
     def freeze_for_fine_tuning(
         self, conditions: Sequence[str] = CONDITION_NAMES, decoder: bool = True
@@ -166,13 +173,17 @@ class HOIDiffusion(nn.Module):
                      stay so, and an encoder of zeros adds nothing to the features, whatever picture it is shown.  None
                      of them, for a model without encoders: text alone, the fine-tuned latent diffusion baseline
         decoder      False: the U-Net stays as it is, only encoders learn
+        Of a ControlNet hint encoder and copy train, and nothing else.
         Raises ValueError when conditions are named and there are no encoders.
         """
         if self.condition_encoders is None and conditions:
             raise ValueError("fine-tuning needs condition encoders; call add_condition_encoders first")
         self.requires_grad_(False)
-        trained = self.unet.decoder_parameters() if decoder else []
-        for name, encoder in (self.condition_encoders or {}).items():
+        if self.unet.control is not None:
+            trained, encoders = [*self.unet.control.parameters(), *self.condition_encoders.parameters()], {}
+        else:
+            trained, encoders = self.unet.decoder_parameters() if decoder else [], self.condition_encoders or {}
+        for name, encoder in encoders.items():
             if name in conditions:
                 trained += encoder.parameters()
             else:

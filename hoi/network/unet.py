@@ -1,14 +1,15 @@
 """The denoising U-Net.  latents, timesteps, context, condition features -> eps.  Paper: Sec. 3.1, 3.3, 4.4 (anchor).
 
-From small to large: attention and its transformer, the residual block, a numbered block of these, the U-Net.  Maps are
-(B, C, h, w), tokens (B, N, C) with N = h w.  Architecture: Rombach et al. 2022.  Module names follow the single-file
-Stable Diffusion 1.x checkpoint, so its weights load by stripping a prefix; the `nn.Identity` layers keep their numbers.
+From small to large: attention and its transformer, the residual block, a numbered block of these, the half of the U-Net
+that a ControlNet copies, the U-Net.  Maps are (B, C, h, w), tokens (B, N, C) with N = h w.  Architecture: Rombach et
+al. 2022.  Module names follow the single-file Stable Diffusion 1.x checkpoint, so its weights load by stripping a
+prefix; the `nn.Identity` layers keep their numbers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -132,7 +133,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, num_heads: int, context_dim: int | None = None) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.cache_index: int | None = None  # place in CachedContext, set by UNet for the cross-attentions
+        self.cache_index: int | None = None  # place in CachedContext, set by UNet.cache_context
         self.to_q = nn.Linear(width, width, bias=False)
         self.to_k = nn.Linear(context_dim or width, width, bias=False)
         self.to_v = nn.Linear(context_dim or width, width, bias=False)
@@ -279,8 +280,8 @@ class Block(nn.Sequential):
         return x
 
 
-class UNet(nn.Module):
-    """Encoder (input_blocks), middle_block, decoder (output_blocks, out), joined by skip connections.
+class UNetEncoder(nn.Module):
+    """Time embedding, encoder (input_blocks) and middle_block: what a ControlNet copies.
 
     gradient_checkpointing  recompute every block in backward: a third more time, far less memory
     """
@@ -294,27 +295,20 @@ class UNet(nn.Module):
             nn.Linear(config.model_channels, embedding_width), nn.SiLU(), nn.Linear(embedding_width, embedding_width)
         )
 
-        # A numbered block of a level, as long as it neither halves nor doubles.
-        def layers(level: int, width_in: int) -> list[nn.Module]:
-            block: list[nn.Module] = [ResBlock(width_in, widths[level], config)]
-            if level in config.attention_levels:
-                block.append(SpatialTransformer(widths[level], config))
-            return block
-
         # Down: what leaves each block is kept for the way up, so its width is noted.
         width = config.model_channels
         self.input_blocks = nn.ModuleList([Block(nn.Conv2d(config.in_channels, width, 3, padding=1))])
-        skip_widths = [width]
+        self.skip_widths = [width]
         self.feature_blocks: list[int] = []  # the last block of each level: 2, 5, 8, 11 for SD
         for level in range(len(widths)):
             for _ in range(config.num_res_blocks):
-                self.input_blocks.append(Block(*layers(level, width)))
+                self.input_blocks.append(Block(*self._layers(level, width)))
                 width = widths[level]
-                skip_widths.append(width)
+                self.skip_widths.append(width)
             self.feature_blocks.append(len(self.input_blocks) - 1)
             if level < len(widths) - 1:
                 self.input_blocks.append(Block(Downsample(width)))
-                skip_widths.append(width)
+                self.skip_widths.append(width)
 
         self.middle_block = Block(
             ResBlock(width, width, config),
@@ -322,11 +316,60 @@ class UNet(nn.Module):
             ResBlock(width, width, config),
         )
 
+    def _layers(self, level: int, width_in: int) -> list[nn.Module]:
+        """A numbered block of a level, as long as it neither halves nor doubles."""
+        width = self.config.level_widths[level]
+        attends = level in self.config.attention_levels
+        return [ResBlock(width_in, width, self.config), *([SpatialTransformer(width, self.config)] if attends else [])]
+
+    def encode(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        context: Tensor | CachedContext,
+        added: Mapping[int, Tensor],
+        anchors: Sequence[Anchor | None],
+    ) -> tuple[list[Tensor], Tensor]:
+        """All that comes before the decoder; latents, timesteps and context as of UNet.forward.
+
+        added     maps (B'', C, h', w') by the number of the input block after which they are added
+        anchors   what self-attention of encoder and middle block sees beside its own
+        returns   what each input block and, last, the middle block leaves, and the time embedding (B, 4 C_model)
+        """
+        dtype = self.input_blocks[0][0].weight.dtype
+        embedding = self.time_embed(timestep_embedding(timesteps, self.config.model_channels).to(dtype))
+        embedding = repeat(embedding, len(context))
+        h, kept = latents.to(dtype), []
+        for index, block in enumerate(self.input_blocks):
+            h = self._run(block, h, embedding, context, anchors[0])
+            if index in added:
+                h = h + tile(added[index], h)
+            kept.append(h)
+        return [*kept, self._run(self.middle_block, h, embedding, context, anchors[1])], embedding
+
+    def _run(
+        self, block: Block, h: Tensor, embedding: Tensor, context: Tensor | CachedContext, anchor: Anchor | None
+    ) -> Tensor:
+        # The reentrant kind gives weights no gradient where no input has one, as in the first block.
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, h, embedding, context, anchor, use_reentrant=False)
+        return block(h, embedding, context, anchor)
+
+
+class UNet(UNetEncoder):
+    """Encoder (input_blocks), middle_block, decoder (output_blocks, out), joined by skip connections.
+
+    control   a controlnet.ControlNet, which then takes the place of features added to the encoder; None: none
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__(config)
+        widths, skip_widths, width = config.level_widths, list(self.skip_widths), self.skip_widths[-1]
         # Up: one block more a level, since each takes one kept map, the halving blocks' ones too.
         self.output_blocks = nn.ModuleList()
         for level in reversed(range(len(widths))):
             for index in range(config.num_res_blocks + 1):
-                block = layers(level, width + skip_widths.pop())
+                block = self._layers(level, width + skip_widths.pop())
                 width = widths[level]
                 if level > 0 and index == config.num_res_blocks:
                     block.append(Upsample(width))
@@ -336,12 +379,10 @@ class UNet(nn.Module):
             nn.SiLU(),
             zero_init(nn.Conv2d(width, config.out_channels, 3, padding=1)),
         )
-        # So that a cached context finds its way to each attention through blocks that know nothing of it.
-        for index, attention in enumerate(self.cross_attentions()):
-            attention.cache_index = index
+        self.control: UNetEncoder | None = None
 
     def cross_attentions(self) -> list[Attention]:
-        """Those that look at the text, in the order of `CachedContext`."""
+        """Those that look at the text, a ControlNet's too, in the order of `CachedContext`."""
         return [module.attn2 for module in self.modules() if isinstance(module, TransformerBlock)]
 
     def decoder_parameters(self) -> list[nn.Parameter]:
@@ -353,7 +394,10 @@ class UNet(nn.Module):
 
     def cache_context(self, context: Tensor) -> CachedContext:
         """Keys and values of all cross-attentions, once per run of the sampler.  context (B, 77, C)."""
-        keys, values = zip(*(attention.keys_values(context) for attention in self.cross_attentions()), strict=True)
+        attentions = self.cross_attentions()
+        for index, attention in enumerate(attentions):  # so that each finds its own, through blocks that know nothing
+            attention.cache_index = index
+        keys, values = zip(*(attention.keys_values(context) for attention in attentions), strict=True)
         return CachedContext(keys, values)
 
     def forward(
@@ -372,7 +416,8 @@ class UNet(nn.Module):
         context        (B, 77, C)     text, or what cache_context made of it; B a multiple of B': under guidance, where
                        two texts share their latents, what comes before the first text is computed once
         cond_features  maps (B'', C_k, h / 2^k, w / 2^k), one per level, B' a multiple of B''; feature k is added after
-                       the last block of level k, so that main path and skip connection both carry it; None: none
+                       the last block of level k, so that main path and skip connection both carry it; None: none.
+                       With a ControlNet: the hint and the scale that its HintEncoder gives
         anchor         0 to B' - 1: the latents are frames of a video, and self-attention of each also sees the keys and
                        values of this one (Sec. 4.4); for the anchor itself that changes nothing; None: no video
         anchor_in      which of UNET_PARTS do so; the paper: all
@@ -380,28 +425,19 @@ class UNet(nn.Module):
         Raises ValueError when a shape does not fit.
         """
         self._check(latents, timesteps, len(context), cond_features)
-        encoder, middle, decoder = self._anchors(anchor, len(latents), anchor_in)
-        dtype = self.out[2].weight.dtype
-        embedding = self.time_embed(timestep_embedding(timesteps, self.config.model_channels).to(dtype))
-        embedding = repeat(embedding, len(context))
-        h, skips, features = latents.to(dtype), [], list(cond_features or [])  # features: finest level first
-        for index, block in enumerate(self.input_blocks):
-            h = self._run(block, h, embedding, context, encoder)
-            if features and index in self.feature_blocks:
-                h = h + tile(features.pop(0), h)
-            skips.append(h)
-        h = self._run(self.middle_block, h, embedding, context, middle)
+        *anchors, decoder = self._anchors(anchor, len(latents), anchor_in)
+        controlled = self.control is not None and cond_features is not None
+        added = {} if controlled else dict(zip(self.feature_blocks, cond_features or (), strict=False))
+        skips, embedding = self.encode(latents, timesteps, context, added, anchors)
+        if controlled:
+            hint, scale = cond_features
+            residuals = self.control(latents, timesteps, context, hint, anchors)
+            skips = [skip + repeat(scale, len(skip)) * residual
+                     for skip, residual in zip(skips, residuals, strict=True)]  # fmt: skip
+        h = skips.pop()
         for block in self.output_blocks:
             h = self._run(block, torch.cat([h, repeat(skips.pop(), len(h))], dim=1), embedding, context, decoder)
         return self.out(h).to(latents.dtype)
-
-    def _run(
-        self, block: Block, h: Tensor, embedding: Tensor, context: Tensor | CachedContext, anchor: Anchor | None
-    ) -> Tensor:
-        # The reentrant kind gives weights no gradient where no input has one, as in the first block.
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, h, embedding, context, anchor, use_reentrant=False)
-        return block(h, embedding, context, anchor)
 
     def _anchors(self, index: int | None, frames: int, anchor_in: Collection[str]) -> list[Anchor | None]:
         """What encoder, middle block and decoder look at."""
@@ -413,6 +449,7 @@ class UNet(nn.Module):
 
     def _check(self, latents: Tensor, timesteps: Tensor, texts: int, cond_features: Sequence[Tensor] | None) -> None:
         levels, (batch, channels, height, width) = len(self.config.channel_mult), latents.shape
+        maps, what = (levels, "one per U-Net level") if self.control is None else (2, "a ControlNet's hint and scale")
         cell = 2 ** (levels - 1)
         if channels != self.config.in_channels or height % cell or width % cell:
             raise ValueError(
@@ -423,5 +460,5 @@ class UNet(nn.Module):
             raise ValueError(f"timesteps have shape {tuple(timesteps.shape)}, expected ({batch},), one per latent")
         if texts % batch:
             raise ValueError(f"the context has batch {texts}, expected a multiple of the latents' batch {batch}")
-        if cond_features is not None and len(cond_features) != levels:
-            raise ValueError(f"got {len(cond_features)} condition features, expected {levels}, one per U-Net level")
+        if cond_features is not None and len(cond_features) != maps:
+            raise ValueError(f"got {len(cond_features)} condition features, expected {maps}, {what}")

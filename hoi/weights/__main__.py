@@ -6,7 +6,7 @@
 
 It prints a sentence a file: its kind, the number of its tensors, the sizes that it fits, and how to use it.  The names
 and shapes of all tensors are compared, and no code of a file is run.  Other families (Stable Diffusion 2.x or XL, LoRA,
-ControlNet, inpainting, ...), incomplete and damaged files are refused by what is wrong with them; then the exit status
+inpainting, ...), incomplete and damaged files are refused by what is wrong with them; then the exit status
 is 1.  Where to get weights: docs/weights.md.
 """
 

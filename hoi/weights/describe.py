@@ -8,8 +8,8 @@ from hoi.common.tensors import WeightFile
 from hoi.geometry.grabnet import FILES, load_grabnet
 from hoi.geometry.mano import read_mano
 from hoi.network.config import PRESETS
-from hoi.weights.kinds import CLIP, DIFFUSERS_T2I_ADAPTER, OFFICIAL_ADAPTER, OWN, T2I_ADAPTER, VAE, kind_of
-from hoi.weights.load import check_part, expected_shapes, official_adapter, t2i_adapter, vae_file, whole_model
+from hoi.weights import load
+from hoi.weights.kinds import CLIP, CONTROLNETS, DIFFUSERS_T2I_ADAPTER, OFFICIAL_ADAPTER, OWN, T2I_ADAPTER, VAE, kind_of
 
 DIFFUSERS_FOLDER = "a diffusers folder"
 
@@ -31,15 +31,17 @@ def _preset(file: WeightFile, kind: str) -> str:
     """The preset whose part a file fits.  If none, raises how it differs from Stable Diffusion's."""
     problems = {}
     for name, preset in PRESETS.items():
-        expected = expected_shapes(preset(), with_conditions=True)
+        expected = load.expected_shapes(preset(), "hoi")
         if kind == VAE:
-            part = vae_file(file, preset())
+            part = load.vae_file(file, preset())
+        elif kind in CONTROLNETS:
+            part, expected = load.controlnet(file, preset())
         elif kind == OFFICIAL_ADAPTER:
-            part = official_adapter(file, expected)
+            part = load.official_adapter(file, expected)
         else:
-            part = t2i_adapter(file, expected, "normal", kind == DIFFUSERS_T2I_ADAPTER)
+            part = load.t2i_adapter(file, expected, "normal", kind == DIFFUSERS_T2I_ADAPTER)
         try:
-            check_part(part, expected)
+            load.check_part(part, expected)
             return name
         except ValueError as problem:
             problems[name] = problem
@@ -53,6 +55,9 @@ def _describe_part(file: WeightFile) -> str | None:
         return f"{kind} ({len(file)} tensors); use with python -m hoi.metrics --fake DIR --clip NAME {file.path}"
     uses = {OFFICIAL_ADAPTER: "use with --base FILE --adapter ", VAE: "use with --base FILE --vae "}
     uses |= dict.fromkeys((T2I_ADAPTER, DIFFUSERS_T2I_ADAPTER), "start a branch with --init-branch NAME=")
+    uses |= dict.fromkeys(CONTROLNETS, uses[OFFICIAL_ADAPTER])
+    if kind in CONTROLNETS and load.controlnet(file, PRESETS["sd1"]())[1][load.HINT][1] == 3:
+        uses[kind] = "for one condition image; start from it with train.py --baseline controlnet --init-branch NAME="
     if kind not in uses:
         return None
     return f"{kind}, complete ({len(file)} tensors), sizes {_preset(file, kind)}; {uses[kind]}{file.path}"
@@ -68,15 +73,18 @@ def describe_weights(path: str | Path) -> str:
         return hands
     if not path.is_dir() and (part := _describe_part(WeightFile(path))):
         return part
-    config, parts, metadata = whole_model(path)
-    expected = expected_shapes(config, with_conditions=True)
+    config, parts, metadata = load.whole_model(path)
+    stage = metadata["stage"]
+    expected = load.expected_shapes(config, stage)
     for part in parts:
-        check_part(part, expected)
+        load.check_part(part, expected)
     count = sum(len(part.file) for part in parts)
     kind = DIFFUSERS_FOLDER if path.is_dir() else kind_of(parts[0].file)
     flag = "--checkpoint or --base" if kind == OWN else "--base"
-    encoders = "with" if metadata["stage"] == "hoi" else "without"
+    others = {"base": "without condition encoders", "controlnet": "with a ControlNet"}
+    told = others.get(stage, "with condition encoders")
+    told += f", the paper's baseline {metadata['baseline']}" if "baseline" in metadata else ""
     return (
-        f"{kind}, complete ({count} tensors), sizes {config.name}, predicts {config.predicts}, {encoders} condition"
-        f" encoders; use with {flag} {path}"
+        f"{kind}, complete ({count} tensors), sizes {config.name}, predicts {config.predicts}, {told}; use with"
+        f" {flag} {path}"
     )

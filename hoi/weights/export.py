@@ -54,6 +54,11 @@ def _metadata_to_keep(model: HOIDiffusion) -> dict[str, str]:
     return {"format": "pt"} | kept
 
 
+def _refuse_controlnet(model: HOIDiffusion) -> None:
+    if model.unet.control is not None:
+        raise ValueError("a ControlNet, the paper's baseline, is exported to own alone (single: without it)")
+
+
 def _prediction_type(config: ModelConfig) -> str:
     """What the U-Net predicts, in diffusers' word."""
     return {"eps": "epsilon", "v": "v_prediction"}[config.predicts]
@@ -72,7 +77,7 @@ def export_own(
     returns   what was written, as all exports do
     """
     trained = {"step": "0", "command": ""} | (model.metadata if metadata is None else dict(metadata))
-    stage = "base" if model.condition_encoders is None else "hoi"
+    stage = "base" if model.condition_encoders is None else "hoi" if model.unet.control is None else "controlnet"
     what = {"format_version": FORMAT_VERSION, "preset": model.config.name, "config": model.config.to_json()}
     save_model(path, _trained_state(model, half), trained | what | {"stage": stage})
     return [Path(path)]
@@ -121,7 +126,7 @@ def _single_file_state(model: HOIDiffusion, text_prefix: str, half: bool) -> dic
 
 
 def export_single(model: HOIDiffusion, path: str | Path, half: bool = False) -> list[Path]:
-    """U-Net, VAE and text encoder as one Stable Diffusion safetensors file; the condition encoders have no place in it.
+    """U-Net, VAE and text encoder as one Stable Diffusion safetensors file; condition encoders have no place in it.
 
     The sizes stand in the metadata (`hoi_config`), for reading it back.
     """
@@ -136,10 +141,11 @@ def export_official(model: HOIDiffusion, folder: str | Path, half: bool = False)
 
     The official code knows eps prediction on Stable Diffusion's own schedule only; other models keep their weights, but
     it cannot sample them.
-    Raises ValueError for a base model, which has no condition encoders.
+    Raises ValueError for a base model, which has no condition encoders, and for a ControlNet.
     """
     if model.condition_encoders is None:
         raise ValueError("the official layout needs condition encoders, and this is a base model: export to single")
+    _refuse_controlnet(model)
     step, state = model.metadata.get("step", "0"), _trained_state(model, half)
     files = {
         Path(folder) / f"model_ad_{step}.pth": _renamed(state, layouts.official_adapter_names(state)),
@@ -156,8 +162,10 @@ def export_official(model: HOIDiffusion, folder: str | Path, half: bool = False)
 def export_diffusers(model: HOIDiffusion, folder: str | Path, half: bool = False) -> list[Path]:
     """A diffusers folder: unet, vae, text_encoder, tokenizer, scheduler, a T2IAdapter a condition, and how to use them.
 
-    Raises FileExistsError when the folder is there, ValueError when diffusers' classes cannot hold these sizes.
+    Raises FileExistsError when the folder is there, ValueError when diffusers' classes cannot hold these sizes, and for
+    a ControlNet.
     """
+    _refuse_controlnet(model)
     folder, config = Path(folder), model.config
     settings = folder_config(config)
     index = MODEL_INDEX | {"scheduler": ["diffusers", settings[str(SCHEDULER_FILE)]["_class_name"]]}

@@ -1,6 +1,6 @@
 """What a weight file is, by the names and shapes of its tensors.  WeightFile -> one of KINDS, or an error.
 
-A file of another family (Stable Diffusion 2.x or XL, LoRA, ControlNet, ...) or with a piece of a model alone is refused
+A file of another family (Stable Diffusion 2.x or XL, LoRA, ...) or with a piece of a model alone is refused
 by what it is: its tensors would only be told as missing and unexpected ones, by the hundred.
 """
 
@@ -19,6 +19,9 @@ EMA_ONLY = "a Stable Diffusion 1.x file with averaged (EMA) U-Net weights only"
 OFFICIAL_ADAPTER = "condition encoders of the official HOIDiffusion code (model_ad_N.pth)"
 T2I_ADAPTER = "a T2I-Adapter for one condition"
 DIFFUSERS_T2I_ADAPTER = "a T2I-Adapter for one condition, saved by diffusers"
+CONTROLNET = "a ControlNet"
+DIFFUSERS_CONTROLNET = "a ControlNet, saved by diffusers"
+CONTROLNETS = (CONTROLNET, DIFFUSERS_CONTROLNET)
 VAE = "an autoencoder (VAE) alone"
 CLIP = "a CLIP model in open_clip's layout"
 STABLE_DIFFUSION_2 = "a Stable Diffusion 2.x file (text width 1024, many of them v-prediction), expected 1.x"
@@ -30,7 +33,6 @@ FOREIGN_FAMILIES = (
     ("a LoRA (small changes to a model); merge it into a Stable Diffusion 1.x file first, with diffusers",
      r".*(\.lora_|lora_unet_|\.lora\.)"),
     ("a Stable Diffusion XL file, expected 1.x", r"conditioner\.embedders\.|model\.diffusion_model\.label_emb\."),
-    ("a ControlNet, which this network has no place for", r"control_model\.|controlnet_cond_embedding\."),
     ("a transformer model (Stable Diffusion 3 or Flux), expected Stable Diffusion 1.x",
      r"model\.diffusion_model\.joint_blocks\.|(model\.diffusion_model\.)?double_blocks\."),
     (STABLE_DIFFUSION_2, r"cond_stage_model\.model\.transformer\."),
@@ -42,6 +44,9 @@ FOREIGN_FAMILIES = (
      r"(adapter\.)?(style_embedding$|transformer_layes\.)"),  # so misspelt in the published file
 )  # fmt: skip
 KINDS = (
+    # Before Stable Diffusion, which some of its files hold too.
+    (CONTROLNET, r"control_model\.|input_hint_block\."),
+    (DIFFUSERS_CONTROLNET, r"controlnet_cond_embedding\."),
     (SINGLE_FILE, r"model\.diffusion_model\."),
     (EMA_ONLY, r"model_ema\.diffusion_model"),
     (OFFICIAL_ADAPTER, rf"(adapter\.)?({'|'.join(OFFICIAL_BRANCHES.values())})\."),

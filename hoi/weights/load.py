@@ -6,7 +6,7 @@ checks and converts one tensor after the other, so that loading takes the memory
 `load_model` makes the model, `load_pipeline` readies it for pictures.
 
 Known are our own files, Stable Diffusion 1.x as one file or as a diffusers folder, the official HOIDiffusion release,
-and T2I-Adapters.  Other families, damaged files and pickles that ask for code are refused by name.
+T2I-Adapters and ControlNets.  Other families, damaged files and pickles that ask for code are refused by name.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hoi.common.choices import CONDITION_NAMES, DTYPES
@@ -51,6 +52,7 @@ PARTS = {
     "vae.": "VAE (the autoencoder): give one beside it with --vae FILE",
     "text_encoder.": "text encoder: give a file that holds it too, or a diffusers folder",
 }
+HINT = "condition_encoders.0.weight"  # of a ControlNet: the convolution that the condition images enter by
 # What the official condition encoders learned from: normals of a depth that MiDaS estimated, not of rendered geometry.
 OFFICIAL_NORMAL_SOURCE = "midas"
 
@@ -74,15 +76,15 @@ class FilePart:
 
 
 @cache
-def expected_shapes(config: ModelConfig, with_conditions: bool) -> Shapes:
-    """Names and shapes of a model's tensors, without the model."""
+def expected_shapes(config: ModelConfig, stage: str) -> Shapes:
+    """Names and shapes of a model's tensors, without the model.  stage: of its metadata, base, hoi or controlnet."""
     with torch.device("meta"):
-        return shapes_of(HOIDiffusion(config, with_conditions).state_dict())
+        return shapes_of(HOIDiffusion(config, stage != "base", stage == "controlnet").state_dict())
 
 
 def single_file(file: WeightFile, config: ModelConfig, ema_only: bool) -> FilePart:
     """A Stable Diffusion file; ema_only: its U-Net are the averages, under their own names."""
-    ours = expected_shapes(config, with_conditions=False)
+    ours = expected_shapes(config, "base")
     short = any(name.startswith(layouts.SHORT_TEXT_PREFIX + "embeddings.") for name in file)
     names = layouts.single_file_names(ours, config.text, layouts.SHORT_TEXT_PREFIX if short else layouts.TEXT_PREFIX)
     # Full files (v1-5-pruned) hold the U-Net's averages beside its weights: left alone, unless there is nothing else.
@@ -93,7 +95,7 @@ def single_file(file: WeightFile, config: ModelConfig, ema_only: bool) -> FilePa
 
 def diffusers_folder(folder: Path, config: ModelConfig) -> list[FilePart]:
     """unet, vae and text_encoder, and in an export of ours the condition encoders."""
-    ours = list(expected_shapes(config, with_conditions=True))
+    ours = list(expected_shapes(config, "hoi"))
     unet, vae, text = (WeightFile(weights_in(folder / part)) for part in FOLDER_PARTS)
     prefix = "text_model." if any(name.startswith("text_model.") for name in text) else ""
     added = frozenset(layouts.padding(config.unet))
@@ -116,7 +118,7 @@ def vae_file(file: WeightFile, config: ModelConfig) -> FilePart:
 
     Raises ValueError for a file of another kind.
     """
-    ours, kind = list(expected_shapes(config, with_conditions=False)), kinds.kind_of(file)
+    ours, kind = list(expected_shapes(config, "base")), kinds.kind_of(file)
     if kind not in (kinds.VAE, kinds.SINGLE_FILE, kinds.EMA_ONLY):
         raise ValueError(f"{file.path} is {kind}, expected {kinds.VAE}, or {kinds.SINGLE_FILE}")
     if any(name.startswith("encoder.down_blocks.") for name in file):
@@ -156,6 +158,21 @@ def t2i_adapter(file: WeightFile, ours: Iterable[str], branch: str, saved_by_dif
     if saved_by_diffusers:
         return FilePart(file, layouts.diffusers_adapter_names(ours, branch))
     return _with_prefix(FilePart(file, layouts.t2i_adapter_names(ours, branch)))
+
+
+def controlnet(file: WeightFile, config: ModelConfig) -> tuple[FilePart, Shapes]:
+    """A ControlNet in either spelling, and what is expected of it: one that sees one image keeps its 3 channels."""
+    expected, prefix = expected_shapes(config, "controlnet"), ""
+    if kinds.kind_of(file) == kinds.DIFFUSERS_CONTROLNET:
+        names = layouts.diffusers_controlnet_names(expected, config.unet)
+    else:
+        prefix = layouts.CONTROL_PREFIX if any(name.startswith(layouts.CONTROL_PREFIX) for name in file) else ""
+        names = layouts.controlnet_names(expected, prefix)
+    width, _, *window = expected[HINT]
+    if file.shapes.get(names[HINT][0], ())[1:2] == (3,):
+        expected = expected | {HINT: (width, 3, *window)}
+    # Its trainer's files hold the Stable Diffusion beside which it learned.
+    return FilePart(file, names, frozenset(name for name in file if not name.startswith(prefix))), expected
 
 
 def _with_prefix(part: FilePart) -> FilePart:
@@ -222,7 +239,7 @@ def whole_model(path: Path, config: ModelConfig | None = None) -> tuple[ModelCon
             if (version := file.metadata["format_version"]) != FORMAT_VERSION:
                 raise ValueError(f"{path} has format version {version}, expected {FORMAT_VERSION}")
             config, stage = ModelConfig.from_json(file.metadata["config"]), file.metadata["stage"]
-            names: layouts.NameMap = {name: (name,) for name in expected_shapes(config, stage != "base")}
+            names: layouts.NameMap = {name: (name,) for name in expected_shapes(config, stage)}
             return config, [FilePart(file, names)], file.metadata
         if kind not in (kinds.SINGLE_FILE, kinds.EMA_ONLY):
             raise ValueError(f"{path} is {kind}, expected a whole model: a Stable Diffusion 1.x file or folder")
@@ -239,7 +256,7 @@ def whole_model(path: Path, config: ModelConfig | None = None) -> tuple[ModelCon
 def check_part(part: FilePart, expected: Shapes) -> None:
     """Raise ValueError unless a file has just the tensors that its part of the model needs, and harmless extras.
 
-    expected   as of `expected_shapes`, with conditions
+    expected   as of `expected_shapes`
     Of the extras those that say something to other programs are told in a warning.
     """
     file, wanted = part.file, {}
@@ -266,13 +283,13 @@ def check_part(part: FilePart, expected: Shapes) -> None:
 
 
 def read_parts(
-    parts: list[FilePart], config: ModelConfig, device: str | torch.device, dtype: Dtypes
+    parts: list[FilePart], expected: Shapes, device: str | torch.device, dtype: Dtypes
 ) -> dict[str, Tensor]:
     """All tensors of the parts under our names, converted one by one.
 
+    expected   as of `expected_shapes`
     Raises ValueError when a file does not fit, or when a value is no number that `dtype` can hold.
     """
-    expected = expected_shapes(config, with_conditions=True)
     for part in parts:  # all of them first: gigabytes may have to be read before a misfit would show
         check_part(part, expected)
     state: dict[str, Tensor] = {}
@@ -322,7 +339,7 @@ def load_model(
         raise ValueError(f"{path} holds the preset {config.name!r}, expected {preset!r}")
     if vae is not None:
         parts = with_vae(parts, vae_file(WeightFile(vae), config))
-    model = model_of(config, read_parts(parts, config, device, dtype))
+    model = model_of(config, read_parts(parts, expected_shapes(config, metadata["stage"]), device, dtype))
     model.metadata = metadata
     if adapter is not None:
         load_adapter(model, adapter)
@@ -335,7 +352,9 @@ def model_of(config: ModelConfig, state: Mapping[str, Tensor]) -> HOIDiffusion:
     Condition encoders are there when the tensors have them.  Raises RuntimeError when names or shapes do not fit.
     """
     with torch.device("meta"):  # neither memory nor random numbers for weights that are replaced at once
-        model = HOIDiffusion(config, with_conditions=any(name.startswith("condition_encoders.") for name in state))
+        conditioned, controlnet = (any(name.startswith(part) for name in state)
+                                   for part in ("condition_encoders.", "unet.control."))  # fmt: skip
+        model = HOIDiffusion(config, conditioned, controlnet)
     model.load_state_dict(state, strict=True, assign=True)
     # The mask is no weight: it is in no file.
     like = model.text_encoder.positional_embedding
@@ -344,7 +363,7 @@ def model_of(config: ModelConfig, state: Mapping[str, Tensor]) -> HOIDiffusion:
 
 
 def load_adapter(model: HOIDiffusion, path: str | Path) -> None:
-    """Give a model the condition encoders of a file: the official model_ad_N.pth, or the folder of an export.
+    """Give a model the condition encoders of the official model_ad_N.pth or of an export's folder, or a ControlNet.
 
     They take the place of condition encoders that were there.
     Raises like load_model, and leaves the model alone then.
@@ -353,19 +372,22 @@ def load_adapter(model: HOIDiffusion, path: str | Path) -> None:
     if not path.exists():
         what = "the official HOIDiffusion release's model_ad_N.pth"
         raise FileNotFoundError(f"no weight file at {path}. {WHERE.format(what=what, flag='--base and --adapter')}")
-    ours, metadata = expected_shapes(model.config, with_conditions=True), {"stage": "hoi"}
-    if path.is_dir():
-        parts = adapter_folders(path, ours)
-        if not parts:
-            raise FileNotFoundError(f"{path} has no {', '.join(ADAPTER_FOLDERS.values())}")
-    else:
-        file = WeightFile(path)
-        if (kind := kinds.kind_of(file)) != kinds.OFFICIAL_ADAPTER:
+    expected, metadata = expected_shapes(model.config, "hoi"), {"stage": "hoi"}
+    parts = adapter_folders(path, expected) if path.is_dir() else []
+    if not parts:
+        file = WeightFile(weights_in(path) if path.is_dir() else path)
+        if (kind := kinds.kind_of(file)) in kinds.CONTROLNETS:
+            part, expected = controlnet(file, model.config)
+            parts, metadata["stage"] = [part], "controlnet"
+            if expected[HINT][1] == 3:
+                raise ValueError(f"{path} is {kind} for one condition image, expected one for the three together; "
+                                 "train.py --baseline controlnet --init-branch NAME=FILE starts from it")  # fmt: skip
+        elif kind == kinds.OFFICIAL_ADAPTER:
+            parts, metadata["normal_source"] = [official_adapter(file, expected)], OFFICIAL_NORMAL_SOURCE
+        else:
             hint = "; --init-branch takes it" if kind in (kinds.T2I_ADAPTER, kinds.DIFFUSERS_T2I_ADAPTER) else ""
             raise ValueError(f"{path} is {kind}, expected {kinds.OFFICIAL_ADAPTER}{hint}")
-        parts = [official_adapter(file, ours)]
-        metadata["normal_source"] = OFFICIAL_NORMAL_SOURCE
-    _adopt(model, parts)
+    _adopt(model, parts, expected)
     model.metadata = model.metadata | metadata
 
 
@@ -373,29 +395,40 @@ def init_branch(model: HOIDiffusion, branch: str, path: str | Path) -> None:
     """Start one condition encoder from a T2I-Adapter file, in either spelling, for training.
 
     branch   skeleton, normal or segmentation
-    A model without condition encoders gets fresh ones first.
+    A model without condition encoders gets fresh ones first.  One with a ControlNet starts from a ControlNet of this
+    image alone, and says nothing of the other two yet.
     Raises ValueError for another branch or a file of another kind.
     """
     if branch not in CONDITION_NAMES:
         raise ValueError(f"{branch!r} is no condition; choose from {', '.join(CONDITION_NAMES)}")
-    file, ours = WeightFile(path), expected_shapes(model.config, with_conditions=True)
-    if (kind := kinds.kind_of(file)) not in (kinds.T2I_ADAPTER, kinds.DIFFUSERS_T2I_ADAPTER):
-        raise ValueError(f"{path} is {kind}, expected {kinds.T2I_ADAPTER}")
-    _adopt(model, [t2i_adapter(file, ours, branch, kind == kinds.DIFFUSERS_T2I_ADAPTER)])
+    file, expected = WeightFile(weights_in(path) if Path(path).is_dir() else path), expected_shapes(model.config, "hoi")
+    kind, controlled = kinds.kind_of(file), model.unet.control is not None
+    if kind not in (kinds.CONTROLNETS if controlled else (kinds.T2I_ADAPTER, kinds.DIFFUSERS_T2I_ADAPTER)):
+        raise ValueError(f"{path} is {kind}, expected {kinds.CONTROLNET if controlled else kinds.T2I_ADAPTER}")
+    if controlled:
+        part, expected = controlnet(file, model.config)
+        if expected[HINT][1] != 3:
+            raise ValueError(f"{path} is {kind} for all three images, expected one for {branch}; --adapter takes it")
+    else:
+        part = t2i_adapter(file, expected, branch, kind == kinds.DIFFUSERS_T2I_ADAPTER)
+    _adopt(model, [part], expected, branch)
 
 
-def _adopt(model: HOIDiffusion, parts: list[FilePart]) -> None:
-    """Give a model the condition encoders of these parts; others that it has stay.
+def _adopt(model: HOIDiffusion, parts: list[FilePart], expected: Shapes, branch: str | None = None) -> None:
+    """Give a model the condition encoders of these parts, or their ControlNet; other encoders that it has stay.
 
+    branch   the image of a ControlNet that sees one alone
     They take dtype and device of the U-Net, where condition features go.
     """
-    like = model.unet.out[2].weight
-    read = read_parts(parts, model.config, like.device, like.dtype)  # raises before anything is changed
-    if model.condition_encoders is None:
-        model.add_condition_encoders()
-    encoders = {name.removeprefix("condition_encoders."): tensor for name, tensor in read.items()}
-    own = model.condition_encoders.state_dict()
-    model.condition_encoders.load_state_dict(own | encoders, strict=True, assign=True)
+    like, controlled = model.unet.out[2].weight, HINT in expected
+    read = read_parts(parts, expected, like.device, like.dtype)  # raises before anything is changed
+    if controlled and branch is not None:
+        before = 3 * CONDITION_NAMES.index(branch)
+        read[HINT] = F.pad(read[HINT], (0, 0, 0, 0, before, 6 - before))
+    if model.condition_encoders is None or controlled != (model.unet.control is not None):
+        model.condition_encoders = model.unet.control = None
+        model.add_condition_encoders(controlled)
+    model.load_state_dict(model.state_dict() | read, strict=True, assign=True)
 
 
 def normals_differ(model: HOIDiffusion, sources: Iterable[str | None]) -> str | None:
@@ -422,7 +455,8 @@ def source_hash(path: str | Path) -> str:
         return sha256_of(path)
     # Only what decides pictures: folders also have previews, safety checkers and the caches of download tools.
     parts = (*FOLDER_PARTS, SCHEDULER_FILE.parent, *ADAPTER_FOLDERS.values())
-    found = (file for part in parts for file in (path / part).glob("*"))
+    there = [part for part in parts if (path / part).is_dir()] or ["."]  # the folder of a ControlNet has no parts
+    found = (file for part in there for file in (path / part).glob("*"))
     files = sorted(file for file in found if file.suffix in (".safetensors", ".bin", ".json"))
     lines = [f"{file.relative_to(path).as_posix()} {sha256_of(file)}" for file in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
@@ -445,7 +479,7 @@ def load_pipeline(
     device           see `choose_device`
     dtype            one of DTYPES, or "auto": see `fast_dtype`
     compiled         the U-Net by torch.compile; ValueError on a CPU, for which there are the kernels of hoi.network
-    cond_weights     of conditions by name; 1 for those that are not named
+    cond_weights     of conditions by name; for those that are not named the weight of "all", or 1
     The others are those of SamplingSettings.
     Raises like `load_model`, and ValueError for files that exclude each other.
     """
@@ -478,7 +512,10 @@ def load_pipeline(
     files = {"name": path.name, "sha256": source_hash(path)}
     for part, file in beside.items():
         files |= {part: file.name, f"{part}_sha256": source_hash(file)}
-    preset, weights = model.config, dict.fromkeys(CONDITION_NAMES, 1.0) | dict(cond_weights or {})
+    preset, named = model.config, dict(cond_weights or {})
+    weights = dict.fromkeys(CONDITION_NAMES, named.pop("all", 1.0)) | named
+    if model.unet.control is not None:
+        model.condition_encoders.scale_of(tuple(weights.values()))  # refused now, not after the search of grasps
     settings = SamplingSettings(
         sampler=sampler or preset.sampler,
         num_inference_steps=num_inference_steps or preset.num_inference_steps,

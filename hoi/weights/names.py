@@ -1,7 +1,8 @@
 """How public weight files name their tensors.  Our names -> the names in a file of each layout.
 
 Ours are those of `HOIDiffusion.state_dict()`: `unet.`, `vae.`, `text_encoder.`, `condition_encoders.NAME.` and, behind
-these, mostly the names of a single Stable Diffusion 1.x file.  There is one function a layout.  It returns, for each of
+these, mostly the names of a single Stable Diffusion 1.x file; of a ControlNet `unet.control.` and, the hint's encoder,
+`condition_encoders.NUMBER.`.  There is one function a layout.  It returns, for each of
 our names that the layout has, the names in the file whose tensors, stacked along dimension 0, are ours: one, but three
 for the text encoder's query, key and value, which open_clip's transformer holds as one.  Loading and exporting both
 go by these maps.
@@ -27,6 +28,7 @@ NameMap = dict[str, tuple[str, ...]]
 UNET_PREFIX, VAE_PREFIX = "model.diffusion_model.", "first_stage_model."
 TEXT_PREFIX = "cond_stage_model.transformer.text_model."
 SHORT_TEXT_PREFIX = "cond_stage_model.transformer."  # some re-saves, and the official HOIDiffusion training
+CONTROL_PREFIX = "control_model."
 
 # Computed from the noise schedule, saved by the original trainer, needed by nobody who has the schedule.
 SCHEDULE_BUFFERS = (
@@ -64,8 +66,9 @@ OFFICIAL_BRANCHES = {"skeleton": "pose_ada", "normal": "depth_ada", "segmentatio
 
 
 def _of_part(ours: Iterable[str], part: str) -> list[str]:
-    """The names of one part of the model, without the part's."""
-    return [name.removeprefix(f"{part}.") for name in ours if name.startswith(f"{part}.")]
+    """The names of one part of the model, without the part's; a ControlNet is none of the U-Net."""
+    return [name.removeprefix(f"{part}.") for name in ours
+            if name.startswith(f"{part}.") and not name.startswith("unet.control.")]  # fmt: skip
 
 
 def _moved(name: str, places: dict[str, str], inside: dict[str, str]) -> str:
@@ -132,6 +135,25 @@ def diffusers_adapter_names(ours: Iterable[str], branch: str) -> NameMap:
             bare = f"body.{level}.{inside}.{kind}"
         names[name] = (f"adapter.{bare}",)
     return names
+
+
+def controlnet_names(ours: Iterable[str], prefix: str = CONTROL_PREFIX) -> NameMap:
+    """A ControlNet as Zhang et al. 2023 published it, the U-Net's names inside; some files have no prefix."""
+    places = {"unet.control.": prefix, "condition_encoders.": f"{prefix}input_hint_block."}
+    return {name: (there + name.removeprefix(here),)
+            for name in ours for here, there in places.items() if name.startswith(here)}  # fmt: skip
+
+
+def diffusers_controlnet_names(ours: Iterable[str], config: UNetConfig) -> NameMap:
+    """diffusers' ControlNetModel, which tells the first and the last convolution of the hint from those between."""
+    published = controlnet_names(ours, "")
+    convs = sum(name.startswith("condition_encoders.") for name in published) // 2  # weight and bias
+    hint = ["conv_in", *(f"blocks.{k}" for k in range(convs - 2)), "conv_out"]
+    places = _unet_places(config) | {"middle_block_out.0": "controlnet_mid_block"}
+    places |= {f"input_hint_block.{2 * k}": f"controlnet_cond_embedding.{place}" for k, place in enumerate(hint)}
+    places |= {f"zero_convs.{k}.0": f"controlnet_down_blocks.{k}"
+               for k in range(len(config.channel_mult) * (config.num_res_blocks + 1))}  # fmt: skip
+    return {name: (_moved(theirs, places, _UNET_RESNET),) for name, (theirs,) in published.items()}
 
 
 def diffusers_unet_names(ours: Iterable[str], config: UNetConfig) -> NameMap:

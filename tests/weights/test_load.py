@@ -19,9 +19,11 @@ from diffusers import T2IAdapter
 from public_files import (
     CONFIG,
     clip_text_model,
+    controlnet,
     diffusers_unet,
     diffusers_vae,
     published_adapter_names,
+    published_controlnet_names,
     scheduler,
     single_file_state,
     t2i_adapter,
@@ -38,10 +40,13 @@ from hoi.conditions import Conditions
 from hoi.data.folder import read_records
 from hoi.data.writer import DatasetWriter, write_pictures
 from hoi.network.config import PRESETS
-from hoi.network.model import HOIDiffusion
+from hoi.network.model import CONDITION_NAMES, HOIDiffusion
 from hoi.network.vae import VAE
 from hoi.weights.__main__ import main
+from hoi.weights.describe import describe_weights
+from hoi.weights.export import export_diffusers, export_official, export_own, export_single
 from hoi.weights.load import init_branch, load_adapter, load_model, source_hash, whole_model
+from hoi.weights.names import controlnet_names
 
 ROOT = Path(__file__).parents[2]
 BRANCHES = {"pose_ada": "skeleton", "depth_ada": "normal", "mask_ada": "segmentation"}  # official name -> ours
@@ -341,6 +346,89 @@ def test_adapters_of_other_kinds_are_refused_by_name(tmp_path, folder, official)
         load_adapter(model, tmp_path / "part.pth")
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert model.metadata == metadata
+
+
+@torch.no_grad()
+def residuals(model: HOIDiffusion, twin: torch.nn.Module, hint: dict[str, Tensor], seen: list[str]) -> list[float]:
+    """How far ours and diffusers' residuals are apart; `seen` are the images that diffusers' is shown."""
+    generator = torch.Generator().manual_seed(6)
+    latents, context = torch.randn(1, 4, 8, 8, generator=generator), torch.randn(1, 77, 32, generator=generator)
+    ours = model.unet.control(latents, torch.tensor([500]), context, model.condition_encoders(hint)[0])
+    images = torch.cat([hint[name] for name in seen], dim=1)
+    down, middle = twin(latents, torch.tensor([500]), context, images, return_dict=False)
+    return [(a - b).abs().max().item() for a, b in zip(ours, [*down, middle], strict=True)]
+
+
+def test_a_controlnet_is_read_in_every_spelling_and_takes_the_place_of_condition_encoders(
+    tmp_path, folder, state, official
+):
+    twin = controlnet()
+    published = published_controlnet_names(twin)
+    torch.save({"state_dict": state | published}, tmp_path / "control_sd15_hoi.pth")  # as its training writes it
+    save_file(published, tmp_path / "control_v11.safetensors")
+    save_file(published_controlnet_names(twin, ""), tmp_path / "bare.safetensors")
+    twin.save_pretrained(tmp_path / "controlnet")
+    paths = sorted(tmp_path.iterdir())
+    of_folder = tmp_path / "controlnet" / "diffusion_pytorch_model.safetensors"
+    models = [load_model(folder, adapter=path) for path in (*paths, of_folder)]
+    for model in models:
+        assert_same_weights(model, models[0])
+        assert model.metadata["stage"] == "controlnet"
+    hint = {name: torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(k))
+            for k, name in enumerate(CONDITION_NAMES)}  # fmt: skip
+    assert max(residuals(models[0], twin, hint, ["skeleton", "normal", "segmentation"])) < 1e-4
+    assert len({source_hash(path) for path in (folder, *paths)}) == len(paths) + 1
+
+    export_own(models[0], tmp_path / "own.safetensors")
+    assert_same_weights(load_model(tmp_path / "own.safetensors"), models[0])
+    told = describe_weights(tmp_path / "own.safetensors")
+    assert "with a ControlNet; use with --checkpoint or --base" in told
+    for export in (export_official, export_diffusers):
+        with pytest.raises(ValueError, match="a ControlNet, the paper's baseline, is exported to own alone"):
+            export(models[0], tmp_path / "exported")
+    export_single(models[0], tmp_path / "single.safetensors")
+    assert_same_weights(load_model(tmp_path / "single.safetensors"), load_model(folder))
+    load_adapter(models[0], official)  # and back
+    assert_same_weights(models[0], load_model(folder, adapter=official))
+
+
+def test_a_controlnet_of_one_image_is_a_start_alone_and_then_says_nothing_of_the_others(tmp_path, folder):
+    twin = controlnet(3)
+    torch.save(published_controlnet_names(twin), tmp_path / "control_v11p_sd15_normalbae.pth")
+    twin.save_pretrained(tmp_path / "normalbae")
+    controlnet(9).save_pretrained(tmp_path / "all")
+    torch.save(published_adapter_names(t2i_adapter(1).state_dict()), tmp_path / "t2i.pth")
+    model = load_model(folder)
+    with pytest.raises(ValueError, match="for one condition image, expected one for the three together; train.py"):
+        load_adapter(model, tmp_path / "control_v11p_sd15_normalbae.pth")
+    model.add_condition_encoders(controlnet=True)
+    with pytest.raises(ValueError, match="t2i.pth is a T2I-Adapter for one condition, expected a ControlNet"):
+        init_branch(model, "normal", tmp_path / "t2i.pth")
+    with pytest.raises(ValueError, match="for all three images, expected one for normal; --adapter takes it"):
+        init_branch(model, "normal", tmp_path / "all")
+    hint = {name: torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(k))
+            for k, name in enumerate(CONDITION_NAMES)}  # fmt: skip
+    for branch, name in (("normal", "control_v11p_sd15_normalbae.pth"), ("segmentation", "normalbae")):
+        init_branch(model, branch, tmp_path / name)
+        assert max(residuals(model, twin, hint, [branch])) < 1e-4
+
+
+def test_a_controlnet_file_is_described_with_the_flag_that_takes_it(tmp_path):
+    model = HOIDiffusion(PRESETS["tiny"](), controlnet=True)
+    names, state = controlnet_names(model.state_dict()), model.state_dict()
+    tensors = {theirs: state[ours] for ours, (theirs,) in names.items()}
+    save_file(tensors, tmp_path / "three.safetensors")
+    assert describe_weights(tmp_path / "three.safetensors") == (
+        f"a ControlNet, complete ({len(names)} tensors), sizes tiny; use with --base FILE --adapter {tmp_path}"
+        "/three.safetensors"
+    )
+    first = "control_model.input_hint_block.0.weight"
+    save_file(tensors | {first: tensors[first][:, :3].contiguous()}, tmp_path / "one.safetensors")
+    assert "for one condition image; start from it with train.py --baseline controlnet --init-branch NAME=" in (
+        describe_weights(tmp_path / "one.safetensors")
+    )
+    with pytest.raises(ValueError, match="one.safetensors is a ControlNet, expected a whole model"):
+        load_model(tmp_path / "one.safetensors")
 
 
 # --- what is refused ---
