@@ -264,7 +264,8 @@ def main(args: argparse.Namespace) -> None:
     say(rank, *reading_hints([*asked, settings.negative_prompt]))
     if config.name == "tiny" and (words := untaught_words(asked)):
         say(rank, f"hint: the tiny model was never taught the words {', '.join(words[:8])}")
-    say(rank, f"{pipeline.checkpoint['name']} ({config.name}, stage {metadata.get('stage')}, step "
+    baseline = f", baseline {metadata['baseline']}" if "baseline" in metadata else ""
+    say(rank, f"{pipeline.checkpoint['name']} ({config.name}, stage {metadata.get('stage')}{baseline}, step "
         f"{metadata.get('step')}), {pipeline.dtype} on {pipeline.device}; {settings.sampler}, "
         f"{settings.num_inference_steps} steps, guidance {settings.guidance_scale:g}",
         f"{len(requests)} pictures -> {args.out}, {len(requests) - len(todo)} are there already")  # fmt: skip

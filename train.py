@@ -14,7 +14,7 @@ OUT/state_*.pt; stage text also OUT/clip.safetensors.  To continue after an inte
 goes on from the newest state, and the result is the same (on a CPU bit for bit) as if nothing had happened.  SIGTERM
 and Ctrl-C save a state before they end the run.
 
-The paper's baseline and ablations are switches of stage hoi: --conditions none (fine-tuned latent diffusion),
+The paper's baselines and ablations are switches of stage hoi: --baseline ldm, dreambooth or controlnet (Sec. 4.2),
 --conditions skeleton segmentation (Table 4), --reg-mode swap and --trainable encoders (the official code's variants).
 """
 
@@ -24,7 +24,7 @@ import hoi  # noqa: F401 - before torch: says how its threads wait
 # isort: split
 import argparse
 
-from hoi.common.choices import CONDITION_NAMES, PRESET_NAMES, REG_MODES
+from hoi.common.choices import BASELINES, CONDITION_NAMES, DREAMBOOTH_CAPTION, PRESET_NAMES, REG_MODES
 
 # `hoi` has the paper's values (Sec. 4.1); the others are for training small networks from scratch.
 STAGE_DEFAULTS = {
@@ -48,6 +48,11 @@ def command_line() -> argparse.ArgumentParser:
     add("--reg-mode", choices=REG_MODES, default="sum", help="sum: both terms of eq. 3 in every step (default); "
         "swap, the official code's: a process's whole step is background with probability --reg-prob")
     add("--reg-prob", type=float, help="of --reg-mode swap (default 0.1, as the official example)")
+    add("--baseline", choices=BASELINES, help="train a baseline of Sec. 4.2 in place of the method, from a base model. "
+        "ldm: the decoder on text alone, the same as --conditions none; dreambooth: the whole U-Net on text alone, "
+        f"every caption of --data {DREAMBOOTH_CAPTION!r}, pictures of the trained conditional model as --reg-data, the "
+        "prior preservation; controlnet: a ControlNet that sees the three conditions together, all else frozen (stage "
+        "hoi)")
     add("--conditions", nargs="+", choices=(*CONDITION_NAMES, "none"), default=list(CONDITION_NAMES), metavar="NAME",
         help="of skeleton, normal, segmentation; encoders of the others are dropped, that is zero for good (Table 4); "
         "none: text alone, the fine-tuned latent diffusion baseline (stage hoi, default all)")
@@ -55,11 +60,12 @@ def command_line() -> argparse.ArgumentParser:
         "condition encoders (default, Sec. 3.3); encoders: these alone, as the official --sd_lock (stage hoi)")
     add("--base", metavar="PATH", help="weights to start from; needed by stages base (its VAE) and hoi: a model of "
         "ours, a Stable Diffusion 1.x file (.safetensors, .ckpt) or a diffusers folder")
-    add("--adapter", metavar="FILE", help="condition encoders to go on from: the official model_ad_N.pth (stage hoi)")
+    add("--adapter", metavar="FILE", help="condition encoders to go on from: the official model_ad_N.pth, or with "
+        "--baseline controlnet a ControlNet for the three conditions (stage hoi)")
     add("--vae", metavar="FILE", help="another autoencoder for --base, or the one that its file lacks")
     add("--init-branch", action="append", metavar="NAME=FILE", help="start one condition encoder from a T2I-Adapter "
         "file, e.g. normal=t2iadapter_depth_sd14v1.pth; may be repeated for skeleton (..._openpose_...) and "
-        "segmentation (..._seg_...) (stage hoi)")
+        "segmentation (..._seg_...); with --baseline controlnet once, a ControlNet for that image (stage hoi)")
     add("--text-encoder-from", metavar="FILE", help="take the text encoder from this file (stage base)")
     add("--preset", choices=PRESET_NAMES, default="tiny", help="network sizes when there is no --base (default tiny)")
     add("--out", required=True, metavar="DIR", help="folder for weights, state, log and previews")
@@ -103,7 +109,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         args.cosine = args.stage != "hoi"
     if problem := contradiction(args):
         parser.error(problem)
-    args.conditions = [name for name in CONDITION_NAMES if name in args.conditions]
+    text_alone = args.baseline in ("ldm", "dreambooth")
+    args.conditions = [] if text_alone else [name for name in CONDITION_NAMES if name in args.conditions]
     if args.reg_mode == "swap" and args.reg_prob is None:
         args.reg_prob = 0.1
     return args
@@ -120,6 +127,17 @@ def contradiction(args: argparse.Namespace) -> str | None:
         return "--accumulate and --keep-states must be 1 or more"
     if args.stage != "hoi" and (args.reg_mode == "swap" or not lists_all or args.trainable == "encoders"):
         return f"--reg-mode, --conditions and --trainable belong to stage hoi, not to {args.stage}"
+    if args.baseline:
+        stray = ["stage"] * (args.stage != "hoi") + ["conditions"] * (not lists_all)
+        stray += ["trainable"] * (args.trainable != "decoder") + ["condition_dropout"] * bool(args.condition_dropout)
+        if args.baseline != "controlnet":
+            stray += [name for name in ("adapter", "init_branch") if getattr(args, name)]
+        if stray:
+            return f"--baseline {args.baseline} leaves nothing for --{stray[0].replace('_', '-')} to choose: drop it"
+        if args.baseline == "dreambooth" and not args.reg_data:
+            return "--baseline dreambooth needs --reg-data, pictures of the trained conditional model"
+        if len(args.init_branch or ()) > 1:
+            return "--baseline controlnet starts from one --init-branch: a file is a whole ControlNet"
     if none and (len(args.conditions) > 1 or args.trainable == "encoders" or args.adapter or args.init_branch):
         return "--conditions none leaves no encoder for other --conditions, --trainable, --adapter or --init-branch"
     left_out = set(CONDITION_NAMES) - set(args.conditions)
@@ -246,11 +264,15 @@ def starting_model(args: argparse.Namespace) -> HOIDiffusion:
         model.text_encoder.load_state_dict(other.text_encoder.state_dict())
     if args.adapter:
         load_adapter(model, args.adapter)
+    if model.condition_encoders is not None and (args.baseline == "controlnet") == (model.unet.control is None):
+        has, how = ("condition encoders", "without") if model.unet.control is None else ("a ControlNet", "with")
+        raise ValueError(f"{args.base} has {has}: begin with a base model, or train {how} --baseline controlnet")
     if args.stage == "hoi" and not args.conditions:
         model.condition_encoders = None  # the baseline: text alone
     elif args.stage == "hoi" and model.condition_encoders is None:
-        print("the base has no condition encoders: fresh ones are added (Sec. 3.3)")
-        model.add_condition_encoders()
+        fresh = "a fresh ControlNet is" if args.baseline else "fresh ones are"
+        print(f"the base has no condition encoders: {fresh} added (Sec. {'4.2' if args.baseline else '3.3'})")
+        model.add_condition_encoders(controlnet=args.baseline == "controlnet")
     for branch, path in branch_files(args).items():
         init_branch(model, branch, path)
     return model.to(memory_format=torch.channels_last)
@@ -267,7 +289,7 @@ def branch_files(args: argparse.Namespace) -> dict[str, str]:
 def build_stage(args: argparse.Namespace, model: HOIDiffusion, share: Share, bf16: bool) -> Stage:
     """Freeze what the stage does not train and cache what frozen encoders make of the data."""
     side = model.config.image_size
-    pictures = TrainingSet(args.data, side, side)
+    pictures = TrainingSet(args.data, side, side, DREAMBOOTH_CAPTION if args.baseline == "dreambooth" else None)
     model.requires_grad_(False)
     if args.stage == "vae":
         model.vae.requires_grad_(True)
@@ -293,12 +315,16 @@ def build_stage(args: argparse.Namespace, model: HOIDiffusion, share: Share, bf1
         stage = BaseStage(model, data, share, args.seed, args.caption_dropout)
     else:
         model.freeze_for_fine_tuning(args.conditions, decoder=args.trainable == "decoder")
+        if args.baseline == "dreambooth":
+            model.unet.requires_grad_(True)
         reg = None
         if buffer:
             size = args.reg_batch_size or args.batch_size
             reg = Regularization(buffer[0], size, args.reg_mode, args.reg_weight, args.reg_prob or 0.0)
         stage = HoiStage(model, data, share, args.seed, args.caption_dropout, reg, args.condition_dropout)
-    model.unet.gradient_checkpointing = args.gradient_checkpointing
+    for part in (model.unet, model.unet.control):
+        if part is not None:
+            part.gradient_checkpointing = args.gradient_checkpointing
     return stage
 
 
@@ -320,6 +346,8 @@ def save_weights(args: argparse.Namespace, model: HOIDiffusion, stage: Stage, st
         extra |= {"normal_source": ",".join(sorted(sources))} if sources and "normal" in args.conditions else {}
     if args.stage == "text":  # with the picture tower, which the model has no place for
         save_small_clip(Path(args.out) / FILE_NAME, stage.picture_text, model.config.image_size // TEXT_SHRINK)
+    if baseline := args.baseline or ("ldm" if args.stage == "hoi" and not args.conditions else None):
+        extra |= {"baseline": baseline}
     extra |= {"step": str(step), "command": shlex.join(["train.py", *sys.argv[1:]])}
     export_own(model, Path(args.out) / "model.safetensors", metadata=extra)
 

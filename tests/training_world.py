@@ -46,7 +46,7 @@ def make_folder(folder: Path, count: int, with_conditions: bool) -> Path:
     for index in range(count):
         generator = np.random.default_rng([7, index])
         pictures = generator.integers(0, 256, (4, SIDE, SIDE, 3), dtype=np.uint8)
-        record = {"text": f"A hand is grasping a {COLORS[index % 3]} mug"}
+        record = {"text": f"A hand is grasping a {COLORS[index % 3]} mug", "category": ("mug", "bowl", None)[index % 3]}
         conditions = Conditions(*pictures[1:]) if with_conditions else None
         writer.append(write_pictures(folder, index, record, pictures[0], conditions))
     writer.finish(grid=False)

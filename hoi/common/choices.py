@@ -19,6 +19,10 @@ PRESET_NAMES = ("sd1", "tiny")
 TINY_SIDE = 128  # pixels, the side of the pictures that the built-in model was made for
 DTYPES = ("float32", "bfloat16", "float16")
 REG_MODES = ("sum", "swap")
+BASELINES = ("ldm", "dreambooth", "controlnet")  # of Sec. 4.2
+# DreamBooth (Ruiz et al. 2023) says "a [V] dog": a rare word, then the kind.  As the paper's Sec. 4.2 modifies it, one
+# word for all categories, so it comes to stand for what all pictures share.  "sks" is one token of CLIP's.
+DREAMBOOTH_CAPTION = "A hand is grasping a sks {category}"
 
 # Real pictures.
 NORMALS = ("rendered", "sensor-depth", "depth-files", "estimated")

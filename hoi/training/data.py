@@ -33,7 +33,7 @@ from hoi.network.model import HOIDiffusion, stack_pictures
 from hoi.network.text import tokenize
 
 # Of a record all that training asks for: its geometry would take ten times as much memory, in every process.
-KEYS = ("index", "file_name", "text", "height", "width", "normal_source", *CONDITION_KEYS)
+KEYS = ("index", "file_name", "text", "category", "height", "width", "normal_source", *CONDITION_KEYS)
 ROWS = 256  # of one cached file: of 512 px pictures 34 MB, of Stable Diffusion's text 61 MB
 PIXELS = 2**19  # encoded at once: 32 pictures of 128 px, 2 of 512 px
 CAPTIONS = 64  # encoded at once
@@ -108,13 +108,14 @@ class TrainingSet:
 
     folders        dataset folders; every record must have a picture
     height, width  expected size in pixels
+    caption        in place of every picture's own text, e.g. DREAMBOOTH_CAPTION; {category} stands for the object's
     entries        (folder, record) of every picture
     Raises ValueError when a folder holds no records, one without a picture or one of another size, FileNotFoundError
     when a picture or condition image is missing: before anything is trained, not in the middle of the night.
     """
 
-    def __init__(self, folders: Sequence[str | Path], height: int, width: int):
-        self.height, self.width = height, width
+    def __init__(self, folders: Sequence[str | Path], height: int, width: int, caption: str | None = None):
+        self.height, self.width, self.caption = height, width, caption
         self.entries: list[tuple[Path, dict]] = []
         for folder in map(Path, folders):
             records = read_records(folder, KEYS)
@@ -130,8 +131,11 @@ class TrainingSet:
         return [str(folder / record["file_name"]) for folder, record in (self.entries[i] for i in indices)]
 
     def captions(self, indices: Sequence[int]) -> list[str]:
-        """The text of each picture."""
-        return [self.entries[i][1]["text"] for i in indices]
+        """The text of each picture; an object without a category is an "object" to `caption`."""
+        records = [self.entries[i][1] for i in indices]
+        if self.caption is None:
+            return [record["text"] for record in records]
+        return [self.caption.format(category=record["category"] or "object") for record in records]
 
     def images(self, indices: Sequence[int]) -> Tensor:
         """(B, 3, H, W) in [-1, 1]."""

@@ -172,7 +172,9 @@ class Regularization:
 class HoiStage(BaseStage):
     """The paper's fine-tuning: condition encoders and U-Net decoder learn, the rest is frozen (Sec. 3.3, eq. 3).
 
-    A model without condition encoders is fine-tuned on text alone: the paper's latent diffusion baseline.
+    Its baselines (Sec. 4.2) are other models under the same loss: one without condition encoders is fine-tuned on text
+    alone, as latent diffusion or, with all of the U-Net and other captions, as DreamBooth; one with a ControlNet trains
+    that alone.
 
     condition_dropout  share of the hand-object pictures of which one or two conditions have weight 0, as sample.py's
                        --cond-scale NAME=0 has it, so that each carries a picture as far as it can (0 in the paper)

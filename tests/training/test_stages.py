@@ -11,13 +11,15 @@ from training_world import SIDE, assert_same, hoi_args, make_world, small_model
 
 import train
 from hoi.common import tensors
+from hoi.network.diffusion import add_noise
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion
 from hoi.network.text import tokenize
 from hoi.training import data as training_data
 from hoi.training import run as training_run
 from hoi.training import stages
 from hoi.training.data import Share, TrainingSet, draw_indices
-from hoi.weights.load import load_model
+from hoi.weights.describe import describe_weights
+from hoi.weights.load import load_model, load_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -190,10 +192,13 @@ def test_leaving_out_conditions_saves_a_model_that_is_blind_to_them(world, tmp_p
 
 
 def test_without_conditions_the_decoder_alone_is_tuned_on_text_and_background(world, tmp_path):
-    train.train(hoi_args(world, tmp_path, "--conditions", "none"))
+    train.train(hoi_args(world, tmp_path, "--baseline", "ldm"))
     before, after = (tensors.load_model_file(p / f) for p, f in
                      ((world, "base.safetensors"), (tmp_path, "model.safetensors")))  # fmt: skip
-    assert after[1]["stage"] == "base" and before[0].keys() == after[0].keys()
+    assert (after[1]["stage"], after[1]["baseline"]) == ("base", "ldm")
+    train.train(hoi_args(world, tmp_path / "none", "--conditions", "none"))  # the flag's older name
+    assert_same(tensors.load_model_file(tmp_path / "none" / "model.safetensors")[0], after[0])
+    assert before[0].keys() == after[0].keys()
     for name, weight in before[0].items():
         assert torch.equal(weight, after[0][name]) != name.startswith(("unet.output_blocks.", "unet.out.")), name
 
@@ -206,6 +211,81 @@ def test_without_conditions_the_decoder_alone_is_tuned_on_text_and_background(wo
         for term, pictures in (("hoi", stage.pictures), ("reg", stage.regularization.data.pictures))
     )  # fmt: skip
     assert stage(batch)[0].item() == pytest.approx(hoi.item() + 0.5 * reg.item(), rel=1e-5)
+
+
+def test_the_controlnet_baseline_trains_the_copy_and_the_hint_alone_and_makes_pictures(world, tmp_path, capsys):
+    train.train(hoi_args(world, tmp_path, "--baseline", "controlnet", "--gradient-checkpointing"))
+    assert "a fresh ControlNet is added (Sec. 4.2)" in capsys.readouterr().out
+    before, after = (tensors.load_model_file(p / f) for p, f in
+                     ((world, "base.safetensors"), (tmp_path, "model.safetensors")))  # fmt: skip
+    assert (after[1]["stage"], after[1]["baseline"]) == ("controlnet", "controlnet")
+    assert all(torch.equal(weight, after[0][name]) for name, weight in before[0].items())
+    for name, weight in after[0].items():
+        if name.startswith("unet.control."):  # what is copied has left the copy's place, the others have left zero
+            start = before[0].get(name.replace("control.", "", 1), torch.zeros(()))
+            assert not torch.equal(weight, start.expand_as(weight)), name
+    trained = training_run.load_training_state(tmp_path)["weights"]
+    assert trained.keys() == after[0].keys() - before[0].keys()
+    assert "with a ControlNet, the paper's baseline controlnet;" in describe_weights(tmp_path / "model.safetensors")
+
+    def made(**weights: float) -> np.ndarray:
+        pipeline = load_pipeline(tmp_path / "model.safetensors", device="cpu", cond_weights=weights)
+        hint = pipeline.features(dict.fromkeys(CONDITION_NAMES, torch.ones(1, 3, SIDE, SIDE)))
+        return pipeline.pictures(["a mug"], hint, [torch.Generator().manual_seed(0)])
+
+    text_alone = load_pipeline(world / "base.safetensors", with_conditions=False, device="cpu")
+    without = text_alone.pictures(["a mug"], None, [torch.Generator().manual_seed(0)])
+    np.testing.assert_array_equal(made(all=0.0), without)
+    assert (made() != without).any()
+    with pytest.raises(ValueError, match="share one weight"):
+        made(normal=0.5)
+    with pytest.raises(ValueError, match="has a ControlNet: begin with a base model, or train with --baseline"):
+        train.train(hoi_args(world, tmp_path / "other", "--base", str(tmp_path / "model.safetensors")))
+
+
+def test_the_loss_of_a_controlnet_is_equation_3_with_black_pictures_for_the_background(world):
+    stage = make_stage(world, Share(3), {"weight": 0.5})
+    stage.model.condition_encoders = None
+    stage.model.add_condition_encoders(controlnet=True)
+    batch, model = stage.batch(4), stage.model
+    with torch.no_grad():
+        for parameter in (*model.unet.control.parameters(), *model.condition_encoders.parameters()):
+            parameter.add_(0.05)
+    black = dict.fromkeys(CONDITION_NAMES, torch.zeros(3, 3, SIDE, SIDE))
+    terms = []
+    shown = {name: images.float() / 255 for name, images in batch["hoi"]["conditions"].items()}
+    for each, conditions in ((batch["hoi"], shown), (batch["reg"], black)):
+        noisy = add_noise(stage.schedule, each["latents"], each["noise"], each["timesteps"])
+        with torch.no_grad():
+            eps = model(noisy, each["timesteps"], model.text_encoder(each["token_ids"]), conditions)
+        terms.append(F.mse_loss(eps, each["noise"]))
+    assert stage(batch)[0].item() == pytest.approx((terms[0] + 0.5 * terms[1]).item(), rel=1e-5)
+
+
+def test_dreambooth_trains_the_whole_unet_on_one_word_for_all_categories_and_keeps_the_prior(world, tmp_path):
+    args = hoi_args(world, tmp_path, "--baseline", "dreambooth")
+    stage = train.build_stage(args, train.starting_model(args), Share(3), bf16=False)
+    seen = ["A hand is grasping a sks mug", "A hand is grasping a sks bowl", "A hand is grasping a sks object"]
+    assert stage.pictures.captions(range(4)) == [*seen, seen[0]]
+    prior = stage.regularization.data.pictures
+    assert prior.captions(range(2)) == ["A hand is grasping a red mug", "A hand is grasping a green mug"]
+    batch = stage.batch(0)
+    for term, pictures in (("hoi", stage.pictures), ("reg", prior)):
+        assert torch.equal(batch[term]["token_ids"], tokenize(pictures.captions(batch[term]["indices"].tolist())))
+        assert "conditions" not in batch[term]
+    assert {name.split(".")[1] for name, p in stage.named_parameters() if p.requires_grad} == {"unet"}
+
+    train.train(hoi_args(world, tmp_path, "--baseline", "dreambooth", "--steps", "1", "--ema-decay", "0"))
+    before, after = (tensors.load_model_file(p / f) for p, f in
+                     ((world, "base.safetensors"), (tmp_path, "model.safetensors")))  # fmt: skip
+    assert (after[1]["stage"], after[1]["baseline"]) == ("base", "dreambooth")
+    for name, weight in before[0].items():
+        assert torch.equal(weight, after[0][name]) != name.startswith("unet."), name
+    pipeline = load_pipeline(tmp_path / "model.safetensors", with_conditions=False, device="cpu")
+    pictures = pipeline.pictures(seen[:2], None, [torch.Generator().manual_seed(0) for _ in range(2)])
+    assert pictures.shape == (2, SIDE, SIDE, 3)
+    with pytest.raises(ValueError, match="is a base model without condition encoders"):
+        load_pipeline(tmp_path / "model.safetensors", device="cpu")
 
 
 def test_with_trainable_encoders_the_whole_unet_keeps_its_weights(world, tmp_path):
@@ -247,6 +327,12 @@ def test_every_epoch_hands_out_every_record_once_over_all_processes(records, bat
         (["--reg-mode", "swap", "--reg-data", "b", "--reg-weight", "2"], "takes the place of --reg-weight"),
         (["--stage", "vae", "--trainable", "encoders"], "belong to stage hoi, not to vae"),
         (["--stage", "text", "--accumulate", "2"], "cannot serve stage text"),
+        (["--stage", "base", "--baseline", "ldm"], "leaves nothing for --stage"),
+        (["--baseline", "ldm", "--conditions", "none"], "leaves nothing for --conditions"),
+        (["--baseline", "controlnet", "--condition-dropout", "0.1"], "leaves nothing for --condition-dropout"),
+        (["--baseline", "controlnet", "--init-branch", "a=b", "--init-branch", "c=d"], "starts from one --init-branch"),
+        (["--baseline", "dreambooth", "--adapter", "a.pth"], "leaves nothing for --adapter"),
+        (["--baseline", "dreambooth"], "needs --reg-data"),
         (["--accumulate", "0"], "must be 1 or more"),
     ],
 )
