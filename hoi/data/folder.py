@@ -17,15 +17,17 @@ import hashlib
 import json
 import math
 import os
+import re
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from hoi.common.files import read_json, read_json_lines, read_picture, short_hash, unlike_a_split
+from hoi.common.files import read_json, read_json_lines, read_picture, short_hash, unlike_a_split, write_whole
 from hoi.conditions import KEYPOINTS, Conditions, read_segmentation
 from hoi.geometry.camera import Camera
 from hoi.geometry.hand import HandParams
@@ -51,7 +53,11 @@ RECORD_KEYS = (
     "normal_source", "keypoint_convention", "source", "look",
     "seed", "guidance_scale", "sampler", "num_inference_steps", "checkpoint", "negative_prompt", "verification",
 )  # fmt: skip
-
+FIRST_KEYS = RECORD_KEYS[: RECORD_KEYS.index("intrinsics")]
+USUAL_PATH = re.compile(r"\w+/\w+\.\w+")
+NUMBERED = re.compile(r"(\d{6}|[1-9]\d{6})\.png", re.ASCII)
+# In a line; not in a text, where a quotation mark has a backslash before it.
+NUMBERS = re.compile(rf'"(?:{"|".join(NUMBER_SHAPES)})": \[[^][{{"]*\]'.encode())
 
 # What other keys hold where they are not null.
 KINDS = {
@@ -77,13 +83,52 @@ def read_records(folder: str | Path, keys: Sequence[str] | None = None) -> list[
     every value has its kind, numbers are finite, paths lead nowhere but into the folder.  A last line cut short by an
     interruption counts as absent.  When an index appears twice the later line holds.
     """
-    folder = Path(folder)
-    paths = sorted(folder.glob("metadata*.jsonl"), key=lambda path: (path.name != "metadata.jsonl", path.name))
-    if not paths:
+    if not metadata_files(folder):
         raise FileNotFoundError(f"{folder} has no metadata.jsonl: it is no dataset folder (make_dataset.py makes one)")
     # A record that lost a picture is made again and its line appended: the later one replaces the earlier.
-    by_index = {record["index"]: record for path in paths for record in _records_of(path, keys)}
+    by_index = {record["index"]: record for record in each_record(folder, keys)}
     return [by_index[index] for index in sorted(by_index)]
+
+
+def metadata_files(folder: str | Path, name: str = "metadata.jsonl") -> list[Path]:
+    """The file of that name in a folder, then those of ranks (part_of) that were not merged yet."""
+    path = Path(folder) / name
+    return sorted(path.parent.glob(f"{path.stem}*.jsonl"), key=lambda found: (found != path, found))
+
+
+def part_of(path: Path, rank: int, world_size: int) -> Path:
+    """Where one of several processes writes its lines of a file."""
+    return path if world_size == 1 else path.with_stem(f"{path.stem}-{rank:05d}")
+
+
+def merge_lines(folder: str | Path) -> set[int]:
+    """Put the lines of all metadata files into metadata.jsonl in order of index, of each index the last; returns these.
+
+    Of a record where its line begins is kept, not the line: a million take four gigabytes.
+    """
+    paths, numbers, starts = metadata_files(folder), array("q"), array("q")
+    for k, path in enumerate(paths):
+        start = 0
+        with open(path, "rb") as stream:
+            for line, record in zip(stream, _records_of(path, ("index",)), strict=False):
+                numbers.append(record["index"])
+                starts.append(start * len(paths) + k)
+                start += len(line)
+    indices, last = np.unique(numbers[::-1], return_index=True)
+    places = np.divmod(np.asarray(starts)[::-1][last], len(paths))
+
+    def write(merged: BinaryIO) -> None:
+        with ExitStack() as stack:
+            streams = [stack.enter_context(open(path, "rb")) for path in paths]
+            for start, k in zip(*places, strict=True):
+                streams[k].seek(start)
+                merged.write(streams[k].readline())
+
+    write_whole(Path(folder) / "metadata.jsonl", write)
+    for path in paths:  # only now: killed before, the next run finds lines twice, which readers take once
+        if path.name != "metadata.jsonl":
+            path.unlink()
+    return set(indices.tolist())
 
 
 def read_folders(folders: Sequence[str | Path]) -> tuple[Path, list[dict[str, Any]]]:
@@ -110,9 +155,17 @@ def read_folders(folders: Sequence[str | Path]) -> tuple[Path, list[dict[str, An
     return home, joined
 
 
+def each_record(folder: str | Path, keys: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Records in the order of their lines, none held; of one index the last holds.  Keys and errors: read_records."""
+    return (record for path in metadata_files(folder) for record in _records_of(path, keys))
+
+
 def _records_of(path: Path, keys: Sequence[str] | None) -> Iterator[dict[str, Any]]:
-    """Records of one metadata file; keys as of read_records."""
-    for number, record in read_json_lines(path):
+    """Records of one metadata file."""
+    shorten = bytes
+    if keys is not None and NUMBER_SHAPES.keys().isdisjoint(keys):
+        shorten = _beginning if set(keys) <= set(FIRST_KEYS) else _without_numbers
+    for number, record in read_json_lines(path, shorten=shorten):
         if not isinstance(record, dict) or record.get("index") is None or "file_name" not in record:
             raise ValueError(f"{path} line {number}: expected an object with file_name and an integer index")
         record = record if keys is None else {key: record.get(key) for key in keys}
@@ -122,8 +175,22 @@ def _records_of(path: Path, keys: Sequence[str] | None) -> Iterator[dict[str, An
         yield record
 
 
+def _beginning(line: bytes) -> bytes:
+    """FIRST_KEYS of a line as it is written here, a tenth of it; the whole of another."""
+    beginning, cut, _ = line.partition(b', "intrinsics": ')
+    ours = cut and beginning.startswith(b'{"file_name": ') and b', "object_path": ' in beginning
+    return beginning + b"}" if ours else line
+
+
+def _without_numbers(line: bytes) -> bytes:
+    """A line without its lists of numbers, which take most of the time."""
+    return NUMBERS.sub(b'"": 0', line)
+
+
 def _fault(key: str, value: Any) -> str:
     """What is wrong with a value of a record that is not null; empty when nothing is."""
+    if key in FILE_KEYS and type(value) is str and USUAL_PATH.fullmatch(value):  # most of what is asked about
+        return ""
     if key in NUMBER_SHAPES:
         count = math.prod(NUMBER_SHAPES[key])
         found = f"is {_shown(value)}"
@@ -193,24 +260,41 @@ def read_description(folder: str | Path) -> dict[str, Any]:
 class FolderFiles:
     """The names of a folder's files, each sub-folder listed once.
 
-    Asking the disk for every file of half a million records takes minutes; a listing takes seconds.
+    Asking the disk for every file of half a million records takes minutes; a listing takes seconds.  Of numbered
+    pictures a byte each is kept: their names would take a hundred.
     """
 
     def __init__(self, folder: str | Path) -> None:
         """folder: a dataset folder, as it is when a sub-folder is first asked for."""
         self.folder = Path(folder)
-        self._listed: dict[str, set[str]] = {}
+        self._listed: dict[str, tuple[bytearray, set[str]]] = {}
 
     def missing(self, record: dict[str, Any], keys: Iterable[str] = FILE_KEYS) -> list[str]:
         """Relative paths that a record names under these keys and the folder does not have."""
         return [record[key] for key in keys if record.get(key) is not None and not self._has(record[key])]
 
     def _has(self, path: str) -> bool:
-        parent, name = os.path.split(path)
-        if parent not in self._listed:
-            place = self.folder / parent
-            self._listed[parent] = set(os.listdir(place)) if place.is_dir() else set()
-        return name in self._listed[parent]
+        parent, _, name = path.rpartition("/")
+        numbers, others = self._listed.get(parent) or self._list(parent)
+        number = _number(name)
+        return name in others if number < 0 else number < len(numbers) and numbers[number] == 1
+
+    def _list(self, parent: str) -> tuple[bytearray, set[str]]:
+        numbers, others = self._listed[parent] = bytearray(), set()
+        place = self.folder / parent
+        for name in os.listdir(place) if place.is_dir() else ():
+            if (number := _number(name)) < 0:
+                others.add(name)
+            else:
+                numbers.extend(bytes(max(0, number + 1 - len(numbers))))
+                numbers[number] = 1
+        return numbers, others
+
+
+def _number(name: str) -> int:
+    """Of a picture that is named for it, as writer.write_pictures does, up to ten millions; -1 for other names."""
+    found = NUMBERED.fullmatch(name)
+    return int(found[1]) if found else -1
 
 
 def require(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +229,7 @@ class FileViews(SceneViews):
         return View(record, mesh=scene.written_mesh, **pictures)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Request:
     """One picture to make.
 
@@ -254,9 +254,10 @@ def plan(
     count     None makes each combination once; more go on with other noise (and, from meshes, other views)
     Request i is the same for every count.
     """
+    text_of = lru_cache(fill)  # of a million requests many share a text, which is held once
     if views is None:
         count = count or len(prompts)
-        return [Request(i, None, fill(prompts[i % len(prompts)], None)) for i in range(count)]
+        return [Request(i, None, text_of(prompts[i % len(prompts)], None)) for i in range(count)]
     requests = []
     if prompts is None:
         for i in range(count or len(views.records)):
@@ -270,9 +271,9 @@ def plan(
         for i in range(count or len(usable) * len(prompts)):
             turn = i // len(prompts)  # all prompts for a view, then the next view; a folder's begin again
             number = usable[turn % len(usable)] if from_folder else turn
-            prompt = fill(prompts[i % len(prompts)], views.noun(number))
+            prompt = text_of(prompts[i % len(prompts)], views.noun(number))
             requests.append(Request(i, number, prompt, views.source_index(number) if from_folder else None))
-    return sorted(requests, key=lambda request: (request.view, request.index))
+    return sorted(requests, key=lambda request: request.view)  # which keeps the order of index
 
 
 # --- frames of a video ---

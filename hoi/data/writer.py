@@ -10,8 +10,7 @@ import json
 import math
 import re
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from hoi.geometry.objects import ObjectMesh, object_card, save_object
 FORMAT, FORMAT_VERSION = "hand-object dataset folder", 1
 # All that the scripts write to a folder; video.py adds strip.png and the clip.
 WRITTEN = (
-    "dataset.json", "grid.png", "rejected.jsonl", "strip.png", "clip.*", "objects/*",
+    "dataset.json", "grid.png", "rejected*.jsonl", "strip.png", "clip.*", "objects/*",
     *(f"{name}/*" for name in dataset.PICTURE_FOLDERS.values()),
 )  # fmt: skip
 # Entries of a job that folders written before them do not have: such a folder goes on.
@@ -47,6 +46,10 @@ HAND_TERMS = {
     "builtin": "built-in hand: MIT, see hoi/assets",
 }
 REPORT = Path("verification") / "report.json"  # what python -m hoi.verify DIR leaves
+
+# Of a data card: what it counts the records by, and the key of each.
+LABELS = {"annotation": "source", "hands": "hand_model", "categories": "category"}
+COUNTED = ("file_name", "checkpoint", *LABELS.values())
 
 # What sheets show: records of a long folder, frames of a long video, and the side of each picture in pixels.
 MOST_RECORDS, MOST_FRAMES, CELL = 24, 16, 128
@@ -90,40 +93,52 @@ def folder_description(
     return how_made(made_by) | {name: entry for name, entry in entries.items() if entry is not None}
 
 
-def data_card(folder: str | Path, records: list[dict[str, Any]], description: dict[str, Any]) -> dict[str, Any]:
+def count(records: Iterable[dict[str, Any]], counts: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The entries of a card that count records, by COUNTED.
+
+    counts  go on from these, which are changed; None: from nothing
+    """
+    counts = counts or {
+        "counts": {"records": 0, "pictures": 0}, "weights": [],
+        "sources": {**{name: {} for name in LABELS}, "pictures": {"generated": 0, "drawn or photographed": 0}},
+    }  # fmt: skip
+    for record in records:
+        checkpoint, has_picture = record.get("checkpoint"), record["file_name"] is not None
+        counts["counts"]["records"] += 1
+        counts["counts"]["pictures"] += has_picture
+        labels = {name: record.get(key) for name, key in LABELS.items()}
+        labels["pictures"] = "generated" if checkpoint else "drawn or photographed" if has_picture else None
+        for name, label in labels.items():
+            if label is not None:
+                counts["sources"][name][label] = counts["sources"][name].get(label, 0) + 1
+        if checkpoint and checkpoint not in counts["weights"]:
+            counts["weights"].append(checkpoint)
+    return counts
+
+
+def data_card(folder: str | Path, counts: dict[str, Any], description: dict[str, Any]) -> dict[str, Any]:
     """Entries that dataset.json has beside what the maker of the folder says of it.
 
-    records      all of the folder
+    counts       of all records
     description  what dataset.json says already; its `licences` come back with what the records show
     returns      counts, sources, labels, licences, weights, yield, verification (None where nothing was verified)
     """
-    pictures = sum(record["file_name"] is not None for record in records)
-    generated = sum(record.get("checkpoint") is not None for record in records)
-    rejected = description.get("rejected") or {}
-    # Each once, in order of appearance: a dict keeps the order, and dicts themselves cannot be its keys.
-    checkpoints = {json.dumps(record["checkpoint"]): None for record in records if record.get("checkpoint")}
+    rejected, accepted = description.get("rejected") or {}, counts["counts"]["records"]
+    # The most frequent first, equally many by name: in no order that tells how the folder grew.
+    ordered = {name: dict(sorted(counts["sources"][name].items(), key=lambda item: (-item[1], item[0])))
+               for name in LABELS}  # fmt: skip
     return {
-        "counts": {"records": len(records), "pictures": pictures},
-        "sources": {
-            "annotation": _count(records, "source"),
-            "hands": _count(records, "hand_model"),
-            "categories": _count(records, "category"),
-            "pictures": {"generated": generated, "drawn or photographed": pictures - generated},
-        },
-        "licences": _licences(records, description.get("licences") or {}),
-        "weights": [json.loads(text) for text in checkpoints],
-        "yield": {"accepted": len(records), "rejected": sum(rejected.values()), "reasons": rejected},
+        "counts": counts["counts"],
+        "sources": ordered | {"pictures": counts["sources"]["pictures"]},
+        "licences": _licences(ordered["hands"], description.get("licences") or {}),
+        "weights": counts["weights"],
+        "yield": {"accepted": accepted, "rejected": sum(rejected.values()), "reasons": rejected},
         "verification": _verification_summary(Path(folder)),
     }
 
 
-def _count(records: list[dict[str, Any]], key: str) -> dict[str, int]:
-    return dict(Counter(record[key] for record in records if record.get(key) is not None).most_common())
-
-
-def _licences(records: list[dict[str, Any]], licences: dict[str, Any]) -> dict[str, Any]:
-    """The maker's licences; terms of hands and objects where it only names them."""
-    models = _count(records, "hand_model")
+def _licences(models: Iterable[str], licences: dict[str, Any]) -> dict[str, Any]:
+    """The maker's licences; terms of hands and objects where it only names them.  models: of hands, in the records."""
     hands = [HAND_TERMS.get(name, f"unknown terms of the hand model {name!r}") for name in models]
     objects = licences.get("objects")
     if isinstance(objects, list):
@@ -144,8 +159,8 @@ def _verification_summary(folder: Path) -> dict[str, Any] | None:
 def read_card(folder: str | Path) -> dict[str, Any]:
     """dataset.json with the entries of data_card as they are now: folders grow, and are verified later."""
     description = dataset.read_description(folder)
-    records = dataset.read_records(folder, ("index", "file_name", "checkpoint", "source", "hand_model", "category"))
-    return description | data_card(folder, records, description)
+    counts = count(dataset.read_records(folder, ("index", *COUNTED)))
+    return description | data_card(folder, counts, description)
 
 
 def refresh_card(folder: str | Path) -> None:
@@ -295,12 +310,11 @@ def write_records(folder: str | Path, records: list[dict[str, Any]]) -> None:
 # --- pictures to look at ---
 
 
-def overview(folder: str | Path, records: list[dict[str, Any]]) -> Image.Image:
-    """Up to MOST_RECORDS, evenly taken, each a strip of picture, skeleton, normal, segmentation below its text.
+def overview(folder: str | Path, chosen: Sequence[dict[str, Any]]) -> Image.Image:
+    """Records, each a strip of picture, skeleton, normal, segmentation below its text.
 
     Where a record lacks one of them its cell is white.
     """
-    chosen = [records[i] for i in _evenly(len(records), MOST_RECORDS)]
     has_image = any(record["file_name"] for record in chosen)
     keys = [*(["file_name"] if has_image else []), "skeleton_file_name", "normal_file_name", "segmentation_file_name"]
 
@@ -389,30 +403,37 @@ class DatasetWriter:
     """
 
     def __init__(self, folder: str | Path, description: dict[str, Any], rank: int = 0, world_size: int = 1) -> None:
-        self.folder, self.description, self.rank = Path(folder), description, rank
+        self.folder, self.description = Path(folder), description
+        self.rank, self.world_size = rank, world_size
         self._waiting: list[dict[str, Any]] = []
-        self._due = 0.0
+        self._due, self._path = 0.0, self.folder / "metadata.jsonl"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             refuse_other_job(self.folder, description)
             # By one, before any of this job writes.
             for place in ("objects", *dataset.PICTURE_FOLDERS.values()) if rank == 0 else ():
                 files.remove_leftovers(self.folder / place)
-            name = "metadata.jsonl" if world_size == 1 else f"metadata-{rank:05d}.jsonl"
-            self._lines = JsonLines(self.folder / name)
-            known = self._records(("index", *dataset.FILE_KEYS))  # whole records would take gigabytes
-            # A record that lost a file is made again; its new line replaces the old one.
+            self._lines = JsonLines(dataset.part_of(self._path, rank, world_size))
+            self._done: set[int] = set()
+            self._last, self._in_order, lines = -1, True, 0
             there = dataset.FolderFiles(self.folder)
-            self._done = {record["index"] for record in known if not there.missing(record)}
-            self._card_stands = (self.folder / "dataset.json").is_file()
-            if rank == 0 and not self._card_stands:
+            for record in dataset.each_record(self.folder, ("index", *dataset.FILE_KEYS)):
+                lines += 1
+                self._note(record["index"])
+                # A record that lost a file is made again; its new line replaces the old one.
+                (self._done.discard if there.missing(record) else self._done.add)(record["index"])
+            card = dataset.read_description(self.folder)
+            counts = card if lines and self._is_counted() else count(())
+            self._counts = counts if counts["counts"]["records"] == lines else None  # None: counted at the end
+            self._card_stands = bool(card)
+            if rank == 0 and not card:
                 self._write_description()
         except OSError as error:
             raise OSError(f"cannot write to {folder} ({error}); choose another folder with --out") from error
 
-    def _records(self, keys: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """As read_records, and none before the first line is written."""
-        return dataset.read_records(self.folder, keys) if any(self.folder.glob("metadata*.jsonl")) else []
+    def _note(self, index: int) -> None:
+        """Note whether lines still are in order, each index once."""
+        self._in_order, self._last = self._in_order and index > self._last, index
 
     def _write_description(self, **more: Any) -> None:
         """Write dataset.json, unless it says so already: when and by which command it was said does not matter."""
@@ -439,6 +460,9 @@ class DatasetWriter:
         """Append the line of a record whose pictures are in place (the result of `write_pictures`), at once or soon."""
         self._waiting.append(record)
         self._done.add(record["index"])
+        self._note(record["index"])
+        if self._counts is not None:
+            count([record], self._counts)
         if time.monotonic() > self._due:
             self.flush()
 
@@ -460,25 +484,42 @@ class DatasetWriter:
     def __exit__(self, *fault: object) -> None:
         self.flush()
 
+    def merge(self) -> None:
+        """Write what waits; on rank 0, after all ranks are done, put all lines in order, and know of them."""
+        self.flush()
+        if self.rank == 0 and not (self._in_order and dataset.metadata_files(self.folder) == [self._path]):
+            self._done = dataset.merge_lines(self.folder)
+            self._last, self._in_order, self._counts = max(self._done, default=-1), True, None
+
     def finish(self, grid: bool = True) -> None:
         """Merge the ranks' lines in order of index, count, and draw grid.png.  Does nothing on ranks other than 0.
 
-        May be repeated: what an interruption left undone is done, and a finished folder keeps every byte.
+        May be repeated: what an interruption left undone is done, and a finished folder keeps every byte.  Lines are
+        read again only where they are in disorder, or were never counted.
         """
-        self.flush()
+        self.merge()
         if self.rank != 0:
             return
-        records = self._records()
-        write_records(self.folder, records)
-        # Only now: after an interruption before this line the records are there twice, which readers take once.
-        for path in self.folder.glob("metadata-*.jsonl"):
-            path.unlink()
-        self._done = {record["index"] for record in records}
-        self._write_description(**data_card(self.folder, records, self.description))
+        sheet = self.folder / "grid.png"
+        if self._counts is None:
+            self._counts = count(dataset.each_record(self.folder, COUNTED))
+        records = self._counts["counts"]["records"]
         if not (page := self.folder / "README.md").exists():  # somebody may have written more into it
             write_whole(page, (ASSETS / "dataset.md").read_bytes())
-        if grid and records:
-            write_whole(self.folder / "grid.png", encode_png(np.asarray(overview(self.folder, records))))
+        if grid and records and not (sheet.exists() and self._is_counted()):
+            with open(self._path, "rb") as stream:
+                shown = set(_evenly(records, MOST_RECORDS))
+                chosen = [json.loads(line) for k, line in enumerate(stream) if k in shown]
+            write_whole(sheet, encode_png(np.asarray(overview(self.folder, chosen))))
+        # Last: the next run takes what is counted for finished.
+        self._write_description(**data_card(self.folder, self._counts, self.description))
+
+    def _is_counted(self) -> bool:
+        """Whether dataset.json counts the lines as they are: they were not written after it."""
+        there = dataset.read_description(self.folder)
+        if not (self._path.exists() and {"counts", "sources", "weights"} <= there.keys()):
+            return False
+        return self._path.stat().st_mtime_ns < (self.folder / "dataset.json").stat().st_mtime_ns
 
 
 def copy_folder(folder: Path, records: Sequence[dict[str, Any]], writer: DatasetWriter) -> None:

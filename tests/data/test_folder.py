@@ -19,6 +19,7 @@ from hoi.data.check import check_folder
 from hoi.data.folder import (
     PICTURE_FOLDERS,
     RECORD_KEYS,
+    FolderFiles,
     file_of,
     load_conditions,
     load_depth,
@@ -255,6 +256,71 @@ def test_ranks_merge_to_what_one_process_writes(tmp_path):
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
     for name in files_of(tmp_path / "one"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+ODD = ['"', '\\"', '", "intrinsics": [1, 2]', '"intrinsics": [', "]}", "\\"]
+
+
+@pytest.mark.parametrize("keys", [("index", "text", "object_path"), ("index", "source"), ("index", "transl")])
+def test_a_line_read_for_some_keys_says_what_the_whole_line_says(tmp_path, rendered, keys):
+    record = read_records(rendered)[0]
+    whole = [record | {"index": k, "text": odd, "source": odd, "look": {"intrinsics": [1], odd: [[2]]}}
+             for k, odd in enumerate(ODD)]  # fmt: skip
+    whole += [dict(sorted(record.items())) | {"index": len(ODD)}, dict(reversed(record.items())) | {"index": 7}]
+    write_records(tmp_path, whole)
+    wanted = [{key: old[key] for key in keys} for old in whole]
+    assert read_records(tmp_path, keys) == wanted
+
+
+def test_files_are_missing_by_their_exact_names(tmp_path):
+    names = ["000001.png", "0000002.png", "3.png", "000004.PNG", "1000005.png", "10000006.png", "²00007.png"]
+    (tmp_path / "a").mkdir()
+    for name in names:
+        (tmp_path / "a" / name).touch()
+    asked = [*names, "1.png", "0000001.png", "000002.png", "000003.png", "000004.png", "000005.png", "999999.png"]
+    asked = {name: f"a/{name}" for name in asked} | {"elsewhere": "b/000001.png"}
+    missing = FolderFiles(tmp_path).missing(asked, asked)
+    assert missing == [path for name, path in asked.items() if name not in names]
+
+
+def card_of(folder) -> dict:
+    return {key: value for key, value in json.loads((folder / "dataset.json").read_text()).items() if key != "command"}
+
+
+def test_a_folder_that_grew_in_disorder_ends_as_one_that_was_made_at_once(tmp_path):
+    def made(folder, *runs):
+        for run in runs:
+            writer = DatasetWriter(folder, {})
+            for index in run:
+                weights = {"name": f"{index % 2}.safetensors", "sha256": "ab" * 32}
+                more = {"text": str(index), "category": "mugs"[index % 3 :], "source": "x", "checkpoint": weights}
+                if not writer.done(index):
+                    write(writer, index, more, **pictures(index))
+            writer.finish()
+        return {name: (folder / name).read_bytes() for name in files_of(folder) - {"dataset.json"}}
+
+    once = made(tmp_path / "once", range(12))
+    for name, runs in {"grown": [range(5), range(12)], "mixed": [[5, 0, 3], [11, 9, *range(12)], []]}.items():
+        assert made(tmp_path / name, *runs) == once
+        assert card_of(tmp_path / name) == card_of(tmp_path / "once")
+    (tmp_path / "grown/normal/000002.png").unlink()
+    assert made(tmp_path / "grown", [0], [2]) == once  # its line is there twice in between
+    assert card_of(tmp_path / "grown") == card_of(tmp_path / "once")
+
+
+def test_a_finished_folder_is_read_at_its_end_only_when_its_lines_are_newer_than_its_counts(tmp_path, monkeypatch):
+    writer = DatasetWriter(tmp_path, {})
+    for index in range(3):
+        write(writer, index, {"category": "mug"}, **pictures())
+    writer.finish()
+    with monkeypatch.context() as patch:
+        again = DatasetWriter(tmp_path, {})
+        patch.setattr(dataset, "each_record", None)
+        again.finish()
+    path = tmp_path / "metadata.jsonl"
+    path.write_text(path.read_text().replace('"mug"', '"cup"'))
+    DatasetWriter(tmp_path, {}).finish()
+    assert card_of(tmp_path)["sources"]["categories"] == {"cup": 3}
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -20,6 +20,7 @@ from hoi.data.folder import FILE_KEYS, read_records
 from hoi.data.writer import (
     DatasetWriter,
     card_text,
+    count,
     data_card,
     folder_description,
     read_card,
@@ -48,11 +49,11 @@ def folder(tmp_path):
 
 def test_labels_made_with_mano_say_so_whatever_the_maker_wrote(tmp_path):
     records = [record(hand_model="mano"), record(hand_model="builtin"), record(hand_model=None)]
-    card = data_card(tmp_path, records, {"licences": {"weights": "those of x"}})
+    card = data_card(tmp_path, count(records), {"licences": {"weights": "those of x"}})
     assert "MANO licence (non-commercial research)" in card["licences"]["hand"] and "MIT" in card["licences"]["hand"]
     assert card["licences"]["weights"] == "those of x"
     assert card["sources"]["hands"] == {"mano": 1, "builtin": 1}
-    assert "hand" not in data_card(tmp_path, [record(hand_model=None)], {})["licences"]
+    assert "hand" not in data_card(tmp_path, count([record(hand_model=None)]), {})["licences"]
 
 
 def test_a_description_names_maker_weights_objects_and_the_folder_that_it_continues(folder):
@@ -69,18 +70,18 @@ def test_a_description_names_maker_weights_objects_and_the_folder_that_it_contin
 
 def test_objects_of_the_user_are_as_given_and_built_in_ones_are_ours(tmp_path):
     given = {"licences": {"objects": ["built-in family", "scans/a.stl"]}}
-    licences = data_card(tmp_path, [record()], given)["licences"]
+    licences = data_card(tmp_path, count([record()]), given)["licences"]
     assert licences["objects"] == {
         "built-in family": "MIT, made by this project",
         "scans/a.stl": "as given by the user",
     }
-    again = data_card(tmp_path, [record()], {"licences": licences})
+    again = data_card(tmp_path, count([record()]), {"licences": licences})
     assert again["licences"] == licences
 
 
 def test_weights_are_listed_once_with_their_hashes_and_pictures_counted_by_kind(tmp_path):
     records = [record(checkpoint=WEIGHTS), record(checkpoint=WEIGHTS), record(), record(file_name=None)]
-    card = data_card(tmp_path, records, {})
+    card = data_card(tmp_path, count(records), {})
     assert card["weights"] == [WEIGHTS]
     assert card["sources"]["pictures"] == {"generated": 2, "drawn or photographed": 1}
     assert card["counts"] == {"records": 4, "pictures": 3}
