@@ -8,6 +8,7 @@
     python make_dataset.py --ho3d HO3D --models YCB_models --mano MANO_RIGHT.pkl --out data/ho3d
     python make_dataset.py --csv train.csv --normals estimated --out data/hoi4d         # the authors' own format
     python make_dataset.py --scenes docs/example_scenes.jsonl --shade --out data/mine     # your cameras, poses, grasps
+    torchrun --nproc-per-node 2 make_dataset.py --out data/shared   # the same records, shared between processes
     python make_dataset.py --check data/toy
 
 It prints what it found in the meshes, or why frames of a real dataset were rejected, a progress bar with the time left,
@@ -290,8 +291,9 @@ if __name__ == "__main__":
 import hashlib
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -301,9 +303,17 @@ from tqdm import tqdm
 
 from hoi.common.command import first_few, problems_as_messages
 from hoi.common.files import sha256_of, short_hash
-from hoi.common.machine import choose_device, fast_dtype, mapper
+from hoi.common.machine import (
+    barrier,
+    choose_device,
+    fast_dtype,
+    join_processes,
+    leave_processes,
+    mapper,
+    rank_and_world_size,
+)
 from hoi.data.check import check_folder
-from hoi.data.folder import read_description, read_records
+from hoi.data.folder import read_description
 from hoi.data.scene_maker import SceneMaker, SceneSettings
 from hoi.data.scenes import SceneFile
 from hoi.data.writer import HAND_TERMS, DatasetWriter, folder_description, refuse_other_job
@@ -430,25 +440,36 @@ def make_scenes(args: argparse.Namespace) -> None:
     scenes = min(args.count or len(brought), len(brought)) if brought else -(-args.count // per_scene)
     records_of = partial(settings.numbers_of, scenes=brought)
     build = partial(SceneMaker, settings, meshes, args.out, args.cache, args.mano, args.grabnet, brought)
+    rank, world_size = rank_and_world_size()
+    join_processes("gloo", rank, world_size, timedelta(days=7))  # until the slowest is done
     with mapper(args.workers, build) as run:
         # The first task, so that a renderer that cannot start is told before the search.
         print(f"renderer: {next(iter(run(SceneMaker.renderer_used, [0])))}")
+        if rank > 0:
+            barrier()
         objects = [] if brought else find_all_grasps(settings, meshes, run)  # those of a file when they are needed
-        writer = DatasetWriter(args.out, describe_scenes(args, settings, objects, brought))
+        if rank == 0:
+            barrier()  # the others read what it found
+        writer = DatasetWriter(args.out, describe_scenes(args, settings, objects, brought), rank, world_size)
+        barrier()  # every rank has seen the same finished records
         before, left_out = len(writer), sum((read_description(args.out).get("rejected") or {}).values())
         todo = [k for k in range(scenes) if not all(map(writer.done, records_of(k)))]
         total = records_of(scenes - 1).stop
         print(f"{scenes} scenes, {total} records -> {args.out}, {len(writer)} records are there already")
         faulty: dict[int, str] = {}  # line of the scenes file -> what its grasp has that ours must not have
-        with continued_after(writer), tqdm(total=sum(len(records_of(k)) for k in todo), unit="record") as bar:
+        mine = np.array_split(todo, world_size)[rank].tolist()
+        bar = tqdm(total=sum(len(records_of(k)) for k in mine), unit="record", disable=rank > 0)
+        with continued_after(writer), bar:
             # In order of number, whatever worker was first: every run writes the same lines.
-            for k, records in zip(todo, run(SceneMaker.make_scene, todo), strict=True):
+            for k, records in zip(mine, run(SceneMaker.make_scene, mine), strict=True):
                 for record in records:
                     if not writer.done(record["index"]):
                         writer.append(record)
                     if faults := told_of_grasp(record):
                         faulty[record["scene_line"]] = faults
                 bar.update(len(records_of(k)))
+    barrier()
+    writer.merge()
     # An earlier run may have asked for more.
     ended = writer.end if brought else -(-writer.end // per_scene) * per_scene
     tried = max(total, ended, before + left_out)
@@ -461,7 +482,8 @@ def make_scenes(args: argparse.Namespace) -> None:
         print(f"{left_out} records were left out: {why}")
     if faulty:
         told = first_few([f"line {line}: the hand {words}" for line, words in faulty.items()], joint="\n  ")
-        print(f"given grasps that ours would be refused for, kept as they are:\n  {told}")
+        told = f"given grasps that ours would be refused for, kept as they are:\n  {told}"
+        print(told, file=sys.stderr if rank else None)  # each process tells of its own
 
 
 def told_of_grasp(record: dict[str, Any]) -> str:
@@ -502,10 +524,14 @@ def convert_pictures(args: argparse.Namespace) -> None:
     captioner = Captioner(args.captioner, device, str(dtype).removeprefix("torch.")) if args.captioner else None
     order = np.random.default_rng(args.seed).permutation(len(source)) if args.shuffle else np.arange(len(source))
     order = order[: args.count]
-    writer = DatasetWriter(args.out, describe_pictures(args, source))
+    rank, world_size = rank_and_world_size()
+    join_processes("gloo", rank, world_size, timedelta(days=7))  # until the slowest is done
+    writer = DatasetWriter(args.out, describe_pictures(args, source), rank, world_size)
     print(f"{len(order)} frames of {source.name} -> {args.out}, {len(writer)} records are there already")
     with continued_after(writer):
         rejected = convert_source(source, order, settings, writer, args.workers)
+    if rank > 0:
+        return
     if captioner:
         torch.set_num_threads(threads)
         caption_folder(args.out, captioner, args.seed, args.batch_size or (1 if device == "cpu" else 8))
@@ -513,7 +539,7 @@ def convert_pictures(args: argparse.Namespace) -> None:
     if captions:
         found, without = apply_captions(args.out, captions)
         print(f"{found} records have a caption of {args.captions or CAPTION_FILE}, {without} keep their template")
-    findings = summary(read_records(args.out))
+    findings = summary(args.out)
     writer.description |= {"rejected": rejected, **findings}
     writer.finish()
     told = [f"{len(writer)} records; {sum(rejected.values())} frames rejected"]
@@ -530,17 +556,16 @@ def main(args: argparse.Namespace) -> None:
         print(*reports, sep="\n")
         sys.exit(0 if all(report.ok for report in reports) else 1)
     check_placeholders(args.text or "")
-    if wants_real_pictures(args):
-        convert_pictures(args)
-    else:
-        make_scenes(args)
-    print(f"look at {args.out / 'grid.png'}; validate with: python make_dataset.py --check {args.out}")
+    with redirect_stdout(sys.stdout if rank_and_world_size()[0] == 0 else None):  # one process speaks for all
+        convert_pictures(args) if wants_real_pictures(args) else make_scenes(args)
+        print(f"look at {args.out / 'grid.png'}; validate with: python make_dataset.py --check {args.out}")
 
 
 @problems_as_messages("make_dataset.py", "interrupted before the first record; the same command starts again")
 def run(arguments: list[str] | None = None) -> None:
     """The command: problems become a message and exit code 1."""
     main(parse_args(arguments))
+    leave_processes()
 
 
 if __name__ == "__main__":

@@ -108,12 +108,18 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
 from hoi.common.command import problems_as_messages
 from hoi.common.files import encode_png, sha256_of, short_hash, write_whole
-from hoi.common.machine import barrier, free_device_memory, join_processes, keep_freed_memory, rank_and_world_size
+from hoi.common.machine import (
+    barrier,
+    free_device_memory,
+    join_processes,
+    keep_freed_memory,
+    leave_processes,
+    rank_and_world_size,
+)
 from hoi.common.sheets import contact_sheet
 from hoi.data.scenes import SceneFile
 from hoi.data.views import FileViews, FolderViews, Request, SceneViews, content_of, plan
@@ -243,9 +249,8 @@ def main(args: argparse.Namespace) -> None:
     config, settings, metadata = pipeline.model.config, pipeline.settings, pipeline.model.metadata
     views, prompts = choose_views(args, config), choose_prompts(args, config)
     requests = plan(views, prompts, args.count)
-    if world_size > 1:
-        # A process that is done waits at the end for the slowest one: hours, where each picture takes minutes.
-        join_processes("gloo", rank, world_size, timedelta(days=7))
+    # A process that is done waits at the end for the slowest one: hours, where each picture takes minutes.
+    join_processes("gloo", rank, world_size, timedelta(days=7))
     writer = DatasetWriter(args.out, describe(args, pipeline, views, prompts), rank, world_size)
     barrier()  # every rank has seen the same finished records
     todo = [request for request in requests if not writer.done(request.index)]
@@ -342,8 +347,7 @@ def main(args: argparse.Namespace) -> None:
 def run(arguments: list[str] | None = None) -> None:
     """The script as a command; None: the command line's arguments."""
     main(parse_args(arguments))
-    if dist.is_initialized():  # after a fault it ends with the process: closing would wait for the other processes
-        dist.destroy_process_group()
+    leave_processes()
 
 
 if __name__ == "__main__":

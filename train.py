@@ -170,7 +170,6 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -182,6 +181,7 @@ from hoi.common.machine import (
     fast_dtype,
     join_processes,
     keep_freed_memory,
+    leave_processes,
     rank_and_world_size,
 )
 from hoi.network.config import PRESETS
@@ -240,8 +240,7 @@ def set_up(args: argparse.Namespace) -> tuple[int, int, bool]:
         torch.cuda.set_device(args.device)
         torch.backends.cudnn.benchmark = True  # all steps are of one shape
         torch.set_float32_matmul_precision("high")  # TF32, as cuDNN's convolutions have it
-    if world_size > 1:
-        join_processes("nccl" if args.device.startswith("cuda") else "gloo", rank, world_size)
+    join_processes("nccl" if args.device.startswith("cuda") else "gloo", rank, world_size)
     fast = fast_dtype(args.device) == torch.bfloat16
     if args.dtype == "bf16" and not fast and rank == 0:
         print(f"note: --dtype bf16 is several times slower than fp32 on this {args.device}", flush=True)
@@ -504,8 +503,7 @@ def main() -> None:
                 train(args)
     except FloatingPointError as error:
         raise SystemExit(f"train.py: {error}") from error
-    if dist.is_initialized():  # after a fault it ends with the process: closing would wait for the other processes
-        dist.destroy_process_group()
+    leave_processes()
 
 
 if __name__ == "__main__":

@@ -194,12 +194,14 @@ def rank_and_world_size() -> tuple[int, int]:
 
 
 def join_processes(backend: str, rank: int, world_size: int, patience: timedelta = PATIENCE) -> None:
-    """Connect the processes that torchrun started, as torch.distributed's process group.
+    """Connect the processes that torchrun started, as torch.distributed's process group; nothing for a single one.
 
     backend   "nccl" on GPUs, "gloo" on CPUs
     patience  for the slowest process, wherever the others wait for it
     Says after seconds whom it waits for.  Raises TimeoutError when they do not come, OSError for a port that is taken.
     """
+    if world_size == 1:
+        return
     store = _meeting_point(rank, world_size)
     started, told = time.monotonic(), False
     store.add("arrived", 1)
@@ -263,3 +265,9 @@ def barrier() -> None:
         work.wait()
     except RuntimeError as error:
         raise ConnectionError("another process ended; its own message says why") from error
+
+
+def leave_processes() -> None:
+    """Close the process group at the end; after a fault it ends with the process: closing would wait for the others."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

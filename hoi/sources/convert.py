@@ -6,6 +6,7 @@ the records are held against their own annotation: how well a re-render and the 
 """
 
 import json
+from array import array
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
@@ -18,9 +19,9 @@ from tqdm import tqdm
 from hoi.common.arrays import intersection_over_union
 from hoi.common.choices import DPT_HYBRID, MARGIN, MIN_AREA, NORMALS
 from hoi.common.files import JsonLines, write_whole
-from hoi.common.machine import mapper
+from hoi.common.machine import barrier, mapper
 from hoi.conditions import Conditions, draw_normal, draw_segmentation, draw_skeleton, normals_from_inverse_depth
-from hoi.data.folder import read_records
+from hoi.data.folder import each_record, metadata_files, part_of
 from hoi.data.writer import DatasetWriter, write_object, write_pictures
 from hoi.geometry.camera import Camera, inside_picture, transform_points
 from hoi.geometry.hand import TIP_KEYPOINTS, HandMesh, load_hand
@@ -108,41 +109,52 @@ def convert_source(
              alone, but for those whose reason was a file: it may have been put there or mended since
     writer   of the folder, for a job that check_needs accepts
     workers  processes; the result is the same for any number
-    returns  how often each reason for a rejection occurred in all runs, the most frequent first
+    returns  on rank 0 how often each reason for a rejection occurred in all runs, the most frequent first
     Raises ValueError when the folder has no record at the end.
     """
     _check_frames(source, order, writer.folder)
-    rejected = JsonLines(writer.folder / REJECTED_FILE, index=int, rejected=str)
-    known = {line["index"]: line for line in rejected if not writer.done(line["index"])}  # the later one holds
+    path, rank = writer.folder / REJECTED_FILE, writer.rank
+    rejected, known = JsonLines(part_of(path, rank, writer.world_size)), _rejected(writer)
     left_alone = {index for index, line in known.items() if not line["rejected"].endswith(OUTSIDE)}
     todo = [k for k in range(len(order)) if not writer.done(k) and k not in left_alone]
+    barrier()  # all ranks have seen the same records
+    mine = np.array_split(todo, writer.world_size)[rank].tolist()
     build = partial(FrameConverter, source, order, settings, writer.folder)
-    bar = tqdm(total=len(order), initial=len(order) - len(todo), unit="frame")
+    bar = tqdm(total=len(mine), unit="frame", disable=rank > 0)
     with bar, mapper(workers, build) as run:
-        for result in run(FrameConverter.convert, todo):
-            index = result["index"]
+        for result in run(FrameConverter.convert, mine):
             if "rejected" not in result:
                 writer.append(result)
-                known.pop(index, None)
-            elif known.get(index) != result:
+            elif known.get(result["index"]) != result:
                 rejected.append(result)
-                known[index] = result
             bar.update()
-    known = dict(sorted(known.items()))
+    writer.flush()
+    barrier()
+    if rank > 0:
+        return {}
+    writer.merge()
+    known = _rejected(writer)
     if known:  # without what holds no longer; the same file whatever was interrupted
-        write_whole(rejected.path, "".join(json.dumps(line) + "\n" for line in known.values()).encode())
-    else:
-        rejected.path.unlink(missing_ok=True)
-    counts = dict(Counter(line["rejected"] for line in known.values()).most_common())
+        write_whole(path, "".join(json.dumps(known[index]) + "\n" for index in sorted(known)).encode())
+    for left in metadata_files(writer.folder, REJECTED_FILE):
+        if left != path or not known:
+            left.unlink()
+    counts = dict(Counter(known[index]["rejected"] for index in sorted(known)).most_common())
     if not len(writer):
         raise ValueError("\n".join(["no frame gave a record:", *(f"  {n} {reason}" for reason, n in counts.items())]))
     return counts
 
 
+def _rejected(writer: DatasetWriter) -> dict[int, dict[str, Any]]:
+    """Lines of REJECTED_FILE in all runs and ranks, of each index the last, without those that are records now."""
+    lines = (line for path in metadata_files(writer.folder, REJECTED_FILE)
+             for line in JsonLines(path, index=int, rejected=str))  # fmt: skip
+    return {line["index"]: line for line in lines if not writer.done(line["index"])}
+
+
 def _check_frames(source: Source, order: np.ndarray, folder: Path) -> None:
     """Raise ValueError when the folder's records are of other frames: folders from before told only their number."""
-    keys = ("index", "source_frame")
-    for record in read_records(folder, keys) if any(folder.glob("metadata*.jsonl")) else ():
+    for record in each_record(folder, ("index", "source_frame")):
         index, name = record["index"], record["source_frame"]
         # Names of a CSV's pictures were absolute paths, where the CSV has those.
         if index < len(order) and name and not name.endswith(source.frame_name(order[index])):
@@ -336,22 +348,22 @@ def nearest_of(pieces: list[GBuffer]) -> GBuffer:
     return GBuffer(depth, label_map, normals, first.object_mask)
 
 
-def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
+def summary(folder: str | Path) -> dict[str, Any]:
     """How well records agree with their own annotation: mean IoU of a re-render with the source's segmentation, and how
     far the posed hand's joints lie from the source's, for each side.  Empty where nothing could be measured.
     """
-    overlaps = [record["rerender_iou"] for record in records if record.get("rerender_iou")]
-    result: dict[str, Any] = {}
-    if overlaps:
-        result["mean_rerender_iou"] = {
-            name: round(float(np.mean([each[name] for each in overlaps])), 4) for name in ("hand", "object")
-        }
-    for side in ("right", "left"):
-        fits = [record["hand_fit_mm"] for record in records
-                if record.get("hand_fit_mm") is not None and record["hand_side"] == side]  # fmt: skip
-        if fits:
-            result[f"hand_fit_mm_{side}"] = {"median": round(float(np.median(fits)), 3), "max": max(fits)}
-    return result
+    overlaps: dict[str, array] = {}
+    fits = {"right": array("d"), "left": array("d")}
+    for record in each_record(folder, ("index", "rerender_iou", "hand_fit_mm", "hand_side")):
+        for name, value in (record["rerender_iou"] or {}).items():
+            overlaps.setdefault(name, array("d")).append(value)
+        if record["hand_fit_mm"] is not None:
+            fits[record["hand_side"]].append(record["hand_fit_mm"])
+    means = {name: round(float(np.mean(values)), 4) for name, values in overlaps.items()}
+    return ({"mean_rerender_iou": means} if means else {}) | {
+        f"hand_fit_mm_{side}": {"median": round(float(np.median(values)), 3), "max": max(values)}
+        for side, values in fits.items() if values
+    }  # fmt: skip
 
 
 def fit_warning(findings: dict[str, Any]) -> str:
