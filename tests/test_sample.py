@@ -583,7 +583,8 @@ def test_saved_steps_are_a_row_of_pictures_that_ends_in_the_picture(scenes, chec
         with Image.open(tmp_path / "steps" / f"{record['index']:06d}.png") as strip:
             assert strip.size == (3 * (64 + 2) + 2, 64 + 4)  # a margin of two pixels around each
             last = np.asarray(strip)[2:-2, -64 - 2 : -2]
-        assert np.array_equal(last, load_image(tmp_path, record))
+        # The strip is decoded picture by picture, the pictures together: rounding, a grey level at most.
+        assert np.abs(last.astype(int) - load_image(tmp_path, record)).max() <= 1
 
 
 @pytest.mark.parametrize(("side", "free", "most", "sizes"), [
