@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From nothing to a trained miniature: data, autoencoder, text encoder, base model, background buffer, fine-tuning.
 #
-#     bash tools/train_tiny.sh                 # the full recipe: about three hours on two CPU cores; its result is the built-in model
+#     bash tools/train_tiny.sh                 # the full recipe, of hours; its result takes the place of the built-in model
 #     bash tools/train_tiny.sh hour            # about an hour; its model is in runs/toy-hour and replaces nothing
 #
 # Everything lands in runs/toy (runs/toy-hour).  Interrupt it whenever you like: the same command goes on where it stopped.
