@@ -85,8 +85,6 @@ def command_line() -> argparse.ArgumentParser:
     add("--ema-decay", type=float, default=0.0, help="average of the weights, e.g. 0.998, 0 = off (default)")
     add("--crop", type=int, default=64, help="crop of stage vae (pixels, default 64; a multiple of 8)")
     add("--gradient-checkpointing", action=argparse.BooleanOptionalAction, default=False, help="less memory, slower")
-    add("--cache-text", action=argparse.BooleanOptionalAction, default=False, help="encode every distinct caption once "
-        "and keep it on disk, 0.24 MB each at full size (stages base and hoi; default: encode anew every step)")
     add("--seed", type=int, default=0, help="of weights, order and noise (default 0)")
     add("--save-every", type=int, default=500, help="steps between training states (default 500)")
     add("--keep-states", type=int, default=2, help="training states kept, the newest ones (default 2)")
@@ -153,8 +151,6 @@ def contradiction(args: argparse.Namespace) -> str | None:
         return "--accumulate cannot serve stage text, whose loss compares all pictures of a batch with each other"
     if args.vae and not args.base:
         return "--vae belongs to a --base, whose autoencoder it takes the place of"
-    if args.cache_text and args.stage not in ("base", "hoi"):
-        return f"--cache-text belongs to stages base and hoi, not to {args.stage}"
     return None
 
 
@@ -285,8 +281,8 @@ def branch_files(args: argparse.Namespace) -> dict[str, str]:
     return {name: path for name, _, path in pairs}
 
 
-def build_stage(args: argparse.Namespace, model: HOIDiffusion, share: Share, bf16: bool) -> Stage:
-    """Freeze what the stage does not train and cache what frozen encoders make of the data."""
+def build_stage(args: argparse.Namespace, model: HOIDiffusion, share: Share) -> Stage:
+    """Freeze what the stage does not train and cache what the frozen autoencoder makes of the pictures."""
     side = model.config.image_size
     pictures = TrainingSet(args.data, side, side, DREAMBOOTH_CAPTION if args.baseline == "dreambooth" else None)
     model.requires_grad_(False)
@@ -306,7 +302,7 @@ def build_stage(args: argparse.Namespace, model: HOIDiffusion, share: Share, bf1
         return TextStage(model, pictures, share, args.seed, meaning)
 
     latents = Path(args.out) / "latents"
-    data, *buffer = (cached(model, each, latents, args.cache_text, bf16) for each in sets)
+    data, *buffer = (cached(model, each, latents) for each in sets)
     if args.stage == "base":
         if not model.metadata.get("scaling_factor_measured"):
             model.set_scaling_factor(measured_scaling_factor(data.latents))
@@ -365,9 +361,7 @@ def resume(
     state = load_training_state(args.out)
     if state is None:
         return 0
-    # Flags that did not exist when the state was written had what are defaults now.
-    before = {name: command_line().get_default(name) for name in vars(args)} | state["args"]
-    check_same_run(Path(args.out), before, vars(args), state.get("processes", world_size), world_size)
+    check_same_run(Path(args.out), state["args"], vars(args), state["processes"], world_size)
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(state["weights"][name])
@@ -384,7 +378,7 @@ def train(args: argparse.Namespace) -> None:
 
     model = starting_model(args).to(args.device)
     out.mkdir(parents=True, exist_ok=True)
-    stage = build_stage(args, model, Share(args.batch_size, rank, world_size, args.accumulate), bf16).to(args.device)
+    stage = build_stage(args, model, Share(args.batch_size, rank, world_size, args.accumulate)).to(args.device)
     # By their names in the model, which is an attribute of some stages.
     trained = {name.removeprefix("model."): p for name, p in stage.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)

@@ -66,20 +66,6 @@ def test_resuming_with_other_settings_is_refused_by_name(world, tmp_path):
         train.train(hoi_args(world, tmp_path / "run", "--seed", "5"))
 
 
-def test_a_state_from_before_the_newer_flags_goes_on_with_their_defaults(world, tmp_path):
-    out = tmp_path / "run"
-    train.train(hoi_args(world, out, "--steps", "2"))
-    state = training_run.load_training_state(out)
-    del state["processes"]
-    for name in ("reg_mode", "reg_prob", "conditions", "trainable", "accumulate", "cache_text", "keep_states"):
-        del state["args"][name]
-    training_run.save_training_state(out, 2, state)
-    with pytest.raises(ValueError, match=r"--reg-mode was sum, is swap"):
-        train.train(hoi_args(world, out, "--reg-mode", "swap"))
-    train.train(hoi_args(world, out))
-    assert training_run.load_training_state(out)["step"] == 4
-
-
 def test_fewer_processes_go_on_only_when_they_accumulate_to_the_same_step(world, tmp_path):
     out = tmp_path / "run"
     train.train(hoi_args(world, out, "--steps", "2", "--accumulate", "2"))
@@ -165,12 +151,12 @@ def test_processes_share_the_encoding_and_leave_the_bytes_of_one(two_processes, 
 def test_an_interrupted_encoding_makes_only_what_is_missing(world, tmp_path, monkeypatch):
     monkeypatch.setattr(training_data, "ROWS", 4)
     model, pictures = small_model(with_conditions=False), TrainingSet([world / "data"], SIDE, SIDE)
-    whole = training_data.cached(model, pictures, tmp_path).latents.values[range(10)]
+    whole = training_data.cached(model, pictures, tmp_path).latents[range(10)]
     first, second, third = sorted(tmp_path.rglob("*.npy"))
     second.unlink()
     (second.parent / f".{second.name}.tmp").write_bytes(b"half")  # as a killed process leaves it
     kept = [path.stat().st_mtime_ns for path in (first, third)]
-    np.testing.assert_array_equal(training_data.cached(model, pictures, tmp_path).latents.values[range(10)], whole)
+    np.testing.assert_array_equal(training_data.cached(model, pictures, tmp_path).latents[range(10)], whole)
     assert [path.stat().st_mtime_ns for path in (first, third)] == kept
     assert sorted(second.parent.iterdir()) == [first, second, third]
 
@@ -182,7 +168,7 @@ def test_more_files_than_a_process_may_open_are_read_all_the_same(tmp_path, monk
     limits, here = resource.getrlimit(resource.RLIMIT_NOFILE), len(os.listdir("/proc/self/fd"))
     resource.setrlimit(resource.RLIMIT_NOFILE, (here + 20, limits[1]))
     try:
-        written = training_data.write_rows(tmp_path, 60, lambda start, end: rows[start:end], 1, "rows")
+        written = training_data.write_rows(tmp_path, 60, lambda start, end: rows[start:end], 1)
         assert written[range(59, -1, -1)].ravel().tolist() == list(range(59, -1, -1))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
@@ -222,12 +208,12 @@ def test_every_record_is_seen_once_an_epoch_whatever_the_number_of_processes():
 def test_latents_are_drawn_anew_from_the_cached_posterior(world):
     model = small_model(with_conditions=True)
     pictures = TrainingSet([world / "data"], SIDE, SIDE)
-    latents = training_data.cached(model, pictures, world / "latents-posterior").latents
+    data = training_data.cached(model, pictures, world / "latents-posterior")
     indices, noise = np.array([4, 1]), torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         posterior = model.vae.encode(pictures.images(indices))
     expected = 0.18215 * (posterior.mean + posterior.std * noise)
-    torch.testing.assert_close(latents.sample(indices, noise, 0.18215), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(data.sample(indices, noise, 0.18215), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_previews_show_the_training_pictures_above_what_each_caption_and_geometry_gives_alone(world):
@@ -251,7 +237,7 @@ def test_previews_show_the_training_pictures_above_what_each_caption_and_geometr
 def test_the_measured_scaling_factor_gives_the_cached_latents_unit_deviation(world):
     data = TrainingSet([world / "data"], SIDE, SIDE)
     latents = training_data.cached(small_model(with_conditions=False), data, world / "latents-deviation").latents
-    means = torch.from_numpy(latents.values[range(10)][:, 0])
+    means = torch.from_numpy(latents[range(10)][:, 0])
     scaled = training_data.measured_scaling_factor(latents) * means.double()
     assert float((scaled - scaled.mean()).square().mean().sqrt()) == pytest.approx(1.0, rel=1e-12)
 

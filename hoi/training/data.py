@@ -3,8 +3,8 @@
 What a step sees depends on (seed, step) alone: not on what ran before, on how many processes share the work, or on
 whether the run was interrupted.  Each process draws the numbers of the whole step and keeps its own `Share`.
 
-What frozen encoders make of the data is made once and kept on disk (`cached`): of pictures, mean and deviation of their
-posterior, so that every step draws its latents anew as the paper does (Sec. 3.1); of captions, the text context.
+What the frozen autoencoder makes of the pictures is made once and kept on disk (`cached`): mean and deviation of their
+posterior, so that every step draws its latents anew as the paper does (Sec. 3.1).
 Under torchrun the processes share the encoding; an interrupted one goes on with the files that are not there yet.
 """
 
@@ -30,13 +30,11 @@ from hoi.common.machine import barrier
 from hoi.common.tensors import weights_hash
 from hoi.data.folder import CONDITION_KEYS, load_conditions, load_image, path_of, read_records, require
 from hoi.network.model import HOIDiffusion, stack_pictures
-from hoi.network.text import tokenize
 
 # Of a record all that training asks for: its geometry would take ten times as much memory, in every process.
 KEYS = ("index", "file_name", "text", "category", "height", "width", "normal_source", *CONDITION_KEYS)
-ROWS = 256  # of one cached file: of 512 px pictures 34 MB, of Stable Diffusion's text 61 MB
+ROWS = 256  # of one cached file: of 512 px pictures 34 MB
 PIXELS = 2**19  # encoded at once: 32 pictures of 128 px, 2 of 512 px
-CAPTIONS = 64  # encoded at once
 OPEN = 256  # files kept open; a process may often have 1024, and half a million pictures are in twice as many
 
 # What a step sees, tensors by name; "conditions" holds more of them by name, and stage hoi has a batch a term of eq. 3.
@@ -204,7 +202,7 @@ def file_of(folder: Path, number: int) -> Path:
     return folder / f"{number:05d}.npy"
 
 
-def write_rows(folder: Path, count: int, rows: Callable[[int, int], Tensor], batch_size: int, title: str) -> RowsOnDisk:
+def write_rows(folder: Path, count: int, rows: Callable[[int, int], Tensor], batch_size: int) -> RowsOnDisk:
     """Make the files that are not there yet, of several processes each its share; they wait for each other.
 
     rows   (start, end) -> (end - start, ...); it is asked for the same batches however many processes there are, so
@@ -213,7 +211,7 @@ def write_rows(folder: Path, count: int, rows: Callable[[int, int], Tensor], bat
     rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     mine = range(-(-count // ROWS))[rank::processes]  # numbers of files, of as many as it takes
     todo = [range(k * ROWS, min((k + 1) * ROWS, count)) for k in mine if not file_of(folder, k).exists()]
-    with tqdm(total=sum(map(len, todo)), desc=title, disable=rank > 0 or not todo) as progress:
+    with tqdm(total=sum(map(len, todo)), desc="encoding pictures once", disable=rank > 0 or not todo) as progress:
         for part in todo:
             made = []
             for start in part[::batch_size]:
@@ -226,27 +224,23 @@ def write_rows(folder: Path, count: int, rows: Callable[[int, int], Tensor], bat
 
 
 @dataclass(frozen=True)
-class LatentCache:
-    """Posterior mean and deviation of every picture: the encoder is frozen, the draw is not.
+class EncodedData:
+    """Pictures, and posterior mean and deviation of each: the encoder is frozen, the draw is not.
 
-    values  (N, 2, C, h, w), unscaled
+    latents  (N, 2, C, h, w), unscaled
     Source: paper section 3.1 trains on samples of q(z | x); keeping mean and std instead of one draw changes nothing.
     """
 
-    values: RowsOnDisk
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """C, h, w of one picture's latents."""
-        return self.values.shape[1:]
+    pictures: TrainingSet
+    latents: RowsOnDisk
 
     def sample(self, indices: np.ndarray, noise: Tensor, scaling_factor: float) -> Tensor:
         """Scaled latents (B, C, h, w); `noise` is standard normal of that shape."""
-        mean, std = torch.from_numpy(self.values[indices]).unbind(1)
+        mean, std = torch.from_numpy(self.latents[indices]).unbind(1)
         return scaling_factor * (mean + std * noise)
 
 
-def cache_latents(model: HOIDiffusion, pictures: TrainingSet, folder: Path) -> LatentCache:
+def cached(model: HOIDiffusion, pictures: TrainingSet, folder: Path) -> EncodedData:
     """Encode every picture once in fp32, or open what an earlier run with the same autoencoder encoded."""
     device = next(model.vae.parameters()).device
 
@@ -258,65 +252,13 @@ def cache_latents(model: HOIDiffusion, pictures: TrainingSet, folder: Path) -> L
     # Whatever changes the latents is part of the name: an autoencoder or a folder that changed gets files of its own.
     name = f"latents-{weights_hash(model.vae)[:16]}-{pictures.fingerprint()}"
     batch_size = max(1, PIXELS // (pictures.height * pictures.width))
-    return LatentCache(write_rows(folder / name, len(pictures), encode, batch_size, "encoding pictures once"))
+    return EncodedData(pictures, write_rows(folder / name, len(pictures), encode, batch_size))
 
 
-class TextCache:
-    """What the frozen text encoder says to every distinct caption.
-
-    values    (N, 77, C)
-    captions  distinct, in the order of the rows
-    """
-
-    def __init__(self, values: RowsOnDisk, captions: Sequence[str]):
-        self.values = values
-        self._rows = {caption: row for row, caption in enumerate(captions)}
-
-    def context(self, captions: Sequence[str]) -> Tensor:
-        """(B, 77, C)."""
-        return torch.from_numpy(self.values[[self._rows[caption] for caption in captions]])
-
-
-def cache_text(model: HOIDiffusion, pictures: TrainingSet, folder: Path, bf16: bool) -> TextCache:
-    """Encode every distinct caption, and the empty one, once, or open what an earlier run encoded.
-
-    bf16  under autocast, as training without the cache would
-    At Stable Diffusion's size a caption takes 0.24 MB.
-    """
-    device = next(model.text_encoder.parameters()).device
-    distinct = sorted({"", *pictures.captions(range(len(pictures)))})
-
-    @torch.no_grad()
-    def encode(start: int, end: int) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            return model.text_encoder(tokenize(distinct[start:end]).to(device))
-
-    digest = hashlib.sha256("\0".join(distinct).encode()).hexdigest()[:16]
-    name = f"text-{weights_hash(model.text_encoder)[:16]}{'-bf16' if bf16 else ''}-{digest}"
-    return TextCache(write_rows(folder / name, len(distinct), encode, CAPTIONS, "encoding captions once"), distinct)
-
-
-@dataclass(frozen=True)
-class EncodedData:
-    """Pictures, and what frozen encoders made of them; without cached text the text encoder runs every step."""
-
-    pictures: TrainingSet
-    latents: LatentCache
-    text: TextCache | None = None
-
-
-def cached(
-    model: HOIDiffusion, pictures: TrainingSet, folder: Path, with_text: bool = False, bf16: bool = False
-) -> EncodedData:
-    """The pictures with their latents under this model's autoencoder, on request with their captions' context."""
-    latents = cache_latents(model, pictures, folder)
-    return EncodedData(pictures, latents, cache_text(model, pictures, folder, bf16) if with_text else None)
-
-
-def measured_scaling_factor(latents: LatentCache) -> float:
+def measured_scaling_factor(latents: RowsOnDisk) -> float:
     """1 / standard deviation of all cached posterior means: the VAE's `scaling_factor` once it is trained."""
     sums = np.zeros(3)  # file by file, in float64: all latents together may not fit into memory
-    for path in latents.values.paths:
+    for path in latents.paths:
         means = read_npy(path, "part of a cache")[:, 0].astype(np.float64)
         sums += means.size, means.sum(), np.square(means).sum()
     count, total, squares = sums

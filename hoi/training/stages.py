@@ -89,8 +89,7 @@ class BaseStage(Stage):
         """Latents from the cached posterior, timesteps, noise and text; some captions emptied.
 
         purpose   keeps the random numbers of the two batches of eq. 3 apart
-        returns   indices (B,), latents and noise (B, 4, h, w), timesteps (B,), and of the text the context (B, 77, C)
-                  where it is cached, else token_ids (B, 77)
+        returns   indices (B,), latents and noise (B, 4, h, w), timesteps (B,), token_ids (B, 77)
 
         Every process draws the numbers of the whole step and keeps its share, so the order of these lines is part of a
         run's result.
@@ -98,24 +97,23 @@ class BaseStage(Stage):
         # Another seed for background pictures: equally many of both kinds would else be shuffled alike.
         indices = draw_indices(len(data.pictures), share, self.seed + purpose, step)
         generator = step_generator(self.seed, step, purpose)
-        shape = (share.total, *data.latents.shape)
+        shape = (share.total, *data.latents.shape[1:])
         posterior_noise = torch.randn(shape, generator=generator)
         timesteps, noise = draw_training_noise(self.schedule, shape, generator)
         dropped = share.of(torch.rand(share.total, generator=generator) < self.caption_dropout)
         captions = ["" if drop else text for drop, text in zip(dropped, data.pictures.captions(indices), strict=True)]
-        text = {"token_ids": tokenize(captions)} if data.text is None else {"context": data.text.context(captions)}
-        scaling_factor = self.model.config.vae.scaling_factor
-        return text | {
+        return {
+            "token_ids": tokenize(captions),
             "indices": torch.from_numpy(indices),
-            "latents": data.latents.sample(indices, share.of(posterior_noise), scaling_factor),
+            "latents": data.sample(indices, share.of(posterior_noise), self.model.config.vae.scaling_factor),
             "timesteps": share.of(timesteps),
             "noise": share.of(noise),
         }
 
     def training_batch(self, batch: Batch) -> TrainingBatch:
-        """What the losses take: with the frozen text encoder's context, unless it is there from the cache."""
+        """What the losses take: with the frozen text encoder's context."""
         with torch.no_grad():
-            context = batch["context"] if "context" in batch else self.model.text_encoder(batch["token_ids"])
+            context = self.model.text_encoder(batch["token_ids"])
         # As the weights are laid out: convolutions would else turn every picture around, and back.  Conditions come
         # as bytes, so that a quarter of the memory goes to the device.
         last, pictures = torch.channels_last, batch.get("conditions", {})

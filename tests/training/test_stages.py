@@ -1,4 +1,4 @@
-"""hoi/training/stages.py and hoi/training/data.py: modes of regularisation, ablations, accumulation, cached text."""
+"""hoi/training/stages.py and hoi/training/data.py: modes of regularisation, ablations, accumulation."""
 
 import json
 from pathlib import Path
@@ -27,11 +27,11 @@ def world(tmp_path_factory) -> Path:
     return make_world(tmp_path_factory.mktemp("world"))
 
 
-def make_stage(world: Path, share: Share, reg: dict | None = None, text: bool = False, **freeze) -> stages.HoiStage:
+def make_stage(world: Path, share: Share, reg: dict | None = None, **freeze) -> stages.HoiStage:
     """A stage on the world's data; `reg` are settings of the Regularization, None for none."""
     model = small_model(with_conditions=freeze.get("conditions") != ())
     sets = [TrainingSet([world / name], SIDE, SIDE) for name in ("data", "buffer")]
-    data, buffer = (training_data.cached(model, each, world / "latents", text) for each in sets)
+    data, buffer = (training_data.cached(model, each, world / "latents") for each in sets)
     model.freeze_for_fine_tuning(**freeze)
     regularization = None if reg is None else stages.Regularization(buffer, **{"batch_size": share.batch_size} | reg)
     return stages.HoiStage(model, data, share, 1, 0.3, regularization)
@@ -91,11 +91,9 @@ def test_the_loss_of_a_swapped_step_is_that_of_background_under_three_black_pict
     assert model.condition_encoders["normal"].body[0].block1.bias.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("text", ["", "text"], ids=["text encoded anew", "text cached"])
-def test_cached_latents_and_text_give_the_loss_that_encoding_everything_anew_gives(world, text):
-    stage = make_stage(world, Share(4), None, text)
+def test_cached_latents_give_the_loss_that_encoding_everything_anew_gives(world):
+    stage = make_stage(world, Share(4))
     batch, model = stage.batch(2), stage.model
-    assert ("context" in batch["hoi"], "token_ids" in batch["hoi"]) == (bool(text), not text)
     # The same generator state as the stage's: posterior, timesteps, noise, dropped captions in this order.
     generator = training_data.step_generator(1, 2, 0)
     posterior_noise = torch.randn(4, 4, 16, 16, generator=generator)
@@ -111,19 +109,6 @@ def test_cached_latents_and_text_give_the_loss_that_encoding_everything_anew_giv
     conditions = {name: images.float() / 255 for name, images in pictures.conditions(indices).items()}
     expected = plain_loss(model, latents, timesteps, noise, captions, conditions)
     assert stage(batch)[0].item() == pytest.approx(expected.item(), rel=2e-5)
-
-
-def test_cached_text_is_written_once_and_holds_every_distinct_caption_and_the_empty_one(world):
-    first = make_stage(world, Share(1), None, text=True).data.text
-    assert (len(first.values), *first.values.shape) == (4, 77, 16)  # three colours
-    path = next((world / "latents").glob("text-*/00000.npy"))
-    written = path.stat().st_mtime_ns
-    make_stage(world, Share(1), None, text=True)
-    assert path.stat().st_mtime_ns == written
-    model = small_model(with_conditions=True)
-    captions = ["A hand is grasping a green mug", "", "A hand is grasping a red mug"]
-    with torch.no_grad():
-        torch.testing.assert_close(first.context(captions), model.text_encoder(tokenize(captions)))
 
 
 def gradients(stage: stages.HoiStage, batches: int) -> dict[str, torch.Tensor]:
@@ -264,7 +249,7 @@ def test_the_loss_of_a_controlnet_is_equation_3_with_black_pictures_for_the_back
 
 def test_dreambooth_trains_the_whole_unet_on_one_word_for_all_categories_and_keeps_the_prior(world, tmp_path):
     args = hoi_args(world, tmp_path, "--baseline", "dreambooth")
-    stage = train.build_stage(args, train.starting_model(args), Share(3), bf16=False)
+    stage = train.build_stage(args, train.starting_model(args), Share(3))
     seen = ["A hand is grasping a sks mug", "A hand is grasping a sks bowl", "A hand is grasping a sks object"]
     assert stage.pictures.captions(range(4)) == [*seen, seen[0]]
     prior = stage.regularization.data.pictures
