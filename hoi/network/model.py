@@ -28,8 +28,7 @@ def stack_conditions(conditions: Sequence[Conditions | None], height: int, width
 
     conditions  of each picture; None is black, for scenery without hand or object (paper Sec. 4.1)
     """
-    stacked = stack_pictures(conditions, height, width)
-    return {name: pictures.contiguous().float() / 255 for name, pictures in stacked.items()}
+    return to_floats(stack_pictures(conditions, height, width))
 
 
 def stack_pictures(conditions: Sequence[Conditions | None], height: int, width: int) -> dict[str, Tensor]:
@@ -38,6 +37,13 @@ def stack_pictures(conditions: Sequence[Conditions | None], height: int, width: 
     pictures = {name: np.stack([black if each is None else getattr(each, name) for each in conditions])
                 for name in CONDITION_NAMES}  # fmt: skip
     return {name: torch.from_numpy(stacked).movedim(-1, 1) for name, stacked in pictures.items()}
+
+
+def to_floats(
+    pictures: Mapping[str, Tensor], layout: torch.memory_format = torch.contiguous_format
+) -> dict[str, Tensor]:
+    """Pictures of `stack_pictures`, on any device, as the condition encoders take them; layout: in memory."""
+    return {name: stacked.contiguous(memory_format=layout).float() / 255 for name, stacked in pictures.items()}
 
 
 class ConditionBlock(nn.Module):

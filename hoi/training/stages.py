@@ -24,7 +24,7 @@ from hoi.common.choices import CONDITION_NAMES, REG_MODES
 from hoi.common.files import encode_png, write_whole
 from hoi.common.sheets import contact_sheet
 from hoi.network.diffusion import TrainingBatch, draw_training_noise, eps_loss, hoi_loss
-from hoi.network.model import HOIDiffusion
+from hoi.network.model import HOIDiffusion, to_floats
 from hoi.network.pipeline import Pipeline, SamplingSettings
 from hoi.network.text import tokenize
 from hoi.network.vae import vae_loss
@@ -116,9 +116,8 @@ class BaseStage(Stage):
             context = self.model.text_encoder(batch["token_ids"])
         # As the weights are laid out: convolutions would else turn every picture around, and back.  Conditions come
         # as bytes, so that a quarter of the memory goes to the device.
-        last, pictures = torch.channels_last, batch.get("conditions", {})
-        conditions = {name: image.contiguous(memory_format=last).float() / 255 for name, image in pictures.items()}
-        latents = batch["latents"].contiguous(memory_format=last)
+        conditions = to_floats(batch.get("conditions", {}), torch.channels_last)
+        latents = batch["latents"].contiguous(memory_format=torch.channels_last)
         return TrainingBatch(latents, context, batch["timesteps"], batch["noise"], conditions or None)
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -258,8 +257,7 @@ class HoiStage(BaseStage):
             return [true, self.sampled(None)]
         conditions = self.pictures.conditions(self.shown())
         skeletons, normals = (list(conditions[name].movedim(1, -1).numpy()) for name in ("skeleton", "normal"))
-        made = self.sampled({name: images.float() / 255 for name, images in conditions.items()})
-        return [skeletons, normals, true, made]
+        return [skeletons, normals, true, self.sampled(to_floats(conditions, torch.channels_last))]
 
     def picture_names(self, batch: Batch) -> list[str]:
         """Of both terms."""
