@@ -21,7 +21,6 @@ import hoi  # noqa: F401 - before torch: says how its threads wait
 import argparse
 from pathlib import Path
 
-from hoi.common.choices import UNET_PARTS
 from hoi.common.command import (
     add_mesh_flags,
     add_model_flags,
@@ -68,8 +67,6 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     video.add_argument("--anchor", type=int, metavar="I",
                        help="frame that all frames look at (default: the middle, as in the paper)")
     video.add_argument("--no-anchor", action="store_true", help="every frame on its own")
-    video.add_argument("--anchor-in", nargs="+", choices=UNET_PARTS, default=list(UNET_PARTS), metavar="PART",
-                       help="parts of the U-Net whose self-attentions do: encoder, middle, decoder (the paper: all)")
     video.add_argument("--same-noise", action=argparse.BooleanOptionalAction, default=True,
                        help="all frames start from the noise of record 0 of sample.py")
     video.add_argument("--separate-noise", action="store_true", help="the same as --no-same-noise")
@@ -209,7 +206,6 @@ def describe(
     """What goes to dataset.json; "job" decides the frames, and another job must not continue in the same folder."""
     job = pipeline.job(args.seed) | {"prompt": prompt}
     job |= {"frames": len(frames), "fps": args.fps, "anchor": anchor, "same_noise": args.same_noise}
-    job |= {"anchor_in": args.anchor_in}
     meshes = None
     if isinstance(frames, TrajectoryFrames):
         motion = [record["keypoints_2d"] for record in frames.records]
@@ -269,7 +265,7 @@ def main(args: argparse.Namespace) -> None:
             bar.update(0)  # shown when it is time to: see hoi/__init__.py
 
         pictures = anchored_pictures(
-            pipeline, prompt, frame_features, frame_generator, todo, anchor, chunk, args.anchor_in,
+            pipeline, prompt, frame_features, frame_generator, todo, anchor, chunk,
             tell, height, width,
         )  # fmt: skip
         for frame, image in pictures:

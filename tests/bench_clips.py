@@ -2,7 +2,7 @@
 
     python tests/bench_clips.py                       # 4 objects x 3 seeds, built-in model: about 25 minutes on 2 cores
     python tests/bench_clips.py --objects mug --seeds 0 --frames 4
-    python tests/bench_clips.py --also "--anchor 0" "--anchor-in decoder"     # rows more: ideas beside the paper's
+    python tests/bench_clips.py --also "--anchor 0"     # rows more: ideas beside the paper's
 
 Flicker in 8-bit levels (hoi/metrics/flicker.py), less is steadier; IoU of hand and object, as the verifier sees them in
 the pictures, with the label maps that the pictures were made from.  Frames without anchor that have noise of their own

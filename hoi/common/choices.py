@@ -14,7 +14,6 @@ GRASPS = 3  # searched for each object by default, by sample.py and video.py ali
 # Network and training.
 CONDITION_NAMES = ("skeleton", "normal", "segmentation")
 SAMPLERS = ("dpm++", "ddim", "ddpm")
-UNET_PARTS = ("encoder", "middle", "decoder")  # of the U-Net, where self-attention may look at an anchor frame
 PRESET_NAMES = ("sd1", "tiny")
 TINY_SIDE = 128  # pixels, the side of the pictures that the built-in model was made for
 DTYPES = ("float32", "bfloat16", "float16")

@@ -74,13 +74,13 @@ class ControlNet(UNetEncoder):
         timesteps: Tensor,
         context: Tensor | CachedContext,
         hint: Tensor,
-        anchors: Sequence[Anchor | None] = (None, None),
+        anchor: Anchor | None = None,
     ) -> list[Tensor]:
         """What is added to each skip connection and, last, to the middle block's result, in the shapes of these.
 
         hint      (B'', C, h, w), B' a multiple of B''; the others are those of UNetEncoder.encode
         """
-        kept, _ = self.encode(latents, timesteps, context, {0: hint}, anchors)
+        kept, _ = self.encode(latents, timesteps, context, {0: hint}, anchor)
         return [conv(each) for conv, each in zip([*self.zero_convs, self.middle_block_out], kept, strict=True)]
 
 

@@ -7,7 +7,7 @@ every frame is denoised together with the anchor frame, whose keys and values it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hoi.common.arrays import to_uint8
-from hoi.common.choices import UNET_PARTS
 from hoi.network.model import HOIDiffusion
 from hoi.network.samplers import Progress, initial_noise, sample_latents
 from hoi.network.text import tokenize
@@ -197,14 +196,14 @@ def join_features(features: Sequence[list[Tensor]]) -> list[Tensor]:
 class AnchoredUNet:
     """The U-Net for a batch of video frames whose first is the anchor; samplers see no other difference."""
 
-    def __init__(self, unet: UNet, anchor_in: Collection[str] = UNET_PARTS) -> None:
-        self.unet, self.anchor_in, self.cache_context = unet, anchor_in, unet.cache_context
+    def __init__(self, unet: UNet) -> None:
+        self.unet, self.cache_context = unet, unet.cache_context
 
     def __call__(
         self, latents: Tensor, timesteps: Tensor, context: CachedContext, cond_features: Sequence[Tensor] | None
     ) -> Tensor:
-        """As UNet.forward, which explains `anchor_in`."""
-        return self.unet(latents, timesteps, context, cond_features, anchor=0, anchor_in=self.anchor_in)
+        """As UNet.forward."""
+        return self.unet(latents, timesteps, context, cond_features, anchor=0)
 
 
 def anchored_pictures(
@@ -215,7 +214,6 @@ def anchored_pictures(
     frames: Sequence[int],
     anchor: int | None,
     chunk: int,
-    anchor_in: Collection[str] = UNET_PARTS,
     progress: Progress | None = None,
     height: int | None = None,
     width: int | None = None,
@@ -226,7 +224,6 @@ def anchored_pictures(
     frame_generator  frame -> a new generator of its noise, of equal state for frames that share their noise
     frames           to make: all of the video, or those still missing
     anchor           the frame that all look at; None: every frame on its own
-    anchor_in        parts of the U-Net whose self-attentions see the anchor; the paper: all
     height, width    of the frames, as in Pipeline.pictures
     yields           (frame, (H, W, 3) uint8), chunk by chunk
     Raises ValueError when chunk is below 1.
@@ -237,7 +234,7 @@ def anchored_pictures(
     """
     # The anchor is the first of every batch; a group that asks for its picture has it in front too.
     unet = pipeline.model.unet
-    anchored = unet if anchor is None else AnchoredUNet(unet, anchor_in)
+    anchored = unet if anchor is None else AnchoredUNet(unet)
     first = [] if anchor is None else [anchor]
     anchor_features = [frame_features(frame) for frame in first]
     for group in _chunks(frames, anchor, chunk):

@@ -9,7 +9,7 @@ prefix; the `nn.Identity` layers keep their numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hoi.common.choices import UNET_PARTS
 from hoi.network.kernels import Upsample, attend
 
 
@@ -81,10 +80,15 @@ class Anchor:
 
     index   of the anchor among the frames
     frames  F: a batch is F frames, or under guidance twice F, each half with its own anchor
+    Raises ValueError when it is none of them.
     """
 
     index: int
     frames: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.frames:
+            raise ValueError(f"the anchor is frame {self.index} of {self.frames}, expected 0 to {self.frames - 1}")
 
     def joined(self, tokens: Tensor) -> Tensor:
         """Keys or values of each frame followed by its anchor's.  (B, heads, N, d) -> (B, heads, 2 N, d)."""
@@ -328,12 +332,12 @@ class UNetEncoder(nn.Module):
         timesteps: Tensor,
         context: Tensor | CachedContext,
         added: Mapping[int, Tensor],
-        anchors: Sequence[Anchor | None],
+        anchor: Anchor | None,
     ) -> tuple[list[Tensor], Tensor]:
         """All that comes before the decoder; latents, timesteps and context as of UNet.forward.
 
         added     maps (B'', C, h', w') by the number of the input block after which they are added
-        anchors   what self-attention of encoder and middle block sees beside its own
+        anchor    what self-attention sees beside its own
         returns   what each input block and, last, the middle block leaves, and the time embedding (B, 4 C_model)
         """
         dtype = self.input_blocks[0][0].weight.dtype
@@ -341,11 +345,11 @@ class UNetEncoder(nn.Module):
         embedding = repeat(embedding, len(context))
         h, kept = latents.to(dtype), []
         for index, block in enumerate(self.input_blocks):
-            h = self._run(block, h, embedding, context, anchors[0])
+            h = self._run(block, h, embedding, context, anchor)
             if index in added:
                 h = h + tile(added[index], h)
             kept.append(h)
-        return [*kept, self._run(self.middle_block, h, embedding, context, anchors[1])], embedding
+        return [*kept, self._run(self.middle_block, h, embedding, context, anchor)], embedding
 
     def _run(
         self, block: Block, h: Tensor, embedding: Tensor, context: Tensor | CachedContext, anchor: Anchor | None
@@ -407,7 +411,6 @@ class UNet(UNetEncoder):
         context: Tensor | CachedContext,
         cond_features: Sequence[Tensor] | None = None,
         anchor: int | None = None,
-        anchor_in: Collection[str] = UNET_PARTS,
     ) -> Tensor:
         """Predict the noise in the latents.
 
@@ -420,32 +423,23 @@ class UNet(UNetEncoder):
                        With a ControlNet: the hint and the scale that its HintEncoder gives
         anchor         0 to B' - 1: the latents are frames of a video, and self-attention of each also sees the keys and
                        values of this one (Sec. 4.4); for the anchor itself that changes nothing; None: no video
-        anchor_in      which of UNET_PARTS do so; the paper: all
         returns eps    (B, 4, h, w)   in the dtype of latents
         Raises ValueError when a shape does not fit.
         """
         self._check(latents, timesteps, len(context), cond_features)
-        *anchors, decoder = self._anchors(anchor, len(latents), anchor_in)
+        seen = None if anchor is None else Anchor(anchor, len(latents))
         controlled = self.control is not None and cond_features is not None
         added = {} if controlled else dict(zip(self.feature_blocks, cond_features or (), strict=False))
-        skips, embedding = self.encode(latents, timesteps, context, added, anchors)
+        skips, embedding = self.encode(latents, timesteps, context, added, seen)
         if controlled:
             hint, scale = cond_features
-            residuals = self.control(latents, timesteps, context, hint, anchors)
+            residuals = self.control(latents, timesteps, context, hint, seen)
             skips = [skip + repeat(scale, len(skip)) * residual
                      for skip, residual in zip(skips, residuals, strict=True)]  # fmt: skip
         h = skips.pop()
         for block in self.output_blocks:
-            h = self._run(block, torch.cat([h, repeat(skips.pop(), len(h))], dim=1), embedding, context, decoder)
+            h = self._run(block, torch.cat([h, repeat(skips.pop(), len(h))], dim=1), embedding, context, seen)
         return self.out(h).to(latents.dtype)
-
-    def _anchors(self, index: int | None, frames: int, anchor_in: Collection[str]) -> list[Anchor | None]:
-        """What encoder, middle block and decoder look at."""
-        if index is not None and not 0 <= index < frames:
-            raise ValueError(f"the anchor is frame {index} of {frames}, expected 0 to {frames - 1}")
-        if unknown := set(anchor_in) - set(UNET_PARTS):
-            raise ValueError(f"anchor_in names {', '.join(sorted(unknown))}, expected some of {', '.join(UNET_PARTS)}")
-        return [Anchor(index, frames) if index is not None and part in anchor_in else None for part in UNET_PARTS]
 
     def _check(self, latents: Tensor, timesteps: Tensor, texts: int, cond_features: Sequence[Tensor] | None) -> None:
         levels, (batch, channels, height, width) = len(self.config.channel_mult), latents.shape
