@@ -213,14 +213,11 @@ class TrainingLog:
 def save_training_state(folder: str | Path, step: int, state: Mapping[str, Any], keep: int = 2) -> Path:
     """Write folder/state_STEP.pt atomically and delete all others but the newest `keep` - 1 before it.
 
-    state   a dict of tensors and plain values (dicts, lists, tuples, numbers, strings), so that reading needs no code
-    Raises ValueError for anything else: better now than when the training is to be resumed.
+    state   a dict of tensors and plain values (dicts, lists, tuples, numbers, strings): reading runs no code
+    keep    1 or more
     States of later steps are deleted, too: the run goes on from here, so they were damaged or are of another future.
     So is what killed processes left half written.
     """
-    if keep < 1:
-        raise ValueError(f"keep is {keep}; at least the state just written must stay")
-    check_plain(state, "state")
     path = Path(folder) / STATE_PATTERN.format(step=step)
     write_whole(path, lambda stream: torch.save(dict(state), stream.name))
     states = training_states(folder)
@@ -229,19 +226,6 @@ def save_training_state(folder: str | Path, step: int, state: Mapping[str, Any],
         old.unlink()
     remove_leftovers(Path(folder), r"state_\d+\.pt")
     return path
-
-
-def check_plain(value: Any, place: str) -> None:
-    """Raise ValueError naming the place of the first value that loading with weights_only=True would refuse."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            check_plain(key, f"a key of {place}")
-            check_plain(item, f"{place}[{key!r}]")
-    elif type(value) in (list, tuple):  # not isinstance: a named tuple's class would have to be imported
-        for index, item in enumerate(value):
-            check_plain(item, f"{place}[{index}]")
-    elif not isinstance(value, Tensor) and type(value) not in (str, int, float, bool, bytes, type(None)):
-        raise ValueError(f"{place} is a {type(value).__name__}; a training state holds tensors and plain values only")
 
 
 def load_training_state(folder: str | Path) -> dict[str, Any] | None:
