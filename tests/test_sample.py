@@ -512,7 +512,7 @@ def test_text_alone_makes_pictures_of_the_size_that_is_asked_for(tmp_path, base_
         ("--data nowhere --width 64", "--data brings the size of its pictures: drop --size, --height and --width"),
         ("--no-conditions --cond-tau 2", "2 does not lie between 0 and 1"),
         ("--cond-scale depth=1", "'depth' is no condition"),
-        ("--cond-scale normal=much", "weight of normal: 'much' is not a finite number, e.g. normal=0.5"),
+        ("--cond-scale normal=much", "argument --cond-scale: 'much' is not a finite number"),
         ("--no-conditions --prompt snow --steps 5000", "num_inference_steps is 5000"),
         ("--device tpu", "device 'tpu' is not there"),
         ("--checkpoint nowhere.safetensors", "no weight file at nowhere.safetensors"),

@@ -55,10 +55,7 @@ def condition_weight(word: str) -> tuple[str, float]:
     name, _, weight = word.partition("=")
     if name not in (*CONDITION_NAMES, "all"):
         raise argparse.ArgumentTypeError(f"{name!r} is no condition; choose from {', '.join(CONDITION_NAMES)}, all")
-    try:
-        return name, finite(weight)
-    except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(f"weight of {name}: {error}, e.g. {name}=0.5") from error
+    return name, finite(weight)
 
 
 def add_size_flags(add: Callable[..., Any], default: str) -> None:

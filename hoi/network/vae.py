@@ -49,10 +49,6 @@ class Posterior:
         noise = torch.randn(self.mean.shape, generator=generator, device=generator.device, dtype=torch.float32)
         return self.mean + self.std * noise.to(self.mean)
 
-    def mode(self) -> Tensor:
-        """The most probable latents (B,Z,h,w)."""
-        return self.mean
-
     def kl(self) -> Tensor:
         """KL divergence to the standard normal, nats a picture (B,).  Source: Kingma & Welling 2014, appendix B."""
         return 0.5 * (self.mean**2 + self.std**2 - 1 - 2 * self.std.log()).sum(dim=(1, 2, 3))

@@ -304,7 +304,7 @@ class VaeStage(Stage):
     def preview(self) -> list[list[np.ndarray]]:
         """Pictures above their reconstructions."""
         images = self.pictures.images(self.shown()).to(self.vae.quant_conv.weight.device)
-        made = self.vae.decode(self.vae.scale(self.vae.encode(images).mode())).float().clamp(-1, 1)
+        made = self.vae.decode(self.vae.scale(self.vae.encode(images).mean)).float().clamp(-1, 1)
         return [[to_uint8(image) for image in row.cpu().numpy()] for row in (images, made)]
 
 
