@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, features
+from PIL import Image, ImageDraw, ImageFont
 
 from hoi.common.files import write_whole
 
@@ -22,7 +22,6 @@ GRID_COLOR = (225, 225, 225)
 BINS = 25
 CURVE_SIZE, HISTOGRAM_SIZE = (640, 360), (320, 180)  # width and height, pixels
 MP4_HINT = "no clip.mp4: it needs PyAV (pip install av)"
-WEBP_HINT = "no clip.webp: this Pillow is built without WebP, so clip.gif is written (pip install -U pillow)"
 
 
 def contact_sheet(rows: Sequence[Sequence[np.ndarray]], labels: Sequence[Sequence[str]] | None = None) -> Image.Image:
@@ -123,21 +122,17 @@ def histogram(values: list[float], title: str, ends: tuple[float, float]) -> Ima
 def write_video(
     folder: Path, pictures: Sequence[np.ndarray], fps: int, gif: bool = False
 ) -> tuple[list[str], list[str]]:
-    """Write clip.webp, clip.mp4 where PyAV is installed, and clip.gif if wanted or if there is no WebP.
+    """Write clip.webp, clip.mp4 where PyAV is installed, and clip.gif if wanted.
 
     pictures  (H, W, 3) uint8, height and width even
     returns   names of the files, and what to tell about those that could not be written
     """
-    files, notes = {}, []
-    if features.check("webp"):
-        files["clip.webp"] = encode_animation(pictures, fps, "WEBP")
-    else:
-        notes.append(WEBP_HINT)
+    files, notes = {"clip.webp": encode_animation(pictures, fps, "WEBP")}, []
     if importlib.util.find_spec("av"):
         files["clip.mp4"] = encode_mp4(pictures, fps)
     else:
         notes.append(MP4_HINT)
-    if gif or "clip.webp" not in files:
+    if gif:
         files["clip.gif"] = encode_animation(pictures, fps, "GIF")
     for name, content in files.items():
         write_whole(folder / name, content)
