@@ -33,6 +33,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 REMAP_BYTES = 96 << 20
 LONGEST_OFFENCE = 200  # characters of torch's own sentence in a message
 PICKLE_MAGIC = b"\x80"  # torch files of before 2020 begin so
+WRAPPERS = ("module.", "adapter.")  # of DataParallel around a model; of diffusers around a T2I-Adapter
 TRAINERS_NOTES = ("global_step", "epoch", "step", "iteration", "pytorch-lightning_version")  # beside the weights
 
 
@@ -42,8 +43,8 @@ class WeightFile(Mapping[str, Tensor]):
     path      the file
     shapes    of every tensor, known without reading the tensors
     metadata  strings of a safetensors header; empty for torch files
-    A file is read as what it holds, whatever its suffix.  A `state_dict` nesting in a torch file is unwrapped, and a
-    `module.` before all names (of a wrapper around the model, as DataParallel) is taken off.
+    A file is read as what it holds, whatever its suffix.  A `state_dict` nesting in a torch file is unwrapped, and one
+    of WRAPPERS before all names is taken off.
     Raises FileNotFoundError, PermissionError, or ValueError when the file is damaged or holds anything but tensors.
     """
 
@@ -75,7 +76,8 @@ class WeightFile(Mapping[str, Tensor]):
             if wanted > max(MOST_UNPACKED, 4 * self.path.stat().st_size):
                 raise ValueError(f"{self.path}: its tensors stand for {wanted} bytes, more than four times the file's")
             shapes, read = shapes_of(tensors), tensors.__getitem__
-        self._before = "module." if all(name.startswith("module.") for name in shapes) else ""
+        fits = (prefix for prefix in WRAPPERS if all(name.startswith(prefix) for name in shapes))
+        self._before = next(fits, "")
         self.shapes = {name.removeprefix(self._before): shape for name, shape in shapes.items()}
         return read
 

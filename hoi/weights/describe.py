@@ -9,7 +9,7 @@ from hoi.geometry.grabnet import FILES, load_grabnet
 from hoi.geometry.mano import read_mano
 from hoi.network.config import PRESETS
 from hoi.weights import load
-from hoi.weights.kinds import CLIP, CONTROLNETS, DIFFUSERS_T2I_ADAPTER, OFFICIAL_ADAPTER, OWN, T2I_ADAPTER, VAE, kind_of
+from hoi.weights.kinds import CLIP, CONTROLNETS, OFFICIAL_ADAPTER, OWN, T2I_ADAPTERS, VAE, kind_of
 
 DIFFUSERS_FOLDER = "a diffusers folder"
 
@@ -31,17 +31,8 @@ def _preset(file: WeightFile, kind: str) -> str:
     """The preset whose part a file fits.  If none, raises how it differs from Stable Diffusion's."""
     problems = {}
     for name, preset in PRESETS.items():
-        expected = load.expected_shapes(preset(), "hoi")
-        if kind == VAE:
-            part = load.vae_file(file, preset())
-        elif kind in CONTROLNETS:
-            part, expected = load.controlnet(file, preset())
-        elif kind == OFFICIAL_ADAPTER:
-            part = load.official_adapter(file, expected)
-        else:
-            part = load.t2i_adapter(file, expected, "normal", kind == DIFFUSERS_T2I_ADAPTER)
         try:
-            load.check_part(part, expected)
+            load.check_part(*load.lone_part(file, kind, preset(), "normal"))
             return name
         except ValueError as problem:
             problems[name] = problem
@@ -54,7 +45,7 @@ def _describe_part(file: WeightFile) -> str | None:
     if kind == CLIP:
         return f"{kind} ({len(file)} tensors); use with python -m hoi.metrics --fake DIR --clip NAME {file.path}"
     uses = {OFFICIAL_ADAPTER: "use with --base FILE --adapter ", VAE: "use with --base FILE --vae "}
-    uses |= dict.fromkeys((T2I_ADAPTER, DIFFUSERS_T2I_ADAPTER), "start a branch with --init-branch NAME=")
+    uses |= dict.fromkeys(T2I_ADAPTERS, "start a branch with --init-branch NAME=")
     uses |= dict.fromkeys(CONTROLNETS, uses[OFFICIAL_ADAPTER])
     if kind in CONTROLNETS and load.controlnet(file, PRESETS["sd1"]())[1][load.HINT][1] == 3:
         uses[kind] = "for one condition image; start from it with train.py --baseline controlnet --init-branch NAME="

@@ -180,7 +180,8 @@ def export_diffusers(model: HOIDiffusion, folder: str | Path, half: bool = False
     }
     if model.condition_encoders is not None:
         for name, place in ADAPTER_FOLDERS.items():
-            names[place] = layouts.diffusers_adapter_names(state, name)
+            bare = layouts.diffusers_adapter_names(state, name).items()
+            names[place] = {ours: (layouts.ADAPTER_PREFIX + theirs,) for ours, (theirs,) in bare}
             texts[f"{place}/config.json"] = _json_text(adapter_config(config))
     with new_folder(folder) as unfinished:
         for path, text in texts.items():

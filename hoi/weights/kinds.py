@@ -15,17 +15,17 @@ from hoi.weights.names import OFFICIAL_BRANCHES, UNET_PREFIX
 
 OWN = "a model of this project"
 SINGLE_FILE = "a Stable Diffusion 1.x file"
-EMA_ONLY = "a Stable Diffusion 1.x file with averaged (EMA) U-Net weights only"
 OFFICIAL_ADAPTER = "condition encoders of the official HOIDiffusion code (model_ad_N.pth)"
 T2I_ADAPTER = "a T2I-Adapter for one condition"
 DIFFUSERS_T2I_ADAPTER = "a T2I-Adapter for one condition, saved by diffusers"
+T2I_ADAPTERS = (T2I_ADAPTER, DIFFUSERS_T2I_ADAPTER)
 CONTROLNET = "a ControlNet"
 DIFFUSERS_CONTROLNET = "a ControlNet, saved by diffusers"
 CONTROLNETS = (CONTROLNET, DIFFUSERS_CONTROLNET)
 VAE = "an autoencoder (VAE) alone"
 CLIP = "a CLIP model in open_clip's layout"
 STABLE_DIFFUSION_2 = "a Stable Diffusion 2.x file (text width 1024, many of them v-prediction), expected 1.x"
-WHOLE = "expected the file or folder of a whole model"
+LONE_PART = "a lone part of a diffusers folder, whose unet/, vae/ and text_encoder/ belong together"
 
 # What a file is by the names in it.  The first row counts whose patterns each fit the beginning of some name.  Foreign
 # families come first, for most of them have the names of Stable Diffusion 1.x as well.
@@ -36,38 +36,20 @@ FOREIGN_FAMILIES = (
     ("a transformer model (Stable Diffusion 3 or Flux), expected Stable Diffusion 1.x",
      r"model\.diffusion_model\.joint_blocks\.|(model\.diffusion_model\.)?double_blocks\."),
     (STABLE_DIFFUSION_2, r"cond_stage_model\.model\.transformer\."),
-    ("marked as v-prediction, with an unknown schedule; take its diffusers folder, which says how it was made",
-     r"v_pred$"),
-    ("a T2I-Adapter for colour, a smaller network than the condition encoders",
-     r"(adapter\.)?body\.", r".*\.out_conv\."),
-    ("a T2I-Adapter for style, a transformer over CLIP's picture tokens, unlike the condition encoders",
-     r"(adapter\.)?(style_embedding$|transformer_layes\.)"),  # so misspelt in the published file
 )  # fmt: skip
 KINDS = (
     # Before Stable Diffusion, which some of its files hold too.
     (CONTROLNET, r"control_model\.|input_hint_block\."),
     (DIFFUSERS_CONTROLNET, r"controlnet_cond_embedding\."),
     (SINGLE_FILE, r"model\.diffusion_model\."),
-    (EMA_ONLY, r"model_ema\.diffusion_model"),
-    (OFFICIAL_ADAPTER, rf"(adapter\.)?({'|'.join(OFFICIAL_BRANCHES.values())})\."),
-    (DIFFUSERS_T2I_ADAPTER, r"(adapter\.)?conv_in\.weight$", r"(adapter\.)?body\.0\.resnets\.0\.block1\.weight$"),
-    (T2I_ADAPTER, r"(adapter\.)?conv_in\.weight$", r"(adapter\.)?body\.0\.block1\.weight$"),
+    (OFFICIAL_ADAPTER, rf"({'|'.join(OFFICIAL_BRANCHES.values())})\."),
+    (DIFFUSERS_T2I_ADAPTER, r"conv_in\.weight$", r"body\.0\.resnets\.0\.block1\.weight$"),
+    (T2I_ADAPTER, r"conv_in\.weight$", r"body\.0\.block1\.weight$"),
     (CLIP, r"logit_scale$", r"visual\."),
     (VAE, r"encoder\.conv_in\.weight$", r"decoder\.conv_in\.weight$"),
+    # Last: a whole model has these names too, behind others.
+    (LONE_PART, r"down_blocks\.0\.resnets\.0\.conv1\.weight$|.*embeddings\.token_embedding\.weight$"),
 )
-LONE_PARTS = (
-    (f"the U-Net of a diffusers folder alone; {WHOLE}: give the folder that holds unet/",
-     r"down_blocks\.0\.resnets\.0\.conv1\.weight$"),
-    (f"a CLIP text encoder alone; {WHOLE}", r".*embeddings\.token_embedding\.weight$"),
-)  # fmt: skip
-# Other families by the channels that their first convolution takes.
-UNET_CHANNELS = {9: "an inpainting", 8: "a picture-editing", 5: "a depth-guided"}
-ADAPTER_CHANNELS = {
-    64: "a T2I-Adapter for sketch or canny: one grey channel in, where the condition encoders take three",
-    256: "a T2I-Adapter for Stable Diffusion XL's sketch or canny: one grey channel in, where the condition encoders"
-    " take three",
-    768: "a T2I-Adapter for Stable Diffusion XL (16 x 16 pixels a cell), expected one for 1.x",
-}
 
 
 def _first_row(rows: Iterable[tuple[str, ...]], names: Iterable[str]) -> str | None:
@@ -84,10 +66,8 @@ def _foreign_by_shape(shapes: Shapes) -> str | None:
         return STABLE_DIFFUSION_2
     channels = shapes.get(UNET_PREFIX + "input_blocks.0.0.weight", (0, 4))[1]
     if channels != 4:
-        return f"{UNET_CHANNELS.get(channels, 'another')} model: its U-Net takes {channels} channels, expected 4"
-    bare = {name.removeprefix("adapter."): shape for name, shape in shapes.items()}
-    if any(name.startswith("body.") for name in bare):
-        return ADAPTER_CHANNELS.get(bare.get("conv_in.weight", (0, 0))[1])
+        family = "an inpainting" if channels == 9 else "another"
+        return f"{family} model: its U-Net takes {channels} channels, expected 4"
     return None
 
 
@@ -99,9 +79,6 @@ def kind_of(file: WeightFile) -> str:
         raise ValueError(f"{file.path} is {foreign}")
     if kind := _first_row(KINDS, file.shapes):
         return kind
-    # Asked for last: a whole model has these names too, behind others.
-    if lone := _first_row(LONE_PARTS, file.shapes):
-        raise ValueError(f"{file.path} is {lone}")
     raise ValueError(
         f"{file.path} is no weight file known here: {len(file.shapes)} tensors, the first"
         f" {first_few(sorted(file.shapes)) or 'none'}; expected {SINGLE_FILE}, {T2I_ADAPTER},"

@@ -41,8 +41,7 @@ TORCH_DTYPES = {name: getattr(torch, name) for name in DTYPES}
 FORMAT_VERSION = "1"  # of our own files
 KEPT_PREFIX = "hoi_"  # of metadata that an export of ours to another layout remembers
 ADAPTER_FOLDERS = {name: f"adapter_{name}" for name in CONDITION_NAMES}  # of an export to diffusers
-# Of file names in a diffusers folder, the best first: plain and fp16 are averages over the training, non_ema is not.
-VARIANTS = ("", ".fp16", ".non_ema")
+VARIANTS = ("", ".fp16")  # of file names in a diffusers folder, the best first
 WHERE = (
     "Public weights are not shipped: get {what} yourself, under its licence (docs/weights.md). Without {flag}"
     " sample.py uses the built-in miniature"
@@ -82,15 +81,14 @@ def expected_shapes(config: ModelConfig, stage: str) -> Shapes:
         return shapes_of(HOIDiffusion(config, stage != "base", stage == "controlnet").state_dict())
 
 
-def single_file(file: WeightFile, config: ModelConfig, ema_only: bool) -> FilePart:
-    """A Stable Diffusion file; ema_only: its U-Net are the averages, under their own names."""
+def single_file(file: WeightFile, config: ModelConfig) -> FilePart:
+    """A Stable Diffusion file."""
     ours = expected_shapes(config, "base")
     short = any(name.startswith(layouts.SHORT_TEXT_PREFIX + "embeddings.") for name in file)
     names = layouts.single_file_names(ours, config.text, layouts.SHORT_TEXT_PREFIX if short else layouts.TEXT_PREFIX)
-    # Full files (v1-5-pruned) hold the U-Net's averages beside its weights: left alone, unless there is nothing else.
-    averages = {name: (layouts.ema_name(theirs),) for name, (theirs, *_) in names.items() if name.startswith("unet.")}
-    extras = layouts.SINGLE_FILE_EXTRAS | {theirs for (theirs,) in averages.values()}
-    return FilePart(file, names | averages if ema_only else names, frozenset(extras))
+    # Full files (v1-5-pruned) hold the U-Net's averages beside its weights: left alone.
+    averages = {name for name in file if name.startswith("model_ema.")}
+    return FilePart(file, names, frozenset(layouts.SINGLE_FILE_EXTRAS | averages))
 
 
 def diffusers_folder(folder: Path, config: ModelConfig) -> list[FilePart]:
@@ -119,7 +117,7 @@ def vae_file(file: WeightFile, config: ModelConfig) -> FilePart:
     Raises ValueError for a file of another kind.
     """
     ours, kind = list(expected_shapes(config, "base")), kinds.kind_of(file)
-    if kind not in (kinds.VAE, kinds.SINGLE_FILE, kinds.EMA_ONLY):
+    if kind not in (kinds.VAE, kinds.SINGLE_FILE):
         raise ValueError(f"{file.path} is {kind}, expected {kinds.VAE}, or {kinds.SINGLE_FILE}")
     if any(name.startswith("encoder.down_blocks.") for name in file):
         return _diffusers_vae(file, ours, config)
@@ -145,19 +143,24 @@ def adapter_folders(folder: Path, ours: Iterable[str]) -> list[FilePart]:
     places = {name: folder / place for name, place in ADAPTER_FOLDERS.items()}
     if not any(place.is_dir() for place in places.values()):
         return []
-    return [t2i_adapter(WeightFile(weights_in(place)), ours, name, True) for name, place in places.items()]
+    return [FilePart(WeightFile(weights_in(place)), layouts.diffusers_adapter_names(ours, name))
+            for name, place in places.items()]  # fmt: skip
 
 
-def official_adapter(file: WeightFile, ours: Iterable[str]) -> FilePart:
-    """All three condition encoders, from the official model_ad_N.pth."""
-    return _with_prefix(FilePart(file, layouts.official_adapter_names(ours)))
+def lone_part(file: WeightFile, kind: str, config: ModelConfig, branch: str) -> tuple[FilePart, Shapes]:
+    """The part of a model in a file that holds no more, and the shapes expected of a model.
 
-
-def t2i_adapter(file: WeightFile, ours: Iterable[str], branch: str, saved_by_diffusers: bool) -> FilePart:
-    """One condition encoder; branch: skeleton, normal or segmentation."""
-    if saved_by_diffusers:
-        return FilePart(file, layouts.diffusers_adapter_names(ours, branch))
-    return _with_prefix(FilePart(file, layouts.t2i_adapter_names(ours, branch)))
+    kind     of the file; a VAE, a ControlNet, the official model_ad_N.pth, or one condition encoder: of `branch`
+    """
+    ours = expected_shapes(config, "hoi")
+    if kind in kinds.CONTROLNETS:
+        return controlnet(file, config)
+    if kind == kinds.VAE:
+        return vae_file(file, config), ours
+    if kind == kinds.OFFICIAL_ADAPTER:
+        return FilePart(file, layouts.official_adapter_names(ours)), ours
+    names = layouts.t2i_adapter_names if kind == kinds.T2I_ADAPTER else layouts.diffusers_adapter_names
+    return FilePart(file, names(ours, branch)), ours
 
 
 def controlnet(file: WeightFile, config: ModelConfig) -> tuple[FilePart, Shapes]:
@@ -175,17 +178,10 @@ def controlnet(file: WeightFile, config: ModelConfig) -> tuple[FilePart, Shapes]
     return FilePart(file, names, frozenset(name for name in file if not name.startswith(prefix))), expected
 
 
-def _with_prefix(part: FilePart) -> FilePart:
-    """Some releases put `adapter.` in front of every name."""
-    if not any(name.startswith("adapter.") for name in part.file):
-        return part
-    return replace(part, names={ours: (f"adapter.{theirs}",) for ours, (theirs,) in part.names.items()})
-
-
 def weights_in(folder: Path) -> Path:
     """The weight file of one part of a diffusers folder; of several the fullest, .safetensors first.
 
-    Raises FileNotFoundError when there is none, ValueError for shards.
+    Raises FileNotFoundError when there is none.
     """
     is_text = folder.name == "text_encoder"  # by transformers, which has other names for its files
     stems = ("model", "pytorch_model") if is_text else ("diffusion_pytorch_model",) * 2
@@ -194,8 +190,6 @@ def weights_in(folder: Path) -> Path:
     for name in candidates:
         if (folder / name).is_file():
             return folder / name
-    if list(folder.glob("*.index.json")):
-        raise ValueError(f"{folder} holds weights in several shards; save them as one file")
     raise FileNotFoundError(f"{folder} holds no weights; expected one of {', '.join(candidates)}")
 
 
@@ -241,12 +235,12 @@ def whole_model(path: Path, config: ModelConfig | None = None) -> tuple[ModelCon
             config, stage = ModelConfig.from_json(file.metadata["config"]), file.metadata["stage"]
             names: layouts.NameMap = {name: (name,) for name in expected_shapes(config, stage)}
             return config, [FilePart(file, names)], file.metadata
-        if kind not in (kinds.SINGLE_FILE, kinds.EMA_ONLY):
+        if kind != kinds.SINGLE_FILE:
             raise ValueError(f"{path} is {kind}, expected a whole model: a Stable Diffusion 1.x file or folder")
         if config is None:  # an export of ours says its sizes
             kept = _kept_metadata(file)
             config = ModelConfig.from_json(kept["config"]) if "config" in kept else sd1_config()
-        parts = [single_file(file, config, kind == kinds.EMA_ONLY)]
+        parts = [single_file(file, config)]
     return config, parts, _foreign_metadata(path, config, file, "base")
 
 
@@ -376,17 +370,15 @@ def load_adapter(model: HOIDiffusion, path: str | Path) -> None:
     parts = adapter_folders(path, expected) if path.is_dir() else []
     if not parts:
         file = WeightFile(weights_in(path) if path.is_dir() else path)
-        if (kind := kinds.kind_of(file)) in kinds.CONTROLNETS:
-            part, expected = controlnet(file, model.config)
-            parts, metadata["stage"] = [part], "controlnet"
-            if expected[HINT][1] == 3:
-                raise ValueError(f"{path} is {kind} for one condition image, expected one for the three together; "
-                                 "train.py --baseline controlnet --init-branch NAME=FILE starts from it")  # fmt: skip
-        elif kind == kinds.OFFICIAL_ADAPTER:
-            parts, metadata["normal_source"] = [official_adapter(file, expected)], OFFICIAL_NORMAL_SOURCE
-        else:
-            hint = "; --init-branch takes it" if kind in (kinds.T2I_ADAPTER, kinds.DIFFUSERS_T2I_ADAPTER) else ""
+        if (kind := kinds.kind_of(file)) not in (kinds.OFFICIAL_ADAPTER, *kinds.CONTROLNETS):
+            hint = "; --init-branch takes it" if kind in kinds.T2I_ADAPTERS else ""
             raise ValueError(f"{path} is {kind}, expected {kinds.OFFICIAL_ADAPTER}{hint}")
+        part, expected = lone_part(file, kind, model.config, "")
+        if expected.get(HINT, (0, 0))[1] == 3:
+            raise ValueError(f"{path} is {kind} for one condition image, expected one for the three together; "
+                             "train.py --baseline controlnet --init-branch NAME=FILE starts from it")  # fmt: skip
+        official = {"stage": "hoi", "normal_source": OFFICIAL_NORMAL_SOURCE}
+        parts, metadata = [part], official if kind == kinds.OFFICIAL_ADAPTER else {"stage": "controlnet"}
     _adopt(model, parts, expected)
     model.metadata = model.metadata | metadata
 
@@ -401,16 +393,13 @@ def init_branch(model: HOIDiffusion, branch: str, path: str | Path) -> None:
     """
     if branch not in CONDITION_NAMES:
         raise ValueError(f"{branch!r} is no condition; choose from {', '.join(CONDITION_NAMES)}")
-    file, expected = WeightFile(weights_in(path) if Path(path).is_dir() else path), expected_shapes(model.config, "hoi")
+    file = WeightFile(weights_in(path) if Path(path).is_dir() else path)
     kind, controlled = kinds.kind_of(file), model.unet.control is not None
-    if kind not in (kinds.CONTROLNETS if controlled else (kinds.T2I_ADAPTER, kinds.DIFFUSERS_T2I_ADAPTER)):
+    if kind not in (kinds.CONTROLNETS if controlled else kinds.T2I_ADAPTERS):
         raise ValueError(f"{path} is {kind}, expected {kinds.CONTROLNET if controlled else kinds.T2I_ADAPTER}")
-    if controlled:
-        part, expected = controlnet(file, model.config)
-        if expected[HINT][1] != 3:
-            raise ValueError(f"{path} is {kind} for all three images, expected one for {branch}; --adapter takes it")
-    else:
-        part = t2i_adapter(file, expected, branch, kind == kinds.DIFFUSERS_T2I_ADAPTER)
+    part, expected = lone_part(file, kind, model.config, branch)
+    if controlled and expected[HINT][1] != 3:
+        raise ValueError(f"{path} is {kind} for all three images, expected one for {branch}; --adapter takes it")
     _adopt(model, [part], expected, branch)
 
 

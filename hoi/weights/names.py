@@ -29,6 +29,7 @@ UNET_PREFIX, VAE_PREFIX = "model.diffusion_model.", "first_stage_model."
 TEXT_PREFIX = "cond_stage_model.transformer.text_model."
 SHORT_TEXT_PREFIX = "cond_stage_model.transformer."  # some re-saves, and the official HOIDiffusion training
 CONTROL_PREFIX = "control_model."
+ADAPTER_PREFIX = "adapter."
 
 # Computed from the noise schedule, saved by the original trainer, needed by nobody who has the schedule.
 SCHEDULE_BUFFERS = (
@@ -38,8 +39,7 @@ SCHEDULE_BUFFERS = (
 )  # fmt: skip
 POSITION_IDS = "embeddings.position_ids"  # 0 to 76, saved by transformers before 4.31
 SINGLE_FILE_EXTRAS = {
-    *SCHEDULE_BUFFERS, "logvar", "model_ema.decay", "model_ema.num_updates",
-    TEXT_PREFIX + POSITION_IDS, SHORT_TEXT_PREFIX + POSITION_IDS,
+    *SCHEDULE_BUFFERS, "logvar", TEXT_PREFIX + POSITION_IDS, SHORT_TEXT_PREFIX + POSITION_IDS,
 }  # fmt: skip
 # Of CLIP's scores, of other programs' samplers and of trainers: in some files, whatever the layout; never read here.
 UNUSED = re.compile(r"(.*\.)?(logit_scale|text_projection(\.weight)?|denoiser\.(log_)?sigmas|global_step)")
@@ -104,11 +104,6 @@ def text_names(text: TextConfig, prefix: str) -> NameMap:
     return names
 
 
-def ema_name(single_file_name: str) -> str:
-    """The moving average of a U-Net tensor in a single file: all its dots are gone, those of the numbers too."""
-    return "model_ema." + single_file_name.removeprefix("model.").replace(".", "")
-
-
 def official_adapter_names(ours: Iterable[str]) -> NameMap:
     """model_ad_N.pth of the official HOIDiffusion code."""
     names: NameMap = {}
@@ -125,7 +120,7 @@ def t2i_adapter_names(ours: Iterable[str], branch: str) -> NameMap:
 
 
 def diffusers_adapter_names(ours: Iterable[str], branch: str) -> NameMap:
-    """diffusers' T2IAdapter: two blocks a level, counted within their level and not through all of them."""
+    """diffusers' T2IAdapter: two blocks a level, counted within their level; all behind ADAPTER_PREFIX in its files."""
     names: NameMap = {}
     for name, (bare,) in t2i_adapter_names(ours, branch).items():
         if bare.startswith("body."):
@@ -133,7 +128,7 @@ def diffusers_adapter_names(ours: Iterable[str], branch: str) -> NameMap:
             level, index = divmod(int(number), 2)
             inside = layer if layer == "in_conv" else f"resnets.{index}.{layer}"
             bare = f"body.{level}.{inside}.{kind}"
-        names[name] = (f"adapter.{bare}",)
+        names[name] = (bare,)
     return names
 
 

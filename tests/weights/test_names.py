@@ -8,7 +8,6 @@ import torch
 from hoi.network.config import sd1_config
 from hoi.network.model import HOIDiffusion
 from hoi.weights import names as names_module
-from hoi.weights.kinds import EMA_ONLY, SINGLE_FILE, kind_of
 
 # sha256 over sorted lines.  The tables: the names of a Stable Diffusion 1.x file, and what diffusers' own converters
 # make of each (made by feeding them numbered tensors), for all 1130 tensors; and the 16 older names in its VAE.
@@ -60,22 +59,3 @@ def test_each_branch_of_the_official_release_is_the_condition_that_it_sees():
     names = names_module.official_adapter_names(f"condition_encoders.{name}" for name in ours)
     theirs = ["pose_ada.body.0.block1.bias", "depth_ada.conv_in.bias", "mask_ada.body.7.block2.bias"]
     assert [name for (name,) in names.values()] == theirs
-
-
-def test_averages_lose_every_dot_and_stay_distinct(ours):
-    name = "model.diffusion_model.input_blocks.0.0.weight"
-    assert names_module.ema_name(name) == "model_ema.diffusion_modelinput_blocks00weight"
-    unet = [name for name in ours if name.startswith("unet.")]
-    single = names_module.single_file_names(ours, sd1_config().text)
-    assert len({names_module.ema_name(single[name][0]) for name in unet}) == 686
-
-
-def test_a_file_with_averages_beside_the_weights_is_no_averages_only_file():
-    class File:
-        metadata: dict[str, str] = {}
-        path = "file"
-        shapes = {"model_ema.diffusion_modelout2bias": (4,)}
-
-    assert kind_of(File()) == EMA_ONLY
-    File.shapes = File.shapes | {"model.diffusion_model.out.2.bias": (4,)}
-    assert kind_of(File()) == SINGLE_FILE
