@@ -101,28 +101,10 @@ def export_built_in(model: HOIDiffusion, path: str | Path) -> list[Path]:
 # --- Stable Diffusion's single file, and the official release's two ---
 
 
-def schedule_buffers(config: ModelConfig) -> dict[str, Tensor]:
-    """The twelve float32 vectors (T,) that the original trainer keeps beside the weights, for the model's schedule.
-
-    Source: Ho et al. 2020, Sec. 2 and eq. 7; the variance is that of q(x_{t-1} | x_t, x_0).
-    """
-    abar = config.noise_schedule().alphas_cumprod
-    before = torch.cat([torch.ones(1, dtype=abar.dtype), abar[:-1]])
-    alphas, noise_betas = abar / before, 1 - abar / before
-    variance = noise_betas * (1 - before) / (1 - abar)
-    values = (
-        noise_betas, abar, before, abar.sqrt(), (1 - abar).sqrt(), (1 - abar).log(), (1 / abar).sqrt(),
-        # The first step's variance is 0; the trainer clips before taking the logarithm, at the same 1e-20.
-        (1 / abar - 1).sqrt(), variance, variance.clamp(min=1e-20).log(), noise_betas * before.sqrt() / (1 - abar),
-        (1 - before) * alphas.sqrt() / (1 - abar),
-    )  # fmt: skip
-    return {name: value.float() for name, value in zip(layouts.SCHEDULE_BUFFERS, values, strict=True)}
-
-
 def _single_file_state(model: HOIDiffusion, text_prefix: str, half: bool) -> dict[str, Tensor]:
+    """Without the trainer's vectors of the noise schedule, which every reader computes."""
     state = _trained_state(model, half)
-    names = layouts.single_file_names(state, model.config.text, text_prefix)
-    return schedule_buffers(model.config) | _renamed(state, names)
+    return _renamed(state, layouts.single_file_names(state, model.config.text, text_prefix))
 
 
 def export_single(model: HOIDiffusion, path: str | Path, half: bool = False) -> list[Path]:
