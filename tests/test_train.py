@@ -1,6 +1,7 @@
 """train.py and hoi/training/stages.py: resuming, sharing work between processes, what trains, and messages."""
 
 import os
+import platform
 import resource
 import shutil
 import socket
@@ -154,7 +155,8 @@ def test_an_interrupted_encoding_makes_only_what_is_missing(world, tmp_path, mon
     whole = training_data.cached(model, pictures, tmp_path).latents[range(10)]
     first, second, third = sorted(tmp_path.rglob("*.npy"))
     second.unlink()
-    (second.parent / f".{second.name}.tmp").write_bytes(b"half")  # as a killed process leaves it
+    half = f".{second.name}.{os.getpid()}@{platform.node()}.tmp"  # as a killed process leaves it
+    (second.parent / half).write_bytes(b"half")
     kept = [path.stat().st_mtime_ns for path in (first, third)]
     np.testing.assert_array_equal(training_data.cached(model, pictures, tmp_path).latents[range(10)], whole)
     assert [path.stat().st_mtime_ns for path in (first, third)] == kept

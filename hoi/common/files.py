@@ -61,7 +61,7 @@ LITTLE_ROOM = 1 << 20  # bytes; a disk with less is taken for full when a librar
 def write_whole(path: str | Path, content: bytes | Callable[[BinaryIO], Any], lasting: bool = True) -> None:
     """Write under a temporary name beside `path`, then rename: `path` holds the old content or the new, never a part.
 
-    content  bytes; or a function that writes to the stream it is given, or to the file of its name
+    content  bytes; or a function that writes to the stream it is given
     lasting  also through a power cut.  False, for thousands of small files: the caller has `make_lasting` do it for
              many at once, before anything says that they are there, and `remove_leftovers` what it else does here
     Folders above are made, what a killed writer of this file left is removed, and a file that holds these bytes already
@@ -73,17 +73,11 @@ def write_whole(path: str | Path, content: bytes | Callable[[BinaryIO], Any], la
         remove_leftovers(path.parent, re.escape(path.name))
     if small and path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content:
         return
-    temporary, folder = _temporary(path, "tmp"), _temporary(path, "unfinished")
-    # In a folder: safetensors has a temporary file of its own, whose name tells nothing.
-    written = temporary if small else folder / path.name
+    temporary = _temporary(path)
     try:
         with full_disk_told(path):
-            written.parent.mkdir(exist_ok=True)
-            with open(written, "wb") as stream:
+            with open(temporary, "wb") as stream:
                 stream.write(content) if small else content(stream)
-            if not small:
-                os.rename(written, temporary)
-                folder.rmdir()  # now, for what is done behind the last rename is not done again after a kill
             if lasting:
                 _sync(temporary)
             os.replace(temporary, path)
@@ -91,12 +85,11 @@ def write_whole(path: str | Path, content: bytes | Callable[[BinaryIO], Any], la
                 _sync(path.parent)
     finally:
         _remove(temporary)
-        _remove(folder)
 
 
-def _temporary(path: Path, kind: str) -> Path:
+def _temporary(path: Path) -> Path:
     """A name beside `path` that no other process takes, and that says whose it is."""
-    return path.with_name(f".{path.name}.{os.getpid()}@{platform.node()}.{kind}")
+    return path.with_name(f".{path.name}.{os.getpid()}@{platform.node()}.tmp")
 
 
 def remove_leftovers(folder: Path, names: str = ".+?") -> None:
@@ -104,18 +97,15 @@ def remove_leftovers(folder: Path, names: str = ".+?") -> None:
 
     names  what the finished files are called, a regular expression; any only where nobody else has hidden files
     """
-    # Versions before gave no machine, or no process, or a word at random.
-    pattern = re.compile(rf"\.{names}(?:\.(\w{{1,9}})(?:@(.*))?)?\.(?:tmp|unfinished)")
+    pattern = re.compile(rf"\.{names}\.(\d+)@{re.escape(platform.node())}\.tmp")
     for entry in os.scandir(folder) if folder.is_dir() else ():
         left = pattern.fullmatch(entry.name)
-        if left and not (str(left[1]).isdigit() and _may_run(int(left[1]), left[2])):
+        if left and not _runs(int(left[1])):
             _remove(Path(entry))
 
 
-def _may_run(process: int, machine: str | None) -> bool:
-    """Whether a temporary name is another running process's; containers give all of them one number."""
-    if fcntl is None or machine not in (None, platform.node()):  # Windows would end the process that is asked for
-        return True
+def _runs(process: int) -> bool:
+    """Whether a number is another running process's; containers give all of them one number."""
     try:
         os.kill(process, 0)
     except OSError as error:
@@ -180,7 +170,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent, re.escape(path.name))
     # Made here and not by tempfile, whose folders are for their owner alone.
-    unfinished = _temporary(path, "unfinished")
+    unfinished = _temporary(path)
     unfinished.mkdir()
     try:
         with full_disk_told(path, "the unfinished export was removed"):

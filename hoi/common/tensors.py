@@ -8,7 +8,6 @@ Lightning name are stood for by inert or harmless ones.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import warnings
@@ -20,7 +19,6 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hoi.common.command import first_few
@@ -34,6 +32,7 @@ REMAP_BYTES = 96 << 20
 LONGEST_OFFENCE = 200  # characters of torch's own sentence in a message
 PICKLE_MAGIC = b"\x80"  # torch files of before 2020 begin so
 WRAPPERS = ("module.", "adapter.")  # of DataParallel around a model; of diffusers around a T2I-Adapter
+TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}  # in safetensors
 TRAINERS_NOTES = ("global_step", "epoch", "step", "iteration", "pytorch-lightning_version")  # beside the weights
 
 
@@ -192,31 +191,28 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def save_model(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors, of any device, and string metadata as one safetensors file, whole or not at all."""
+    """Write tensors, of any device, and string metadata as one safetensors file, whole or not at all.
+
+    The library draws the order of metadata anew each time, so that equal weights would have unequal hashes; its own
+    temporary file would lie about when it is killed.  Format: a length of 8 bytes, JSON, all numbers one after another.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # aligned, as the library's
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name in order:
+        tensor, start = tensors[name], end
+        end += tensor.nbytes
+        header[name] = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)
 
     def save(stream: BinaryIO) -> None:
-        try:
-            save_file(tensors, stream.name, metadata=dict(metadata))
-        except SafetensorError as error:  # its own kind, which says a full disk by the system's number alone
-            number = errno.ENOSPC if f"os error {errno.ENOSPC}" in str(error) else errno.EIO
-            raise OSError(number, f"cannot be written ({error})", str(path)) from error
-        _sort_header(stream.name)
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            stream.write(tensors[name].reshape(-1).view(torch.uint8).numpy())
 
     write_whole(path, save)
-
-
-def _sort_header(path: str) -> None:
-    """Sort the names in a safetensors header: the library draws the order of metadata anew each time, so that equal
-    weights would have unequal hashes.
-    """
-    with open(path, "rb+") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        text = json.dumps(header, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
-        assert len(text) <= length, "it has room for itself"
-        file.seek(8)
-        file.write(text.ljust(length))
 
 
 def load_model_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -219,7 +219,7 @@ def save_training_state(folder: str | Path, step: int, state: Mapping[str, Any],
     So is what killed processes left half written.
     """
     path = Path(folder) / STATE_PATTERN.format(step=step)
-    write_whole(path, lambda stream: torch.save(dict(state), stream.name))
+    write_whole(path, lambda stream: torch.save(dict(state), stream))
     states = training_states(folder)
     place = states.index(path)
     for old in [*states[: max(place + 1 - keep, 0)], *states[place + 1 :]]:

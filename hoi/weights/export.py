@@ -134,7 +134,7 @@ def export_official(model: HOIDiffusion, folder: str | Path, half: bool = False)
         Path(folder) / f"model_sd_{step}.ckpt": _single_file_state(model, layouts.SHORT_TEXT_PREFIX, half),
     }
     for path, tensors in files.items():
-        write_whole(path, lambda stream, tensors=tensors: torch.save(tensors, stream.name))
+        write_whole(path, lambda stream, tensors=tensors: torch.save(tensors, stream))
     return list(files)
 
 

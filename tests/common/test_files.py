@@ -62,22 +62,19 @@ def a_process_that_ended() -> int:
 @pytest.mark.parametrize("content", [b"whole", lambda stream: stream.write(b"whole")])
 def test_what_killed_writers_left_is_removed_by_the_next_and_that_of_others_stays(tmp_path, content):
     ended, here = a_process_that_ended(), platform.node()
-    # As this version names them, and as versions before did.
-    left = [f".file.{ended}@{here}.tmp", f".file.{ended}.tmp", f".file.{os.getpid()}@{here}.tmp", ".file.tmp"]
-    stays = [f".file.{os.getppid()}@{here}.tmp", f".file.{os.getppid()}.tmp", f".file.{ended}@elsewhere.tmp"]
-    stays += [f".file.png.{ended}.tmp", f".other.{ended}.tmp", "file.tmp", ".file"]  # these are not of this file
-    for name in (*left[1:], *stays):
+    left = [f".file.{ended}@{here}.tmp", f".file.{os.getpid()}@{here}.tmp"]
+    stays = [f".file.{os.getppid()}@{here}.tmp", f".file.{ended}@elsewhere.tmp"]
+    stays += [f".file.png.{ended}@{here}.tmp", f".other.{ended}@{here}.tmp", ".file.tmp", ".file"]  # not of this file
+    for name in (*left, *stays):
         (tmp_path / name).write_bytes(b"half")
-    (tmp_path / left[0]).mkdir()
-    (tmp_path / left[0] / ".tmpX6w2").write_bytes(b"half")  # as safetensors names it
     files.write_whole(tmp_path / "file", content)
     assert sorted(os.listdir(tmp_path)) == sorted(["file", *stays]) and (tmp_path / "file").read_bytes() == b"whole"
 
 
 def test_what_killed_exports_left_is_removed_by_the_next_of_the_same_name(tmp_path):
-    ended = a_process_that_ended()
-    stays = [f".out.{os.getppid()}.unfinished", f".out.{ended}@elsewhere.unfinished", f".out2.{ended}.unfinished"]
-    for name in (f".out.{ended}.unfinished", ".out.k3_x9ab2.unfinished", *stays):
+    ended, here = a_process_that_ended(), platform.node()
+    stays = [f".out.{os.getppid()}@{here}.tmp", f".out.{ended}@elsewhere.tmp", f".out2.{ended}@{here}.tmp"]
+    for name in (f".out.{ended}@{here}.tmp", *stays):
         (tmp_path / name).mkdir()
         (tmp_path / name / "half").write_bytes(b"")
     with files.new_folder(tmp_path / "out") as folder:
@@ -113,7 +110,7 @@ def test_a_file_and_a_folder_are_on_the_disk_before_their_name_says_so(tmp_path,
     calls = calls_of_the_disk(monkeypatch)
     files.write_whole(tmp_path / "file", lambda stream: stream.write(b"whole"))
     own = f".file.{os.getpid()}@{platform.node()}.tmp"
-    assert calls == [("rename", own), ("sync", own), ("rename", "file"), ("sync", home)]
+    assert calls == [("sync", own), ("rename", "file"), ("sync", home)]
     calls.clear()
     files.write_whole(tmp_path / "small", b"small")
     assert [kind for kind, _ in calls] == ["sync", "rename", "sync"]

@@ -164,8 +164,9 @@ def test_the_first_process_of_a_job_removes_what_killed_ones_left_and_nothing_of
     child = subprocess.Popen(["true"])
     child.wait()
     (tmp_path / "objects").mkdir()
-    left = [f"objects/.can_0000.ply.{child.pid}.tmp", f"images/.000000.png.{child.pid}@{platform.node()}.tmp"]
-    living = [f"objects/.can_0000.ply.{os.getppid()}.tmp", f"normal/.000000.png.{child.pid}@elsewhere.tmp", ".a.1.tmp"]
+    here = platform.node()
+    left = [f"objects/.can_0000.ply.{child.pid}@{here}.tmp", f"images/.000000.png.{child.pid}@{here}.tmp"]
+    living = [f"objects/.can_0000.ply.{os.getppid()}@{here}.tmp", f"normal/.000000.png.{child.pid}@elsewhere.tmp"]
     for name in (*left, *living):
         (tmp_path / name).write_bytes(b"half")
 

@@ -3,6 +3,7 @@
 import json
 import multiprocessing as mp
 import os
+import platform
 import random
 import shutil
 import signal
@@ -157,7 +158,7 @@ def test_saving_keeps_the_newest_states_and_drops_those_of_an_abandoned_future(t
     for step in (10, 20, 30, 40):
         training_run.save_training_state(tmp_path, step, {"step": step}, keep=3)
     assert [path.name[-6:-3] for path in training_run.training_states(tmp_path)] == ["020", "030", "040"]
-    (tmp_path / ".state_000000050.pt.tmp").write_bytes(b"half")
+    (tmp_path / f".state_000000050.pt.{os.getpid()}@{platform.node()}.tmp").write_bytes(b"half")
     training_run.save_training_state(tmp_path, 32, {"step": 32}, keep=2)  # resumed from 30: 40 was damaged
     assert sorted(os.listdir(tmp_path)) == ["state_000000030.pt", "state_000000032.pt"]
 
