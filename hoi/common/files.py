@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import fcntl
 import hashlib
 import io
 import itertools
@@ -33,11 +34,6 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.lib import format as npy
 from PIL import Image, PngImagePlugin
-
-try:
-    import fcntl
-except ImportError:  # Windows, which has no such locks
-    fcntl = None
 
 ASSETS = Path(__file__).parents[1] / "assets"  # what is delivered with the package: hand, prompts, trained weights
 ZIP_MAGIC, GIT_LFS_MAGIC = b"PK\x03\x04", b"version https://git-lfs"
@@ -129,8 +125,6 @@ def make_lasting(paths: Iterable[Path]) -> None:
 
 
 def _sync(path: Path) -> None:
-    if os.name == "nt":  # where neither folders nor what was opened for reading can be synced
-        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -191,10 +185,9 @@ def held_alone(folder: str | Path, what: str) -> Iterator[None]:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY) if fcntl else None
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        if descriptor is not None:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
         raise ValueError(f"{what} is running in {folder} already; wait for its end, stop it, or choose another "
@@ -204,8 +197,7 @@ def held_alone(folder: str | Path, what: str) -> Iterator[None]:
     try:
         yield
     finally:
-        if descriptor is not None:
-            os.close(descriptor)
+        os.close(descriptor)
         with suppress(OSError):
             folder.rmdir()  # only where nothing was made
 

@@ -104,7 +104,6 @@ def calls_of_the_disk(monkeypatch) -> list[tuple[str, str]]:
     return calls
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows syncs nothing that was opened for reading")
 def test_a_file_and_a_folder_are_on_the_disk_before_their_name_says_so(tmp_path, monkeypatch):
     home = tmp_path.name
     calls = calls_of_the_disk(monkeypatch)
