@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -198,57 +199,31 @@ def join_processes(backend: str, rank: int, world_size: int, patience: timedelta
 
     backend   "nccl" on GPUs, "gloo" on CPUs
     patience  for the slowest process, wherever the others wait for it
-    Says after seconds whom it waits for.  Raises TimeoutError when they do not come, OSError for a port that is taken.
+    Says after seconds that it waits for others.  Raises OSError when they cannot meet, such as at a port that is taken.
+    (Machines count restarts separately: over several, torchrun must open a new store for each, with
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment.)
     """
     if world_size == 1:
         return
-    store = _meeting_point(rank, world_size)
-    started, told = time.monotonic(), False
-    store.add("arrived", 1)
-    # Asked again and again: torch's own waiting hears no signal, and says nothing for as long as it lasts.
-    while (arrived := store.add("arrived", 0)) < world_size:
-        told = told or _tell_waiting(started, f"{world_size - arrived} of {world_size} processes have not come")
-        if time.monotonic() - started > patience.total_seconds():
-            raise TimeoutError(f"{world_size - arrived} of {world_size} processes did not come; start all of them")
-        time.sleep(0.1)
-    store.set_timeout(patience)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=patience)
+    env, failures = os.environ, []
 
-
-def _tell_waiting(started: float, why: str) -> bool:
-    """Say once that this process waits; returns whether it was time to."""
-    due = time.monotonic() - started > SECONDS_OF_SILENCE
-    if due:
-        env = os.environ
-        print(f"waiting: {why} (WORLD_SIZE={env['WORLD_SIZE']}, RANK={env['RANK']}, meeting at {env['MASTER_ADDR']}:"
-              f"{env['MASTER_PORT']}). For a single process: unset RANK WORLD_SIZE", flush=True)  # fmt: skip
-    return due
-
-
-def _meeting_point(rank: int, world_size: int) -> dist.Store:
-    """The store of addresses, which torchrun or process 0 keeps.
-
-    torchrun keeps its store when it restarts a run, so the addresses of processes that ended may still be in it, and
-    calling those would wait for ever.  On one machine each restart therefore writes its keys with a prefix of its own.
-    (Machines count restarts separately: for several, torchrun itself must open new stores, with
-    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment.)
-    """
-    env, started, told = os.environ, time.monotonic(), False
-    host, port = env["MASTER_ADDR"], int(env["MASTER_PORT"])
-    restarts = int(env.get("TORCHELASTIC_RESTART_COUNT", 0))
-    alone, shared = int(env.get("LOCAL_WORLD_SIZE", 0)) == world_size, env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    if restarts == 0 and shared and not alone and rank == 0 and int(env.get("TORCHELASTIC_MAX_RESTARTS", 0)):
-        print("restarts over several machines need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's environment")
-    keeps = rank == 0 and not shared
-    while True:
+    def meet() -> None:
         try:
-            store = dist.TCPStore(host, port, world_size, keeps, timedelta(seconds=2), wait_for_workers=False)
-            return dist.PrefixStore(f"restart_{restarts}", store) if alone and shared else store
-        except dist.DistError as error:
-            if keeps:
-                why = str(error).splitlines()[0]
-                raise OSError(f"process 0 cannot listen at port {port} ({why}); choose another MASTER_PORT") from error
-            told = told or _tell_waiting(started, "process 0 has not come")
+            dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=patience)
+        except RuntimeError as error:
+            failures.append(error)
+
+    # In a thread that ends with the process: torch hears no signal while it waits, and says nothing.
+    joining = Thread(target=meet, daemon=True)
+    joining.start()
+    joining.join(SECONDS_OF_SILENCE)
+    place = f"WORLD_SIZE={world_size}, RANK={rank}, meeting at {env['MASTER_ADDR']}:{env['MASTER_PORT']}"
+    if joining.is_alive():
+        print(f"waiting for other processes ({place}). For a single process: unset RANK WORLD_SIZE", flush=True)
+    while joining.is_alive():
+        joining.join(0.1)
+    if failures:
+        raise OSError(f"the processes cannot meet ({place}): {str(failures[0]).splitlines()[0]}") from failures[0]
 
 
 def barrier() -> None:

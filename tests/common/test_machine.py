@@ -158,16 +158,23 @@ def free_port() -> int:
 
 
 @pytest.mark.parametrize("rank, number", [(0, signal.SIGTERM), (1, signal.SIGINT)])
-def test_one_process_of_two_says_whom_it_waits_for_and_stops_on_a_signal(rank, number):
+def test_one_process_of_two_says_that_it_waits_and_stops_on_a_signal(rank, number):
     process = joining(rank, free_port(), 0.2)
     said = process.stdout.readline()
-    who = "1 of 2 processes have not come" if rank == 0 else "process 0 has not come"
-    assert said.startswith(f"waiting: {who} (WORLD_SIZE=2, RANK={rank}, meeting at 127.0.0.1:"), process.communicate()
+    told = f"waiting for other processes (WORLD_SIZE=2, RANK={rank}, meeting at 127.0.0.1:"
+    assert said.startswith(told), process.communicate()
     process.send_signal(number)
     began = time.monotonic()
     _, error = process.communicate(timeout=120)
     assert time.monotonic() - began < 60 and process.returncode == 1
     assert "stopped" in error and "Traceback" not in error
+
+
+def test_a_port_that_is_taken_is_told():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        process = joining(0, taken.getsockname()[1], 60)
+        _, error = process.communicate(timeout=120)
+    assert "script: the processes cannot meet (WORLD_SIZE=2, RANK=0" in error and process.returncode == 1
 
 
 def test_a_process_that_waits_for_a_slower_one_stops_on_a_signal_and_tells_when_that_one_ended():
