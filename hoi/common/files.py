@@ -33,7 +33,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
 
 ASSETS = Path(__file__).parents[1] / "assets"  # what is delivered with the package: hand, prompts, trained weights
 ZIP_MAGIC, GIT_LFS_MAGIC = b"PK\x03\x04", b"version https://git-lfs"
@@ -274,11 +274,6 @@ def readable_file(path: str | Path) -> Path:
 # Of Pillow's other readers some start programs, and no dataset needs them.
 PICTURE_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MOST_PIXELS = 40_000_000  # as RGB and turned Pillow takes 8 bytes for each; larger photographs are cut down first
-ORIENTATION = 0x0112  # EXIF's tag: how the camera was held
-TURNS = dict(enumerate((
-    Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
-    Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90,
-), start=2))  # fmt: skip
 
 
 def read_picture(path: str | Path, mode: str | None = None) -> np.ndarray:
@@ -296,10 +291,8 @@ def read_picture(path: str | Path, mode: str | None = None) -> np.ndarray:
                                  "million: make it smaller")  # fmt: skip
             if mode and picture.mode.startswith(("I", "F")):  # Pillow would cut them at 255, to a white picture
                 raise ValueError(f"it has {picture.mode} pixels: a depth map or the like, not 8 bits a channel")
-            picture.load()
-            turn = TURNS.get(picture.getexif().get(ORIENTATION))
-            turned = picture if turn is None else picture.transpose(turn)
-            return np.array(turned if mode in (None, turned.mode) else turned.convert(mode))
+            ImageOps.exif_transpose(picture, in_place=True)
+            return np.array(picture if mode in (None, picture.mode) else picture.convert(mode))
     except DAMAGE as error:
         raise ValueError(f"{path} is no picture that can be read: {' '.join(str(error).split())}") from error
 

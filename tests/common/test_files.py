@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import pytest
 from numpy.lib import format as npy
-from PIL import Image
+from PIL import ExifTags, Image
 
 from hoi.common import files
 from hoi.geometry.mano import read_mano
@@ -136,7 +136,7 @@ def test_sha256_is_that_of_the_content_also_after_the_file_changed(tmp_path):
 
 def save_turned(path, pixels, orientation):
     exif = Image.Exif()
-    exif[files.ORIENTATION] = orientation
+    exif[ExifTags.Base.Orientation] = orientation
     Image.fromarray(pixels).save(path, exif=exif, quality=95)
 
 
