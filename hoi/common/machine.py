@@ -177,21 +177,16 @@ def rank_and_world_size() -> tuple[int, int]:
 
     Raises ValueError for what no launcher sets: clusters set WORLD_SIZE for jobs of one process, too.
     """
-    env = os.environ
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        if not env.get(name, "0").isdigit():
-            raise ValueError(f"the environment variable {name} is {env[name]!r}, expected a whole number; torchrun "
-                             f"sets it, and for one process it is best unset: unset {name}")  # fmt: skip
-    rank, world_size = int(env.get("RANK", 0)), int(env.get("WORLD_SIZE", 1))
-    needed = ("WORLD_SIZE",) if "RANK" in env else ()
-    needed = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if world_size > 1 else needed
-    absent = [name for name in needed if name not in env]
-    if absent or not 0 <= rank < world_size:
-        said = ", ".join(f"{name}={env[name]}" for name in ("RANK", "WORLD_SIZE") if name in env)
-        why = f"{', '.join(absent)} is not set" if absent else "there is no such process"
-        raise ValueError(f"the environment says {said}, but {why}: start several processes with torchrun, which sets "
-                         "all of it, or one after: unset RANK WORLD_SIZE")  # fmt: skip
-    return rank, world_size
+    env, needed = os.environ, ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    rank, world_size = env.get("RANK", "0"), env.get("WORLD_SIZE", "1")
+    if (rank, world_size) == ("0", "1"):
+        return 0, 1
+    numbers = all(word.isdigit() for word in (rank, world_size, env.get("LOCAL_RANK", "0")))
+    if not (numbers and int(rank) < int(world_size) and env.keys() >= set(needed)):
+        said = ", ".join(f"{name}={env[name]!r}" for name in (*needed, "LOCAL_RANK") if name in env)
+        raise ValueError(f"the environment says {said}, which is not all that torchrun sets, or no such process: start "
+                         "several processes with torchrun, or one after: unset RANK WORLD_SIZE")  # fmt: skip
+    return int(rank), int(world_size)
 
 
 def join_processes(backend: str, rank: int, world_size: int, patience: timedelta = PATIENCE) -> None:
