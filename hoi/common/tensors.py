@@ -98,9 +98,6 @@ class WeightFile(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.shapes)
 
-    def __repr__(self) -> str:
-        return f"WeightFile({str(self.path)!r}, {len(self)} tensors)"
-
 
 def is_safetensors(path: Path) -> bool:
     """Whether a file is to be read as safetensors: by its beginning, or by its name when that is no torch file's."""
@@ -128,7 +125,8 @@ def load_torch_file(path: str | Path, mapped: bool = False) -> dict[str, Any]:
             content = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError and others for damaged files
         if "GLOBAL" in str(error) or "Unsupported class" in str(error):
-            reason = f"it names code that is not allowed to run: {_offence(str(error))}"
+            told = next(line.strip() for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line)
+            reason = f"it names code that is not allowed to run: {told[:LONGEST_OFFENCE]}"
         elif is_zip:
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}; is it complete?"
         else:  # torch's own words are of no use here: it takes any bytes for a pickle, and advises to run it
@@ -137,12 +135,6 @@ def load_torch_file(path: str | Path, mapped: bool = False) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected a dict")
     return dict(content)
-
-
-def _offence(message: str) -> str:
-    """The sentence of torch's long message that names what the pickle asked for."""
-    lines = [line.strip() for line in message.splitlines() if "GLOBAL" in line or "Unsupported class" in line]
-    return lines[0][:LONGEST_OFFENCE]
 
 
 def _lightning_globals() -> list[Any]:

@@ -36,19 +36,16 @@ TEXT_SHRINK = 2  # half the size says as much about words as the whole picture, 
 
 
 class Stage(nn.Module):
-    """What the stages share: pictures, this process's share of every step, and the seed of all random numbers."""
+    """What the stages share: pictures, this process's share of every step, and the seed of all random numbers.
+
+    A stage has two methods more.  batch(step, number=0) is what this process sees in a step, on the CPU; `number` of
+    `share.batches`.  forward(batch) returns the loss of a batch (scalar, has a gradient), and what else goes to the log
+    (scalars, detached).
+    """
 
     def __init__(self, pictures: TrainingSet, share: Share, seed: int) -> None:
         super().__init__()
         self.pictures, self.share, self.seed = pictures, share, seed
-
-    def batch(self, step: int, number: int = 0) -> Batch:
-        """What this process sees in a step, on the CPU; `number` of `share.batches`."""
-        raise NotImplementedError
-
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch (scalar, has a gradient), and what else goes to the log (scalars, detached)."""
-        raise NotImplementedError
 
     def preview(self) -> list[list[np.ndarray]]:
         """Rows of a sheet that shows what is learned, pictures (H, W, 3) uint8; always of the same pictures."""
