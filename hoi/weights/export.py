@@ -24,7 +24,6 @@ from hoi.weights import names as layouts
 from hoi.weights.diffusers_config import SCHEDULER_FILE, adapter_config, folder_config
 from hoi.weights.load import ADAPTER_FOLDERS, FORMAT_VERSION, KEPT_PREFIX
 
-MOST_MEGABYTES = 50  # of the built-in model: everybody who clones the repository gets it
 # What diffusers' pipeline looks for first: the class of each part.  There is no safety checker to load.
 MODEL_INDEX = {
     "_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"],
@@ -87,11 +86,7 @@ def export_built_in(model: HOIDiffusion, path: str | Path) -> list[Path]:
     """The miniature as the repository carries it: our own file in fp16, with the sampling defaults of the preset.
 
     These defaults are measured after the training, so the training's own file does not know them yet.
-    Raises ValueError, and writes nothing, for a file larger than MOST_MEGABYTES.
     """
-    megabytes = sum(2 * tensor.numel() for tensor in model.state_dict().values()) / 1e6
-    if megabytes > MOST_MEGABYTES:
-        raise ValueError(f"{path} would have {megabytes:.1f} MB, the repository carries at most {MOST_MEGABYTES} MB")
     measured = tiny_config()
     model.config = replace(model.config, sampler=measured.sampler, guidance_scale=measured.guidance_scale,
                            num_inference_steps=measured.num_inference_steps)  # fmt: skip

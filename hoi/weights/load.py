@@ -429,12 +429,8 @@ def normals_differ(model: HOIDiffusion, sources: Iterable[str | None]) -> str | 
     other = sorted({source for source in sources if source} - set((learned or "").split(",")))
     if not learned or not other:
         return None
-    hint = " (as in the official release; ignore this if the file is an export trained on others)"
-    return (
-        f"warning: the condition encoders learned from normal maps of source {learned!r}"
-        f"{hint if learned == OFFICIAL_NORMAL_SOURCE else ''}, these are of source {', '.join(map(repr, other))}:"
-        " expect less faithful pictures, or fine-tune with train.py"
-    )
+    return (f"warning: the condition encoders learned from normal maps of source {learned!r}, these are of source "
+            f"{', '.join(map(repr, other))}: expect less faithful pictures, or fine-tune with train.py")  # fmt: skip
 
 
 def source_hash(path: str | Path) -> str:
