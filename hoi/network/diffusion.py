@@ -201,7 +201,6 @@ def hoi_loss(
     regularization  B' pictures of the background buffer (x_r, eps_r), with all-zero conditions
     reg_weight      w_r, 1 in the paper
     returns         the loss (scalar, has a gradient) and its terms (detached), "hoi" and "reg", the latter without w_r
-    Raises ValueError when a batch has no conditions.
 
     Blank conditions pass through the encoders like any others: their features are not zero, and the encoders learn from
     this term too.  Both terms share one evaluation of the network: one forward for DDP.
@@ -213,9 +212,7 @@ def hoi_loss(
 
 
 def join_batches(first: TrainingBatch, second: TrainingBatch) -> TrainingBatch:
-    """One batch after the other, (B + B', ...).  Raises ValueError when one has no conditions."""
-    if first.conditions is None or second.conditions is None:
-        raise ValueError("a batch of eq. 3 has no conditions; without conditions use eps_loss")
+    """One batch after the other, (B + B', ...); both have conditions."""
     names = ("latents", "context", "timesteps", "noise")
     joined = {name: torch.cat([getattr(first, name), getattr(second, name)]) for name in names}
     conditions = {name: torch.cat([image, second.conditions[name]]) for name, image in first.conditions.items()}
@@ -233,17 +230,8 @@ def join_guidance(
     context         (B,77,C), a text for each of B pictures
     uncond_context  (B,77,C) or (1,77,C), the empty or the negative prompt; may be None at scale 1
     returns         of batch 2B, unconditional half first; at scales 0 and 1, where a half has no share, B of the other
-    Raises ValueError when the unconditional context is missing or has another batch or length.
     """
     if guidance_scale != 1.0:  # at 1 the unconditional half cancels out
-        if uncond_context is None:
-            raise ValueError(
-                f"guidance_scale {guidance_scale} needs uncond_context (the encoded empty or negative prompt)"
-            )
-        if uncond_context.shape[1:] != context.shape[1:] or len(uncond_context) not in (1, len(context)):
-            raise ValueError(
-                f"uncond_context is {tuple(uncond_context.shape)}, expected {tuple(context.shape)} or batch 1"
-            )
         uncond_context = uncond_context.expand_as(context).to(context)
         context = uncond_context if guidance_scale == 0.0 else torch.cat([uncond_context, context])
     return unet.cache_context(context)

@@ -226,7 +226,6 @@ def anchored_pictures(
     anchor           the frame that all look at; None: every frame on its own
     height, width    of the frames, as in Pipeline.pictures
     yields           (frame, (H, W, 3) uint8), chunk by chunk
-    Raises ValueError when chunk is below 1.
 
     The anchor sees only itself, so its latents are the same in every chunk, and a frame depends on itself and the
     anchor alone: neither on the chunk size nor on which other frames are made.  The price of keeping memory at
@@ -257,8 +256,6 @@ def anchored_pictures(
 
 def _chunks(frames: Sequence[int], anchor: int | None, size: int) -> list[list[int]]:
     """Frames in groups of `size`; the anchor, when it is among them, comes on top of the first group."""
-    if size < 1:
-        raise ValueError(f"chunk is {size}, expected at least 1 frame at a time")
     others = [frame for frame in frames if frame != anchor]
     groups = [others[start : start + size] for start in range(0, len(others), size)]
     if anchor in frames:

@@ -38,8 +38,7 @@ def initial_noise(
 
 
 def _noise_like(latents: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    if len(generators) != len(latents):
-        raise ValueError(f"ddpm needs one generator a picture: expected {len(latents)}, got {len(generators)}")
+    assert len(generators) == len(latents), "ddpm needs one generator a picture"
     return initial_noise(generators, *latents.shape[1:], device=latents.device).to(latents.dtype)
 
 
@@ -145,8 +144,6 @@ def steps_with_conditions(num_inference_steps: int, cond_tau: float) -> int:
 
     As in the official code, whose int() cuts a float: tau 0.9 of 50 steps gives 46, not 45.
     """
-    if not 0.0 <= cond_tau <= 1.0:
-        raise ValueError(f"cond_tau is {cond_tau}, expected 0 (never) to 1 (in all steps)")
     return num_inference_steps - int((1 - cond_tau) * num_inference_steps)
 
 

@@ -80,15 +80,10 @@ class Anchor:
 
     index   of the anchor among the frames
     frames  F: a batch is F frames, or under guidance twice F, each half with its own anchor
-    Raises ValueError when it is none of them.
     """
 
     index: int
     frames: int
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.index < self.frames:
-            raise ValueError(f"the anchor is frame {self.index} of {self.frames}, expected 0 to {self.frames - 1}")
 
     def joined(self, tokens: Tensor) -> Tensor:
         """Keys or values of each frame followed by its anchor's.  (B, heads, N, d) -> (B, heads, 2 N, d)."""

@@ -247,9 +247,7 @@ class VAE(nn.Module):
         return latents * self.config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents (B,Z,h,w) -> image (B,3,h*f,w*f), about [-1,1], not clipped.  ValueError for another shape."""
-        if latents.ndim != 4 or latents.shape[1] != self.config.z_channels:
-            raise ValueError(f"latents are {tuple(latents.shape)}, expected (B, {self.config.z_channels}, h, w)")
+        """Scaled latents (B,Z,h,w) -> image (B,3,h*f,w*f), about [-1,1], not clipped."""
         return self._decode_unscaled(latents / self.config.scaling_factor)
 
     def _decode_unscaled(self, z: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hoi.common.arrays import to_uint8
-from hoi.common.choices import CONDITION_NAMES, REG_MODES
+from hoi.common.choices import CONDITION_NAMES
 from hoi.common.files import encode_png, write_whole
 from hoi.common.sheets import contact_sheet
 from hoi.network.diffusion import TrainingBatch, draw_training_noise, eps_loss, hoi_loss
@@ -149,7 +149,6 @@ class Regularization:
                 `prob`, so the expected loss is (1 - prob) L_hoi + prob L_reg, eq. 3 with w_r = prob / (1 - prob) up to
                 a factor.  (The official code takes background pictures by the hand-object pictures' indices modulo
                 their number; here the buffer is shuffled on its own, so that all of it is seen.)
-    Raises ValueError for another mode, or a probability outside 0 to 1.
     """
 
     data: EncodedData
@@ -157,10 +156,6 @@ class Regularization:
     mode: str = "sum"
     weight: float = 1.0
     prob: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.mode not in REG_MODES or not 0 <= self.prob <= 1:
-            raise ValueError(f"mode {self.mode!r}, prob {self.prob}: expected one of {REG_MODES} and 0 to 1")
 
 
 class HoiStage(BaseStage):

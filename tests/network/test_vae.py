@@ -169,9 +169,7 @@ def test_training_lowers_the_loss_and_ignores_global_seeds():
     assert all(parameter.grad is not None for parameter in vae.parameters())
 
 
-def test_wrong_shapes_say_what_was_expected():
+def test_a_wrong_shape_says_what_was_expected():
     vae = VAE(TINY)
     with pytest.raises(ValueError, match=r"image is \(1, 3, 30, 32\).*multiples of 4"):
         vae.encode(torch.zeros(1, 3, 30, 32))
-    with pytest.raises(ValueError, match=r"latents are \(4, 8, 8\), expected \(B, 4, h, w\)"):
-        vae.decode(torch.zeros(4, 8, 8))
