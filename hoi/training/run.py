@@ -11,7 +11,6 @@ import json
 import math
 import re
 import signal
-import threading
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -53,8 +52,7 @@ class StopSignals:
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+        self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
