@@ -5,7 +5,6 @@
     python make_dataset.py --object mug --frames 12 --count 120 --out data/approach       # ten whole trajectories
     python make_dataset.py --shade --looks 4 --size 128 --framing tight --count 4000 --out data/toy   # with pictures
     python make_dataset.py --dexycb DexYCB --split s0 train --mano MANO_RIGHT.pkl --workers 8 --out data/dexycb
-    python make_dataset.py --ho3d HO3D --models YCB_models --mano MANO_RIGHT.pkl --out data/ho3d
     python make_dataset.py --csv train.csv --normals estimated --out data/hoi4d         # the authors' own format
     python make_dataset.py --scenes docs/example_scenes.jsonl --shade --out data/mine     # your cameras, poses, grasps
     torchrun --nproc-per-node 2 make_dataset.py --out data/shared   # the same records, shared between processes
@@ -151,13 +150,11 @@ def add_real_picture_flags(parser: argparse.ArgumentParser) -> None:
     source = real.add_mutually_exclusive_group()
     source.add_argument("--dexycb", type=Path, metavar="ROOT",
                         help="DexYCB: the folder with 20200709-subject-01 ... and calibration")
-    source.add_argument("--ho3d", type=Path, metavar="ROOT", help="HO-3D v2 or v3: the folder with train and train.txt")
     source.add_argument("--csv", type=Path, metavar="FILE",
                         help="CSV of the authors' release (HOI4D, OakInk, ...), or its regularisation CSV")
     add = real.add_argument
     add("--split", nargs="+", metavar="WORD",
-        help="of DexYCB: s0, s1, s2 or s3, then train, val or test (default: every frame); of HO-3D: train (default) "
-        "or evaluation")
+        help="of DexYCB: s0, s1, s2 or s3, then train, val or test (default: every frame)")
     add("--subjects", nargs="+", metavar="S", help="numbers from 1, or names, of DexYCB's subjects")
     add("--sequences", nargs="+", metavar="NAME", help="names of sequence folders")
     add("--cameras", nargs="+", metavar="SERIAL", help="serial numbers of DexYCB's cameras")
@@ -237,7 +234,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def wants_real_pictures(args: argparse.Namespace) -> bool:
     """Whether the records come from a real dataset instead of object meshes."""
-    return bool(args.dexycb or args.ho3d or args.csv)
+    return bool(args.dexycb or args.csv)
 
 
 def contradiction(args: argparse.Namespace) -> str | None:
@@ -245,7 +242,7 @@ def contradiction(args: argparse.Namespace) -> str | None:
     real = wants_real_pictures(args)
     refused = (  # whether it is wrong, and what is told then
         ((args.captions or args.captioner) and not real,
-         "--captions and --captioner are for real pictures: pass --dexycb, --ho3d or --csv as well"),
+         "--captions and --captioner are for real pictures: pass --dexycb or --csv as well"),
         ((args.device or args.threads) and not (real and (args.captioner or args.normals == "estimated")),
          "--device and --threads are for --normals estimated and --captioner"),
         ((args.dtype != "auto" or args.batch_size) and not args.captioner,
@@ -253,12 +250,11 @@ def contradiction(args: argparse.Namespace) -> str | None:
         (not args.dexycb and (args.subjects or args.cameras or args.paint_objects == "all"),
          "--subjects, --cameras and --paint-objects all are for --dexycb"),
         (args.csv and (args.split or args.sequences or args.frame_range != ":"),
-         "--split, --sequences and --frame-range are for --dexycb and --ho3d; a CSV is taken as it is"),
+         "--split, --sequences and --frame-range are for --dexycb; a CSV is taken as it is"),
         (args.scenes and (real or args.object or args.grasp != "builtin" or args.content != {"hand_object": 1.0}),
          "--scenes brings objects and hands: not with --object, --content, --grasp grabnet or real pictures"),
         (args.camera_file and not args.scenes,
          f"--camera is {args.camera_file}, expected {' or '.join(CAMERA_FOV_DEG)}, or with --scenes a file"),
-        (args.ho3d and len(args.split or ["train"]) != 1, "--split of --ho3d is one word, train or evaluation"),
         (args.camera == "nocs" and (args.framing == "tight" or real),
          "--camera nocs fixes the intrinsics of all pictures: not with --framing tight or real pictures"),
         (args.height != args.width and (real or args.camera == "nocs"),
@@ -325,7 +321,6 @@ from hoi.sources.captions import CAPTION_FILE, Captioner, apply_captions, captio
 from hoi.sources.convert import ConversionSettings, check_needs, convert_source, fit_warning, summary
 from hoi.sources.dexycb import DexYCB
 from hoi.sources.frame import Source
-from hoi.sources.ho3d import HO3D
 from hoi.sources.official_csv import OfficialCSV
 from hoi.toyworld.words import check_placeholders
 
@@ -498,12 +493,9 @@ def open_source(args: argparse.Namespace) -> Source:
     """The real dataset that was asked for."""
     if args.csv:
         return OfficialCSV(args.csv)
-    frames = slice_of(args.frame_range)
-    if args.ho3d:
-        return HO3D(args.ho3d, args.split and args.split[0], args.sequences, frames, args.mano, args.models)
     return DexYCB(
-        args.dexycb, args.split, args.subjects, args.sequences, args.cameras, frames, args.mano, args.models,
-        args.paint_objects == "all",
+        args.dexycb, args.split, args.subjects, args.sequences, args.cameras, slice_of(args.frame_range), args.mano,
+        args.models, args.paint_objects == "all",
     )  # fmt: skip
 
 

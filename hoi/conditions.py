@@ -1,8 +1,7 @@
 """Condition images: keypoints, label map, surface normals -> Conditions.  Paper: Sec. 3.3, 4.3, 5.
 
-The one file that geometry and network both know.  Colours and strokes are those of the official release (the drawing
-scheme of HO-3D with its colours read as R, G, B), so its weights know them.  Photographs and rendered scenes both pass
-through here.
+The one file that geometry and network both know.  Colours and strokes are those of the official release, so its weights
+know them.  Photographs and rendered scenes both pass through here.
 """
 
 from __future__ import annotations

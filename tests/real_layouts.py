@@ -4,8 +4,6 @@ The layouts are written from their public descriptions; hands are posed by the f
 project's own hand.
 """
 
-import pickle
-
 import numpy as np
 import trimesh
 from PIL import Image
@@ -216,48 +214,6 @@ def _write_dexycb_frame(folder, frame, arrays, meshes, side, betas, generator, h
     return {"seg": seg, "pose_y": poses[1], "pose_m": pose_m[0], "joint_3d": joint_3d, "joint_2d": found["joint_2d"][0],
             "vertices": vertices, "betas": betas, "side": side, "fingers": mean + coefficients @ components,
             "object": objects[1], "has_hand": has_hand, "depth": depth}  # fmt: skip
-
-
-def write_ho3d(root, arrays, count=3, suffix=".png", seed=1):
-    """Sequence ABF10 of `count` frames and one without annotation; everything in OpenGL camera axes. Truth by name."""
-    generator = np.random.default_rng(seed)
-    meshes = write_models(root / "models")
-    folder = root / "train/ABF10"
-    for name in ("rgb", "depth", "meta"):
-        (folder / name).mkdir(parents=True)
-    flip, truth = np.array([1.0, -1.0, -1.0]), {}
-    for frame in range(count + 1):
-        orient, fingers = generator.normal(size=3) * 0.4 + [1.2, 0, 0], generator.normal(size=45) * 0.15
-        transl, betas = np.array([0.08, 0.0, -0.6]), generator.normal(size=10)
-        vertices, joints = posed(arrays, orient, fingers, transl, betas, "right")
-        rotation, place = Rotation.from_rotvec(generator.normal(size=3)), np.array([0.02, -0.03, -0.66])
-        mesh = rotation.apply(meshes["025_mug"][0]) + place
-        faces = arrays["f"].astype(int)
-        labels, depth, picture = draw(vertices * flip, faces, [(mesh * flip, meshes["025_mug"][1])])
-        native = np.concatenate([joints, vertices[[744, 320, 444, 555, 672]]])
-        meta = {
-            "objTrans": place, "objRot": rotation.as_rotvec()[:, None], "handPose": np.concatenate([orient, fingers]),
-            "handTrans": transl, "handBeta": betas, "handJoints3D": native, "objCorners3D": np.zeros((8, 3)),
-            "objCorners3DRest": np.zeros((8, 3)), "objName": "025_mug", "objLabel": 14, "camMat": INTRINSICS,
-            "handVertContact": np.zeros(778, bool),
-        }  # fmt: skip
-        if frame == count:
-            meta = {key: value if key == "camMat" else None for key, value in meta.items()}
-        (folder / f"meta/{frame:04d}.pkl").write_bytes(pickle.dumps(meta, protocol=2))
-        Image.fromarray(picture).save(folder / f"rgb/{frame:04d}{suffix}")
-        steps = np.rint(depth / 0.00012498664727900177).astype(int)
-        Image.fromarray(np.stack([steps % 256, steps // 256, steps * 0], axis=-1).astype(np.uint8)).save(
-            folder / f"depth/{frame:04d}.png")
-        truth[f"train/ABF10/{frame:04d}"] = {
-            "labels": np.choose(labels + 1, [1, 0, 2]), "depth": depth, "vertices": vertices * flip,
-            "keypoints_3d": (native * flip)[NATIVE_TO_FINGERS], "object": mesh * flip, "picture": picture,
-        }  # fmt: skip
-    (root / "train.txt").write_text("".join(f"ABF10/{frame:04d}\n" for frame in range(count + 1)))
-    (root / "evaluation/AP10/meta").mkdir(parents=True)
-    (root / "evaluation/AP10/meta/0000.pkl").write_bytes(
-        pickle.dumps({"handJoints3D": np.zeros(3), "handBoundingBox": [0, 0, 9, 9], "objName": "025_mug"}, protocol=2))
-    (root / "evaluation.txt").write_text("AP10/0000\n")
-    return truth
 
 
 def write_official_csv(folder):

@@ -7,7 +7,6 @@ ValueError or OSError that names the file; within 20 seconds and 500 MB.
 
 import io
 import json
-import pickle
 import random
 import resource
 import shutil
@@ -26,7 +25,7 @@ import torch
 import trimesh
 from numpy.lib import format as npy
 from PIL import Image
-from real_layouts import SERIALS, SUBJECTS, write_dexycb, write_ho3d, write_mano, write_official_csv
+from real_layouts import SERIALS, SUBJECTS, write_dexycb, write_mano, write_official_csv
 from test_hand import write_official_pickle
 
 from hoi.common.files import JsonLines, read_json, read_npy
@@ -49,7 +48,6 @@ from hoi.sources import dexycb
 from hoi.sources.captions import read_captions
 from hoi.sources.convert import ConversionSettings, FrameConverter
 from hoi.sources.frame import Rejected
-from hoi.sources.ho3d import HO3D
 from hoi.sources.normals import read_depth_file
 from hoi.sources.official_csv import OfficialCSV
 from hoi.training.run import load_training_state, save_training_state
@@ -82,7 +80,6 @@ def write_world(folder: Path) -> None:
     shutil.copy(mano, folder / "mano.npz")
     write_official_pickle(folder / "MANO_RIGHT.pkl", arrays, pytest.MonkeyPatch())
     write_dexycb(folder / "dexycb", arrays, frames=1, sides=("right",), serials=SERIALS[:1])
-    write_ho3d(folder / "ho3d", arrays, count=1)
     write_official_csv(folder / "csv")
     write_with_mesh(folder / "data")
     for suffix in ("obj", "ply", "stl", "off", "glb", "3mf", "dae"):
@@ -173,22 +170,16 @@ def read_dexycb(path):
     dexycb.DexYCB(root, mano_path=root.parent / "mano.npz").read(0)
 
 
-def read_ho3d(path):
-    source = HO3D(path.parent)
-    for number in range(len(source))[:1]:
-        source.read(number)
-
-
 @lru_cache
 def converter_of(root):
-    source = (dexycb.DexYCB if root.name == "dexycb" else HO3D)(root, mano_path=root.parent / "mano.npz")
+    source = dexycb.DexYCB(root, mano_path=root.parent / "mano.npz")
     settings = ConversionSettings(size=64, mano_path=root.parent / "mano.npz")
-    return FrameConverter(source, np.arange(1), settings, root.parent / f"of_{root.name}")
+    return FrameConverter(source, np.arange(1), settings, root.parent / "of_dexycb")
 
 
 def convert_frame(path):
     """The whole way of a frame to its record, renders included: a rejection is counted, nothing ends the conversion."""
-    result = converter_of(next(parent for parent in path.parents if parent.name in ("dexycb", "ho3d"))).convert(0)
+    result = converter_of(next(parent for parent in path.parents if parent.name == "dexycb")).convert(0)
     if "rejected" in result:
         raise Rejected(result["rejected"], result["detail"])
 
@@ -255,8 +246,6 @@ KINDS = {
     f"{DEXYCB_FRAME}/../meta.yml": read_dexycb,
     f"dexycb/calibration/intrinsics/{SERIALS[0]}_640x480.yml": read_dexycb,
     "dexycb/calibration/mano_*/mano.yml": read_dexycb,
-    "ho3d/train/ABF10/meta/0000.pkl": convert_frame,
-    "ho3d/train.txt": read_ho3d,
     "csv/train.csv": read_csv_rows,
     "csv/mask/mask.jpg": lambda path: read_csv_rows(path.parents[1] / "train.csv"),
     "data/metadata.jsonl": read_folder,
@@ -406,19 +395,6 @@ def other_member(content: bytes, rng: random.Random) -> bytes:
     return stream.getvalue()
 
 
-def other_pickle(content: bytes, rng: random.Random) -> bytes:
-    """A dict of arrays with one of another kind, lists in lists that stand for gigabytes among them."""
-    fields = pickle.loads(content)
-    bomb = [1.0] * 10
-    for _ in range(12):
-        bomb = [bomb] * 10
-    name = rng.choice(list(fields))
-    plain = isinstance(fields[name], np.ndarray) and rng.random() < 0.5
-    odd = [*ODD_VALUES, *ODD_ARRAYS[:-4], bomb, b"x", {1}, "x/../../y"]
-    fields[name] = other_numbers(fields[name], rng) if plain else rng.choice(odd)
-    return pickle.dumps(fields, rng.choice([0, 2, 4]))
-
-
 def other_picture(content: bytes, rng: random.Random) -> bytes:
     """A picture of another size, mode, format or orientation."""
     mode, size = rng.choice(["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"]), rng.choice([1, 7, 700])
@@ -455,8 +431,8 @@ OTHER = {
 
 
 def mutated(content: bytes, path: Path, rng: random.Random) -> bytes:
-    other = other_pickle if path.name == "0000.pkl" else OTHER.get(path.suffix)
-    other = None if path.parent.name == "grasps" else other  # what has the right check sums is the cache of another
+    # What has the right check sums is the cache of another.
+    other = None if path.parent.name == "grasps" else OTHER.get(path.suffix)
     return other(content, rng) if other and rng.random() < 0.5 else other_bytes(content, rng)
 
 

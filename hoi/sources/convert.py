@@ -76,21 +76,16 @@ def check_needs(source: Source, settings: ConversionSettings) -> None:
     if normals == "rendered" and not source.has_geometry:
         raise ValueError(f"{source.name} has no 3D annotation to render normals from; choose --normals estimated, "
                          "depth-files or sensor-depth")  # fmt: skip
-    if settings.mano_path is None and source.has_geometry and not source.has_labels:
-        raise ValueError(
-            f"{source.name} has no segmentation files, so hand and object are rendered from its annotation, and its "
-            f"hands are MANO's: pass --mano FILE. {MANO_FILE} There is no way around it; DexYCB can be read without one"
-        )
     if settings.mano_path is None and normals == "rendered":
         raise ValueError(
             f"--normals rendered draws the hand's surface, and {source.name}'s hands are MANO's: pass --mano FILE, or "
             f"choose --normals sensor-depth, depth-files or estimated, which need no MANO file. {MANO_FILE}"
         )
-    missing = source.missing_models() if normals == "rendered" or not source.has_labels else []
+    missing = source.missing_models() if normals == "rendered" else []
     if missing:
         raise ValueError(
             f"{len(missing)} object models are missing, the first is {missing[0]}; they come with DexYCB in its folder "
-            f"models: pass --models DIR{', or choose other --normals' if source.has_labels else ''}"
+            "models: pass --models DIR, or choose other --normals"
         )
     if (normals == "depth-files") != (depth_files is not None):
         raise ValueError("--normals depth-files needs --depth-files DIR, and only it does")
@@ -166,17 +161,15 @@ def _check_frames(source: Source, order: np.ndarray, folder: Path) -> None:
 class CroppedFrame:
     """A frame with its crop and what is drawn of it there.
 
-    hand_mesh     the posed hand, camera frame; None without a MANO file
-    whole_labels  (H, W) of the whole picture
-    image         (size, size, 3) uint8
-    label_map     (size, size)
-    gbuffer       what is annotated, rendered in the crop; None where the source has no camera
+    hand_mesh  the posed hand, camera frame; None without a MANO file
+    image      (size, size, 3) uint8
+    label_map  (size, size)
+    gbuffer    what is annotated, rendered in the crop; None where the source has no camera
     """
 
     frame: SourceFrame
     crop: Crop
     hand_mesh: HandMesh | None
-    whole_labels: np.ndarray
     image: np.ndarray
     label_map: np.ndarray
     gbuffer: GBuffer | None
@@ -235,20 +228,16 @@ class FrameConverter:
         if frame.depth is not None and frame.depth.shape != shape:
             raise Rejected("the depth file has another size", f"{frame.depth.shape}, picture {shape}")
         hand_mesh = self.hand(frame.hand_params) if self.hand and frame.hand_params else None
-        whole_labels = frame.label_map
-        if whole_labels is None:
-            whole_labels = self._render(frame, hand_mesh, frame.intrinsics, *shape).label_map
         for label, what in LABELS:
-            area = int((whole_labels == label).sum())
+            area = int((frame.label_map == label).sum())
             if area < self.settings.min_area:
                 detail = f"{area} pixels, {self.settings.min_area} asked for"
                 raise Rejected(f"too little of the {what} is seen", detail)
-        crop = Crop(*(frame.box or box_around(whole_labels > 0, self.settings.margin)), size)
+        crop = Crop(*(frame.box or box_around(frame.label_map > 0, self.settings.margin)), size)
         intrinsics = None if frame.intrinsics is None else crop.intrinsics(frame.intrinsics)
         gbuffer = None if intrinsics is None else self._render(frame, hand_mesh, intrinsics, size, size)
-        # Without labels of its own the crop is rendered at its own resolution instead of resized.
-        label_map = gbuffer.label_map if frame.label_map is None else crop.cut_map(whole_labels)
-        return CroppedFrame(frame, crop, hand_mesh, whole_labels, crop.cut_picture(frame.image), label_map, gbuffer)
+        label_map = crop.cut_map(frame.label_map)
+        return CroppedFrame(frame, crop, hand_mesh, crop.cut_picture(frame.image), label_map, gbuffer)
 
     def _render(
         self, frame: SourceFrame, hand_mesh: HandMesh | None, intrinsics: np.ndarray, height: int, width: int
@@ -292,7 +281,7 @@ class FrameConverter:
             depth, in_metres = read_depth_file(self.settings.depth_files, frame.name)
         if depth is None:
             raise Rejected("the depth file is missing")
-        normals, known = normals_of_crop(depth, in_metres, cropped.crop, cropped.whole_labels, frame.intrinsics)
+        normals, known = normals_of_crop(depth, in_metres, cropped.crop, frame.label_map, frame.intrinsics)
         return normals, seen & known
 
     def _record(self, frame: SourceFrame, text: str | None) -> dict[str, Any]:
@@ -329,7 +318,7 @@ class FrameConverter:
             record["hand_fit_mm"] = round(float(1000 * np.delete(off, TIP_KEYPOINTS).max()), 4)
             # Where a model is missing the re-render would lack it, and the overlap would say nothing.
             all_drawn = bool(frame.objects) and all(posed.object_mesh for posed in frame.objects)
-            if all_drawn and frame.label_map is not None:
+            if all_drawn:
                 drawn, given = cropped.gbuffer.label_map, cropped.label_map
                 record["rerender_iou"] = {
                     name: round(intersection_over_union(drawn == label, given == label), 4) for label, name in LABELS

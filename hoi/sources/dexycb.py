@@ -1,13 +1,13 @@
 """DexYCB, the dataset that the paper trains on: its folder -> SourceFrame number i.  Paper: Sec. 4.
 
-In the order of reading: the 21 YCB models, which HO-3D takes too; single files (YAML, npz) -> checked values; what the
-published splits take; the dataset.  Nothing that a file holds is run.
+In the order of reading: the 21 YCB models; single files (YAML, npz) -> checked values; what the published splits take;
+the dataset.  Nothing that a file holds is run.
 
 Layout, splits and conventions are those of the dataset's own toolkit: seg holds YCB ids and 255 for the hand, poses
 take model points to the OpenCV camera, hands are 45 PCA coefficients about a mean pose, as manopth takes them.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import astuple, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -42,7 +42,7 @@ YCB = (
     ("037_scissors", "scissors"), ("040_large_marker", "marker"), ("051_large_clamp", "clamp"),
     ("052_extra_large_clamp", "large clamp"), ("061_foam_brick", "foam brick"),
 )  # fmt: skip
-YCB_NOUNS = dict(YCB)
+MODEL_FILE = "textured_simple.obj"  # in a folder of the model's name
 # In metres.  The models measure some 5 to 30 cm: one in millimetres or centimetres is far outside, whatever it shows.
 MODEL_EXTENT = (0.01, 0.6)
 
@@ -58,24 +58,14 @@ SEQUENCES_A_SUBJECT, TAKES_AN_OBJECT = 100, 5
 _read_pca = lru_cache(maxsize=4)(read_pca)  # once in each process, the file holds megabytes
 
 
-def model_path(models: str | Path, name: str) -> Path:
-    """Where a model's mesh is."""
-    return Path(models) / name / "textured_simple.obj"
-
-
-def missing_ycb(models: str | Path, names: Iterable[str]) -> list[str]:
-    """Files of the named models that are not in the folder, in order of name."""
-    paths = [model_path(models, name) for name in sorted(names)]
-    return [str(path) for path in paths if not path.is_file()]
-
-
 @lru_cache(maxsize=32)  # all 21; and the renderer knows a mesh again by its identity
-def load_ycb(models: str, name: str) -> ObjectMesh | None:
-    """A YCB model in its own frame and metres, as the poses of DexYCB and HO-3D take it; None when it is not there.
+def load_ycb(models: Path, number: int) -> ObjectMesh | None:
+    """The YCB model of an id in its own frame and metres, as the poses take it; None when it is not there.
 
     Raises ValueError for a mesh whose size cannot be metres.
     """
-    path = model_path(models, name)
+    name, noun = YCB[number - 1]
+    path = models / name / MODEL_FILE
     if not path.is_file():
         return None
     file = read_mesh(path)
@@ -83,8 +73,7 @@ def load_ycb(models: str, name: str) -> ObjectMesh | None:
     if not MODEL_EXTENT[0] <= extent <= MODEL_EXTENT[1]:
         raise ValueError(f"{path} is {extent:g} units long; expected the YCB model in metres")
     vertices = file.vertices.astype(np.float32).astype(np.float64)  # what the dataset folder's copy will hold
-    noun, notes = YCB_NOUNS.get(name, name), tuple(file.notes)
-    return ObjectMesh(vertices, file.faces, name, noun, str(path), np.eye(4), False, notes)
+    return ObjectMesh(vertices, file.faces, name, noun, str(path), np.eye(4), False, tuple(file.notes))
 
 
 @dataclass(frozen=True)
@@ -304,7 +293,8 @@ class DexYCB(Source):
         """Files of the objects that frames show and that are not there."""
         grasped = [recording.ycb_ids[recording.ycb_grasp_ind] for recording in self.recordings]
         used = [i for recording in self.recordings for i in recording.ycb_ids] if self.all_objects else grasped
-        return missing_ycb(self.models, {YCB[i - 1][0] for i in used})
+        paths = [self.models / YCB[i - 1][0] / MODEL_FILE for i in sorted(set(used))]
+        return [str(path) for path in paths if not path.is_file()]
 
     def read(self, number: int) -> SourceFrame:
         """Frame `number`; raises Rejected for one that gives no record, ValueError for damaged calibration."""
@@ -354,9 +344,10 @@ class DexYCB(Source):
         """The grasped object, and behind it the others where they are asked for and in the picture."""
         first = recording.ycb_grasp_ind
         others = [k for k in range(len(pose_y)) if k != first and pose_y[k].any()] if self.all_objects else []
-        names = [YCB[i - 1][0] for i in recording.ycb_ids]
-        return tuple(PosedObject(load_ycb(str(self.models), names[k]), np.vstack([pose_y[k], [0, 0, 0, 1]]))
-                     for k in (first, *others))  # fmt: skip
+        return tuple(
+            PosedObject(load_ycb(self.models, recording.ycb_ids[k]), np.vstack([pose_y[k], [0, 0, 0, 1]]))
+            for k in (first, *others)
+        )
 
 
 def sequences_of(subject: Path, part: SplitPart) -> list[Path]:

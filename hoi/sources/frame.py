@@ -85,19 +85,17 @@ class SourceFrame:
 
 
 class Source(Protocol):
-    """What DexYCB, HO3D and OfficialCSV have in common.
+    """What DexYCB and OfficialCSV have in common.
 
     name          of the dataset
     rows          an entry for each frame
     has_geometry  hand parameters and object poses are annotated
-    has_labels    hand and object are labelled in the picture; otherwise they are rendered
     is_scenery    pictures without hand or object, for the background buffer
     """
 
     name: str
     rows: Sequence[Any]
     has_geometry: bool = True
-    has_labels: bool = True
     is_scenery: bool = False
 
     def __len__(self) -> int:

@@ -1,22 +1,17 @@
-"""HO-3D and the authors' CSV in their original layouts, and the ways to normals, read back with known truth."""
+"""The authors' CSV in its original layout, and the ways to normals, read back with known truth."""
 
 import json
-import os
-import pickle
 
 import numpy as np
 import pytest
 import torch._dynamo  # noqa: F401 - transformers loads it; it must come before GL's driver, see FrameConverter
 from PIL import Image
-from real_layouts import INTRINSICS, draw, project, write_ho3d, write_mano, write_official_csv
+from real_layouts import INTRINSICS, SERIALS, draw, project, write_dexycb, write_mano, write_official_csv
 
 import make_dataset
 from hoi.conditions import draw_normal, normals_from_inverse_depth
-from hoi.data.check import check_folder
-from hoi.data.folder import load_conditions, load_depth, load_image, read_records
-from hoi.geometry.hand import HandParams, load_hand
+from hoi.data.folder import load_conditions, load_image, read_records
 from hoi.sources.frame import Crop, Rejected
-from hoi.sources.ho3d import HO3D
 from hoi.sources.normals import DepthEstimator, normals_from_depth, read_depth_file, resize_normals
 from hoi.sources.official_csv import OfficialCSV, label_map_of
 from make_dataset import main, parse_args
@@ -25,10 +20,11 @@ HAND, OBJECT = [128, 128, 128], [153, 51, 51]
 
 
 @pytest.fixture(scope="module")
-def ho3d(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ho3d")
+def dexycb(tmp_path_factory):
+    """Four frames of one camera; the second is without a hand."""
+    folder = tmp_path_factory.mktemp("dexycb")
     arrays, mano = write_mano(folder)
-    return folder / "root", mano, write_ho3d(folder / "root", arrays)
+    return folder / "root", mano, write_dexycb(folder / "root", arrays, 4, ("right",), SERIALS[:1])
 
 
 def convert(words, out):
@@ -39,63 +35,6 @@ def convert(words, out):
 def labels_of(folder, record):
     segmentation = load_conditions(folder, record).segmentation
     return (segmentation == HAND).all(axis=-1) + 2 * (segmentation == OBJECT).all(axis=-1)
-
-
-def test_ho3d_comes_back_in_opencv_axes_with_a_rendered_segmentation(ho3d, tmp_path):
-    root, mano, truth = ho3d
-    records, description = convert(["--ho3d", root, "--mano", mano], tmp_path)
-    assert len(records) == 3 and description["rejected"] == {"the source has no annotation of it": 1}
-    for record in records:
-        true = truth[record["source_frame"]]
-        pose = HandParams(*(np.array(record[k]) for k in ("global_orient", "hand_pose", "transl", "hand_betas")))
-        mesh = load_hand(mano)(pose)
-        skin = np.unique(mesh.faces)
-        np.testing.assert_allclose(mesh.vertices[skin], true["vertices"][skin], atol=2e-6)
-        np.testing.assert_allclose(np.reshape(record["keypoints_3d"], (21, 3)), true["keypoints_3d"], atol=1e-8)
-        again = project(true["keypoints_3d"], np.reshape(record["intrinsics"], (3, 3)))
-        np.testing.assert_allclose(np.reshape(record["keypoints_2d"], (21, 2)), again, atol=1e-6)
-        crop = Crop(*record["crop_box"], 160)
-        expected, labels = crop.cut_map(true["labels"]), labels_of(tmp_path, record)
-        for label in (1, 2):
-            overlap = ((labels == label) & (expected == label)).sum() / ((labels == label) | (expected == label)).sum()
-            assert overlap > 0.95
-        difference = np.abs(load_depth(tmp_path, record) - crop.cut_map(true["depth"]))[expected > 0]
-        assert difference.max() < 0.0007  # the file's steps are 0.125 mm, ours a millimetre
-    assert check_folder(tmp_path, load_hand(mano)).ok
-
-
-def test_ho3d_needs_mano_and_says_why(ho3d, tmp_path):
-    with pytest.raises(ValueError, match="HO-3D has no segmentation files.*hands are MANO's: pass --mano FILE"):
-        convert(["--ho3d", ho3d[0], "--normals", "sensor-depth"], tmp_path)
-
-
-def test_the_evaluation_split_is_rejected_with_its_reason(ho3d, tmp_path):
-    with pytest.raises(ValueError, match="no frame gave a record:\n  1 the source publishes no hand pose for it"):
-        convert(["--ho3d", ho3d[0], "--mano", ho3d[1], "--split", "evaluation"], tmp_path)
-
-
-def test_a_missing_model_is_the_reason_and_not_that_too_little_is_seen(ho3d, tmp_path):
-    source = HO3D(ho3d[0], mano_path=ho3d[1], models=tmp_path)
-    with pytest.raises(Rejected, match="the model of the object is missing") as caught:
-        source.read(0)
-    assert caught.value.detail == str(tmp_path / "025_mug" / "textured_simple.obj")
-
-
-def test_a_pickle_that_names_a_function_is_rejected_and_nothing_runs(ho3d, tmp_path):
-    class Malicious:
-        def __reduce__(self):
-            return os.system, (f"touch {tmp_path / 'ran'}",)
-
-    folder = tmp_path / "train/S/meta"
-    folder.mkdir(parents=True)
-    (tmp_path / "train.txt").write_text("S/0000\nS/0001\n")
-    (folder / "0000.pkl").write_bytes(pickle.dumps({"objName": Malicious()}, protocol=2))
-    source = HO3D(tmp_path, mano_path=ho3d[1])
-    with pytest.raises(Rejected, match="names posix.system, which an HO-3D file does not contain"):
-        source.read(0)
-    with pytest.raises(Rejected, match="the annotation file is missing"):
-        source.read(1)
-    assert not (tmp_path / "ran").exists()
 
 
 @pytest.fixture(scope="module")
@@ -218,19 +157,19 @@ def test_a_folder_from_before_goes_on_with_its_own_source_and_is_kept_from_other
     assert len(convert(["--csv", first], tmp_path / "out")[0]) == 2
 
 
-def test_another_mano_file_of_the_same_name_and_other_depth_files_are_other_jobs(ho3d, tmp_path):
-    root, mano, _ = ho3d
+def test_another_mano_file_of_the_same_name_and_other_depth_files_are_other_jobs(dexycb, tmp_path):
+    root, mano, _ = dexycb
     (tmp_path / "other").mkdir()
     other = tmp_path / "other" / mano.name
     other.write_bytes(mano.read_bytes() + b"behind the pickle's end")
-    words = ["--ho3d", root, "--normals", "sensor-depth", "--count", "1", "--mano"]
+    words = ["--dexycb", root, "--normals", "sensor-depth", "--count", "1", "--mano"]
     convert([*words, mano], tmp_path / "out")
     with pytest.raises(ValueError, match="another job .hand: other content"):
         convert([*words, other], tmp_path / "out")
     jobs = []
     for name in ("one", "two"):
         (tmp_path / name / "depth").mkdir(parents=True)
-        args = parse_args(["--ho3d", str(root), "--mano", str(mano), "--normals", "depth-files", "--depth-files",
+        args = parse_args(["--dexycb", str(root), "--mano", str(mano), "--normals", "depth-files", "--depth-files",
                            str(tmp_path / name / "depth")])  # fmt: skip
         jobs.append(make_dataset.describe_pictures(args, make_dataset.open_source(args))["job"])
     assert [name for name in jobs[0] if jobs[0][name] != jobs[1][name]] == ["depth_files"]
@@ -311,17 +250,17 @@ def test_normals_of_a_tilted_plane_with_holes_are_exact():
     assert not normals[label_map == 0].any()
 
 
-def test_depth_files_in_metres_and_relative_give_their_normals(ho3d, tmp_path):
-    root, mano, truth = ho3d
-    generator, name = np.random.default_rng(0), "train/ABF10/000"
-    (tmp_path / "depth/train/ABF10").mkdir(parents=True)
-    Image.fromarray(np.rint(truth[name + "0"]["depth"] * 1000).astype(np.uint16)).save(tmp_path / f"depth/{name}0.png")
-    relative = generator.uniform(100, 900, (160, 160)).cumsum(axis=0)  # of the crop itself
-    np.save(tmp_path / f"depth/{name}1.npy", relative)
-    np.save(tmp_path / f"depth/{name}2.npy", np.zeros((5, 7)))
-    words = ["--ho3d", root, "--mano", mano, "--normals"]
+def test_depth_files_in_metres_and_relative_give_their_normals(dexycb, tmp_path):
+    root, mano, truth = dexycb
+    in_metres, _, of_crop, of_another_size = (tmp_path / "depth" / name for name in truth)
+    in_metres.parent.mkdir(parents=True)
+    Image.fromarray(np.rint(next(iter(truth.values()))["depth"] * 1000).astype(np.uint16)).save(f"{in_metres}.png")
+    relative = np.random.default_rng(0).uniform(100, 900, (160, 160)).cumsum(axis=0)
+    np.save(f"{of_crop}.npy", relative)
+    np.save(f"{of_another_size}.npy", np.zeros((5, 7)))
+    words = ["--dexycb", root, "--cameras", SERIALS[0], "--mano", mano, "--normals"]
     records, description = convert([*words, "depth-files", "--depth-files", tmp_path / "depth"], tmp_path / "out")
-    assert [record["index"] for record in records] == [0, 1]
+    assert [record["index"] for record in records] == [0, 2]
     assert description["rejected"]["the depth file has another size"] == 1
     rendered, _ = convert([*words, "rendered"], tmp_path / "rendered")
     ours, theirs = (load_conditions(tmp_path / folder, records[0]) for folder in ("out", "rendered"))
