@@ -1,6 +1,6 @@
 """Measure pictures, as the paper does in Sec. 4.  The table is printed and written to metrics.md and metrics.json.
 
-    python -m hoi.metrics --real DIR --fake DIR --inception FILE          FID, sFID, IS, KID, precision, recall
+    python -m hoi.metrics --real DIR --fake DIR --inception FILE          FID, sFID, IS, precision, recall
     python -m hoi.metrics --real DIR --save-statistics real.npz --inception FILE    the reference once, for later
     python -m hoi.metrics --real real.npz --fake DIR --inception FILE
     python -m hoi.metrics --fake DIR --clip ViT-B-32-quickgelu FILE       CLIPScore; with --real a Frechet distance, too

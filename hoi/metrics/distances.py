@@ -1,4 +1,4 @@
-"""Distances between sets of features.  (N, D) features -> Frechet distance, KID, precision and recall, IS.
+"""Distances between sets of features.  (N, D) features -> Frechet distance, precision and recall, IS.
 
 Each function returns a statistic (hoi/metrics/intervals.py): the same formula with pictures that count several times;
 the reference is fixed.  Everything is float64, in blocks where N x N numbers would not fit.  What a Frechet distance
@@ -21,7 +21,6 @@ from hoi.metrics.intervals import Statistic
 
 BLOCK = 2048  # rows at a time: a block of distances is 34 MB
 NOT_PSD = 1e-6  # smallest eigenvalue over the largest that counts as rounding: files may be in float32
-KID_DEGREE = 3  # of the polynomial kernel, as published
 CHUNK = 5000  # pictures of one Inception Score, as ADM's tool takes them
 
 
@@ -109,42 +108,6 @@ def frechet(features: np.ndarray, reference: Gaussian) -> Statistic:
         return ((means**2).sum(axis=1) + traces - 2 * cross_traces).clip(min=0)  # equal sets may round below 0
 
     return statistic
-
-
-def kid(features: np.ndarray, reference: np.ndarray) -> Statistic:
-    """Kernel Inception Distance: the unbiased squared MMD under (x.y / D + 1)^3, over all pictures at once.
-
-    features (N, D), reference (M, D).  Other tools average subsets of 1,000, which has the same expectation and more
-    noise.  Pairs of a picture with itself never count, so draws with repeated pictures stay unbiased.
-    Source: Binkowski et al. 2018.
-    """
-    need_two(len(features), "the measured set")
-    need_two(len(reference), "the reference")
-
-    of_rows = (sum(_kernel(rows, columns).sum(axis=1) for columns in blocks(reference)) for rows in blocks(features))
-    to_reference = np.concatenate(list(of_rows)) / len(reference)  # (N,) mean kernel of each picture to the reference
-    reference_term = _kernel_within(reference, np.ones((1, len(reference))))
-    return lambda draws: (
-        _kernel_within(features, draws) + reference_term - 2 * (draws @ to_reference) / draws.sum(axis=1)
-    )
-
-
-def _kernel_within(features: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """Mean kernel of all pairs of different pictures in each draw (R, N): (R,); NaN where one picture is repeated."""
-    total, pairs = np.zeros(len(draws)), draws.sum(axis=1) ** 2 - (draws**2).sum(axis=1)
-    for i, rows in enumerate(blocks(features)):
-        for k, columns in enumerate(blocks(features)):
-            kernel = _kernel(rows, columns)
-            if i == k:  # the same block: its diagonal pairs each picture with itself
-                np.fill_diagonal(kernel, 0.0)
-            of_rows, of_columns = (draws[:, j * BLOCK : (j + 1) * BLOCK] for j in (i, k))
-            total += ((of_rows @ kernel) * of_columns).sum(axis=1)
-    return np.divide(total, pairs, out=np.full(len(draws), np.nan), where=pairs > 0)
-
-
-def _kernel(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """(N, D), (M, D) -> (N, M)"""
-    return (rows @ columns.T / rows.shape[1] + 1) ** KID_DEGREE
 
 
 def distances(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

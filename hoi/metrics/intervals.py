@@ -51,11 +51,6 @@ def mean_of_groups(values: np.ndarray, groups: np.ndarray) -> Statistic:
     return mean_of_parts([ratio_of(values * (groups == group), groups == group) for group in sorted(set(groups))])
 
 
-def scaled(factor: float, statistic: Statistic) -> Statistic:
-    """The statistic times a factor, in percent for instance."""
-    return lambda draws: factor * statistic(draws)
-
-
 def estimate(statistic: Statistic, n: int, resamples: int, seed: int) -> tuple[float, float | None, float | None]:
     """Evaluate a statistic on n pictures and on `resamples` draws of n with replacement.
 

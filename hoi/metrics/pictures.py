@@ -1,4 +1,4 @@
-"""Numbers of sets of pictures.  Pictures, reference + a network -> FID, sFID, IS, KID, precision, recall, CLIPScore.
+"""Numbers of sets of pictures.  Pictures, reference + a network -> FID, sFID, IS, precision, recall, CLIPScore.
 
 Paper: Table 1 and Sec. 4.2, which give neither resize mode nor CLIP model; every number names its own.
 """
@@ -14,7 +14,7 @@ from hoi.common.command import first_few
 from hoi.metrics import distances
 from hoi.metrics.clip import Clip, clip_scores
 from hoi.metrics.features import Extractor, PictureSet, Run, find_pictures
-from hoi.metrics.intervals import SHARE, Results, mean_of, scaled
+from hoi.metrics.intervals import SHARE, Results, mean_of
 
 # Of Inception's features: where a Frechet distance looks, and what stands behind it.
 FRECHET_NUMBERS = {
@@ -54,7 +54,7 @@ def add_inception_score(
 def add_inception_distances(
     results: Results, run: Run, fake: PictureSet, reference: Reference, extractor: Extractor, neighbours: int
 ) -> None:
-    """FID and sFID; where the reference has pictures KID, precision and recall.
+    """FID and sFID; where the reference has pictures precision and recall.
 
     extractor   of Inception; its name, the resize mode, is put behind each number
     neighbours  of precision and recall
@@ -68,13 +68,11 @@ def add_inception_distances(
             continue
         what = f"{what}, covariance over N - 1, float64"
         _add_distance(results, f"{number} {where}", run.features(fake, extractor, name), gaussian, what)
-    # Kernels and neighbours are of single pictures; a mean and a covariance do not hold them.
+    # Neighbours are of single pictures; a mean and a covariance do not hold them.
     if isinstance(reference, distances.Statistics):
-        results.note("KID, precision and recall need the reference's pictures, not its statistics")
+        results.note("precision and recall need the reference's pictures, not its statistics")
         return
     real = run.features(reference, extractor)
-    results.add(f"KID x 1000 {where}", scaled(1000, distances.kid(features, real)), n, "lower",
-                "unbiased squared MMD, kernel (x.y / 2048 + 1)^3, all pictures at once", (-np.inf, np.inf))  # fmt: skip
     for number, share in (("precision", distances.precision), ("recall", distances.recall)):
         results.add(f"{number} {where}", share(features, real, neighbours), n, "higher",
                     f"share within the manifold of the other set, {neighbours} nearest neighbours", SHARE)  # fmt: skip

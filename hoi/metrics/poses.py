@@ -21,7 +21,7 @@ from hoi.common.files import read_json
 from hoi.data.folder import array_of, load_mesh
 from hoi.export.nocs import Normalization
 from hoi.metrics.choices import BOXES
-from hoi.metrics.intervals import PERCENT, Results, Statistic, mean_of_parts, scaled
+from hoi.metrics.intervals import PERCENT, Results, Statistic, mean_of_parts
 from hoi.verify.predictions import check_covers
 
 CLASS_NAMES = ("background", "bottle", "bowl", "camera", "can", "laptop", "mug")  # by NOCS's class id
@@ -307,8 +307,8 @@ def add_pose_numbers(
         raise ValueError("no picture has a true object, so poses cannot be judged")
     for column, statistics in table.items():
         kind = "3D IoU" if column in IOU_COLUMNS else f"poses of objects that overlap by more than {POSE_IOU}"
-        mean = scaled(100, mean_of_parts(list(statistics.values())))
-        results.add(f"{column} mAP, % ({boxes})", mean, len(true), "higher",
+        mean = mean_of_parts(list(statistics.values()))
+        results.add(f"{column} mAP, % ({boxes})", lambda draws, mean=mean: 100 * mean(draws), len(true), "higher",
                     f"{kind}, mean over {', '.join(classes.values())}; {BOXES[boxes]}", PERCENT)  # fmt: skip
     once = np.ones((1, len(true)))
     return {column: {classes[c]: 100 * float(ap(once)[0]) for c, ap in of.items()} for column, of in table.items()}
