@@ -1,6 +1,6 @@
 """Measure pictures, as the paper does in Sec. 4.  The table is printed and written to metrics.md and metrics.json.
 
-    python -m hoi.metrics --real DIR --fake DIR --inception FILE          FID, sFID, IS, precision, recall
+    python -m hoi.metrics --real DIR --fake DIR --inception FILE          FID, sFID, IS
     python -m hoi.metrics --real DIR --save-statistics real.npz --inception FILE    the reference once, for later
     python -m hoi.metrics --real real.npz --fake DIR --inception FILE
     python -m hoi.metrics --fake DIR --clip ViT-B-32-quickgelu FILE       CLIPScore; with --real a Frechet distance, too
@@ -26,7 +26,7 @@ from hoi.verify.choices import BUILT_IN_VERIFIER, FORMATS
 WEIGHTS = ("inception", "clip", "timm", "verifier")  # flags
 PREDICTIONS = ("keypoints", "contact", "poses")
 DETAILS = {  # flags that say how another one is meant
-    "inception": ("resize", "is_splits", "is_bias", "neighbours"),
+    "inception": ("resize", "is_splits", "is_bias"),
     "clip": ("clip_prefix", "clip_weight"), "keypoints": ("pck_thresholds",), "poses": ("boxes",), "videos": ("mano",),
 }  # fmt: skip
 
@@ -52,7 +52,6 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         "(default: ADM's chunks of 5,000 in order)")  # fmt: skip
     add("--is-bias", action=argparse.BooleanOptionalAction, default=False,
         help="count the classifier's bias in IS (no)")  # fmt: skip
-    add("--neighbours", type=positive, default=3, metavar="K", help="of precision and recall (%(default)s)")
     add("--save-statistics", type=Path, metavar="FILE", help="write mu, sigma, mu_s, sigma_s of --real to an .npz")
     add = parser.add_argument_group("other networks").add_argument
     add("--clip", nargs=2, metavar=("MODEL", "FILE"), help="open_clip model and weights: CLIPScore, Frechet distance")
@@ -196,7 +195,7 @@ def _measure_features(
         if fake is not None:
             pictures.add_inception_score(results, run, fake, extractors[0], args.is_splits, args.is_bias)
         if fake is not None and reference is not None:
-            pictures.add_inception_distances(results, run, fake, reference, extractors[0], args.neighbours)
+            pictures.add_inception_distances(results, run, fake, reference, extractors[0])
     if args.clip:
         clip = load_clip(*args.clip)
         clip.model.to(args.device)

@@ -1,8 +1,8 @@
-"""Distances between sets of features.  (N, D) features -> Frechet distance, precision and recall, IS.
+"""Distances between sets of features.  (N, D) features -> Frechet distance, Inception Score.
 
 Each function returns a statistic (hoi/metrics/intervals.py): the same formula with pictures that count several times;
-the reference is fixed.  Everything is float64, in blocks where N x N numbers would not fit.  What a Frechet distance
-needs of a reference can be kept in a file, as other tools keep it: .npz with mu, sigma, mu_s, sigma_s.
+the reference is fixed.  Everything is float64, in blocks where it would not fit at once.  What a Frechet distance needs
+of a reference can be kept in a file, as other tools keep it: .npz with mu, sigma, mu_s, sigma_s.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from hoi.common.files import read_npz, sha256_of, write_whole
 from hoi.metrics.intervals import Statistic
 
-BLOCK = 2048  # rows at a time: a block of distances is 34 MB
+BLOCK = 2048  # rows at a time: 34 MB of Inception's features
 NOT_PSD = 1e-6  # smallest eigenvalue over the largest that counts as rounding: files may be in float32
 CHUNK = 5000  # pictures of one Inception Score, as ADM's tool takes them
 
@@ -106,48 +105,6 @@ def frechet(features: np.ndarray, reference: Gaussian) -> Statistic:
         bar = tqdm(draws, desc="Frechet distance of draws", disable=len(draws) == 1, leave=False)
         cross_traces = np.array([singular_sum(weights) for weights in bar])
         return ((means**2).sum(axis=1) + traces - 2 * cross_traces).clip(min=0)  # equal sets may round below 0
-
-    return statistic
-
-
-def distances(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Euclidean distances of (N, D) to (M, D): (N, M)."""
-    return torch.cdist(torch.from_numpy(rows), torch.from_numpy(columns)).numpy()
-
-
-def neighbour_radius(features: np.ndarray, k: int) -> np.ndarray:
-    """Distance of each row (N, D) to its k-th nearest other row.  Raises ValueError when there are too few rows."""
-    if len(features) <= k:
-        raise ValueError(f"of {len(features)} pictures none has a neighbour number {k}: precision and recall need more")
-    everything = features.astype(np.float64)
-    return np.concatenate([np.partition(distances(rows, everything), k, axis=1)[:, k] for rows in blocks(features)])
-
-
-def precision(features: np.ndarray, reference: np.ndarray, k: int) -> Statistic:
-    """Share of pictures (N, D) within the distance of a reference picture (M, D) to its k-th neighbour.
-
-    Raises ValueError when the reference has no more than k pictures.  Source: Kynkaanniemi et al. 2019.
-    """
-    radius, centres = neighbour_radius(reference, k), reference.astype(np.float64)
-    inside = np.concatenate([(distances(rows, centres) <= radius).any(axis=1) for rows in blocks(features)])
-    return lambda draws: draws @ inside / draws.sum(axis=1)
-
-
-def recall(features: np.ndarray, reference: np.ndarray, k: int) -> Statistic:
-    """Share of reference pictures within the distance of a measured picture to its k-th neighbour.
-
-    In a draw the radii are those of all pictures: repeated ones would be their own neighbours.  Raises and source as
-    `precision`.
-    """
-    radius, centres = neighbour_radius(features, k), features.astype(np.float64)
-
-    def statistic(draws: np.ndarray) -> np.ndarray:
-        present = (draws > 0).astype(np.float32).T  # (N, R); float, for then the product below is a fast one
-        covered = np.zeros(len(draws))
-        for rows in blocks(reference):
-            covers = (distances(rows, centres) <= radius).astype(np.float32)
-            covered += (covers @ present > 0).sum(axis=0)
-        return covered / len(reference)
 
     return statistic
 

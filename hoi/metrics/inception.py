@@ -43,7 +43,7 @@ def leave_out_padding(branch_pool: nn.Module, inputs: tuple[Tensor]) -> Tensor:
 class Inception(nn.Module):
     """Pictures (B, 3, 299, 299) in [-1, 1] -> {"pool": (B, 2048), "spatial": (B, 2023)}.
 
-    pool     global average before the classifier: FID, precision and recall, Inception Score
+    pool     global average before the classifier: FID, Inception Score
     spatial  the first seven channels of Mixed_6d with their positions: sFID
     """
 
@@ -85,8 +85,8 @@ def load_inception(file: str | Path) -> Inception:
     """
     if not Path(file).is_file():
         raise FileNotFoundError(
-            f"no Inception weights at {file}. FID, sFID, IS, precision and recall need "
-            "pt_inception-2015-12-05-6726825d.pth, which pytorch-fid publishes; it is too large to ship"
+            f"no Inception weights at {file}. FID, sFID and IS need pt_inception-2015-12-05-6726825d.pth, which "
+            "pytorch-fid publishes; it is too large to ship"
         )
     state, _ = load_model_file(file)
     with torch.random.fork_rng(devices=[]):  # the random start is overwritten; the caller's numbers stay as they are

@@ -1,4 +1,4 @@
-"""Numbers of sets of pictures.  Pictures, reference + a network -> FID, sFID, IS, precision, recall, CLIPScore.
+"""Numbers of sets of pictures.  Pictures, reference + a network -> FID, sFID, IS, CLIPScore.
 
 Paper: Table 1 and Sec. 4.2, which give neither resize mode nor CLIP model; every number names its own.
 """
@@ -14,7 +14,7 @@ from hoi.common.command import first_few
 from hoi.metrics import distances
 from hoi.metrics.clip import Clip, clip_scores
 from hoi.metrics.features import Extractor, PictureSet, Run, find_pictures
-from hoi.metrics.intervals import SHARE, Results, mean_of
+from hoi.metrics.intervals import Results, mean_of
 
 # Of Inception's features: where a Frechet distance looks, and what stands behind it.
 FRECHET_NUMBERS = {
@@ -52,30 +52,18 @@ def add_inception_score(
 
 
 def add_inception_distances(
-    results: Results, run: Run, fake: PictureSet, reference: Reference, extractor: Extractor, neighbours: int
+    results: Results, run: Run, fake: PictureSet, reference: Reference, extractor: Extractor
 ) -> None:
-    """FID and sFID; where the reference has pictures precision and recall.
-
-    extractor   of Inception; its name, the resize mode, is put behind each number
-    neighbours  of precision and recall
-    """
+    """FID and sFID; extractor: of Inception, its name, the resize mode, is put behind each number."""
     # The name of each number says how pictures were resized: FIDs of two resize modes are not comparable.
-    n, where, features = len(fake), f"({extractor.name})", run.features(fake, extractor)
     for number, (name, what) in FRECHET_NUMBERS.items():
         gaussian = gaussian_of(reference, run, extractor, name)
         if gaussian is None:
             results.note(f"no {number}: {reference.path} lacks mu_s and sigma_s")
             continue
         what = f"{what}, covariance over N - 1, float64"
-        _add_distance(results, f"{number} {where}", run.features(fake, extractor, name), gaussian, what)
-    # Neighbours are of single pictures; a mean and a covariance do not hold them.
-    if isinstance(reference, distances.Statistics):
-        results.note("precision and recall need the reference's pictures, not its statistics")
-        return
-    real = run.features(reference, extractor)
-    for number, share in (("precision", distances.precision), ("recall", distances.recall)):
-        results.add(f"{number} {where}", share(features, real, neighbours), n, "higher",
-                    f"share within the manifold of the other set, {neighbours} nearest neighbours", SHARE)  # fmt: skip
+        number = f"{number} ({extractor.name})"
+        _add_distance(results, number, run.features(fake, extractor, name), gaussian, what)
 
 
 def add_clip_score(

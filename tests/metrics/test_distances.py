@@ -5,7 +5,6 @@ import pytest
 import torch
 from pytorch_fid.fid_score import calculate_frechet_distance
 from torch_fidelity.metric_isc import isc_features_to_metric
-from torch_fidelity.metric_prc import prc_features_to_metric
 
 from hoi.metrics.distances import (
     fit_gaussian,
@@ -13,8 +12,6 @@ from hoi.metrics.distances import (
     inception_score,
     inception_splits,
     load_statistics,
-    precision,
-    recall,
     save_statistics,
     square_root,
 )
@@ -86,15 +83,6 @@ def test_a_frechet_distance_in_blocks_is_that_at_once(monkeypatch):
     np.testing.assert_allclose(frechet(fake, fit_gaussian(real))(draws), at_once, rtol=1e-6)
 
 
-def test_precision_and_recall_equal_torch_fidelity():
-    fake, real = two_sets()
-    fake = fake * 0.8
-    theirs = prc_features_to_metric(torch.from_numpy(fake), torch.from_numpy(real), verbose=False)
-    ours = once(precision(fake, real, 3), len(fake)), once(recall(fake, real, 3), len(fake))
-    assert ours == pytest.approx((theirs["precision"], theirs["recall"]), rel=1e-6)
-    assert 0.05 < ours[1] < ours[0] < 1
-
-
 @pytest.mark.parametrize("splits", [1, 7, 10])
 def test_inception_score_equals_torch_fidelity_in_shuffled_splits(splits):
     logits = torch.from_numpy(np.random.default_rng(2).normal(size=(203, 40)) * 2)
@@ -139,8 +127,6 @@ def test_one_picture_two_networks_and_a_false_covariance_are_refused():
         fit_gaussian(real[:1])
     with pytest.raises(ValueError, match="24 features a picture, but the reference has 20"):
         frechet(fake, fit_gaussian(real[:, :20]))
-    with pytest.raises(ValueError, match="of 3 pictures none has a neighbour number 3"):
-        precision(fake, real[:3], 3)
     with pytest.raises(ValueError, match="eigenvalues from -1 to 4, expected none below zero"):
         square_root(np.diag([4.0, -1.0]))
     with pytest.raises(ValueError, match="4 pictures cannot be split into 10 parts"):
