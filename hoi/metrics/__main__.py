@@ -23,7 +23,7 @@ from hoi.common.command import positive, usable_cpus
 from hoi.metrics.choices import BOXES, POSE_FORMATS, RESIZE_MODES, SCORE_PREFIX, SCORE_WEIGHT
 from hoi.verify.choices import BUILT_IN_VERIFIER, FORMATS
 
-WEIGHTS = ("inception", "clip", "timm", "verifier")  # flags
+WEIGHTS = ("inception", "clip", "verifier")  # flags
 PREDICTIONS = ("keypoints", "contact", "poses")
 DETAILS = {  # flags that say how another one is meant
     "inception": ("resize", "is_splits", "is_bias"),
@@ -57,7 +57,6 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--clip", nargs=2, metavar=("MODEL", "FILE"), help="open_clip model and weights: CLIPScore, Frechet distance")
     add("--clip-prefix", default=SCORE_PREFIX, help="put before each caption (%(default)r)")
     add("--clip-weight", type=float, default=SCORE_WEIGHT, help="w of CLIPScore (%(default)s)")
-    add("--timm", nargs=2, metavar=("MODEL", "FILE"), help="timm model and weights: Frechet distance")
     add("--verifier", type=Path, nargs="?", const=BUILT_IN_VERIFIER, metavar="FILE",
         help="of python -m hoi.verify train; without FILE the built-in one: Frechet distance")  # fmt: skip
     add = parser.add_argument_group("predictions and videos").add_argument
@@ -97,11 +96,11 @@ def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
          "--save-statistics needs --inception FILE and --real DIR"),
         (file_given and len(args.real) > 1, "--real takes folders or one .npz, not both"),
         (args.real and not any(getattr(args, flag) for flag in WEIGHTS),
-         "--real needs a network to compare by: --inception, --clip, --timm or --verifier"),
+         "--real needs a network to compare by: --inception, --clip or --verifier"),
         (file_given and not args.inception,
          "a statistics file is of Inception's features: --real FILE.npz needs --inception FILE"),
-        ((args.timm or args.verifier) and not folder_given,
-         "a Frechet distance of --timm or --verifier needs pictures as the reference: --real DIR"),
+        (args.verifier and not folder_given,
+         "a Frechet distance of --verifier needs pictures as the reference: --real DIR"),
         *((getattr(args, detail) != parser.get_default(detail) and not getattr(args, flag),
            f"--{detail.replace('_', '-')} says how --{flag} is measured, which was not given")
           for flag, details in DETAILS.items() for detail in details),
@@ -137,7 +136,7 @@ from hoi.metrics.poses import add_pose_numbers, read_poses
 from hoi.verify.predictions import check_covers, read_contact_states, read_keypoint_predictions
 from hoi.verify.verifier import load_verifier
 
-PACKAGES = ("torch", "torchvision", "numpy", "pillow", "open_clip_torch", "timm")  # that decide numbers
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "open_clip_torch")  # that decide numbers
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -201,8 +200,6 @@ def _measure_features(
         clip.model.to(args.device)
         extractors.append(features.clip_extractor(clip, args.clip[1]))
         pictures.add_clip_score(results, run, fake, clip, extractors[-1], args.clip_prefix, args.clip_weight)
-    if args.timm:
-        extractors.append(features.timm_extractor(*args.timm, args.device))
     if args.verifier:
         extractors.append(features.verifier_extractor(load_verifier(args.verifier).to(args.device), args.verifier))
     if isinstance(reference, features.PictureSet):

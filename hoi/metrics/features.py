@@ -1,7 +1,7 @@
 """Features of many pictures.  Folder of pictures + a network -> (N, D) float32, streamed, cached by file hash.
 
 In order: the pictures of a folder, read and hashed; networks with the preprocessing that belongs to each (Inception,
-CLIP, timm, the verifier); and their features, extracted a batch at a time by worker processes.  Features are kept in a
+CLIP, the verifier); and their features, extracted a batch at a time by worker processes.  Features are kept in a
 folder, one sub-folder a network and preprocessing, in parts of some hundred pictures: an interrupted run goes on, a
 picture that was seen is not seen again.
 """
@@ -29,7 +29,6 @@ from tqdm import tqdm
 from hoi.common.arrays import pictures_to_tensor
 from hoi.common.command import first_few
 from hoi.common.files import files_under, read_npz, read_picture, sha256_of, short_hash, write_whole
-from hoi.common.tensors import load_model_file, strict_load
 from hoi.data.folder import path_of, pictured, read_folders
 from hoi.metrics.choices import RESIZE_MODES
 from hoi.metrics.clip import Clip
@@ -150,7 +149,7 @@ class Extractor:
 def cache_key(kind: str, file: str | Path) -> str:
     """Names the cache of a network: its kind with the preprocessing, and the hash of its weights."""
     # "upright": pictures are turned as EXIF says; caches of before hold others by the same hash.
-    return f"{kind}-upright-{sha256_of(file)[:16]}".replace("/", "-")  # timm has names with a slash
+    return f"{kind}-upright-{sha256_of(file)[:16]}".replace("/", "-")  # names of models may have a slash
 
 
 def inception_extractor(inception: Inception, file: str | Path, resize: str) -> Extractor:
@@ -164,26 +163,6 @@ def clip_extractor(clip: Clip, file: str | Path) -> Extractor:
     words = "shorter side to the model's size (bicubic), centre crop, CLIP's mean and deviation"
     return Extractor(clip.name, cache_key(f"clip-{clip.name}", file), words, clip.preprocess,
                      lambda images: {"pool": clip.model.encode_image(images)})  # fmt: skip
-
-
-def timm_extractor(name: str, file: str | Path, device: str) -> Extractor:
-    """Features before the classifier of a timm model, DINOv2 for instance, with its own preprocessing.
-
-    Raises ValueError for a name that timm does not know or a file that does not fit, FileNotFoundError.
-    """
-    import timm  # takes seconds
-
-    if not timm.is_model(name):
-        raise ValueError(f"timm has no model {name!r}; timm.list_models('*dino*') shows some of those it has")
-    state, _ = load_model_file(file)
-    with torch.random.fork_rng(devices=[]):  # the random start is overwritten
-        model = timm.create_model(name, pretrained=False)
-    strict_load(model, state, f"{file} (read as {name})")
-    model = model.requires_grad_(False).eval().to(device)
-    config = timm.data.resolve_model_data_config(model)
-    transform = timm.data.create_transform(**config, is_training=False)
-    return Extractor(name, cache_key(f"timm-{name}", file), f"timm's for {name}: {config}", transform,
-                     lambda images: {"pool": model.forward_head(model.forward_features(images), pre_logits=True)})
 
 
 def verifier_extractor(verifier: Verifier, file: str | Path) -> Extractor:
