@@ -26,7 +26,7 @@ from hoi.verify.choices import BUILT_IN_VERIFIER, FORMATS
 WEIGHTS = ("inception", "clip", "verifier")  # flags
 PREDICTIONS = ("keypoints", "contact", "poses")
 DETAILS = {  # flags that say how another one is meant
-    "inception": ("resize", "is_splits", "is_bias"),
+    "inception": ("resize",),
     "clip": ("clip_prefix", "clip_weight"), "keypoints": ("pck_thresholds",), "poses": ("boxes",), "videos": ("mano",),
 }  # fmt: skip
 
@@ -48,10 +48,6 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument_group("Inception").add_argument
     add("--inception", type=Path, metavar="FILE", help="pt_inception-2015-12-05-6726825d.pth")
     add("--resize", choices=RESIZE_MODES, default="tf1", help="; ".join(f"{k}: {v}" for k, v in RESIZE_MODES.items()))
-    add("--is-splits", type=positive, metavar="N", help="shuffled splits of the Inception Score, torch-fidelity has 10 "
-        "(default: ADM's chunks of 5,000 in order)")  # fmt: skip
-    add("--is-bias", action=argparse.BooleanOptionalAction, default=False,
-        help="count the classifier's bias in IS (no)")  # fmt: skip
     add("--save-statistics", type=Path, metavar="FILE", help="write mu, sigma, mu_s, sigma_s of --real to an .npz")
     add = parser.add_argument_group("other networks").add_argument
     add("--clip", nargs=2, metavar=("MODEL", "FILE"), help="open_clip model and weights: CLIPScore, Frechet distance")
@@ -192,7 +188,7 @@ def _measure_features(
             save_statistics(args.save_statistics, gaussians, args.resize, sha256_of(args.inception))
             results.note(f"the reference's statistics are in {args.save_statistics}")
         if fake is not None:
-            pictures.add_inception_score(results, run, fake, extractors[0], args.is_splits, args.is_bias)
+            pictures.add_inception_score(results, run, fake, extractors[0])
         if fake is not None and reference is not None:
             pictures.add_inception_distances(results, run, fake, reference, extractors[0])
     if args.clip:

@@ -109,42 +109,27 @@ def frechet(features: np.ndarray, reference: Gaussian) -> Statistic:
     return statistic
 
 
-def inception_score(log_probabilities: np.ndarray, splits: list[np.ndarray]) -> Statistic:
-    """exp of the mean KL divergence from p(class | picture) to the mean p(class), averaged over splits.
+def inception_score(log_probabilities: np.ndarray) -> Statistic:
+    """exp of the mean KL divergence from p(class | picture) to the mean p(class), averaged over consecutive chunks.
 
     log_probabilities  (N, C)
-    splits             indices of the pictures of each split
-    Source: Salimans et al. 2016.
+    Source: Salimans et al. 2016; chunks of CHUNK pictures, the last one shorter, as in ADM's tool.
     """
     probabilities = np.exp(log_probabilities)
     negative_entropy = (probabilities * log_probabilities).sum(axis=1)
 
     def statistic(draws: np.ndarray) -> np.ndarray:
         scores = []
-        for split in splits:
-            weights = draws[:, split] / np.maximum(draws[:, split].sum(axis=1, keepdims=True), 1)
-            mean = weights @ probabilities[split]
+        for start in range(0, len(probabilities), CHUNK):
+            chunk = slice(start, start + CHUNK)
+            weights = draws[:, chunk] / np.maximum(draws[:, chunk].sum(axis=1, keepdims=True), 1)
+            mean = weights @ probabilities[chunk]
             mean_log = np.log(np.where(mean > 0, mean, 1.0))  # 0 log 0 is 0 here
-            score = np.exp(weights @ negative_entropy[split] - (mean * mean_log).sum(axis=1))
-            scores.append(np.where(weights.any(axis=1), score, np.nan))  # a draw may miss a whole split
+            score = np.exp(weights @ negative_entropy[chunk] - (mean * mean_log).sum(axis=1))
+            scores.append(np.where(weights.any(axis=1), score, np.nan))  # a draw may miss a whole chunk
         return np.nanmean(scores, axis=0)
 
     return statistic
-
-
-def inception_splits(n: int, splits: int | None) -> list[np.ndarray]:
-    """Which pictures go into which split.
-
-    splits  None: ADM's consecutive chunks of 5,000, the last one shorter; else so many equal parts of a shuffled order
-            (the order of torch-fidelity: its generator and its seed)
-    Raises ValueError for fewer pictures than splits.
-    """
-    if splits is None:
-        return [np.arange(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
-    if not 1 <= splits <= n:
-        raise ValueError(f"{n} pictures cannot be split into {splits} parts for the Inception Score")
-    order = np.random.RandomState(2020).permutation(n)  # numpy keeps this old stream as it is, for such uses
-    return [order[i * n // splits : (i + 1) * n // splits] for i in range(splits)]
 
 
 def save_statistics(path: str | Path, gaussians: dict[str, Gaussian], preprocessing: str, weights: str) -> None:

@@ -65,15 +65,9 @@ class Inception(nn.Module):
                 break
         return {"pool": x.flatten(1), "spatial": spatial}
 
-    def log_probabilities(self, pool: np.ndarray, bias: bool) -> np.ndarray:
-        """Of the 1008 classes from pool features (N, 2048), in float64.
-
-        bias  whether the classifier's bias counts: ADM and torch-fidelity leave it out
-        """
-        classifier = self.network.fc
-        logits = torch.from_numpy(pool).double() @ classifier.weight.double().cpu().T
-        if bias:
-            logits = logits + classifier.bias.double().cpu()
+    def log_probabilities(self, pool: np.ndarray) -> np.ndarray:
+        """Of the 1008 classes from pool features (N, 2048), in float64; without the bias, as ADM and torch-fidelity."""
+        logits = torch.from_numpy(pool).double() @ self.network.fc.weight.double().cpu().T
         return logits.log_softmax(dim=1).numpy()
 
 

@@ -40,15 +40,11 @@ def gaussian_of(reference: Reference, run: Run, extractor: Extractor, name: str)
     return distances.fit_gaussian(run.features(reference, extractor, name))
 
 
-def add_inception_score(
-    results: Results, run: Run, fake: PictureSet, extractor: Extractor, splits: int | None, bias: bool
-) -> None:
-    """Inception Score; extractor: of Inception; splits: see inception_splits; bias: of the classifier."""
-    parts = distances.inception_splits(len(fake), splits)
-    how = "ADM's chunks of 5,000 in order" if splits is None else f"{splits} shuffled splits"
-    log_probabilities = extractor.network.log_probabilities(run.features(fake, extractor), bias)
-    results.add(f"IS ({extractor.name})", distances.inception_score(log_probabilities, parts), len(fake), "higher",
-                f"exp of the mean KL divergence of the classes{', with bias' if bias else ''}; {how}")  # fmt: skip
+def add_inception_score(results: Results, run: Run, fake: PictureSet, extractor: Extractor) -> None:
+    """Inception Score; extractor: of Inception."""
+    log_probabilities = extractor.network.log_probabilities(run.features(fake, extractor))
+    results.add(f"IS ({extractor.name})", distances.inception_score(log_probabilities), len(fake), "higher",
+                "exp of the mean KL divergence of the classes; ADM's chunks of 5,000 in order")  # fmt: skip
 
 
 def add_inception_distances(

@@ -10,7 +10,6 @@ from hoi.metrics.distances import (
     fit_gaussian,
     frechet,
     inception_score,
-    inception_splits,
     load_statistics,
     save_statistics,
     square_root,
@@ -70,9 +69,8 @@ def test_a_draw_counts_like_a_set_with_the_pictures_repeated():
     drawn = frechet(fake, reference)(weights[None])[0]
     assert drawn == pytest.approx(once(frechet(repeated, reference), 20), rel=1e-9)
     logits = np.log(np.random.default_rng(4).dirichlet(np.ones(10), size=20))
-    whole = [np.arange(20)]
-    drawn = inception_score(logits, whole)(weights[None])[0]
-    assert drawn == pytest.approx(once(inception_score(np.repeat(logits, weights.astype(int), 0), whole), 20))
+    drawn = inception_score(logits)(weights[None])[0]
+    assert drawn == pytest.approx(once(inception_score(np.repeat(logits, weights.astype(int), 0)), 20))
 
 
 def test_a_frechet_distance_in_blocks_is_that_at_once(monkeypatch):
@@ -83,22 +81,12 @@ def test_a_frechet_distance_in_blocks_is_that_at_once(monkeypatch):
     np.testing.assert_allclose(frechet(fake, fit_gaussian(real))(draws), at_once, rtol=1e-6)
 
 
-@pytest.mark.parametrize("splits", [1, 7, 10])
-def test_inception_score_equals_torch_fidelity_in_shuffled_splits(splits):
+@pytest.mark.parametrize("chunk, splits", [(5000, 1), (29, 7)])
+def test_the_inception_score_of_chunks_in_order_equals_torch_fidelity(chunk, splits, monkeypatch):
     logits = torch.from_numpy(np.random.default_rng(2).normal(size=(203, 40)) * 2)
-    theirs = isc_features_to_metric(logits, splits=splits)["inception_score_mean"]
-    ours = inception_score(logits.log_softmax(1).numpy(), inception_splits(203, splits))
-    assert once(ours, 203) == pytest.approx(theirs, rel=1e-9)
-
-
-def test_inception_score_of_adm_takes_chunks_of_5000_in_order():
-    assert [(part[0], len(part)) for part in inception_splits(12_000, None)] == [
-        (0, 5000),
-        (5000, 5000),
-        (10_000, 2000),
-    ]
-    sure = np.log(np.eye(4).repeat(3, axis=0) + 1e-300)
-    assert once(inception_score(sure, inception_splits(12, None)), 12) == pytest.approx(4)  # four sure classes
+    theirs = isc_features_to_metric(logits, splits=splits, shuffle=False)["inception_score_mean"]
+    monkeypatch.setattr("hoi.metrics.distances.CHUNK", chunk)
+    assert once(inception_score(logits.log_softmax(1).numpy()), 203) == pytest.approx(theirs, rel=1e-9)
 
 
 def test_the_interval_of_a_mean_is_that_of_the_normal_distribution():
@@ -129,8 +117,6 @@ def test_one_picture_two_networks_and_a_false_covariance_are_refused():
         frechet(fake, fit_gaussian(real[:, :20]))
     with pytest.raises(ValueError, match="eigenvalues from -1 to 4, expected none below zero"):
         square_root(np.diag([4.0, -1.0]))
-    with pytest.raises(ValueError, match="4 pictures cannot be split into 10 parts"):
-        inception_splits(4, 10)
 
 
 def test_statistics_files_are_those_of_pytorch_fid_and_adm(tmp_path):

@@ -102,15 +102,14 @@ def test_features_and_fid_equal_pytorch_fid(read, of_pytorch_fid):
 
 
 def test_tf1_features_and_logits_without_bias_equal_torch_fidelity(read, weights, ours, pictures):
-    theirs = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased", "logits"], str(weights))
+    theirs = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(weights))
     images = torch.stack([torch.from_numpy(np.array(Image.open(path))) for path in sorted(pictures.iterdir())])
     with torch.no_grad():
-        pool, unbiased, logits = theirs(images.permute(0, 3, 1, 2))
+        pool, unbiased = theirs(images.permute(0, 3, 1, 2))
     mine = read("tf1", "pool")
     assert np.abs(mine - pool.numpy()).max() < 1e-4 * pool.abs().max()
-    for expected, bias in ((unbiased, False), (logits, True)):
-        expected = expected.double().log_softmax(1).numpy()
-        np.testing.assert_allclose(ours.log_probabilities(mine, bias), expected, rtol=1e-3, atol=1e-3)
+    expected = unbiased.double().log_softmax(1).numpy()
+    np.testing.assert_allclose(ours.log_probabilities(mine), expected, rtol=1e-3, atol=1e-3)
     assert np.abs(mine - read("pytorch-fid", "pool")).max() > 1e-3 * pool.abs().max()  # the mode matters
 
 
@@ -164,7 +163,7 @@ def test_the_command_gives_the_numbers_of_the_features_and_its_statistics_file_t
     from_pictures = run("a", "--resize", "pytorch-fid", "--real", pictures, "--save-statistics", statistics)
     with np.load(statistics) as arrays:
         np.savez(statistics, **{name: arrays[name] for name in arrays.files if not name.endswith("_s")})
-    from_file = run("b", "--resize", "pytorch-fid", "--real", statistics, "--is-splits", 2)
+    from_file = run("b", "--resize", "pytorch-fid", "--real", statistics)
     cache, mirrored = next((tmp_path / "cache").iterdir()), find_pictures(tmp_path / "fake", 2)
     assert cache.name.startswith("inception-pytorch-fid-")
     for number, name in (("FID", "pool"), ("sFID", "spatial")):
@@ -176,9 +175,8 @@ def test_the_command_gives_the_numbers_of_the_features_and_its_statistics_file_t
             assert measured["value"] == pytest.approx(theirs, rel=1e-3)
             assert measured["low"] < measured["value"] < measured["high"]
     logits = torch.from_numpy(kept(cache, "pool", mirrored)) @ ours.network.fc.weight.T
-    for numbers, splits in ((from_pictures, 1), (from_file, 2)):
-        expected = isc_features_to_metric(logits, splits)["inception_score_mean"]
-        assert numbers["IS (pytorch-fid)"]["value"] == pytest.approx(expected, rel=1e-4)
+    expected = isc_features_to_metric(logits, 1)["inception_score_mean"]
+    assert from_pictures["IS (pytorch-fid)"]["value"] == pytest.approx(expected, rel=1e-4)
     assert len(from_pictures) == 3 and len(from_file) == 2  # sFID needs pictures or sigma_s
     with pytest.raises(SystemExit, match="real.npz was made with resize pytorch-fid, this run has tf1"):
         run("c", "--real", statistics)
