@@ -61,8 +61,8 @@ def kill_at(number: int, folder: str) -> list[int]:
 def instead_of_inception() -> None:
     """Statistics of a network that takes a moment: the mean colour."""
     inception.load_inception = lambda path: torch.nn.Identity()
-    features.inception_extractor = lambda network, file, resize: features.Extractor(
-        resize, features.cache_key(resize, file), "none", features.partial(features._for_verifier, side=8),
+    features.inception_extractor = lambda network, file: features.Extractor(
+        "tf1", features.cache_key("tf1", file), "none", features.partial(features._for_verifier, side=8),
         lambda images: {name: images.mean((2, 3)) for name in ("pool", "spatial")},
     )  # fmt: skip
 

@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from hoi.common.command import positive, usable_cpus
-from hoi.metrics.choices import BOXES, POSE_FORMATS, RESIZE_MODES, SCORE_PREFIX, SCORE_WEIGHT
+from hoi.metrics.choices import BOXES, POSE_FORMATS, SCORE_PREFIX, SCORE_WEIGHT
 from hoi.verify.choices import BUILT_IN_VERIFIER, FORMATS
 
 WEIGHTS = ("inception", "clip", "verifier")  # flags
 PREDICTIONS = ("keypoints", "contact", "poses")
 DETAILS = {  # flags that say how another one is meant
-    "inception": ("resize",),
     "clip": ("clip_prefix", "clip_weight"), "keypoints": ("pck_thresholds",), "poses": ("boxes",), "videos": ("mano",),
 }  # fmt: skip
 
@@ -47,7 +46,6 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--features", type=Path, metavar="DIR", help="where features are kept (default: OUT/.features)")
     add = parser.add_argument_group("Inception").add_argument
     add("--inception", type=Path, metavar="FILE", help="pt_inception-2015-12-05-6726825d.pth")
-    add("--resize", choices=RESIZE_MODES, default="tf1", help="; ".join(f"{k}: {v}" for k, v in RESIZE_MODES.items()))
     add("--save-statistics", type=Path, metavar="FILE", help="write mu, sigma, mu_s, sigma_s of --real to an .npz")
     add = parser.add_argument_group("other networks").add_argument
     add("--clip", nargs=2, metavar=("MODEL", "FILE"), help="open_clip model and weights: CLIPScore, Frechet distance")
@@ -179,13 +177,14 @@ def _measure_features(
     extractors = []
     if args.inception:
         inception = load_inception(args.inception).to(args.device)
-        extractors.append(features.inception_extractor(inception, args.inception, args.resize))
+        extractors.append(features.inception_extractor(inception, args.inception))
+        how = extractors[0].name, sha256_of(args.inception)
         # A reference made in another way is refused before any picture is looked at.
-        if isinstance(reference, Statistics) and (note := reference.check(args.resize, sha256_of(args.inception))):
+        if isinstance(reference, Statistics) and (note := reference.check(*how)):
             results.note(note)
         if args.save_statistics:
             gaussians = {key: pictures.gaussian_of(reference, run, extractors[0], key) for key in ("pool", "spatial")}
-            save_statistics(args.save_statistics, gaussians, args.resize, sha256_of(args.inception))
+            save_statistics(args.save_statistics, gaussians, *how)
             results.note(f"the reference's statistics are in {args.save_statistics}")
         if fake is not None:
             pictures.add_inception_score(results, run, fake, extractors[0])

@@ -30,7 +30,6 @@ from hoi.common.arrays import pictures_to_tensor
 from hoi.common.command import first_few
 from hoi.common.files import files_under, read_npz, read_picture, sha256_of, short_hash, write_whole
 from hoi.data.folder import path_of, pictured, read_folders
-from hoi.metrics.choices import RESIZE_MODES
 from hoi.metrics.clip import Clip
 from hoi.metrics.inception import Inception, prepare
 from hoi.verify.verifier import Verifier, resized
@@ -152,10 +151,14 @@ def cache_key(kind: str, file: str | Path) -> str:
     return f"{kind}-upright-{sha256_of(file)[:16]}".replace("/", "-")  # names of models may have a slash
 
 
-def inception_extractor(inception: Inception, file: str | Path, resize: str) -> Extractor:
-    """Inception's features, "pool" and "spatial"; resize is one of RESIZE_MODES."""
-    kind, words = f"inception-{resize}", f"299 x 299, {RESIZE_MODES[resize]}"
-    return Extractor(resize, cache_key(kind, file), words, partial(prepare, resize=resize), inception)
+def inception_extractor(inception: Inception, file: str | Path) -> Extractor:
+    """Inception's features, "pool" and "spatial".
+
+    Its name is the way of resizing: each tool has its own, and numbers of two are not comparable.
+    """
+    words = "299 x 299, bilinear as in TensorFlow 1 (no half-pixel shift, no antialiasing), (x - 128) / 128: "
+    words += "guided-diffusion (ADM), torch-fidelity"
+    return Extractor("tf1", cache_key("inception-tf1", file), words, prepare, inception)
 
 
 def clip_extractor(clip: Clip, file: str | Path) -> Extractor:

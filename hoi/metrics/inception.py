@@ -91,28 +91,17 @@ def load_inception(file: str | Path) -> Inception:
     return inception.requires_grad_(False).eval()
 
 
-def prepare(picture: Image.Image, resize: str) -> Tensor:
-    """An RGB picture of any size -> (3, 299, 299) in [-1, 1].
+def prepare(picture: Image.Image) -> Tensor:
+    """An RGB picture of any size -> (3, 299, 299) in [-1, 1], as guided-diffusion (ADM) and torch-fidelity resize.
 
-    resize  one of RESIZE_MODES
+    Bilinear as TensorFlow 1 did it: pixel i lies at i * in / out, exactly.
     """
-    size = (INPUT_SIDE, INPUT_SIDE)
-    if resize == "clean":
-        bands = (band.convert("F").resize(size, Image.Resampling.BICUBIC) for band in picture.split())
-        return (torch.from_numpy(np.stack([np.asarray(band) for band in bands])).clamp(0, 255) - 128) / 128
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()  # (3, H, W)
-    if resize == "tf1":
-        return (resize_tf1(pixels, *size) - 128) / 128
-    return F.interpolate(pixels[None] / 255, size, mode="bilinear", align_corners=False)[0] * 2 - 1
-
-
-def resize_tf1(pixels: Tensor, height: int, width: int) -> Tensor:
-    """Bilinear as TensorFlow 1 did it: (C, H, W) -> (C, height, width); output i lies at i * in / out, exactly."""
-    for axis, size in ((1, height), (2, width)):
+    for axis in (1, 2):
         length = pixels.shape[axis]
-        place = torch.arange(size) * torch.tensor(length / size)  # float32, as there
+        place = torch.arange(INPUT_SIDE) * torch.tensor(length / INPUT_SIDE)  # float32, as there
         low = place.long()
         fraction = (place - low).reshape([-1 if k == axis else 1 for k in range(3)])
         before, after = pixels.index_select(axis, low), pixels.index_select(axis, (low + 1).clamp(max=length - 1))
         pixels = before + (after - before) * fraction
-    return pixels
+    return (pixels - 128) / 128

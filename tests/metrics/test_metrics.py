@@ -263,7 +263,6 @@ def test_predictions_of_other_pictures_or_too_few_are_refused(fake, tmp_path):
     (["--fake", "a", "--save-statistics", "f.npz"], "--save-statistics needs --inception FILE and --real DIR"),
     (["--real", "a", "--inception", "f", "--save-statistics", "f"], "the name must end in .npz"),
     (["--videos", "a", "--keypoints", "f"], "--keypoints needs the pictures to measure: --fake DIR"),
-    (["--fake", "a", "--resize", "clean"], "--resize says how --inception is measured, which was not given"),
     (["--fake", "a", "--clip-prefix", ""], "--clip-prefix says how --clip is measured, which was not given"),
     (["--fake", "a", "--pck-thresholds", "0.3"], "--pck-thresholds says how --keypoints is measured"),
 ])  # fmt: skip
