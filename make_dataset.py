@@ -164,8 +164,6 @@ def add_real_picture_flags(parser: argparse.ArgumentParser) -> None:
         help="take the frames in an order drawn from --seed, so that --count N is a fair sample")
     add("--models", type=Path, metavar="DIR",
         help="folders of YCB models, <name>/textured_simple.obj (default: ROOT/models)")
-    add("--paint-objects", choices=("grasped", "all"), default="grasped",
-        help="which objects the segmentation shows (default: grasped)")
     add("--margin", type=int, default=MARGIN, metavar="PX",
         help="of the crop around hand and object, in pixels of the source (default: 50, the authors')")
     add("--min-area", type=positive, default=MIN_AREA, metavar="PX",
@@ -247,8 +245,7 @@ def contradiction(args: argparse.Namespace) -> str | None:
          "--device and --threads are for --normals estimated and --captioner"),
         ((args.dtype != "auto" or args.batch_size) and not args.captioner,
          "--dtype and --batch-size are for --captioner"),
-        (not args.dexycb and (args.subjects or args.cameras or args.paint_objects == "all"),
-         "--subjects, --cameras and --paint-objects all are for --dexycb"),
+        (not args.dexycb and (args.subjects or args.cameras), "--subjects and --cameras are for --dexycb"),
         (args.csv and (args.split or args.sequences or args.frame_range != ":"),
          "--split, --sequences and --frame-range are for --dexycb; a CSV is taken as it is"),
         (args.scenes and (real or args.object or args.grasp != "builtin" or args.content != {"hand_object": 1.0}),
@@ -374,10 +371,11 @@ def describe_pictures(args: argparse.Namespace, source: Source) -> dict[str, Any
     job = {
         "split": args.split, "subjects": args.subjects, "sequences": args.sequences, "cameras": args.cameras,
         "frame_range": args.frame_range, "shuffle": args.shuffle, "size": args.height, "margin": args.margin,
-        "paint_objects": args.paint_objects, "normals": args.normals, "strokes": args.strokes,
+        "paint_objects": "grasped", "normals": args.normals, "strokes": args.strokes,
         "min_area": args.min_area, "text": args.text, "source": source.name, "frames_selected": len(source),
         "hand": Path(args.mano).name if args.mano else None,
     }  # fmt: skip
+    # Of paint_objects there is no other choice any more; folders in which all objects were painted do not go on.
     job |= {"seed": args.seed} if args.shuffle else {}
     job |= {"depth_model": args.depth_model} if args.normals == "estimated" else {}
     names = [source.frame_name(k) for k in (0, len(source) - 1)]
@@ -495,7 +493,7 @@ def open_source(args: argparse.Namespace) -> Source:
         return OfficialCSV(args.csv)
     return DexYCB(
         args.dexycb, args.split, args.subjects, args.sequences, args.cameras, slice_of(args.frame_range), args.mano,
-        args.models, args.paint_objects == "all",
+        args.models,
     )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from hoi.geometry.hand import TIP_KEYPOINTS, HandMesh, load_hand
 from hoi.geometry.mano import WHERE
 from hoi.geometry.render import HAND, OBJECT, GBuffer, Renderer
 from hoi.geometry.scene import PLAIN_TEXTS
-from hoi.sources.frame import Crop, PosedObject, Rejected, Source, SourceFrame, box_around
+from hoi.sources.frame import Crop, Rejected, Source, SourceFrame, box_around
 from hoi.sources.normals import DepthEstimator, normals_of_crop, read_depth_file, resize_normals
 
 LABELS = ((HAND, "hand"), (OBJECT, "object"))
@@ -217,8 +217,7 @@ class FrameConverter:
         record = self._record(frame, frame.sentence or text.replace("{object}", frame.noun or "object"))
         record |= self._annotation(cropped)
         depth = None if frame.depth is None else cropped.crop.cut_map(np.where(frame.depth < FAR, frame.depth, 0))
-        held_is_drawn = bool(frame.objects) and frame.objects[0].object_mesh is not None
-        object_mask = cropped.gbuffer.object_mask if held_is_drawn else None
+        object_mask = None if frame.object_mesh is None else cropped.gbuffer.object_mask
         return write_pictures(self.folder, index, record, cropped.image, Conditions(*pictures), depth, object_mask)
 
     def _cropped(self, frame: SourceFrame) -> CroppedFrame:
@@ -235,28 +234,21 @@ class FrameConverter:
                 raise Rejected(f"too little of the {what} is seen", detail)
         crop = Crop(*(frame.box or box_around(frame.label_map > 0, self.settings.margin)), size)
         intrinsics = None if frame.intrinsics is None else crop.intrinsics(frame.intrinsics)
-        gbuffer = None if intrinsics is None else self._render(frame, hand_mesh, intrinsics, size, size)
+        gbuffer = None if intrinsics is None else self._render(frame, hand_mesh, intrinsics)
         label_map = crop.cut_map(frame.label_map)
         return CroppedFrame(frame, crop, hand_mesh, crop.cut_picture(frame.image), label_map, gbuffer)
 
-    def _render(
-        self, frame: SourceFrame, hand_mesh: HandMesh | None, intrinsics: np.ndarray, height: int, width: int
-    ) -> GBuffer:
-        """Everything annotated in one view, the nearest in front; its object_mask is the held object's."""
-        posed = [each for each in frame.objects if each.object_mesh is not None]
-        pieces = []
-        # One object a call, in its own frame: the renderer prepares a mesh once and knows it again only if its vertices
-        # stay.  The hand goes with the first, or alone.
-        for k, each in enumerate(posed or [PosedObject(None, np.eye(4))]):
-            hand_vertices = hand_faces = vertices = faces = None
-            if k == 0 and hand_mesh is not None:
-                hand_vertices = transform_points(np.linalg.inv(each.object_to_camera), hand_mesh.vertices)
-                hand_faces = hand_mesh.faces
-            if each.object_mesh is not None:
-                vertices, faces = each.object_mesh.vertices, each.object_mesh.faces
-            camera = Camera(intrinsics, each.object_to_camera, height, width)
-            pieces.append(self.renderer.render(hand_vertices, hand_faces, vertices, faces, camera))
-        return nearest_of(pieces)
+    def _render(self, frame: SourceFrame, hand_mesh: HandMesh | None, intrinsics: np.ndarray) -> GBuffer:
+        """Hand and object of a frame that has a pose of it, in the crop."""
+        hand_vertices = hand_faces = vertices = faces = None
+        # In the object's frame: the renderer prepares a mesh once and knows it again only if its vertices stay.
+        if hand_mesh is not None:
+            hand_vertices = transform_points(np.linalg.inv(frame.object_to_camera), hand_mesh.vertices)
+            hand_faces = hand_mesh.faces
+        if frame.object_mesh is not None:
+            vertices, faces = frame.object_mesh.vertices, frame.object_mesh.faces
+        camera = Camera(intrinsics, frame.object_to_camera, self.settings.size, self.settings.size)
+        return self.renderer.render(hand_vertices, hand_faces, vertices, faces, camera)
 
     def _skeleton(self, cropped: CroppedFrame) -> np.ndarray:
         """(size, size, 3): the source's own, or drawn at its keypoints."""
@@ -286,7 +278,7 @@ class FrameConverter:
 
     def _record(self, frame: SourceFrame, text: str | None) -> dict[str, Any]:
         """What every record of a source has; keys beyond the folder's own are always there, so rows share a schema."""
-        extra = dict.fromkeys(("crop_box", "skeleton_strokes", "hand_fit_mm", "rerender_iou", "other_objects"))
+        extra = dict.fromkeys(("crop_box", "skeleton_strokes", "hand_fit_mm", "rerender_iou"))
         size, source = self.settings.size, self.source.name
         known = {"text": text, "height": size, "width": size, "source": source, "source_frame": frame.name}
         return known | extra
@@ -305,36 +297,21 @@ class FrameConverter:
         if frame.keypoints_2d is not None:  # of a hand that leaves the picture some lie beside the crop
             record["keypoints_2d"] = crop.points(frame.keypoints_2d)
             record["hand_in_picture"] = bool(inside_picture(record["keypoints_2d"], size, size))
-        if frame.objects:
-            held, *others = [
-                {"object_path": posed.object_mesh and write_object(self.folder, posed.object_mesh),
-                 "object_to_camera": posed.object_to_camera.ravel().tolist()} for posed in frame.objects
-            ]  # fmt: skip
-            record |= held | {"other_objects": others}
+        if frame.object_to_camera is not None:
+            record["object_path"] = frame.object_mesh and write_object(self.folder, frame.object_mesh)
+            record["object_to_camera"] = frame.object_to_camera.ravel().tolist()
         if cropped.hand_mesh is not None:
             record |= vars(frame.hand_params) | {"hand_model": self.hand.name}  # a record's keys are their names
             off = np.linalg.norm(cropped.hand_mesh.keypoints_3d - frame.keypoints_3d, axis=1)
             # Of joints alone: each hand package has its own fingertips.
             record["hand_fit_mm"] = round(float(1000 * np.delete(off, TIP_KEYPOINTS).max()), 4)
-            # Where a model is missing the re-render would lack it, and the overlap would say nothing.
-            all_drawn = bool(frame.objects) and all(posed.object_mesh for posed in frame.objects)
-            if all_drawn:
+            # Where the model is missing the re-render would lack it, and the overlap would say nothing.
+            if frame.object_mesh is not None:
                 drawn, given = cropped.gbuffer.label_map, cropped.label_map
                 record["rerender_iou"] = {
                     name: round(intersection_over_union(drawn == label, given == label), 4) for label, name in LABELS
                 }
         return record
-
-
-def nearest_of(pieces: list[GBuffer]) -> GBuffer:
-    """One or more renders of one view as one; the first gives object_mask, and wins where two are equally near."""
-    first = pieces[0]
-    depth, label_map, normals = first.depth.copy(), first.label_map.copy(), first.surface_normals.copy()
-    for piece in pieces[1:]:
-        wins = (piece.label_map > 0) & ((piece.depth < depth) | (label_map == 0))
-        depth[wins], label_map[wins] = piece.depth[wins], piece.label_map[wins]
-        normals[wins] = piece.surface_normals[wins]
-    return GBuffer(depth, label_map, normals, first.object_mask)
 
 
 def summary(folder: str | Path) -> dict[str, Any]:

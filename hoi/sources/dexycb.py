@@ -22,7 +22,6 @@ from hoi.geometry.mesh_files import read_mesh
 from hoi.geometry.objects import ObjectMesh
 from hoi.sources.frame import (
     MOST_NUMBER,
-    PosedObject,
     Rejected,
     Source,
     SourceFrame,
@@ -233,7 +232,6 @@ class DexYCB(Source):
     frames          slice of the frame numbers of every sequence
     mano_path       MANO file; without it hand_params is None, since finger poses are coordinates in MANO's pose space
     models          folder of <name>/textured_simple.obj; None: root/models
-    all_objects     label every object of the scene instead of the grasped one
     Raises FileNotFoundError or ValueError naming what is missing, and for a split of an incomplete subject: a split
     goes by a sequence's place among the subject's hundred.
     """
@@ -243,9 +241,9 @@ class DexYCB(Source):
     def __init__(
         self, root: str | Path, split: Sequence[str] | None = None, subjects: Sequence[str] | None = None,
         sequences: Sequence[str] | None = None, cameras: Sequence[str] | None = None, frames: slice = slice(None),
-        mano_path: str | Path | None = None, models: str | Path | None = None, all_objects: bool = False,
-    ) -> None:
-        self.root, self.mano_path, self.all_objects = Path(root), mano_path, all_objects
+        mano_path: str | Path | None = None, models: str | Path | None = None,
+    ) -> None:  # fmt: skip
+        self.root, self.mano_path = Path(root), mano_path
         self.models = Path(models) if models else self.root / "models"
         if not (self.root / "calibration").is_dir():
             raise FileNotFoundError(f"{self.root} has no folder calibration: it is not the root of DexYCB")
@@ -290,10 +288,9 @@ class DexYCB(Source):
         return f"{told}{self.rows.tolist()}"
 
     def missing_models(self) -> list[str]:
-        """Files of the objects that frames show and that are not there."""
-        grasped = [recording.ycb_ids[recording.ycb_grasp_ind] for recording in self.recordings]
-        used = [i for recording in self.recordings for i in recording.ycb_ids] if self.all_objects else grasped
-        paths = [self.models / YCB[i - 1][0] / MODEL_FILE for i in sorted(set(used))]
+        """Files of the grasped objects that are not there."""
+        grasped = {recording.ycb_ids[recording.ycb_grasp_ind] for recording in self.recordings}
+        paths = [self.models / YCB[i - 1][0] / MODEL_FILE for i in sorted(grasped)]
         return [str(path) for path in paths if not path.is_file()]
 
     def read(self, number: int) -> SourceFrame:
@@ -307,16 +304,15 @@ class DexYCB(Source):
         if (labels["joint_2d"] == -1).all() or not labels["pose_m"].any():
             seen = (labels["seg"] == HAND_LABEL).any()
             raise Rejected("the source has no pose of the hand in it" if seen else "the source has no hand in it")
-        if not labels["pose_y"][recording.ycb_grasp_ind].any():
+        pose = labels["pose_y"][recording.ycb_grasp_ind]
+        if not pose.any():
             raise Rejected("the source has no pose of the grasped object")
         image = read_picture(folder / f"color_{frame:06d}.jpg", "the picture")
         if image.shape != (HEIGHT, WIDTH, 3):
             raise Rejected("the picture has another size", f"{image.shape[1]}x{image.shape[0]}, not {WIDTH}x{HEIGHT}")
         seg, grasped = labels["seg"], recording.ycb_ids[recording.ycb_grasp_ind]
         label_map = np.zeros(seg.shape, dtype=np.uint8)
-        # The others are left out by default: the text names one object.
-        label_map[(seg > 0) & (seg != HAND_LABEL) if self.all_objects else seg == grasped] = 2
-        label_map[seg == HAND_LABEL] = 1
+        label_map[seg == grasped], label_map[seg == HAND_LABEL] = 2, 1  # no others: the text names one object
         depth_path = folder / f"aligned_depth_to_color_{frame:06d}.png"
         return SourceFrame(
             name=self.frame_name(number),
@@ -326,7 +322,7 @@ class DexYCB(Source):
             intrinsics=read_intrinsics(self.root / "calibration/intrinsics" / f"{serial}_640x480.yml"),
             depth=read_millimetres(depth_path) if depth_path.is_file() else None,
             hand_params=self._hand_params(recording, labels["pose_m"]), hand_side=recording.mano_side,
-            objects=self._objects(recording, labels["pose_y"]),
+            object_mesh=load_ycb(self.models, grasped), object_to_camera=np.vstack([pose, [0, 0, 0, 1]]),
         )  # fmt: skip
 
     def _hand_params(self, recording: Recording, pose_m: np.ndarray) -> HandParams | None:
@@ -339,15 +335,6 @@ class DexYCB(Source):
         hand_betas = read_hand_betas(self.root / "calibration" / f"mano_{recording.mano_calib}" / "mano.yml")
         fingers = pca_to_hand_pose(pose_m[3:48], components, mean)
         return HandParams(pose_m[:3], fingers, pose_m[48:51], hand_betas, recording.mano_side)
-
-    def _objects(self, recording: Recording, pose_y: np.ndarray) -> tuple[PosedObject, ...]:
-        """The grasped object, and behind it the others where they are asked for and in the picture."""
-        first = recording.ycb_grasp_ind
-        others = [k for k in range(len(pose_y)) if k != first and pose_y[k].any()] if self.all_objects else []
-        return tuple(
-            PosedObject(load_ycb(self.models, recording.ycb_ids[k]), np.vstack([pose_y[k], [0, 0, 0, 1]]))
-            for k in (first, *others)
-        )
 
 
 def sequences_of(subject: Path, part: SplitPart) -> list[Path]:

@@ -35,18 +35,6 @@ class Rejected(Exception):  # not a ValueError: damaged calibration stops a conv
 
 
 @dataclass(frozen=True)
-class PosedObject:
-    """An object in the picture.
-
-    object_mesh       in the dataset's own model frame, metres; None where its file is not there
-    object_to_camera  (4, 4) rigid
-    """
-
-    object_mesh: ObjectMesh | None
-    object_to_camera: np.ndarray
-
-
-@dataclass(frozen=True)
 class SourceFrame:
     """What the files of one picture say, in the pixels of the whole picture.  None: they do not say it.
 
@@ -64,7 +52,8 @@ class SourceFrame:
     depth                (H, W) float32 metres, 0 = unknown
     hand_params          camera frame, our convention
     hand_side            known even where hand_params is not
-    objects              the held one first
+    object_mesh          the held one in the dataset's own model frame, metres; None also where its file is not there
+    object_to_camera     (4, 4) rigid
     """
 
     name: str
@@ -81,7 +70,8 @@ class SourceFrame:
     depth: np.ndarray | None = None
     hand_params: HandParams | None = None
     hand_side: str | None = None
-    objects: tuple[PosedObject, ...] = ()
+    object_mesh: ObjectMesh | None = None
+    object_to_camera: np.ndarray | None = None
 
 
 class Source(Protocol):
