@@ -33,7 +33,7 @@ WRITTEN = (
     *(f"{name}/*" for name in dataset.PICTURE_FOLDERS.values()),
 )  # fmt: skip
 # Entries of a job that folders written before them do not have: such a folder goes on.
-LATER_ENTRIES = {"frames", "depth_files", "hand_content", "data_content", "object_content", "grabnet"}
+LATER_ENTRIES = {"depth_files", "hand_content", "data_content", "object_content", "grabnet"}
 HASH = re.compile(r" ?\b(?=[0-9]*[a-f])[0-9a-f]{8,64}\b")
 SHOWN_LENGTH = 40  # characters of a value in which two jobs differ
 SHARE_OF_DISK = 0.02  # of the time: waiting for it costs nearly as much for one record as for a hundred

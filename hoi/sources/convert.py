@@ -107,7 +107,6 @@ def convert_source(
     returns  on rank 0 how often each reason for a rejection occurred in all runs, the most frequent first
     Raises ValueError when the folder has no record at the end.
     """
-    _check_frames(source, order, writer.folder)
     path, rank = writer.folder / REJECTED_FILE, writer.rank
     rejected, known = JsonLines(part_of(path, rank, writer.world_size)), _rejected(writer)
     left_alone = {index for index, line in known.items() if not line["rejected"].endswith(OUTSIDE)}
@@ -145,16 +144,6 @@ def _rejected(writer: DatasetWriter) -> dict[int, dict[str, Any]]:
     lines = (line for path in metadata_files(writer.folder, REJECTED_FILE)
              for line in JsonLines(path, index=int, rejected=str))  # fmt: skip
     return {line["index"]: line for line in lines if not writer.done(line["index"])}
-
-
-def _check_frames(source: Source, order: np.ndarray, folder: Path) -> None:
-    """Raise ValueError when the folder's records are of other frames: folders from before told only their number."""
-    for record in each_record(folder, ("index", "source_frame")):
-        index, name = record["index"], record["source_frame"]
-        # Names of a CSV's pictures were absolute paths, where the CSV has those.
-        if index < len(order) and name and not name.endswith(source.frame_name(order[index])):
-            raise ValueError(f"{folder} holds records of another source: record {index} is {name} there, "
-                             f"{source.frame_name(order[index])} now; choose another folder with --out")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -146,17 +146,6 @@ def test_another_csv_with_as_many_rows_is_another_job_and_the_same_one_elsewhere
     assert len(convert(["--csv", tmp_path / "moved" / "reg.csv"], tmp_path / "out")[0]) == 2
 
 
-def test_a_folder_from_before_goes_on_with_its_own_source_and_is_kept_from_others(tmp_path):
-    first, other = (scenery_csv(tmp_path / name, *names) for name, *names in (("one", "a", "b"), ("two", "a", "c")))
-    _, description = convert(["--csv", first, "--count", "1"], tmp_path / "out")
-    _, description = convert(["--csv", first], tmp_path / "out")
-    del description["job"]["frames"]
-    (tmp_path / "out" / "dataset.json").write_text(json.dumps(description))
-    with pytest.raises(ValueError, match="another source: record 1 is b there, c now; choose another folder"):
-        convert(["--csv", other], tmp_path / "out")
-    assert len(convert(["--csv", first], tmp_path / "out")[0]) == 2
-
-
 def test_another_mano_file_of_the_same_name_and_other_depth_files_are_other_jobs(dexycb, tmp_path):
     root, mano, _ = dexycb
     (tmp_path / "other").mkdir()
