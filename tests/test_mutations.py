@@ -108,13 +108,12 @@ def write_world(folder: Path) -> None:
     points = generator.uniform(0, 99, (21, 3))
     hand = {"keypoints_2d": points[:, :2].tolist(), "scores": [0.5] * 21, "hand_side": "left", "keypoints_3d": None}
     box = {"box": [1, 2, 3, 4], "score": 0.9, "state": 3, "hand_side": "right"}
-    pose = {"class_ids": [6], "RTs": [np.eye(4).tolist()], "scales": [[0.5, 0.7, 0.5]]}
-    of_both = {f"{side}_{key}": value for side in ("gt", "pred") for key, value in pose.items()}
+    pose = {"category": "mug", "score": 0.8, "model_to_camera": np.eye(4).tolist(), "size": [0.5, 0.7, 0.5]}
     frankmocap = [None, {"left_hand": {"pred_joints_img": points.tolist()}, "right_hand": None}]
     hamer = {"pred_keypoints_2d": points[:, :2].tolist(), "box_center": [9, 9], "box_size": 20, "right": 1}
     for name, content in {
         "keypoints": {"predictions": {"a.png": [hand], "b.png": []}}, "contacts": {"predictions": {"a.png": [box]}},
-        "poses": [of_both | {"gt_handle_visibility": [1], "pred_scores": [0.8]}], "frankmocap": {"a.png": frankmocap},
+        "poses": {"predictions": {"images/000000.png": [pose]}}, "frankmocap": {"a.png": frankmocap},
         "hamer": {"a.png": [hamer]},
     }.items():  # fmt: skip
         (folder / f"{name}.json").write_text(json.dumps(content))
@@ -267,7 +266,7 @@ KINDS = {
     "scenes.jsonl": read_scenes,
     "keypoints.json": read_keypoint_predictions,
     "contacts.json": read_contact_states,
-    "poses.json": lambda path: read_poses(path, None, None),
+    "poses.json": lambda path: read_poses(path, path.parent / "data", read_records(path.parent / "data")),
     "frankmocap.json": converter("frankmocap"),
     "hamer.json": converter("hamer"),
     "plain.safetensors": load_model_file,

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hoi.common.command import positive, usable_cpus
-from hoi.metrics.choices import BOXES, POSE_FORMATS, SCORE_PREFIX, SCORE_WEIGHT
+from hoi.metrics.choices import BOXES, POSE_FORMAT, SCORE_PREFIX, SCORE_WEIGHT
 from hoi.verify.choices import BUILT_IN_VERIFIER, FORMATS
 
 WEIGHTS = ("inception", "clip", "verifier")  # flags
@@ -33,7 +33,7 @@ DETAILS = {  # flags that say how another one is meant
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     """Arguments from the command line or a list; ends with argparse's message for flags that would go unread."""
     parser = argparse.ArgumentParser(
-        prog="python -m hoi.metrics", description=__doc__, epilog=f"{FORMATS.read_text()}\n{POSE_FORMATS.read_text()}",
+        prog="python -m hoi.metrics", description=__doc__, epilog=f"{FORMATS.read_text()}\n{POSE_FORMAT.read_text()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument
@@ -80,10 +80,10 @@ def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
     statistics, file_given = args.save_statistics, args.real is not None and args.real[0].suffix == ".npz"
     folder_given = args.real is not None and not file_given
     rows: list[tuple[Any, str]] = [
-        (args.fake is None and not (args.videos or args.poses or statistics),
-         "nothing to measure: give --fake DIR, --videos DIR ... or --poses FILE"),
+        (args.fake is None and not (args.videos or statistics),
+         "nothing to measure: give --fake DIR or --videos DIR ..."),
         *((args.fake is None and getattr(args, flag) and not (flag == "inception" and statistics),
-           f"--{flag} needs the pictures to measure: --fake DIR") for flag in (*WEIGHTS, "keypoints", "contact")),
+           f"--{flag} needs the pictures to measure: --fake DIR") for flag in (*WEIGHTS, *PREDICTIONS)),
         (statistics and statistics.suffix != ".npz",
          f"--save-statistics {statistics}: the name must end in .npz, as --real tells it by that"),
         (statistics and not (args.inception and folder_given),
@@ -217,8 +217,7 @@ def _measure_predictions(args: argparse.Namespace, results: Results, fake: featu
         add_contact_numbers(results, fake.records, contact)
     if not args.poses:
         return None
-    of_folder = (None, None) if fake is None else (fake.folder, pictures.annotated(fake, "--poses"))
-    true, predicted = read_poses(args.poses, *of_folder, [] if fake is None else list(fake.damaged))
+    true, predicted = read_poses(args.poses, fake.folder, pictures.annotated(fake, "--poses"), list(fake.damaged))
     return add_pose_numbers(results, true, predicted, args.boxes)
 
 

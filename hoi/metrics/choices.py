@@ -2,7 +2,7 @@
 
 from hoi.common.files import ASSETS
 
-POSE_FORMATS = ASSETS / "formats" / "poses.txt"
+POSE_FORMAT = ASSETS / "formats" / "poses.txt"
 # CLIPScore as published (Hessel et al. 2021), with ViT-B/32.
 SCORE_PREFIX, SCORE_WEIGHT = "A photo depicts ", 2.5
 BOXES = {

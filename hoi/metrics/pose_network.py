@@ -252,7 +252,7 @@ def fit_pose(coordinates: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, n
 
 @torch.no_grad()
 def predict_pose(network: PoseNetwork, view: View) -> list[dict[str, Any]]:
-    """What the network finds in a view: one object in the form of poses.POSE_FORMATS, or none."""
+    """What the network finds in a view: one object in the form of POSE_FORMAT, or none."""
     image, points, _ = view.crop(*view.square(), network.side)
     mask, coordinates = network(pictures_to_tensor(image)[None], torch.tensor([view.class_id]))
     chance = mask[0].sigmoid().double().numpy()

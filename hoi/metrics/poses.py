@@ -1,4 +1,4 @@
-"""Object poses, measured as NOCS does.  JSON, with or without a dataset folder -> Objects -> mean AP.  Paper: Table 3.
+"""Object poses, measured as NOCS does.  Dataset folder + JSON -> Objects -> mean AP.  Paper: Table 3.
 
 A pose is 4x4 [sR|t]: it takes the model (box centre at the origin, box diagonal 1, y up, a mug's handle along x) to the
 OpenCV camera, metres.  A size is the model's box, so that its corners lie at sR (+-size / 2) + t.  Files are read into
@@ -25,7 +25,9 @@ from hoi.metrics.intervals import PERCENT, Results, Statistic, mean_of_parts
 from hoi.verify.predictions import check_covers
 
 CLASS_NAMES = ("background", "bottle", "bowl", "camera", "can", "laptop", "mug")  # by NOCS's class id
-SYMMETRIC = ("bottle", "bowl", "can")  # about y; so is a mug whose handle is hidden
+# About y.  To NOCS so is a mug whose handle is hidden; records do not say whether it shows, so a mug's turn counts, the
+# stricter rule.
+SYMMETRIC = ("bottle", "bowl", "can")
 TURNS = 20  # of a symmetric object, tried for the best overlap, as published
 IOU_COLUMNS = {"IoU25": 0.25, "IoU50": 0.5, "IoU75": 0.75}
 POSE_COLUMNS = {"5deg2cm": (5, 2), "5deg5cm": (5, 5), "10deg2cm": (10, 2), "10deg5cm": (10, 5)}
@@ -37,17 +39,15 @@ PREDICTION_KEYS = {"category", "score", "model_to_camera", "size"}
 class Objects:
     """K objects of one picture.
 
-    class_ids       (K,)       index into CLASS_NAMES
-    poses           (K, 4, 4)  [sR|t]
-    sizes           (K, 3)     of the model's box
-    handle_visible  (K,) bool  counts for true mugs alone
-    scores          (K,)       of predictions; ones for the truth
+    class_ids  (K,)       index into CLASS_NAMES
+    poses      (K, 4, 4)  [sR|t]
+    sizes      (K, 3)     of the model's box
+    scores     (K,)       of predictions; ones for the truth
     """
 
     class_ids: np.ndarray
     poses: np.ndarray
     sizes: np.ndarray
-    handle_visible: np.ndarray
     scores: np.ndarray
 
     def of_class(self, class_id: int) -> Objects:
@@ -61,46 +61,36 @@ class Objects:
 
     def is_symmetric(self, k: int) -> bool:
         """Whether object k may be turned about y without a difference."""
-        name = CLASS_NAMES[self.class_ids[k]]
-        return name in SYMMETRIC or (name == "mug" and not self.handle_visible[k])
+        return CLASS_NAMES[self.class_ids[k]] in SYMMETRIC
 
 
-def objects_of(class_ids: Any, poses: Any, sizes: Any, handle_visible: Any, scores: Any, place: str) -> Objects:
+def objects_of(class_ids: list[int], poses: Any, sizes: Any, scores: Any, place: str) -> Objects:
     """Check K objects; `place` names file and picture in messages.
 
-    Raises ValueError for an unknown class, other shapes, numbers that are not finite and matrices without a rotation.
+    Raises ValueError for other shapes, numbers that are not finite and matrices without a rotation.
     """
-    if not isinstance(class_ids, list):
-        raise ValueError(f"{place} class_ids is {class_ids!r}, expected a list")
     count = len(class_ids)
-    ids = numbers(class_ids, (count,), f"{place} class_ids")
-    # Of no objects JSON has [], whose shape is (0,).
-    poses = numbers(poses, (count, 4, 4), f"{place} poses") if count else np.zeros((0, 4, 4))
-    sizes = numbers(sizes, (count, 3), f"{place} sizes") if count else np.zeros((0, 3))
-    if not set(ids.tolist()) <= set(range(len(CLASS_NAMES))):
-        raise ValueError(f"{place} has classes {class_ids}, expected whole numbers from 0 to {len(CLASS_NAMES) - 1}")
-    if count and np.abs(np.linalg.det(poses[:, :3, :3])).min() < 1e-12:
+    if not count:  # [] has the shape (0,)
+        return Objects(np.zeros(0, int), np.zeros((0, 4, 4)), np.zeros((0, 3)), np.zeros(0))
+    poses = numbers(poses, (count, 4, 4), f"{place} model_to_camera")
+    if np.abs(np.linalg.det(poses[:, :3, :3])).min() < 1e-12:
         raise ValueError(f"{place}: a pose has no rotation, its determinant is 0")
-    handles = numbers(handle_visible, (count,), f"{place} handle_visibility") > 0
-    return Objects(ids.astype(int), poses, sizes, handles, numbers(scores, (count,), f"{place} scores"))
+    sizes, scores = numbers(sizes, (count, 3), f"{place} size"), numbers(scores, (count,), f"{place} score")
+    return Objects(np.array(class_ids), poses, sizes, scores)
 
 
 def read_poses(
-    path: str | Path, folder: Path | None, records: Sequence[dict[str, Any]] | None, others: Sequence[str] = ()
+    path: str | Path, folder: Path, records: Sequence[dict[str, Any]], others: Sequence[str] = ()
 ) -> tuple[list[Objects], list[Objects]]:
-    """True and predicted objects of each picture, from either of POSE_FORMATS.
+    """True and predicted objects of each picture, from a file as POSE_FORMAT has it.
 
-    folder, records  that predictions are about; None for a file that holds the truth
+    folder, records  that predictions are about
     others           file names that may have predictions, too: pictures that are not measured
     Raises FileNotFoundError, or ValueError naming file and picture.
     """
     content = read_json(path, "pose file", kind=object)
-    if isinstance(content, list) and content:
-        return _read_nocs_list(path, content)
     if not isinstance(content, dict) or not isinstance(content.get("predictions"), dict):
-        raise ValueError(f'{path}: expected {{"predictions": {{file_name: [object, ...]}}}} or a list of pictures')
-    if records is None:
-        raise ValueError(f"{path} holds no truth; give the dataset folder that it is about as --fake DIR")
+        raise ValueError(f'{path}: expected {{"predictions": {{file_name: [object, ...]}}}}')
     predictions = content["predictions"]
     check_covers(predictions, records, path, others)
     # Other categories are left out, as NOCS's protocol knows none; their predictions, if any, count for nothing.
@@ -115,23 +105,6 @@ def read_poses(
             [_guess(predictions[name], f"{path}: {name}") for name in names])  # fmt: skip
 
 
-def _read_nocs_list(path: str | Path, content: Sequence[dict[str, Any]]) -> tuple[list[Objects], list[Objects]]:
-    true, predicted = [], []
-    # handle_visibility is of the truth alone, scores are of predictions alone; ones stand for what each lacks.
-    for number, entry in enumerate(content):
-        place = f"{path} picture {number}"
-        try:
-            gt = [entry[f"gt_{key}"] for key in ("class_ids", "RTs", "scales", "handle_visibility")]
-            guess = [entry[f"pred_{key}"] for key in ("class_ids", "RTs", "scales", "scores")]
-        except (KeyError, TypeError) as error:
-            hint = "python -m hoi.metrics --help says what the format is"
-            raise ValueError(f"{place} has no {error}; {hint}") from error
-        ones = [np.ones(np.size(class_ids)) for class_ids in (gt[0], guess[0])]
-        true.append(objects_of(*gt, ones[0], f"{place} gt"))
-        predicted.append(objects_of(*guess[:3], ones[1], guess[3], f"{place} pred"))
-    return true, predicted
-
-
 def _guess(entries: Any, place: str) -> Objects:
     if not isinstance(entries, list):
         raise ValueError(f"{place} is a {type(entries).__name__}, expected a list with one entry an object")
@@ -141,7 +114,7 @@ def _guess(entries: Any, place: str) -> Objects:
             raise ValueError(f"{place}: got {entry}, expected {expected}")
     class_ids = [CLASS_NAMES.index(entry["category"]) for entry in entries]
     poses, sizes, scores = ([entry[key] for entry in entries] for key in ("model_to_camera", "size", "score"))
-    return objects_of(class_ids, poses, sizes, [1] * len(entries), scores, place)
+    return objects_of(class_ids, poses, sizes, scores, place)
 
 
 def true_objects(folder: Path, record: dict[str, Any], models: dict[str, tuple[Normalization, np.ndarray]]) -> Objects:
@@ -156,8 +129,7 @@ def true_objects(folder: Path, record: dict[str, Any], models: dict[str, tuple[N
     model_to_camera = np.eye(4)
     model_to_camera[:3, :3], model_to_camera[:3, 3] = normalization.diagonal * rotation, translation
     class_id = CLASS_NAMES.index(record["category"])
-    # Records do not say whether a handle shows; taken for visible, a mug's turn about y counts, the stricter rule.
-    return objects_of([class_id], [model_to_camera], [size], [1], [1.0], f"{folder} record {record['index']}")
+    return objects_of([class_id], [model_to_camera], [size], [1.0], f"{folder} record {record['index']}")
 
 
 def corners(model_to_camera: np.ndarray, size: np.ndarray) -> np.ndarray:

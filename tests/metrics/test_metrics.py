@@ -8,12 +8,14 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+import trimesh
 from PIL import Image
 from safetensors.torch import save_file
 
 from hoi.metrics import __main__ as metrics
 from hoi.metrics import flicker
 from hoi.metrics.features import find_pictures
+from hoi.metrics.poses import true_objects
 from hoi.verify.verifier import Verifier, save_verifier
 
 TINY_CLIP = {
@@ -175,20 +177,14 @@ def test_predictions_by_file_give_pck_contact_and_intervals_and_the_report_says_
     assert f"features are in {tmp_path / 'out' / '.features'}" in printed
 
 
-def test_flicker_is_the_mean_over_videos_and_poses_come_with_the_ap_of_each_class(tmp_path, monkeypatch):
+def test_flicker_is_the_mean_over_videos(tmp_path, monkeypatch):
     parts, moving_camera = flicker.PARTS, float("nan")
     flickers = {
         "a": dict(zip(parts, (4.0, 2.0, 1.0), strict=True)),
         "b": dict(zip(parts, (6.0, 3.0, moving_camera), strict=True)),
     }
     monkeypatch.setattr(flicker, "video_flicker", lambda folder, hand: flickers[folder.name])
-    pose = np.diag([0.2, 0.2, 0.2, 1.0])
-    pose[2, 3] = 1
-    entry = {"class_ids": [6], "RTs": [pose.tolist()], "scales": [[0.5, 0.7, 0.5]]}
-    content = {f"{kind}_{key}": value for kind in ("gt", "pred") for key, value in entry.items()}
-    (tmp_path / "poses.json").write_text(json.dumps([content | {"gt_handle_visibility": [1], "pred_scores": [0.7]}]))
-    report = run(tmp_path / "out", "--videos", tmp_path / "a", tmp_path / "b", "--poses", tmp_path / "poses.json",
-                 "--boxes", "aabb")  # fmt: skip
+    report = run(tmp_path / "out", "--videos", tmp_path / "a", tmp_path / "b")
     numbers = by_name(report)
     assert [numbers[f"flicker of the {part}, levels"]["value"] for part in ("hand", "object", "background")] == [
         5,
@@ -196,9 +192,27 @@ def test_flicker_is_the_mean_over_videos_and_poses_come_with_the_ap_of_each_clas
         1,
     ]
     assert [numbers[f"flicker of the {part}, levels"]["n"] for part in ("hand", "background")] == [2, 1]
-    assert numbers["5deg2cm mAP, % (aabb)"]["value"] == 100
+    assert report["measured"] is None
+
+
+def test_poses_come_with_the_ap_of_each_class(tmp_path):
+    folder = tmp_path / "one"
+    draw(folder / "images/000000.png", 0)
+    (folder / "objects").mkdir()
+    trimesh.creation.box([0.3, 0.2, 0.6]).export(folder / "objects/mug.ply")
+    to_camera = np.eye(4)
+    to_camera[2, 3] = 1
+    record = {"file_name": "images/000000.png", "index": 0, "category": "mug", "object_path": "objects/mug.ply",
+              "object_to_camera": to_camera.ravel().tolist()}  # fmt: skip
+    (folder / "metadata.jsonl").write_text(json.dumps(record) + "\n")
+    true = true_objects(folder, record, {})
+    found = {"category": "mug", "score": 0.7, "model_to_camera": true.poses[0].tolist(), "size": true.sizes[0].tolist()}
+    (tmp_path / "poses.json").write_text(json.dumps({"predictions": {"images/000000.png": [found]}}))
+    words = ("--fake", folder, "--poses", tmp_path / "poses.json", "--boxes", "aabb")
+    report = run(tmp_path / "out", *words)
+    assert by_name(report)["5deg2cm mAP, % (aabb)"]["value"] == 100
     assert report["average_precision_by_class"]["IoU75"] == {"mug": 100}
-    assert report["measured"] is None and len(report["files"]["poses"]["sha256"]) == 64
+    assert len(report["files"]["poses"]["sha256"]) == 64
 
 
 def test_a_second_run_reads_the_cache_that_the_first_one_wrote(clip_file, fake, tmp_path, monkeypatch):
@@ -263,6 +277,7 @@ def test_predictions_of_other_pictures_or_too_few_are_refused(fake, tmp_path):
     (["--fake", "a", "--save-statistics", "f.npz"], "--save-statistics needs --inception FILE and --real DIR"),
     (["--real", "a", "--inception", "f", "--save-statistics", "f"], "the name must end in .npz"),
     (["--videos", "a", "--keypoints", "f"], "--keypoints needs the pictures to measure: --fake DIR"),
+    (["--videos", "a", "--poses", "f"], "--poses needs the pictures to measure: --fake DIR"),
     (["--fake", "a", "--clip-prefix", ""], "--clip-prefix says how --clip is measured, which was not given"),
     (["--fake", "a", "--pck-thresholds", "0.3"], "--pck-thresholds says how --keypoints is measured"),
 ])  # fmt: skip
