@@ -39,7 +39,7 @@ import base64
 import io
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -192,25 +192,12 @@ def mesh_of(folder: Path, record: Record) -> Record:
 # --- written ---
 
 
-def write_part(path: Path, make: Callable[..., Any], *arguments: Any, reasons: Sequence[Any] = ()) -> str:
-    """Write `part = make(*arguments)` as a script and return its name.
-
-    reasons  that decide the content: it is made only when they, or this code, changed since it was written
-    """
-    first = f"// {short_hash(json.dumps([reasons, Path(__file__).read_text()]))}\n" if reasons else ""
-    if first and path.is_file():
-        with open(path) as stream:
-            if stream.readline() == first:
-                return path.name
+def write_part(path: Path, content: Any) -> str:
+    """Write `part = content` as a script and return its name."""
     # ASCII alone, so that no sign of a text ends a line for JavaScript.
-    text = json.dumps(make(*arguments), separators=(",", ":"), allow_nan=False)
-    write_whole(path, f"{first}part = {text};\n".encode())
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
+    write_whole(path, f"part = {text};\n".encode())
     return path.name
-
-
-def state_of(path: Path) -> list[Any]:
-    """By what a changed file shows, though nobody reads it."""
-    return [path.name, path.stat().st_size, path.stat().st_mtime_ns]
 
 
 def write_data(folder: Path, hands: Mapping[str, HandModel]) -> Record:
@@ -222,21 +209,17 @@ def write_data(folder: Path, hands: Mapping[str, HandModel]) -> Record:
     records = dataset.read_records(folder)
     place, on_disk = folder / "page", dataset.FolderFiles(folder)
     told = [(record, on_disk.missing(record)) for record in records]
-    written = {write_part(place / f"mesh-{name}.js", dict, {"faces": hand.faces().ravel().tolist()})
+    written = {write_part(place / f"mesh-{name}.js", {"faces": hand.faces().ravel().tolist()})
                for name, hand in hands.items()}  # fmt: skip
     for start in range(0, len(records), ROWS):
         rows = [row_of(record) for record in records[start : start + ROWS]]
-        written.add(write_part(place / f"rows-{start // ROWS:04d}.js", list, rows))
+        written.add(write_part(place / f"rows-{start // ROWS:04d}.js", rows))
     for start in tqdm(range(0, len(records), VIEWS), "views", unit="part", disable=len(records) < 10 * VIEWS):
-        some = told[start : start + VIEWS]
-        depths = {path for record, gone in some if (path := record.get("depth_file_name")) not in (None, *gone)}
-        reasons = [some, [state_of(folder / path) for path in sorted(depths)], sorted(hands)]
-        path = place / f"views-{start // VIEWS:04d}.js"
-        written.add(write_part(path, views_of, folder, some, hands, reasons=reasons))
+        views = views_of(folder, told[start : start + VIEWS], hands)
+        written.add(write_part(place / f"views-{start // VIEWS:04d}.js", views))
     meshes = {record["object_path"]: record for record, gone in told if record.get("object_path") not in (None, *gone)}
     for name, record in meshes.items():
-        reasons = [state_of(dataset.file_of(folder, record, "object_path"))]
-        written.add(write_part(place / f"mesh-{short_hash(name)}.js", mesh_of, folder, record, reasons=reasons))
+        written.add(write_part(place / f"mesh-{short_hash(name)}.js", mesh_of(folder, record)))
     for path in place.glob("*.js"):  # of a longer folder, before
         if path.name not in (*written, "head.js"):
             path.unlink()
@@ -266,7 +249,7 @@ def write_page(folders: Sequence[Path], mano: Path | None = None) -> list[Record
         if k == 0:
             bases = [os.path.relpath(other.resolve(), folder.resolve()) for other in folders[1:]]
             shown += [head | {"base": f"{Path(base).as_posix()}/"} for head, base in zip(heads[1:], bases, strict=True)]
-        write_part(folder / "page" / "head.js", dict, {"folders": shown, "scores": scores, **drawing})
+        write_part(folder / "page" / "head.js", {"folders": shown, "scores": scores, **drawing})
         write_whole(folder / "index.html", TEMPLATE.read_bytes())
     return heads
 
