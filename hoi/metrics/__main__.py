@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from hoi.common.command import positive, usable_cpus
-from hoi.metrics.choices import BOXES, POSE_FORMAT, SCORE_PREFIX, SCORE_WEIGHT
+from hoi.metrics.choices import BOXES, POSE_FORMAT
 from hoi.verify.choices import BUILT_IN_VERIFIER, FORMATS
 
 WEIGHTS = ("inception", "clip", "verifier")  # flags
 PREDICTIONS = ("keypoints", "contact", "poses")
 DETAILS = {  # flags that say how another one is meant
-    "clip": ("clip_prefix", "clip_weight"), "keypoints": ("pck_thresholds",), "poses": ("boxes",), "videos": ("mano",),
+    "keypoints": ("pck_thresholds",), "poses": ("boxes",), "videos": ("mano",),
 }  # fmt: skip
 
 
@@ -49,8 +49,6 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--save-statistics", type=Path, metavar="FILE", help="write mu, sigma, mu_s, sigma_s of --real to an .npz")
     add = parser.add_argument_group("other networks").add_argument
     add("--clip", nargs=2, metavar=("MODEL", "FILE"), help="open_clip model and weights: CLIPScore, Frechet distance")
-    add("--clip-prefix", default=SCORE_PREFIX, help="put before each caption (%(default)r)")
-    add("--clip-weight", type=float, default=SCORE_WEIGHT, help="w of CLIPScore (%(default)s)")
     add("--verifier", type=Path, nargs="?", const=BUILT_IN_VERIFIER, metavar="FILE",
         help="of python -m hoi.verify train; without FILE the built-in one: Frechet distance")  # fmt: skip
     add = parser.add_argument_group("predictions and videos").add_argument
@@ -194,7 +192,7 @@ def _measure_features(
         clip = load_clip(*args.clip)
         clip.model.to(args.device)
         extractors.append(features.clip_extractor(clip, args.clip[1]))
-        pictures.add_clip_score(results, run, fake, clip, extractors[-1], args.clip_prefix, args.clip_weight)
+        pictures.add_clip_score(results, run, fake, clip, extractors[-1])
     if args.verifier:
         extractors.append(features.verifier_extractor(load_verifier(args.verifier).to(args.device), args.verifier))
     if isinstance(reference, features.PictureSet):

@@ -3,8 +3,6 @@
 from hoi.common.files import ASSETS
 
 POSE_FORMAT = ASSETS / "formats" / "poses.txt"
-# CLIPScore as published (Hessel et al. 2021), with ViT-B/32.
-SCORE_PREFIX, SCORE_WEIGHT = "A photo depicts ", 2.5
 BOXES = {
     "nocs": "boxes as published by NOCS and inherited by SPD and DualPoseNet, a defect included: extents of the three "
     "coordinates of each corner in place of the extents of eight corners",

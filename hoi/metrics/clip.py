@@ -20,10 +20,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hoi.common.tensors import load_model_file, strict_load
-from hoi.metrics.choices import SCORE_WEIGHT
 
 # What OpenAI's state dicts hold beside tensors of the model.
 OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
+# CLIPScore as published (Hessel et al. 2021), with ViT-B/32.
+SCORE_PREFIX, SCORE_WEIGHT = "A photo depicts ", 2.5
 TEXTS_AT_ONCE = 256  # encoded together: bounds memory, whatever the folder's size
 
 
@@ -99,9 +100,9 @@ def load_clip(name: str, file: str | Path) -> Clip:
 
 @torch.no_grad()
 def clip_scores(
-    clip: Clip, image_features: np.ndarray, texts: Sequence[str], prefix: str, weight: float = SCORE_WEIGHT
+    clip: Clip, image_features: np.ndarray, texts: Sequence[str], prefix: str = SCORE_PREFIX
 ) -> np.ndarray:
-    """CLIPScore of each picture with its text: weight * max(cosine, 0), (N,).
+    """CLIPScore of each picture with its text: SCORE_WEIGHT * max(cosine, 0), (N,).
 
     image_features  (N, D) as encode_image gives them
     texts           N captions; the prefix is put before each, and the tokenizer cuts at 77 tokens
@@ -116,4 +117,4 @@ def clip_scores(
     rows = dict(zip(distinct, F.normalize(torch.cat(encoded).double().cpu(), dim=-1), strict=True))
     images = F.normalize(torch.from_numpy(image_features).double(), dim=-1)
     cosines = (images * torch.stack([rows[text] for text in texts])).sum(dim=-1)
-    return weight * cosines.clamp(min=0).numpy()
+    return SCORE_WEIGHT * cosines.clamp(min=0).numpy()

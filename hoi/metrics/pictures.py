@@ -12,7 +12,7 @@ import numpy as np
 
 from hoi.common.command import first_few
 from hoi.metrics import distances
-from hoi.metrics.clip import Clip, clip_scores
+from hoi.metrics.clip import SCORE_PREFIX, SCORE_WEIGHT, Clip, clip_scores
 from hoi.metrics.features import Extractor, PictureSet, Run, find_pictures
 from hoi.metrics.intervals import Results, mean_of
 
@@ -62,9 +62,7 @@ def add_inception_distances(
         _add_distance(results, number, run.features(fake, extractor, name), gaussian, what)
 
 
-def add_clip_score(
-    results: Results, run: Run, fake: PictureSet, clip: Clip, extractor: Extractor, prefix: str, weight: float
-) -> None:
+def add_clip_score(results: Results, run: Run, fake: PictureSet, clip: Clip, extractor: Extractor) -> None:
     """CLIPScore; extractor: of the same CLIP.
 
     Raises ValueError for a plain folder or pictures without a text.
@@ -75,9 +73,9 @@ def add_clip_score(
         names = first_few(without, joint="; ")
         raise ValueError(f"{fake.folder}: {len(without)} pictures have no text to score ({names})")
     texts = [record["text"] for record in records]  # the whole caption, scenery and all
-    scores = clip_scores(clip, run.features(fake, extractor), texts, prefix, weight)
+    scores = clip_scores(clip, run.features(fake, extractor), texts)
     results.add(f"CLIPScore ({clip.name})", mean_of(scores), len(scores), "higher",
-                f"{weight:g} * max(cosine, 0) of picture and {prefix + '<caption>'!r}, mean over pictures")  # fmt: skip
+                f"{SCORE_WEIGHT:g} * max(cosine, 0) of picture and '{SCORE_PREFIX}<caption>', mean over pictures")
 
 
 def add_frechet(results: Results, run: Run, fake: PictureSet, reference: PictureSet, extractor: Extractor) -> None:

@@ -100,12 +100,9 @@ def clip_file(tmp_path_factory):
     return folder / "clip.safetensors", model
 
 
-@pytest.mark.parametrize("options, prefix, weight", [
-    ((), "A photo depicts ", 2.5), (("--clip-prefix", "", "--clip-weight", "100"), "", 100.0),
-])  # fmt: skip
-def test_clip_score_is_the_weighted_cosine_of_open_clip(options, prefix, weight, clip_file, real, fake, tmp_path):
+def test_clip_score_is_the_weighted_cosine_of_open_clip(clip_file, real, fake, tmp_path):
     path, model = clip_file
-    report = run(tmp_path, "--fake", fake, "--real", real, "--clip", "tiny-scorer", path, *options)
+    report = run(tmp_path, "--fake", fake, "--real", real, "--clip", "tiny-scorer", path)
     preprocess, tokenizer = open_clip.image_transform(32, is_train=False), open_clip.get_tokenizer("tiny-scorer")
 
     def encoded(paths) -> torch.Tensor:
@@ -115,8 +112,8 @@ def test_clip_score_is_the_weighted_cosine_of_open_clip(options, prefix, weight,
 
     images = encoded(sorted((fake / "images").iterdir()))
     with torch.no_grad():
-        read = model.encode_text(tokenizer([prefix + TEXTS[i % 3] for i in range(30)])).double()
-    scores = weight * torch.cosine_similarity(images, read).clamp(min=0)
+        read = model.encode_text(tokenizer(["A photo depicts " + TEXTS[i % 3] for i in range(30)])).double()
+    scores = 2.5 * torch.cosine_similarity(images, read).clamp(min=0)
     measured = by_name(report)["CLIPScore (tiny-scorer)"]
     assert measured["value"] == pytest.approx(scores.mean().item(), rel=1e-4)
     assert measured["n"] == 30
@@ -278,7 +275,7 @@ def test_predictions_of_other_pictures_or_too_few_are_refused(fake, tmp_path):
     (["--real", "a", "--inception", "f", "--save-statistics", "f"], "the name must end in .npz"),
     (["--videos", "a", "--keypoints", "f"], "--keypoints needs the pictures to measure: --fake DIR"),
     (["--videos", "a", "--poses", "f"], "--poses needs the pictures to measure: --fake DIR"),
-    (["--fake", "a", "--clip-prefix", ""], "--clip-prefix says how --clip is measured, which was not given"),
+    (["--fake", "a", "--boxes", "aabb"], "--boxes says how --poses is measured, which was not given"),
     (["--fake", "a", "--pck-thresholds", "0.3"], "--pck-thresholds says how --keypoints is measured"),
 ])  # fmt: skip
 def test_flags_that_would_go_unread_are_refused(arguments, message, capsys):
