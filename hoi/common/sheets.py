@@ -1,4 +1,4 @@
-"""Pictures to look at: contact sheets, curves and histograms, animations.  Arrays -> PIL pictures, files.
+"""Pictures to look at: contact sheets, curves, animations.  Arrays -> PIL pictures, files.
 
 Drawn with pillow alone; PyAV, where it is installed, adds MP4.
 """
@@ -19,8 +19,7 @@ MARGIN = 2
 FONT_SIZE, LABEL_HEIGHT, LETTER_WIDTH = 11, 14, 6  # pixels, of pillow's built-in font
 COLORS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189), (255, 127, 14), (23, 190, 207))
 GRID_COLOR = (225, 225, 225)
-BINS = 25
-CURVE_SIZE, HISTOGRAM_SIZE = (640, 360), (320, 180)  # width and height, pixels
+CURVE_SIZE = 640, 360  # width and height, pixels
 MP4_HINT = "no clip.mp4: it needs PyAV (pip install av)"
 
 
@@ -95,25 +94,6 @@ def smooth(values: Sequence[tuple[float, float]], window: int = 50) -> list[tupl
     window = max(window, len(values) // 300, 1)
     chunks = [values[k : k + window] for k in range(0, len(values), window)]
     return [(chunk[-1][0], float(np.mean([y for _, y in chunk]))) for chunk in chunks]
-
-
-def histogram(values: list[float], title: str, ends: tuple[float, float]) -> Image.Image:
-    """Counts of the values in BINS bins between two ends; values beyond an end are counted in the bin next to it."""
-    picture = Image.new("RGB", HISTOGRAM_SIZE, "white")
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=FONT_SIZE)
-    counts, edges = np.histogram(np.clip(values, *ends), bins=BINS, range=ends)
-    left, right, top, bottom = 36, picture.width - 10, 22, picture.height - 20
-    at = np.linspace(left, right, BINS + 1)
-    for k, count in enumerate(counts):
-        if count:
-            bar = [at[k], bottom - (bottom - top) * count / counts.max(), at[k + 1] - 1, bottom]
-            draw.rectangle(bar, fill=COLORS[0])
-    draw.line([(left, bottom), (right, bottom)], fill="black")
-    draw.text((4, top - 6), str(counts.max()), fill="black", font=font)
-    draw.text((left, 4), f"{title}: n {len(values)}, mean {np.mean(values):.3f}", fill="black", font=font)
-    for value, x in ((edges[0], left), (np.mean(ends), (left + right) / 2 - 8), (edges[-1], right - 20)):
-        draw.text((x, bottom + 4), f"{value:g}", fill="black", font=font)
-    return picture
 
 
 # --- moving pictures ---

@@ -1,6 +1,6 @@
-"""A scored dataset folder.  Records + scores -> report, histograms, best and worst; what passes.
+"""A scored dataset folder.  Records + scores -> report, best and worst; what passes.
 
-`verify_folder` scores all records and leaves verification/ (report.json, report.md, histograms.png, best_worst.png);
+`verify_folder` scores all records and leaves verification/ (report.json, report.md, best_worst.png);
 `choose`, `write_list` and `copy_records` take what passes "iou_hand>90%,pck>90%".
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from hoi.common.files import encode_png, write_json, write_whole
-from hoi.common.sheets import contact_sheet, histogram
+from hoi.common.sheets import contact_sheet
 from hoi.conditions import draw_skeleton
 from hoi.data.folder import load_image, read_description, read_records
 from hoi.data.writer import REPORT, DatasetWriter, copy_folder, refresh_card, write_records
@@ -27,10 +27,6 @@ from hoi.verify.perfect import perfect_scores
 from hoi.verify.scores import RELATIVE, Estimators, load_estimators, score_records, true_joints
 
 PERCENTILES = (5, 25, 50, 75, 95)  # the tails decide where to cut, and a mean hides them
-# What histograms show, left and right end; what lies beyond is counted at the end: with an error of half the hand's box
-# the hand is elsewhere.
-HISTOGRAMS = dict.fromkeys(("iou_hand", "iou_object", "pck", "confidence"), (0, 1))
-HISTOGRAMS |= {name: (0, 0.5) for name in SCORES if name.startswith("keypoint_error_relative")}
 RANKED_BY = ("iou_hand", "iou_object", "pck")  # best and worst are by the mean of those that a record has
 SHEET_COUNT, SHEET_CELL, SHEET_COLUMNS = 16, 192, 8  # pictures of each half, pixels of each, pictures a row
 TINTS = {HAND: (64, 255, 64), OBJECT: (255, 64, 64)}
@@ -73,13 +69,6 @@ def report_as_markdown(report: dict[str, Any]) -> str:
         lines += ["- ... the others are in report.json"] if len(problems) > SHOWN_PROBLEMS else []
     ranking = f"Best and worst are by the mean of {', '.join(RANKED_BY)}. A score counts the records that have it."
     return "\n".join([*lines, "", ranking]) + "\n"
-
-
-def histograms(records: list[Record]) -> Image.Image | None:
-    """All HISTOGRAMS that have values, two a row; None when there are none."""
-    values = {name: _values(records, name) for name in HISTOGRAMS}
-    drawn = [np.asarray(histogram(values[name], name, ends)) for name, ends in HISTOGRAMS.items() if values[name]]
-    return contact_sheet([drawn[k : k + 2] for k in range(0, len(drawn), 2)]) if drawn else None
 
 
 def rank(record: Record) -> float | None:
@@ -131,10 +120,8 @@ def write_report(folder: Path, records: list[Record], estimators: Estimators) ->
     report |= estimators.about | {"scores": summarize(records), "problems": problems}
     write_json(folder / REPORT, report)
     write_whole(out / "report.md", report_as_markdown(report).encode())
-    pictures = {"histograms": histograms(records), "best_worst": best_and_worst(folder, records, estimators)}
-    for name, picture in pictures.items():
-        if picture is not None:
-            write_whole(out / f"{name}.png", encode_png(np.asarray(picture)))
+    if (sheet := best_and_worst(folder, records, estimators)) is not None:
+        write_whole(out / "best_worst.png", encode_png(np.asarray(sheet)))
     return report
 
 
