@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from hoi.common.command import positive
-from hoi.verify.choices import BUILT_IN_VERIFIER, DEFAULT_SIDE, FORMATS, PCK_THRESHOLD, SCORES
+from hoi.verify.choices import BUILT_IN_VERIFIER, DEFAULT_SIDE, FORMATS, SCORES
 
 COMMANDS = ("score", "train")
 MEANINGS = "Scores, null where there is nothing to hold a picture against:\n\n" + "\n".join(
@@ -32,8 +32,6 @@ def add_score_flags(parser: argparse.ArgumentParser) -> None:
         help="--no-network leaves the verifier out: scores of --keypoints and --contacts alone")  # fmt: skip
     add("--keypoints", metavar="FILE", type=Path, help="hand keypoints of another program (JSON as below)")
     add("--contacts", metavar="FILE", type=Path, help="states of the 100DOH detector (JSON as below)")
-    add("--pck-threshold", metavar="SHARE", type=float,
-        help=f"of the longer side of the box around the true joints (default {PCK_THRESHOLD})")  # fmt: skip
     add("--keep", metavar="CONDITIONS", help='choose pictures, such as "iou_hand>90%%,pck>0.9", and print the yield; '
         "90%% of what a perfect picture of the record scores, as the toy world draws it or else as the verifier's file "
         "says; takes the stored scores if all records have some and nothing above is given; a FILE of names, one a "
@@ -80,8 +78,6 @@ def parse_args(words: list[str]) -> argparse.Namespace:
         if len(args.folders) > 1 and (args.keep or args.keypoints or args.contacts):
             parser.error("--keep, --keypoints and --contacts are for one DIR, whose pictures they name; "
                          "python -m hoi.export --format folder makes one of several")  # fmt: skip
-        if args.pck_threshold is not None and not args.pck_threshold > 0:  # 0 would be taken for "not given" below
-            parser.error(f"--pck-threshold is {args.pck_threshold:g}, expected a share above 0, e.g. {PCK_THRESHOLD}")
     if args.command == "train" and not args.minutes > 0:  # NaN is not, either
         parser.error(f"--minutes is {args.minutes:g}, expected more than 0")
     return args
@@ -104,15 +100,14 @@ def score_command(args: argparse.Namespace, place: Path) -> None:
     conditions = report.parse_keep(args.keep, records) if args.keep else []
     lists_alone = all(isinstance(condition, report.Listed) for condition in conditions)
     # Stored scores will do unless something is asked of which they know nothing: choosing needs no network then.
-    anew = args.verifier or args.keypoints or args.contacts or args.pck_threshold or not args.network
+    anew = args.verifier or args.keypoints or args.contacts or not args.network
     stored = bool(records) and all(record.get("verification") for record in records)
     if conditions and (stored or lists_alone) and not anew:
         print(f"stored scores, verifier {records[0]['verification']['verifier']}" if stored else "by list, unscored")
     else:
         verifier = (args.verifier or BUILT_IN_VERIFIER) if args.network else None
-        threshold = args.pck_threshold or PCK_THRESHOLD
         device = choose_device(args.device)
-        records, found = report.verify_folder(place, verifier, args.keypoints, args.contacts, threshold, device)
+        records, found = report.verify_folder(place, verifier, args.keypoints, args.contacts, device)
         print(report.report_as_markdown(found))
     if conditions:
         print(report.describe_yield(records, conditions))

@@ -12,7 +12,7 @@ GROUPS = {"": "", "_visible": "the same of joints that can be seen", "_hidden": 
 OF_JOINTS = {
     "keypoint_error_px": "mean distance of the joints in the picture, pixels",
     "keypoint_error_relative": "mean distance over the longer side of the box around the 21 true joints",
-    "pck": "share of joints closer than --pck-threshold times that side",
+    "pck": f"share of joints closer than {PCK_THRESHOLD:g} times that side",
 }
 # Every score in the order of the records, and what it means; python -m hoi.verify --help prints this.
 SCORES = {

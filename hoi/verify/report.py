@@ -58,7 +58,7 @@ def report_as_markdown(report: dict[str, Any]) -> str:
     lines = [
         f"# Verification of {report['folder']}", "",
         f"{report['records']} records, {report['scored']} scored. Verifier: {report['verifier']}. "
-        f"Keypoints: {report['keypoints']}. PCK threshold: {report['pck_threshold']} of the hand box.", "",
+        f"Keypoints: {report['keypoints']}. PCK threshold: {PCK_THRESHOLD} of the hand box.", "",
         f"| score | n | {' | '.join(columns)} |", "|" + "---|" * (2 + len(columns)),
         *(f"| {' | '.join(cells)} |" for cells in rows),
     ]  # fmt: skip
@@ -127,7 +127,7 @@ def write_report(folder: Path, records: list[Record], estimators: Estimators) ->
 
 def verify_folder(
     folder: Path, verifier: Path | None, keypoints: Path | None = None, contacts: Path | None = None,
-    pck_threshold: float = PCK_THRESHOLD, device: str = "cpu",
+    device: str = "cpu",
 ) -> tuple[list[Record], dict[str, Any]]:  # fmt: skip
     """Score every record, replace metadata.jsonl as a whole, write report and data card; returns records and report.
 
@@ -140,7 +140,7 @@ def verify_folder(
         raise ValueError(f"{folder} has {parts[0].name}: its run is not finished; finish it by the same command first")
     before = lines.stat().st_mtime_ns if lines.is_file() else None  # scoring takes minutes; others may write meanwhile
     records = read_records(folder)
-    estimators = load_estimators(folder, records, verifier, keypoints, contacts, pck_threshold, device)
+    estimators = load_estimators(folder, records, verifier, keypoints, contacts, device)
     found, perfect = list(score_records(folder, records, estimators)), perfect_scores(folder, records, estimators)
     records = [record | {"verification": scores | {"perfect": best}}
                for record, scores, best in zip(records, found, perfect, strict=True)]  # fmt: skip

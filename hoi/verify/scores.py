@@ -190,7 +190,7 @@ def tip_score(seen: np.ndarray | None, truth: Truth) -> dict[str, float]:
 
 
 def keypoint_scores(
-    points: np.ndarray | None, confidence: np.ndarray | None, truth: Truth, pck_threshold: float
+    points: np.ndarray | None, confidence: np.ndarray | None, truth: Truth
 ) -> dict[str, float | None]:
     """points (21, 2) or None when no hand was found; confidence (21,) or None; the truth has keypoints.
 
@@ -212,7 +212,7 @@ def keypoint_scores(
             found = np.isfinite(error[joints]).all()  # JSON has no infinity
             scores["keypoint_error_px" + group] = float(error[joints].mean()) if found else None
             scores["keypoint_error_relative" + group] = float(error[joints].mean() / box) if found else None
-            scores["pck" + group] = float((error[joints] < pck_threshold * box).mean())
+            scores["pck" + group] = float((error[joints] < PCK_THRESHOLD * box).mean())
     return scores
 
 
@@ -223,13 +223,13 @@ class Estimators:
     verifier   the network, or None
     keypoints  hands of another program by file_name, whose joints are scored in place of the network's; or None
     contacts   states of the contact detector by file_name; or None
-    about      what the records and the report say of them: "verifier", "keypoints", and "pck_threshold" of all scores
+    about      what the records and the report say of them: "verifier", "keypoints"
     """
 
     verifier: Verifier | None
     keypoints: dict[str, list[others.HandPrediction]] | None = None
     contacts: dict[str, int] | None = None
-    about: dict[str, Any] = field(default_factory=lambda: {"pck_threshold": PCK_THRESHOLD})
+    about: dict[str, str] = field(default_factory=dict)
 
     def predict(self, images: list[np.ndarray]) -> list[Prediction | None]:
         """What the verifier sees in each picture (H, W, 3) uint8."""
@@ -269,7 +269,7 @@ class Estimators:
             scores |= word_scores(image, prediction, self.verifier.backgrounds, truth)
         if truth.keypoints_2d is not None and not (self.keypoints is None and prediction is None):
             joints = self.points_seen(name, prediction, truth.keypoints_2d)
-            scores |= keypoint_scores(*joints, truth, self.about["pck_threshold"])
+            scores |= keypoint_scores(*joints, truth)
         if self.contacts is not None:
             scores["contact_seen"] = float(self.contacts[name] == others.PORTABLE_OBJECT)
         # Six digits: more is rounding of float32, and records stay readable.
@@ -278,7 +278,7 @@ class Estimators:
 
 def load_estimators(
     folder: Path, records: list[dict[str, Any]], verifier: Path | None, keypoints: Path | None, contacts: Path | None,
-    pck_threshold: float, device: str = "cpu",
+    device: str = "cpu",
 ) -> Estimators:  # fmt: skip
     """Read what is given of a verifier's file and the predictions of other programs (choices.FORMATS).
 
@@ -293,7 +293,7 @@ def load_estimators(
             others.check_covers(predictions, pictures, path)
     # The hash, since several verifiers may have one name.
     name = "none" if verifier is None else f"{verifier.name} {sha256_of(verifier)[:12]}"
-    about = {"verifier": name, "keypoints": name if hands is None else keypoints.name, "pck_threshold": pck_threshold}
+    about = {"verifier": name, "keypoints": name if hands is None else keypoints.name}
     return Estimators(network, hands, states, about)
 
 

@@ -204,8 +204,10 @@ def test_scores_are_added_to_the_records_and_replaced_by_the_next_run(folder, ve
     }  # fmt: skip
     report = (folder / "verification/report.md").read_text()
     assert f"v.safetensors {files.sha256_of(verifier_file)[:12]}" in report
-    again, _ = report_module.verify_folder(folder, verifier_file, pck_threshold=0.05)
-    assert {record["verification"]["pck_threshold"] for record in again} == {0.05}
+    save_verifier(verifier_file, Verifier(WORDS, side=SIDE), {"note": "another"})
+    again, _ = report_module.verify_folder(folder, verifier_file)
+    of_another = f"v.safetensors {files.sha256_of(verifier_file)[:12]}"
+    assert {record["verification"]["verifier"] for record in again} == {of_another} and of_another not in report
     assert json.loads((folder / "dataset.json").read_text())["verification"]["scores"]["pck"]["n"] == 20
     assert len(load_dataset("imagefolder", data_dir=str(folder), split="train", cache_dir=folder / "cache")) == 20
 
@@ -420,7 +422,6 @@ def test_keep_says_what_to_do_with_what_passes(capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("d --pck-threshold 0", "--pck-threshold is 0, expected a share above 0"),  # not the default, unseen
         ("d e --keep pck>0 --list f", "are for one DIR, whose pictures they name"),
         ("train --data d --out f --minutes 0", "--minutes is 0, expected more than 0"),  # not a file of random weights
         ("train --data d --out f --minutes nan", "--minutes is nan"),
