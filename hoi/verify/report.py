@@ -1,7 +1,7 @@
-"""A scored dataset folder.  Records + scores -> report, best and worst; what passes.
+"""A scored dataset folder.  Records + scores -> report; what passes.
 
-`verify_folder` scores all records and leaves verification/ (report.json, report.md, best_worst.png);
-`choose`, `write_list` and `copy_records` take what passes "iou_hand>90%,pck>90%".
+`verify_folder` scores all records and leaves verification/ (report.json, report.md); `choose`, `write_list` and
+`copy_records` take what passes "iou_hand>90%,pck>90%".
 """
 
 import hashlib
@@ -14,22 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from hoi.common.files import encode_png, write_json, write_whole
-from hoi.common.sheets import contact_sheet
-from hoi.conditions import draw_skeleton
-from hoi.data.folder import load_image, read_description, read_records
+from hoi.common.files import write_json, write_whole
+from hoi.data.folder import read_description, read_records
 from hoi.data.writer import REPORT, DatasetWriter, copy_folder, refresh_card, write_records
-from hoi.geometry.render import HAND, OBJECT
 from hoi.verify.choices import PCK_THRESHOLD, SCORES
 from hoi.verify.perfect import perfect_scores
-from hoi.verify.scores import RELATIVE, Estimators, load_estimators, score_records, true_joints
+from hoi.verify.scores import RELATIVE, Estimators, load_estimators, score_records
 
 PERCENTILES = (5, 25, 50, 75, 95)  # the tails decide where to cut, and a mean hides them
-RANKED_BY = ("iou_hand", "iou_object", "pck")  # best and worst are by the mean of those that a record has
-SHEET_COUNT, SHEET_CELL, SHEET_COLUMNS = 16, 192, 8  # pictures of each half, pixels of each, pictures a row
-TINTS = {HAND: (64, 255, 64), OBJECT: (255, 64, 64)}
 SHOWN_PROBLEMS = 20  # in report.md; report.json has all
 
 Record = dict[str, Any]
@@ -67,61 +60,16 @@ def report_as_markdown(report: dict[str, Any]) -> str:
         lines += ["", f"## {len(problems)} records without scores", ""]
         lines += [f"- {problem}" for problem in problems[:SHOWN_PROBLEMS]]
         lines += ["- ... the others are in report.json"] if len(problems) > SHOWN_PROBLEMS else []
-    ranking = f"Best and worst are by the mean of {', '.join(RANKED_BY)}. A score counts the records that have it."
-    return "\n".join([*lines, "", ranking]) + "\n"
-
-
-def rank(record: Record) -> float | None:
-    """By what a record stands among the best or the worst: the mean of RANKED_BY; None when it has none of them."""
-    values = [record["verification"][name] for name in RANKED_BY if record["verification"][name] is not None]
-    return float(np.mean(values)) if values else None
-
-
-def overlay(image: np.ndarray, label_map: np.ndarray | None, points: np.ndarray | None) -> np.ndarray:
-    """The picture, tinted where hand and object are seen, under the skeleton that is seen.  (H, W, 3) uint8."""
-    tinted = image.astype(np.float32)
-    for label, tint in TINTS.items() if label_map is not None else ():
-        # Tinted, not painted over: whoever looks wants to see what the verifier saw.
-        tinted[label_map == label] = 0.6 * tinted[label_map == label] + 0.4 * np.array(tint)
-    if points is None:
-        return tinted.astype(np.uint8)
-    skeleton = draw_skeleton(points, *image.shape[:2]).astype(np.float32)
-    weight = skeleton.max(axis=2, keepdims=True) / 255  # its black ground lets the picture through
-    return np.clip(tinted * (1 - weight) + skeleton, 0, 255).astype(np.uint8)
-
-
-def best_and_worst(folder: Path, records: list[Record], estimators: Estimators) -> Image.Image | None:
-    """The 16 best pictures above the 16 worst with what is seen in them; None when no record can be ranked."""
-    # Of few records best and worst overlap, and both halves stay full.
-    ranked = sorted((record for record in records if rank(record) is not None), key=rank, reverse=True)
-    if not ranked:
-        return None
-    halves = {"best": ranked[:SHEET_COUNT], "worst": ranked[-SHEET_COUNT:]}
-    chosen = [record for half in halves.values() for record in half]
-    images = [load_image(folder, record) for record in chosen]
-    tiles = []
-    for record, image, seen in zip(chosen, images, estimators.predict(images), strict=True):
-        points, _ = estimators.points_seen(record["file_name"], seen, true_joints(record))
-        drawn = Image.fromarray(overlay(image, None if seen is None else seen.label_map, points))
-        tiles.append(np.asarray(drawn.resize((SHEET_CELL, SHEET_CELL))))
-    rows, labels = [], []
-    for title, half in halves.items():
-        for k in range(0, len(half), SHEET_COLUMNS):
-            labels.append([f"{title} {rank(r):.2f}  {Path(r['file_name']).stem}" for r in half[k : k + SHEET_COLUMNS]])
-            rows.append([tiles.pop(0) for _ in labels[-1]])
-    return contact_sheet(rows, labels)
+    return "\n".join([*lines, "", "A score counts the records that have it."]) + "\n"
 
 
 def write_report(folder: Path, records: list[Record], estimators: Estimators) -> dict[str, Any]:
     """Write folder/verification/ and return what report.json holds; the records are scored by the estimators."""
-    out = (folder / REPORT).parent
     problems = [record["verification"]["problem"] for record in records if record["verification"]["problem"]]
     report = {"folder": str(folder), "records": len(records), "scored": len(records) - len(problems)}
     report |= estimators.about | {"scores": summarize(records), "problems": problems}
     write_json(folder / REPORT, report)
-    write_whole(out / "report.md", report_as_markdown(report).encode())
-    if (sheet := best_and_worst(folder, records, estimators)) is not None:
-        write_whole(out / "best_worst.png", encode_png(np.asarray(sheet)))
+    write_whole((folder / REPORT).with_suffix(".md"), report_as_markdown(report).encode())
     return report
 
 

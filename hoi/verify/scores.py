@@ -71,18 +71,14 @@ def true_label_map(folder: Path, record: dict[str, Any]) -> np.ndarray | None:
     return None
 
 
-def true_joints(record: dict[str, Any]) -> np.ndarray | None:
-    """(21, 2) pixels, None when the record has none."""
-    return None if record.get("keypoints_2d") is None else array_of(record, "keypoints_2d")
-
-
 def load_truth(folder: Path, record: dict[str, Any]) -> Truth:
     """Raises FileNotFoundError or ValueError naming a missing or damaged file."""
-    label_map, points, text = true_label_map(folder, record), true_joints(record), record.get("text") or ""
+    label_map, text = true_label_map(folder, record), record.get("text") or ""
     drawn = record.get("normal_file_name") is not None and label_map is not None
     normal = load_picture(folder, record, "normal_file_name") if drawn else None
-    if points is None:
+    if record.get("keypoints_2d") is None:
         return Truth(label_map, None, None, None, text, normal)
+    points = array_of(record, "keypoints_2d")
     size = np.array([record["width"], record["height"]])  # x first, as points are
     inside = ((points > -0.5) & (points < size - 0.5)).all(axis=1)  # pixel centres are at integers
     visible = near = inside
@@ -238,18 +234,6 @@ class Estimators:
         chunks = (images[k : k + BATCH] for k in range(0, len(images), BATCH))
         return [prediction for chunk in chunks for prediction in predict(self.verifier, chunk)]
 
-    def points_seen(
-        self, name: str, prediction: Prediction | None, true: np.ndarray | None
-    ) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Joints (21, 2) and their confidence (21,) in the picture of that file name, None where there is none.
-
-        true  (21, 2) joints: of another program's hands the one closest to them counts
-        """
-        if self.keypoints is None:
-            return (None, None) if prediction is None else (prediction.keypoints_2d, prediction.confidence)
-        hand = None if true is None else others.closest_hand(self.keypoints[name], true)
-        return (None, None) if hand is None else (hand.keypoints_2d, hand.scores)
-
     def score(
         self, name: str, image: np.ndarray, truth: Truth, prediction: Prediction | None
     ) -> dict[str, float | None]:
@@ -267,9 +251,12 @@ class Estimators:
             scores |= region_scores(prediction.label_map, truth)
             scores |= shading_scores(image, truth) | tip_score(prediction.tips, truth)
             scores |= word_scores(image, prediction, self.verifier.backgrounds, truth)
-        if truth.keypoints_2d is not None and not (self.keypoints is None and prediction is None):
-            joints = self.points_seen(name, prediction, truth.keypoints_2d)
+        if truth.keypoints_2d is not None and self.keypoints is not None:
+            hand = others.closest_hand(self.keypoints[name], truth.keypoints_2d)
+            joints = (None, None) if hand is None else (hand.keypoints_2d, hand.scores)
             scores |= keypoint_scores(*joints, truth)
+        elif truth.keypoints_2d is not None and prediction is not None:
+            scores |= keypoint_scores(prediction.keypoints_2d, prediction.confidence, truth)
         if self.contacts is not None:
             scores["contact_seen"] = float(self.contacts[name] == others.PORTABLE_OBJECT)
         # Six digits: more is rounding of float32, and records stay readable.

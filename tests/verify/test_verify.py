@@ -199,9 +199,7 @@ def test_scores_are_added_to_the_records_and_replaced_by_the_next_run(folder, ve
     assert read_records(folder) == records and without_scores(records) == without_scores(before)
     assert all(record["verification"]["iou_hand"] is not None for record in records)
     assert report["scores"]["pck"]["n"] == 20 and not report["problems"]
-    assert {path.name for path in (folder / "verification").iterdir()} == {
-        "report.json", "report.md", "best_worst.png"
-    }  # fmt: skip
+    assert {path.name for path in (folder / "verification").iterdir()} == {"report.json", "report.md"}
     report = (folder / "verification/report.md").read_text()
     assert f"v.safetensors {files.sha256_of(verifier_file)[:12]}" in report
     save_verifier(verifier_file, Verifier(WORDS, side=SIDE), {"note": "another"})
@@ -239,7 +237,7 @@ def test_an_interrupted_run_and_a_full_disk_change_nothing(folder, verifier_file
 
 def test_a_verification_that_is_ended_before_its_report_leaves_no_scores(folder, verifier_file, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(report_module, "best_and_worst", killed)
+        patch.setattr(report_module, "report_as_markdown", killed)
         report_module.verify_folder(folder, verifier_file)
     assert not any(record.get("verification") for record in read_records(folder))
 
