@@ -29,7 +29,7 @@ from hoi.common import tensors
 from hoi.common.arrays import box_of, pictures_to_tensor
 from hoi.common.command import not_negative, positive, problems_as_messages
 from hoi.common.files import write_whole
-from hoi.common.machine import fast_dtype, keep_freed_memory
+from hoi.common.machine import keep_freed_memory
 from hoi.data.folder import array_of, load_depth, load_image, load_label_map, read_folders
 from hoi.export.folder import lacking
 from hoi.export.nocs import MIN_PIXELS, NOCS_KEYS
@@ -38,13 +38,13 @@ from hoi.geometry.render import OBJECT
 from hoi.metrics.hands import umeyama
 from hoi.metrics.poses import CLASS_NAMES, SYMMETRIC, true_objects
 from hoi.training.data import read_ahead, step_generator
+from hoi.verify.training import steps_passed, train_network
 from hoi.verify.verifier import CELL, Hourglass
 
 SIDE = 64  # pixels of a crop
 CHANNELS = (32, 48, 64, 96)  # of each level: half a million weights
 MARGIN = 1.2  # side of the crop over the longer side of the box
 MAX_SHIFT, MAX_ZOOM = 0.1, 0.15  # of the crop's side, in training: detections are not exact
-LEARNING_RATE, WARM_UP = 2e-3, 30  # as the verifier's
 BEND, COORDINATE_WEIGHT = 0.1, 10.0  # where the loss of coordinates turns from square to straight, as published
 KEPT_BYTES = 2 << 30  # of pictures in memory; beyond that they are read again
 # Fits of a pose, each without points farther than FAR times the median error, and NEAR metres, which depth is told to.
@@ -203,8 +203,6 @@ def train_pose_network(
     with torch.random.fork_rng():  # fresh weights come from torch's global generator, which is put back
         torch.manual_seed(seed)
         network = PoseNetwork(side).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=1e-3)
-    bf16 = fast_dtype("cpu") == torch.bfloat16
 
     def batch_of(step: int, _: int) -> dict[str, Tensor]:
         generator = step_generator(seed, step)
@@ -212,18 +210,8 @@ def train_pose_network(
         seeds = torch.randint(2**62, (batch_size,), generator=generator).tolist()
         return read_batch([read(visible[k]) for k in picked], seeds, side)
 
-    batches = tqdm(read_ahead(batch_of, ((step, 0) for step in range(steps))), "poses", steps, unit="step")
-    for step, batch in enumerate(batches):
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * max(0.02, 1 - step / steps) * min(1.0, (step + 1) / WARM_UP)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            outputs = network(batch["image"].contiguous(memory_format=torch.channels_last), batch["class_id"])
-        loss = pose_loss(*outputs, batch)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        batches.set_postfix(loss=f"{float(loss.detach()):.3f}", refresh=False)
+    batches = read_ahead(batch_of, ((step, 0) for step in range(steps)))
+    train_network(network, batches, steps_passed(steps), lambda said, batch: pose_loss(*said, batch), ["class_id"])
     return network.eval(), left_out
 
 

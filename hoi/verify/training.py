@@ -8,16 +8,17 @@ step reads a batch, moves it about, and compares what the network says with labe
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from hoi.common.arrays import pictures_to_tensor, resized_points
@@ -206,6 +207,34 @@ def verifier_loss(outputs: Outputs, batch: VerifierBatch) -> Tensor:
     return loss
 
 
+def train_network(
+    network: nn.Module, batches: Iterable[dict[str, Tensor]], progress: Iterable[float],
+    loss_of: Callable[[Any, dict[str, Tensor]], Tensor], others: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """One step of AdamW for each entry of `progress`, the share of the training that has passed.
+
+    loss_of  what the network says, batch -> loss
+    others   of a batch, what the network takes beside its "image"
+    Raises ValueError when the loss is not finite.
+    """
+    optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=1e-3)
+    bf16 = fast_dtype("cpu") == torch.bfloat16
+    for step, (share, batch) in enumerate(zip(progress, batches, strict=False)):
+        # By the share of time that has passed, not by steps: how many there will be is known at the end.
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * max(0.02, 1 - share) * min(1.0, (step + 1) / WARM_UP)
+        image = batch["image"].contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            outputs = network(image, *(batch[name] for name in others))
+        loss = loss_of(outputs, batch)
+        if not torch.isfinite(loss):
+            raise ValueError("the loss is not finite; are the pictures and keypoints of these folders sound?")
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)  # one odd batch must not undo minutes
+        optimizer.step()
+
+
 def train_verifier(
     folders: Sequence[Path], progress: Iterable[float], seed: int, side: int, batch_size: int = 32,
     start: Verifier | None = None, allow_generated: bool = False,
@@ -228,8 +257,6 @@ def train_verifier(
             raise ValueError(f"the verifier to go on from sees {start.side} pixels, or other words than these pictures")
         verifier.load_state_dict(start.state_dict())
     verifier = verifier.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(verifier.parameters(), lr=LEARNING_RATE, weight_decay=1e-3)
-    bf16 = fast_dtype("cpu") == torch.bfloat16
 
     def read(step: int, _: int) -> VerifierBatch:
         generator = step_generator(seed, step)
@@ -238,20 +265,8 @@ def train_verifier(
 
     # Only reading runs ahead: a second thread of torch operations would take the cores from the first.
     batches = read_ahead(read, ((step, 0) for step in itertools.count()))
-    for step, (share, batch) in enumerate(zip(progress, batches, strict=False)):
-        batch = augment(batch, step_generator(seed, step, purpose=1))
-        # By the share of time that has passed, not by steps: how many there will be is known at the end.
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * max(0.02, 1 - share) * min(1.0, (step + 1) / WARM_UP)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            outputs = verifier(batch["image"].contiguous(memory_format=torch.channels_last))
-        loss = verifier_loss(outputs, batch)
-        if not torch.isfinite(loss):
-            raise ValueError("the loss is not finite; are the pictures and keypoints of these folders sound?")
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(verifier.parameters(), 1.0)  # one odd batch must not undo minutes
-        optimizer.step()
+    moved = (augment(batch, step_generator(seed, step, purpose=1)) for step, batch in enumerate(batches))
+    train_network(verifier, moved, progress, verifier_loss)
     verifier.reached = score_reached(verifier.eval(), training_set.held_out)
     return verifier
 
@@ -269,13 +284,13 @@ def score_reached(verifier: Verifier, entries: Sequence[tuple[Path, dict]]) -> d
 
 def steps_passed(steps: int) -> Iterator[float]:
     """The share of so many steps that has passed, under a progress bar."""
-    return (step / steps for step in tqdm(range(steps), "training the verifier", unit="step"))
+    return (step / steps for step in tqdm(range(steps), "training", unit="step"))
 
 
 def minutes_passed(minutes: float) -> Iterator[float]:
     """The share of so many minutes that has passed, until it is 1, under a progress bar."""
     begin, steps = time.monotonic(), 0
-    with tqdm(total=round(60 * minutes), unit="s", desc="training the verifier") as bar:
+    with tqdm(total=round(60 * minutes), unit="s", desc="training") as bar:
         while (passed := time.monotonic() - begin) < 60 * minutes:
             bar.set_postfix(steps=steps, refresh=False)
             bar.update(round(passed) - bar.n)
