@@ -7,7 +7,7 @@ the records are held against their own annotation: how well a re-render and the 
 
 import json
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from hoi.common.arrays import intersection_over_union
-from hoi.common.choices import DPT_HYBRID, MARGIN, MIN_AREA, NORMALS
+from hoi.common.choices import DPT_HYBRID, MARGIN, MIN_AREA
 from hoi.common.files import JsonLines, write_whole
 from hoi.common.machine import barrier, mapper
 from hoi.conditions import Conditions, draw_normal, draw_segmentation, draw_skeleton, normals_from_inverse_depth
@@ -71,8 +71,6 @@ def check_needs(source: Source, settings: ConversionSettings) -> None:
     can be chosen.
     """
     normals, depth_files = settings.normals, settings.depth_files
-    if normals not in NORMALS:
-        raise ValueError(f"normals is {normals!r}, expected one of {', '.join(NORMALS)}")
     if normals == "rendered" and not source.has_geometry:
         raise ValueError(f"{source.name} has no 3D annotation to render normals from; choose --normals estimated, "
                          "depth-files or sensor-depth")  # fmt: skip
@@ -307,11 +305,10 @@ def summary(folder: str | Path) -> dict[str, Any]:
     """How well records agree with their own annotation: mean IoU of a re-render with the source's segmentation, and how
     far the posed hand's joints lie from the source's, for each side.  Empty where nothing could be measured.
     """
-    overlaps: dict[str, array] = {}
-    fits = {"right": array("d"), "left": array("d")}
+    overlaps, fits = defaultdict(partial(array, "d")), {"right": array("d"), "left": array("d")}
     for record in each_record(folder, ("index", "rerender_iou", "hand_fit_mm", "hand_side")):
         for name, value in (record["rerender_iou"] or {}).items():
-            overlaps.setdefault(name, array("d")).append(value)
+            overlaps[name].append(value)
         if record["hand_fit_mm"] is not None:
             fits[record["hand_side"]].append(record["hand_fit_mm"])
     means = {name: round(float(np.mean(values)), 4) for name, values in overlaps.items()}

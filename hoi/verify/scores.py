@@ -62,18 +62,13 @@ class Truth:
     tips: np.ndarray | None = None
 
 
-def true_label_map(folder: Path, record: dict[str, Any]) -> np.ndarray | None:
-    """(H, W) 0/1/2 of the record's segmentation; all 0 for scenery, which has no conditions at all; None if unsaid."""
-    if record.get("segmentation_file_name") is not None:
-        return load_label_map(folder, record)
-    if all(record.get(key) is None for key in CONDITION_KEYS):
-        return np.zeros((record["height"], record["width"]), np.uint8)
-    return None
-
-
 def load_truth(folder: Path, record: dict[str, Any]) -> Truth:
     """Raises FileNotFoundError or ValueError naming a missing or damaged file."""
-    label_map, text = true_label_map(folder, record), record.get("text") or ""
+    text, label_map = record.get("text") or "", None
+    if record.get("segmentation_file_name") is not None:
+        label_map = load_label_map(folder, record)
+    elif all(record.get(key) is None for key in CONDITION_KEYS):  # scenery
+        label_map = np.zeros((record["height"], record["width"]), np.uint8)
     drawn = record.get("normal_file_name") is not None and label_map is not None
     normal = load_picture(folder, record, "normal_file_name") if drawn else None
     if record.get("keypoints_2d") is None:

@@ -247,9 +247,7 @@ def load_verifier(path: Path = BUILT_IN_VERIFIER) -> Verifier:
         )
     state, metadata = tensors.load_model_file(path)
     if metadata.get("kind") != "verifier":
-        # Before keypoints were added the network was called so in its file.
-        kind = "a judge of an older version" if metadata.get("kind") == "judge" else "no verifier"
-        raise ValueError(f"{path} is {kind}; train a verifier with `{TRAIN_COMMAND}`")
+        raise ValueError(f"{path} is no verifier; train one with `{TRAIN_COMMAND}`")
     with content_expected(path, "metadata that says backgrounds and side"):
         # Files from before 2026-12 have neither of these two.
         materials, reached = (parse_json(metadata.get(key, "null")) for key in ("materials", "reached"))
