@@ -71,7 +71,7 @@ def add_keypoint_numbers(
     results: Results, records: Sequence[dict[str, Any]], predictions: Mapping[str, list[HandPrediction]],
     thresholds: Sequence[float],
 ) -> None:  # fmt: skip
-    """PCK at each threshold, its area, detection rate, mean pixel error; MPJPE where 3D predictions are.
+    """PCK at each threshold, detection rate, mean pixel error; MPJPE where 3D predictions are.
 
     Raises ValueError when no record has keypoints_2d.
     """
@@ -80,16 +80,13 @@ def add_keypoint_numbers(
         raise ValueError("no record has keypoints_2d, so keypoint predictions cannot be judged")
     if len(marked) < len(records):
         results.note(f"{len(records) - len(marked)} pictures without annotated keypoints count for no keypoint number")
-    n, widest, rows = len(marked), max(thresholds), [hand_errors(r, predictions[r["file_name"]]) for r in marked]
+    n, rows = len(marked), [hand_errors(record, predictions[record["file_name"]]) for record in marked]
     pixels, relative, root_mm, procrustes_mm = (np.array(column) for column in zip(*rows, strict=True))
     # Below the threshold, as MMPose and the verifier's scores have it: an error of just the threshold is wrong.
     for threshold in thresholds:
         results.add(f"PCK@{threshold:g}", mean_of((relative < threshold).mean(axis=1)), n, "higher",
                     f"share of 21 joints closer than {threshold:g} of the longer side of the target joints' box; "
                     "undetected hands have all joints wrong", SHARE)  # fmt: skip
-    # A joint with error e is right from threshold e on, so the area is a mean of 1 - e / widest: no steps are needed.
-    results.add(f"PCK AUC 0..{widest:g}", mean_of((1 - relative / widest).clip(min=0).mean(axis=1)), n, "higher",
-                f"mean of PCK over all thresholds from 0 to {widest:g}, exact", SHARE)  # fmt: skip
     found = np.isfinite(pixels[:, 0])
     results.add("hand detection rate", mean_of(found), n, "higher", "share of pictures in which a hand was found",
                 SHARE)  # fmt: skip
@@ -131,8 +128,6 @@ def add_contact_numbers(results: Results, records: Sequence[dict[str, Any]], con
     results.add("contact recall, %", mean_of(portable), n, "higher",
                 "share of pictures whose most certain hand is in state 3, portable object; no hand is none",
                 PERCENT)  # fmt: skip
-    results.add("contact recall with stationary, %", mean_of(100.0 * (states >= PORTABLE_OBJECT)), n, "higher",
-                "the same for states 3 and 4, stationary object", PERCENT)  # fmt: skip
     categories = np.array([str(record.get("category")) for record in touching])
     if len(set(categories)) > 1:  # the paper's 95.49 is the plain mean of its four categories
         results.add("contact recall, mean of categories, %", mean_of_groups(portable, categories), n, "higher",
