@@ -25,9 +25,7 @@ from hoi.verify.choices import BUILT_IN_VERIFIER, FORMATS
 
 WEIGHTS = ("inception", "clip", "verifier")  # flags
 PREDICTIONS = ("keypoints", "contact", "poses")
-DETAILS = {  # flags that say how another one is meant
-    "keypoints": ("pck_thresholds",), "poses": ("boxes",), "videos": ("mano",),
-}  # fmt: skip
+DETAILS = {"pck_thresholds": "keypoints", "boxes": "poses", "mano": "videos"}  # each says how another flag is meant
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -95,7 +93,7 @@ def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
          "a Frechet distance of --verifier needs pictures as the reference: --real DIR"),
         *((getattr(args, detail) != parser.get_default(detail) and not getattr(args, flag),
            f"--{detail.replace('_', '-')} says how --{flag} is measured, which was not given")
-          for flag, details in DETAILS.items() for detail in details),
+          for detail, flag in DETAILS.items()),
         (args.bootstrap < 0 or args.workers < 0 or min(args.pck_thresholds) <= 0,
          "--bootstrap and --workers must not be negative, --pck-thresholds must be positive"),
     ]  # fmt: skip
