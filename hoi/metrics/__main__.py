@@ -19,7 +19,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hoi.common.command import positive, usable_cpus
+from hoi.common.command import not_negative, positive, share, usable_cpus
 from hoi.metrics.choices import BOXES, POSE_FORMAT
 from hoi.verify.choices import BUILT_IN_VERIFIER, FORMATS
 
@@ -51,7 +51,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         help="of python -m hoi.verify train; without FILE the built-in one: Frechet distance")  # fmt: skip
     add = parser.add_argument_group("predictions and videos").add_argument
     add("--keypoints", type=Path, metavar="FILE", help="predicted hand keypoints of --fake: PCK, MPJPE")
-    add("--pck-thresholds", type=float, nargs="+", default=[0.05, 0.1, 0.2], metavar="T",
+    add("--pck-thresholds", type=share, nargs="+", default=[0.05, 0.1, 0.2], metavar="T",
         help="shares of the longer side of the joints' box (%(default)s)")  # fmt: skip
     add("--contact", type=Path, metavar="FILE", help="predicted contact states of --fake: contact recall")
     add("--poses", type=Path, metavar="FILE", help="predicted object poses: 3D IoU and degree-centimetre mAP")
@@ -60,11 +60,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--mano", metavar="FILE", help="official MANO_RIGHT.pkl, for videos made with it")
     add = parser.add_argument_group("how").add_argument
     # A draw of FID takes 0.03 s at 1,000 pictures and 0.9 s at 5,000 on two cores (Zen 5), so 200 take 3 minutes.
-    add("--bootstrap", type=int, default=200, metavar="N", help="draws of each interval, 0 for none (%(default)s)")
-    add("--seed", type=int, default=0, help="of the draws")
+    add("--bootstrap", type=not_negative, default=200, metavar="N", help="draws of intervals, 0: none (%(default)s)")
+    add("--seed", type=not_negative, default=0, help="of the draws")
     add("--skip-damaged", action="store_true", help="measure without damaged pictures, counted in the report")
     add("--batch-size", type=positive, default=32, metavar="B", help="pictures seen at once (%(default)s)")
-    add("--workers", type=int, default=min(usable_cpus(), 8), help="processes that read pictures (%(default)s)")
+    add("--workers", type=not_negative, default=min(usable_cpus(), 8), help="read pictures (processes, %(default)s)")
     add("--device", help="cpu, cuda, cuda:1, xpu, mps (default: a GPU where there is one)")
     args = parser.parse_args(arguments)
     _check_flags(parser, args)
@@ -94,8 +94,6 @@ def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
         *((getattr(args, detail) != parser.get_default(detail) and not getattr(args, flag),
            f"--{detail.replace('_', '-')} says how --{flag} is measured, which was not given")
           for detail, flag in DETAILS.items()),
-        (args.bootstrap < 0 or args.workers < 0 or min(args.pck_thresholds) <= 0,
-         "--bootstrap and --workers must not be negative, --pck-thresholds must be positive"),
     ]  # fmt: skip
     # argparse knows no flags that need each other, and a flag that does nothing looks as if it had done something.
     for wrong, message in rows:

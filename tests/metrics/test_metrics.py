@@ -277,6 +277,8 @@ def test_predictions_of_other_pictures_or_too_few_are_refused(fake, tmp_path):
     (["--videos", "a", "--poses", "f"], "--poses needs the pictures to measure: --fake DIR"),
     (["--fake", "a", "--boxes", "aabb"], "--boxes says how --poses is measured, which was not given"),
     (["--fake", "a", "--pck-thresholds", "0.3"], "--pck-thresholds says how --keypoints is measured"),
+    (["--fake", "a", "--pck-thresholds", "nan"], "argument --pck-thresholds: 'nan' is not a finite number"),
+    (["--fake", "a", "--bootstrap", "-1"], "argument --bootstrap: '-1' must not be negative"),
 ])  # fmt: skip
 def test_flags_that_would_go_unread_are_refused(arguments, message, capsys):
     with pytest.raises(SystemExit):
