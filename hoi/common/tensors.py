@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 import zipfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,6 +33,7 @@ LONGEST_OFFENCE = 200  # characters of torch's own sentence in a message
 PICKLE_MAGIC = b"\x80"  # torch files of before 2020 begin so
 WRAPPERS = ("module.", "adapter.")  # of DataParallel around a model; of diffusers around a T2I-Adapter
 TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}  # in safetensors
+TRAINERS_NOTES = ("global_step", "epoch", "step", "iteration", "pytorch-lightning_version")  # beside the weights
 
 
 class WeightFile(Mapping[str, Tensor]):
@@ -152,13 +154,26 @@ def _lightning_globals() -> list[Any]:
 
 
 def only_tensors(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """The tensors of a torch file, without a `state_dict` nesting.  Raises ValueError when it holds anything else."""
+    """The tensors of a torch file's content, without a `state_dict` nesting.
+
+    A trainer's notes, such as `global_step`, are left out with a warning; ValueError when anything else is there.
+    """
     if isinstance(content.get("state_dict"), Mapping):  # Lightning's and many others' way to save
         content = content["state_dict"]
+    notes = [name for name in TRAINERS_NOTES if isinstance(content.get(name), int | float | str)]
+    if notes:
+        warn_left_out(path, notes)
+        content = {name: value for name, value in content.items() if name not in notes}
     other = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if other:
         raise ValueError(f"{path} should hold tensors only, but {first_few(sorted(other))} are something else")
     return dict(content)
+
+
+def warn_left_out(path: Path, names: Iterable[str]) -> None:
+    """Say which entries of a weight file were not read, because no network here has a place for them."""
+    text = f"{path}: left out {first_few(names)}, for which no network here has a place"
+    warnings.warn(text, RuntimeWarning, stacklevel=3)
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -12,7 +12,6 @@ T2I-Adapters and ControlNets.  Other families, damaged files and pickles that as
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -23,10 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hoi.common.choices import CONDITION_NAMES, DTYPES
-from hoi.common.command import first_few
 from hoi.common.files import ASSETS, content_expected, sha256_of
 from hoi.common.machine import choose_device, fast_dtype
-from hoi.common.tensors import Shapes, WeightFile, check_shapes, is_finite, shapes_of
+from hoi.common.tensors import Shapes, WeightFile, check_shapes, is_finite, shapes_of, warn_left_out
 from hoi.network.config import ModelConfig, sd1_config
 from hoi.network.kernels import pack
 from hoi.network.model import HOIDiffusion
@@ -261,8 +259,7 @@ def check_part(part: FilePart, expected: Shapes) -> None:
         if needed and not any(name in file.shapes for theirs in needed for name in theirs):
             raise ValueError(f"{file.path} has no {told}")
     if unused := [name for name in file if layouts.UNUSED.fullmatch(name)]:
-        warnings.warn(f"{file.path}: left out {first_few(unused)}, for which no network here has a place",
-                      RuntimeWarning, stacklevel=2)  # fmt: skip
+        warn_left_out(file.path, unused)
     for ours, theirs in part.names.items():
         rows, *rest = expected[ours]
         for name in theirs:

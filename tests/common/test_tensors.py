@@ -110,6 +110,12 @@ def test_a_file_is_read_as_what_it_holds_whatever_its_suffix(tmp_path):
     assert set(tensors.WeightFile(tmp_path / "partly.pth")) == {"module.a", "b"}
 
 
+def test_a_trainers_notes_beside_tensors_are_left_out_with_a_word(tmp_path):
+    torch.save({"a": torch.ones(2), "global_step": 470000, "epoch": 3}, tmp_path / "flat.ckpt")
+    with pytest.warns(RuntimeWarning, match=r"flat\.ckpt: left out global_step, epoch"):
+        assert set(tensors.WeightFile(tmp_path / "flat.ckpt")) == {"a"}
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no weight file at .*absent\.pth"):
         tensors.load_model_file(tmp_path / "absent.pth")
