@@ -82,7 +82,7 @@ def write_world(folder: Path) -> None:
     write_dexycb(folder / "dexycb", arrays, frames=1, sides=("right",), serials=SERIALS[:1])
     write_official_csv(folder / "csv")
     write_with_mesh(folder / "data")
-    for suffix in ("obj", "ply", "stl", "off", "glb", "3mf", "dae"):
+    for suffix in ("obj", "ply", "stl", "off", "glb"):
         trimesh.creation.cylinder(0.04, 0.1, sections=12).export(folder / f"mug.{suffix}")
     trimesh.creation.box([0.1, 0.1, 0.1]).export(folder / "ascii.ply", encoding="ascii")
     (folder / "mug.gltf").write_text(json.dumps(gltf_tree(folder / "mug.glb")))
@@ -236,7 +236,7 @@ def read_depth(path):
 
 # File (a pattern below the world's folder) and what reads it; what is done to it follows from its suffix.
 KINDS = {
-    **{f"mug.{suffix}": read_mesh for suffix in ("obj", "ply", "stl", "off", "glb", "gltf", "3mf", "dae")},
+    **{f"mug.{suffix}": read_mesh for suffix in ("obj", "ply", "stl", "off", "glb", "gltf")},
     "ascii.ply": read_mesh,
     "mano.npz": lambda path: (read_mano(path), read_pca(path, "left")),
     "MANO_RIGHT.pkl": lambda path: (read_mano(path), read_pca(path, "right")),
@@ -424,7 +424,7 @@ def other_safetensors(content: bytes, rng: random.Random) -> bytes:
 OTHER = {
     ".json": other_json, ".jsonl": other_json, ".gltf": other_json, ".csv": other_cells, ".yml": other_yaml,
     ".npy": other_header, ".safetensors": other_safetensors,
-    **dict.fromkeys((".npz", ".3mf", ".ckpt", ".pt"), other_member),
+    **dict.fromkeys((".npz", ".ckpt", ".pt"), other_member),
     **dict.fromkeys((".png", ".jpg", ".webp", ".tif", ".bmp", ".ppm"), other_picture),
 }  # fmt: skip
 

@@ -1,20 +1,16 @@
-"""Mesh files of other programs.  File -> triangles in the file's own units, and what it says of its unit and axis.
+"""Mesh files of other programs.  File -> triangles in the file's own units.
 
-trimesh reads STL and what other packages help it with.  It fills faces with notches by a fan, its binary PLY knows
-neither faces of different lengths nor strips, its glTF neither required extensions nor normalized or sparse accessors:
-so OBJ, OFF, PLY and glTF are read here.  DAE alone keeps its fans: they are pycollada's.
+trimesh reads STL and glTF.  It fills faces with notches by a fan, and its binary PLY knows neither faces of different
+lengths nor strips: so OBJ, OFF and PLY are read here.  Its glTF is silent about required extensions, fans, and
+accessors that are normalized or sparse: files with these are refused before.
 """
 
 from __future__ import annotations
 
-import base64
 import io
 import re
-import struct
-import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,7 +18,6 @@ from urllib.parse import unquote
 
 import numpy as np
 import trimesh
-from trimesh.units import unit_conversion
 from trimesh.util import append_faces, decode_text, triangle_strips_to_faces
 
 from hoi.common.command import first_few
@@ -30,12 +25,9 @@ from hoi.common.files import files_under, parse_json
 
 GLTF_SUFFIXES = (".glb", ".gltf")
 MESH_SUFFIXES = (".obj", ".ply", ".stl", *GLTF_SUFFIXES, ".off")
-# Read when the file is named itself and the package is there; in folders they mostly stand beside an .obj of the same.
-READERS = {".dae": "pycollada", ".3mf": "lxml", ".step": "cascadio", ".stp": "cascadio"}
-MODULES = {"pycollada": "collada"}  # packages whose module is called otherwise
 OTHER_SUFFIXES = (
-    *READERS, ".fbx", ".blend", ".usd", ".usda", ".usdc", ".usdz", ".3ds", ".wrl", ".x3d", ".vtk", ".igs", ".iges",
-    ".drc", ".max", ".skp",
+    ".dae", ".3mf", ".step", ".stp", ".fbx", ".blend", ".usd", ".usda", ".usdc", ".usdz", ".3ds", ".wrl", ".x3d",
+    ".vtk", ".igs", ".iges", ".drc", ".max", ".skp",
 )  # fmt: skip
 ARCHIVES = (".zip", ".gz", ".bz2", ".tar", ".tgz")
 CONVERT = f"convert it to one of {', '.join(MESH_SUFFIXES)}"
@@ -44,20 +36,16 @@ PLY_TYPES = {"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": 
 PLY_TYPES |= {np.dtype(of).name: of for of in PLY_TYPES.values()}  # int8 and the like, as numpy calls them
 PLY_ROWS = 4096  # looked at together: where lists of two lengths take turns, all that follows would be looked at often
 PLY_ORDERS = {"ascii": "<", "binary_little_endian": "<", "binary_big_endian": ">"}
-GLTF_TYPES = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
-GLTF_WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
-# Parts of the names of extensions that leave shapes alone, or that are read; any other required one is refused.
-GLTF_READ = ("material", "texture", "light", "KHR_mesh_quantization", "KHR_xmp", "animation", "variants", "EXT_image")
-TRIANGLES, STRIP, FAN = 4, 5, 6  # modes of glTF primitives
+# Parts of the names of extensions that leave shapes alone; any other required one is refused.
+GLTF_READ = ("material", "texture", "light", "KHR_xmp", "animation", "variants", "EXT_image")
+TRIANGLES, FLOAT32 = 4, 5126  # how glTF calls them
+GLTF_MODES = (0, 1, TRIANGLES, 5)  # points, lines, triangles, strips; trimesh passes over fans, loops, joined lines
 MOST_CORNERS = 3000  # of a face with notches: cutting ears takes the square of it
-MOST_FACES = 1_000_000  # or vertices of a glTF without as many bytes: a small one can place its mesh often
-MOST_UNPACKED = 1 << 26  # bytes that a 3MF, which is a zip, may hold: read, they take several times as much
+MOST_UNPACKED = 3_000_000  # corners or bytes of a glTF that has fewer bytes: a small one can place its mesh often
 FLAT = 1e-6  # thickness over length below which a mesh is a sheet
 FLAT_TURN = 1e-5  # sine of the angle below which a corner that turns back counts as straight: coordinates are rounded
 COARSEST = 1e-3  # of the longest side; float32 steps above it show as stairs
 Parts = list[tuple[np.ndarray, np.ndarray]]  # vertices (V, 3) and faces (F, 3) of each part, which may have none
-Stated = tuple[float | None, str | None]  # metres per unit and vertical axis; None where the file does not say
-UNSTATED = (None, None)
 
 
 def left_out_of(folder: Path) -> str:
@@ -71,37 +59,29 @@ class MeshFile:
     """What a mesh file holds.
 
     vertices  (V, 3) float64 in the file's units          faces  (F, 3) int64
-    metres    a unit of the file in metres, None where it does not say
-    up        "y" or "z", its vertical axis, None where it does not say
     notes     sentences: what was joined or left out
     """
 
     vertices: np.ndarray
     faces: np.ndarray
-    metres: float | None = None
-    up: str | None = None
     notes: list[str] = field(default_factory=list)
 
 
 def read_mesh(path: Path) -> MeshFile:
     """All triangles of a file, parts of a scene in their places, vertices that no face names left out.
 
-    Raises ValueError for a file that is damaged, of an unknown kind or without triangles, whose reader is not
-    installed, that needs a glTF extension, or whose numbers cannot be a shape: NaN, flat, too coarse for their size.
+    Raises ValueError for a file that is damaged, of an unknown kind or without triangles, that needs a glTF extension,
+    or whose numbers cannot be a shape: NaN, flat, too coarse for their size.
     """
     suffix = path.suffix.lower()
-    package = READERS.get(suffix)
-    if package and find_spec(MODULES.get(package, package)) is None:
-        raise ValueError(f"{path}: reading {suffix} needs another package: pip install {package}; or {CONVERT}")
-    if suffix not in (*MESH_SUFFIXES, *READERS):  # trimesh knows more: archives, drawings, JSON with code-like trees
-        why = "it is an archive; unpack it and name the mesh in it" if suffix in ARCHIVES else f"unknown; {CONVERT}"
-        raise ValueError(f"{path} cannot be read as a {suffix or 'mesh'} file: {why}")
-    readers = {".obj": _read_obj, ".ply": _read_ply, ".off": _read_off} | dict.fromkeys(GLTF_SUFFIXES, _read_gltf)
+    if suffix not in MESH_SUFFIXES:  # trimesh knows more: archives, drawings, JSON with code-like trees
+        kind = "an archive; unpack it and name the mesh in it" if suffix in ARCHIVES else f"not read here; {CONVERT}"
+        raise ValueError(f"{path} cannot be read as a {suffix or 'mesh'} file: it is {kind}")
+    readers = {".obj": _read_obj, ".ply": _read_ply, ".off": _read_off}
     try:
-        found, stated = readers.get(suffix, _read_by_trimesh)(path)
-    except Exception as error:  # the readers behind trimesh raise whatever their format's parser meets
-        known = "" if suffix in MESH_SUFFIXES else f"; {CONVERT}"
-        raise ValueError(f"{path} cannot be read as a {suffix} file: {str(error)[:500]}{known}") from error
+        found = readers.get(suffix, _read_by_trimesh)(path)
+    except Exception as error:  # trimesh raises whatever it meets
+        raise ValueError(f"{path} cannot be read as a {suffix} file: {str(error)[:500]}") from error
     parts = [part for part in found if len(part[1])]
     skipped = len(found) - len(parts)
     if not parts:
@@ -114,7 +94,7 @@ def read_mesh(path: Path) -> MeshFile:
         raise ValueError(f"{path}: a face names vertex {faces.max()}, but there are {len(vertices)} vertices")
     vertices, faces = drop_unused(vertices.astype(np.float64), faces.astype(np.int64))
     _check_numbers(vertices, path)
-    return MeshFile(vertices, faces, *stated, notes)
+    return MeshFile(vertices, faces, notes)
 
 
 def drop_unused(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -146,30 +126,67 @@ def _check_numbers(vertices: np.ndarray, path: Path) -> None:
 # --- by trimesh ---
 
 
-def _read_by_trimesh(path: Path) -> tuple[Parts, Stated]:
-    """Parts, and what the file states, of a format that trimesh knows."""
-    suffix, content = path.suffix.lower(), path.read_bytes()
-    if suffix == ".3mf" and sum(of.file_size for of in zipfile.ZipFile(path).infolist()) > MOST_UNPACKED:
-        raise ValueError(f"it unpacks to more than {MOST_UNPACKED >> 20} MB; simplify it")
-    scene = trimesh.load(io.BytesIO(content), suffix[1:], force="scene", process=False, skip_materials=True)
-    parts, units = [], None
+def _read_by_trimesh(path: Path) -> Parts:
+    """Parts of an STL or glTF in their scene; a mirrored one keeps its outside outside."""
+    suffix, content, parts = path.suffix.lower(), path.read_bytes(), []
+    beside = _check_gltf(content, path.parent) if suffix in GLTF_SUFFIXES else None
+    scene = trimesh.load(io.BytesIO(content), suffix[1:], beside, force="scene", process=False, skip_materials=True)
     for node in scene.graph.nodes_geometry:
         transform, name = scene.graph[node]
         part = scene.geometry[name]
         faces = getattr(part, "faces", np.zeros((0, 3), dtype=np.int64))  # points and lines have none
-        parts.append(_placed(part.vertices, faces, transform))
-        units = part.metadata.get("units", units)
-    up = None
-    if suffix == ".dae":  # trimesh takes its unit from the file, its axis it does not; without it the format says y
-        axis = re.search(rb"<up_axis>\s*([XYZ])_UP", content)
-        up = axis[1].decode().lower() if axis else "y"
-    return parts, (unit_conversion(units, "m") if units else None, up)
+        mirrored = np.linalg.det(transform[:3, :3]) < 0
+        parts.append((trimesh.transform_points(part.vertices, transform), faces[:, ::-1] if mirrored else faces))
+    return parts
 
 
-def _placed(vertices: np.ndarray, faces: np.ndarray, transform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A part in its scene; a mirrored one keeps its outside outside."""
-    mirrored = np.linalg.det(transform[:3, :3]) < 0
-    return trimesh.transform_points(vertices, transform), faces[:, ::-1] if mirrored else faces
+def _check_gltf(content: bytes, folder: Path) -> dict[str, bytes]:
+    """The buffers that stand in files beside a glTF, by their addresses.
+
+    Raises ValueError for one of which trimesh would read another shape than it has, or that unfolds to a giant.
+    Source: glTF 2.0, Khronos 2021.
+    """
+    head = content[20 : 20 + int.from_bytes(content[12:16], "little")] if content[:4] == b"glTF" else content
+    tree = parse_json(head.decode())
+    if not str(tree.get("asset", {}).get("version", "")).startswith("2"):
+        raise ValueError("it is not glTF 2; export it again as glTF 2.0")
+    required = [str(name) for name in tree.get("extensionsRequired", [])]
+    if unknown := [name for name in required if not any(word in name for word in GLTF_READ)]:
+        raise ValueError(f"it needs the glTF extension {', '.join(unknown)}, which is not read here: export it without "
+                         "(in Blender, untick Compression)")  # fmt: skip
+    beside = {}
+    for address in {buffer.get("uri", "data:") for buffer in tree.get("buffers", [])}:
+        if not address.startswith("data:"):
+            path = folder / unquote(address)
+            if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
+                raise ValueError(f"its buffer {address!r:.80} is no file beside it")
+            beside[address] = path.read_bytes()
+    size = len(content) + sum(map(len, beside.values()))
+    nodes, accessors = tree.get("nodes", []), tree.get("accessors", [])
+    corners = [sum(_gltf_corners(part, accessors) for part in mesh["primitives"]) for mesh in tree.get("meshes", [])]
+    roots = tree["scenes"][tree.get("scene", 0)].get("nodes", []) if tree.get("scenes") else []
+    placed = [*roots, *chain.from_iterable(node.get("children", []) for node in nodes)]
+    if len(set(placed)) < len(placed) or any("camera" in node and "mesh" in node for node in nodes):
+        raise ValueError("a node of it stands in its tree twice, or is a camera with a mesh")
+    unpacked = (sum(corners[node["mesh"]] for node in nodes if "mesh" in node),
+                sum(accessor["count"] for accessor in accessors),
+                sum(view["byteLength"] for view in tree.get("bufferViews", [])))  # fmt: skip
+    if max(unpacked) > max(MOST_UNPACKED, size):
+        raise ValueError(f"it has {size} bytes and unfolds to {max(unpacked)} corners or bytes: simplify it")
+    return beside
+
+
+def _gltf_corners(primitive: dict[str, Any], accessors: Sequence[dict[str, Any]]) -> int:
+    """How many corners or vertices a primitive has, the larger number.  Raises ValueError as _check_gltf."""
+    points = accessors[primitive["attributes"]["POSITION"]]
+    corners = accessors[primitive["indices"]] if "indices" in primitive else points
+    if primitive.get("mode", TRIANGLES) not in GLTF_MODES:
+        raise ValueError("it has triangle fans or joined lines, which are not read here: export triangles")
+    if points["componentType"] != FLOAT32 or points.get("normalized"):
+        raise ValueError("its positions are quantized, which is not read here: export it without compression")
+    if any("sparse" in each or "bufferView" not in each for each in (points, corners)):
+        raise ValueError("its positions are sparse or have no data: export it without compression and shape keys")
+    return max(points["count"], corners["count"])
 
 
 # --- faces with more than three corners ---
@@ -251,7 +268,7 @@ def _turn(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 # --- OBJ, OFF and PLY ---
 
 
-def _read_obj(path: Path) -> tuple[Parts, Stated]:
+def _read_obj(path: Path) -> Parts:
     """Vertices and faces, whatever their materials and groups.
 
     Corners counted back (f -3 -2 -1) are named from the last vertex so far: trimesh counts from the file's end.
@@ -266,10 +283,10 @@ def _read_obj(path: Path) -> tuple[Parts, Stated]:
             corners = [int(word.split("/")[0]) for word in words]
             polygons.append([corner - 1 if corner >= 0 else len(vertices) + corner for corner in corners])
     points = np.array(vertices, dtype=np.float64)
-    return [(points, _triangles(points, polygons))], UNSTATED
+    return [(points, _triangles(points, polygons))]
 
 
-def _read_off(path: Path) -> tuple[Parts, Stated]:
+def _read_off(path: Path) -> Parts:
     """Vertices, a line each, then faces: how many corners, which, perhaps a colour.  The counts may touch the head."""
     lines = [cut for line in decode_text(path.read_bytes()).splitlines() if (cut := line.split("#")[0].strip())]
     head = re.match(r"(ST)?C?N?OFF", lines[0] if lines else "")
@@ -281,10 +298,10 @@ def _read_off(path: Path) -> tuple[Parts, Stated]:
         raise ValueError(f"it promises {count} vertices and {face_count} faces and has {len(lines) - 1} lines")
     vertices = np.array([line.split()[:3] for line in lines[1 : count + 1]], dtype=np.float64).reshape(-1, 3)
     rows = [[int(word) for word in line.split()] for line in lines[count + 1 : count + face_count + 1]]
-    return [(vertices, _triangles(vertices, [row[1 : row[0] + 1] for row in rows]))], UNSTATED
+    return [(vertices, _triangles(vertices, [row[1 : row[0] + 1] for row in rows]))]
 
 
-def _read_ply(path: Path) -> tuple[Parts, Stated]:
+def _read_ply(path: Path) -> Parts:
     """Vertices, and faces of any numbers of corners, or triangle strips cut by -1 (as VRIP and zipper write them)."""
     head, _, body = path.read_bytes().partition(b"end_header")
     body = body[2 if b"\r\n" in head else 1 :]
@@ -312,7 +329,7 @@ def _read_ply(path: Path) -> tuple[Parts, Stated]:
     for strip in chain.from_iterable(columns.get("tristrips", {}).get("vertex_indices", ())):
         strips = (part[part != -1].astype(np.int64) for part in np.split(strip, np.flatnonzero(strip == -1)))
         faces += [triangle_strips_to_faces([part]) for part in strips if len(part) > 2]
-    return [(vertices, np.concatenate(faces))], UNSTATED
+    return [(vertices, np.concatenate(faces))]
 
 
 def _ply_rows(
@@ -343,119 +360,3 @@ def _ply_rows(
             columns[name].append(table[name])
         at, count = at + table.nbytes, count - len(table)
     return columns, at
-
-
-# --- glTF ---
-
-
-def _read_gltf(path: Path) -> tuple[Parts, Stated]:
-    """Triangles of a glTF's scene: metres and y up by definition (glTF 2.0, Khronos 2021).
-
-    Raises ValueError naming a required extension that changes shapes, KHR_mesh_quantization excepted.
-    """
-    tree, chunk = _gltf_chunks(path.read_bytes())
-    if not str(tree.get("asset", {}).get("version", "")).startswith("2"):
-        raise ValueError("it is not glTF 2; export it again as glTF 2.0")
-    required = [str(name) for name in tree.get("extensionsRequired", [])]
-    if unknown := [name for name in required if not any(word in name for word in GLTF_READ)]:
-        raise ValueError(f"it needs the glTF extension {', '.join(unknown)}, which is not read here: export it without "
-                         "(in Blender, untick Compression)")  # fmt: skip
-    buffers = [_gltf_buffer(buffer, chunk, path.parent) for buffer in tree.get("buffers", [])]
-    parts, count = [], 0
-    for mesh, transform in _gltf_meshes(tree):
-        for primitive in tree["meshes"][mesh]["primitives"]:
-            vertices = _gltf_array(tree, buffers, primitive["attributes"]["POSITION"])
-            named = primitive.get("indices")
-            corners = np.arange(len(vertices)) if named is None else _gltf_array(tree, buffers, named).ravel()
-            corners, mode = corners.astype(np.int64), primitive.get("mode", TRIANGLES)
-            if mode == TRIANGLES:
-                faces = corners[: len(corners) // 3 * 3].reshape(-1, 3)
-            elif mode == STRIP and len(corners) > 2:
-                faces = triangle_strips_to_faces([corners])
-            elif mode == FAN:
-                faces = np.stack([corners[1:-1], corners[2:], np.full(max(len(corners) - 2, 0), corners[0])], axis=1)
-            else:
-                faces = np.zeros((0, 3), dtype=np.int64)
-            count += max(len(faces), len(vertices))
-            if count > max(MOST_FACES, sum(map(len, buffers))):
-                raise ValueError(f"its parts have more than {MOST_FACES} faces together: simplify it")
-            parts.append(_placed(vertices, faces, transform))
-    return parts, (1.0, "y")
-
-
-def _gltf_chunks(content: bytes) -> tuple[dict[str, Any], bytes]:
-    """The JSON of a .gltf or .glb, and a .glb's binary chunk."""
-    if content[:4] != b"glTF":
-        return parse_json(content.decode()), b""
-    chunks, at = {}, 12
-    while at + 8 <= len(content):
-        length, kind = struct.unpack_from("<I4s", content, at)
-        chunks[kind] = chunks.get(kind) or content[at + 8 : at + 8 + length]
-        at += 8 + length
-    return parse_json(chunks[b"JSON"].decode()), chunks.get(b"BIN\0", b"")
-
-
-def _gltf_buffer(buffer: dict[str, Any], chunk: bytes, folder: Path) -> bytes:
-    """Bytes of a buffer: of the .glb itself, in its address, or in a file beside it."""
-    address = buffer.get("uri")
-    if address is None:
-        return chunk
-    if address.startswith("data:"):
-        return base64.b64decode(address.partition(",")[2])
-    path = folder / unquote(address)
-    if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
-        raise ValueError(f"its buffer {address!r:.80} is no file beside it")
-    return path.read_bytes()
-
-
-def _gltf_meshes(tree: dict[str, Any]) -> Iterator[tuple[int, np.ndarray]]:
-    """Number and transform (4, 4) of every mesh in the scene; in all nodes where no scene is said."""
-    nodes = tree.get("nodes", [])
-    if tree.get("scenes"):
-        roots = tree["scenes"][tree.get("scene", 0)].get("nodes", [])
-    else:
-        roots = set(range(len(nodes))) - {child for node in nodes for child in node.get("children", [])}
-    waiting, seen = [(root, np.eye(4)) for root in roots], set()
-    while waiting:
-        number, above = waiting.pop()
-        if number in seen:
-            raise ValueError(f"node {number} stands in its tree twice")
-        seen.add(number)
-        node = nodes[number]
-        if "matrix" in node:
-            own = np.reshape(np.array(node["matrix"], dtype=np.float64), (4, 4)).T  # stored column after column
-        else:
-            x, y, z, w = node.get("rotation", (0, 0, 0, 1))
-            own = trimesh.transformations.quaternion_matrix([w, x, y, z]) @ np.diag([*node.get("scale", (1, 1, 1)), 1])
-            own[:3, 3] = node.get("translation", (0, 0, 0))
-        if "mesh" in node:
-            yield node["mesh"], above @ own
-        waiting += [(child, above @ own) for child in node.get("children", [])]
-
-
-def _gltf_array(tree: dict[str, Any], buffers: Sequence[bytes], number: int) -> np.ndarray:
-    """An accessor's rows (count, columns): `normalized` integers as the numbers in [-1, 1] that they stand for."""
-    accessor = tree["accessors"][number]
-    count, columns = accessor["count"], GLTF_WIDTHS[accessor["type"]]
-    dtype = np.dtype(GLTF_TYPES[accessor["componentType"]])
-
-    def stored(place: dict[str, Any], dtype: np.dtype, count: int, columns: int) -> np.ndarray:
-        view = tree["bufferViews"][place["bufferView"]]
-        start = view.get("byteOffset", 0) + place.get("byteOffset", 0)
-        stride = view.get("byteStride") or dtype.itemsize * columns
-        return np.ndarray((count, columns), dtype, buffers[view["buffer"]], start, (stride, dtype.itemsize))
-
-    sparse = accessor.get("sparse")
-    if "bufferView" in accessor:
-        rows = stored(accessor, dtype, count, columns)
-    elif sparse and count <= sum(len(buffer) for buffer in buffers):
-        rows = np.zeros((count, columns), dtype)
-    else:
-        raise ValueError(f"accessor {number} has no data")
-    if sparse:
-        places = stored(sparse["indices"], np.dtype(GLTF_TYPES[sparse["indices"]["componentType"]]), sparse["count"], 1)
-        rows = rows.copy()
-        rows[places.ravel()] = stored(sparse["values"], dtype, sparse["count"], columns)
-    if accessor.get("normalized") and dtype.kind in "iu":
-        rows = np.maximum(rows / np.iinfo(dtype).max, -1.0)
-    return rows

@@ -88,9 +88,8 @@ def _unit_of(file: MeshFile, units: str | float | None, path: Path) -> tuple[flo
                              "or metres per unit as a number")
         name = UNIT_WORDS.get(units, f"{metres:g} m each")
         return metres, [f"Units as given: {name} ({extent:.4g} units long)."], f"--units {units}"
-    if file.metres is not None:
-        stated = [] if path.suffix.lower() in GLTF_SUFFIXES else [f"The file states its unit: {file.metres:.4g} m."]
-        return file.metres, stated, f"the file's unit is {file.metres:.4g} m"
+    if path.suffix.lower() in GLTF_SUFFIXES:
+        return 1.0, [], "the file's unit is 1 m"
     guessed = "units were guessed from the size"
     if extent <= LONGEST_IN_METRES:
         return 1.0, [f"Taken as metres: {extent:.4g} units long."], guessed
@@ -108,11 +107,11 @@ def _size_message(path: Path, size: float, metres: float, how: str) -> str:
             f"{advice} the metres per unit as a number, such as --units {0.12 / extent:.3g} for a length of 0.12 m")
 
 
-def _upright(file: MeshFile, up: str | None, path: Path) -> tuple[np.ndarray, list[str]]:
+def _upright(up: str | None, path: Path) -> tuple[np.ndarray, list[str]]:
     """Rotation (4, 4) that turns the file's vertical axis to z, and a sentence where which one it is is not plain."""
-    axis = up or file.up or "z"
+    axis = up or ("y" if path.suffix.lower() in GLTF_SUFFIXES else "z")
     if axis not in ("y", "z"):
-        raise ValueError(f"{path}: up is {axis!r}, expected 'z' or 'y'" + ("" if up else "; pass --up"))
+        raise ValueError(f"{path}: up is {axis!r}, expected 'z' or 'y'")
     if axis == "y":
         return Y_UP_TO_Z_UP, ["The file's y axis is up; turned to z up (pass --up z if it already was)."]
     unsaid = up is None and path.suffix.lower() == ".obj"
@@ -311,9 +310,9 @@ def load_object(
 
     path      obj, ply, stl, glb, gltf or off; all parts of a scene are taken, in their places
     category  noun for captions; None: from the file's or its folder's name
-    units     "m", "dm", "cm", "mm", "in", or metres per unit as a number; None: what the file states (glTF, DAE, 3MF),
-              else guessed from the size
-    up        "z" or "y", the file's vertical axis; None: what the file states (glTF, DAE), else z
+    units     "m", "dm", "cm", "mm", "in", or metres per unit as a number; None: metres for glTF, else guessed
+              from the size
+    up        "z" or "y", the file's vertical axis; None: y for glTF, else z
     The notes name the flags of the scripts, which are called as these arguments are.
     Raises FileNotFoundError; ValueError for a file that is unreadable, empty, flat, has NaN or infinity, or is smaller
     than 1 cm or larger than 0.6 m after conversion.  Open, badly wound or non-manifold meshes are noted, not refused.
@@ -324,7 +323,7 @@ def load_object(
         raise FileNotFoundError(f"mesh file {path} does not exist.{hint}")
     file = read_mesh(path)
     metres, unit_notes, how = _unit_of(file, units, path)
-    upright, up_notes = _upright(file, up, path)
+    upright, up_notes = _upright(up, path)
     notes = [*file.notes, *unit_notes, *up_notes]
     file_to_canonical = upright @ np.diag([metres, metres, metres, 1.0])
     vertices = file.vertices @ file_to_canonical[:3, :3].T
