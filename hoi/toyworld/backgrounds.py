@@ -15,12 +15,13 @@ from hoi.toyworld import scenery
 from hoi.toyworld.scenery import Color, between, ground_grid, noise, over, picture_grid, ramp, rgb, sample
 
 Painter = Callable[[np.random.Generator, int, int, float], np.ndarray]
-NO_GROUND = (0.0, 0.0)  # horizon of what stands upright and fills the picture
+# Horizons, see Background: of what stands upright and fills the picture, of tables here and there.
+NO_GROUND, LABORATORY, KITCHEN = (0.0, 0.0), (0.1, 0.36), (0.06, 0.34)
 
 
 @dataclass(frozen=True)
 class Background:
-    """One kind: its painter and sentences for it alone.
+    """One kind and its painter.
 
     horizon  rows where its ground begins, shares of the picture: for a camera that looks steeply down, and for one that
              looks level.  True perspective would show sand alone from most cameras, which no beach is told by
@@ -30,7 +31,6 @@ class Background:
 
     paint: Painter
     horizon: tuple[float, float]
-    sentences: tuple[str, ...]
     lab: bool = False
     share: float = 1.0
 
@@ -180,63 +180,35 @@ WALLS = {"white": "f2f2f0", "gray": "8f9194"}
 DRAPES = {"red": "b8262b", "blue": "2f5fb8", "yellow": "e3b93c", "purple": "7a4aa8"}
 PAINTED_TABLES = {"red": "a83232", "blue": "3f6cab", "white": "e6e4de", "pink": "d98fa8"}
 SLATS = {"red": "9c3a34", "blue": "4f84b5", "yellow": "dcb750"}
-# Sentences teach scenery alone.  Each holds a clue by which words_in finds its kind, and none that means another.
+# What is said of each of them alone stands in hoi/assets/scenery_sentences.txt.
 BACKGROUNDS: dict[str, Background] = {
-    "on the beach": Background(scenery.beach, (0.14, 0.44), (
-        "A quiet beach with blue sky.", "Waves roll onto a sandy beach.", "An empty beach by the water.")),
-    "on the grass": Background(scenery.grass, (0, 0.3), (
-        "Fresh grass on a summer lawn.", "A meadow of tall grass.", "Green grass seen from close up.")),
-    "in the snow": Background(scenery.snow, (0.16, 0.48), (
-        "Deep snow under a pale winter sky.", "Snow falls on a field and its pine trees.",
-        "A winter day with fresh snow.")),
-    "on the moon with night sky": Background(scenery.moon, (0.36, 0.62), (
-        "The moon with craters and a night sky.", "Stars over the gray ground of the moon.",
-        "A view of the earth from the moon.")),
-    "in the mountain": Background(scenery.mountain, (0.42, 0.66), (
-        "A mountain range with snowy peaks.", "High mountains above a dark forest.", "Mountains in the morning haze.")),
-    "floating in the sea": Background(scenery.sea, (0.08, 0.36), (
-        "The open sea with rolling waves.", "Foam on a dark blue sea.", "A windy sea below the clouds.")),
-    "in the sand": Background(scenery.sand, (0.1, 0.4), (
-        "Sand dunes in a wide desert.", "Golden sand shaped by the wind.", "Ripples on dunes of desert sand.")),
-    "in a lavender field": Background(scenery.lavender, (0.14, 0.42), (
-        "A lavender field in bloom.", "Purple rows of lavender reach the hills.", "Lavender in the evening light.")),
-    "in bamboo forest": Background(scenery.bamboo, (0.3, 0.6), (
-        "A bamboo forest with soft light.", "Tall bamboo stems and leaves.", "A path of shade among bamboo.")),
-    "in neon-lit cyberpunk nightclub": Background(scenery.nightclub, (0.6, 0.8), (
-        "A cyberpunk nightclub full of neon light.", "Neon tubes glow in a dark nightclub.",
-        "Beams of light cross a nightclub.")),
-    "in the grand canyon": Background(scenery.canyon, (0.3, 0.52), (
-        "The grand canyon in the sun.", "Layers of red rock in the grand canyon.",
-        "Steep canyon walls below the sky.")),
-    "in a japanese rock garden": Background(scenery.rock_garden, (0.06, 0.32), (
-        "A japanese rock garden with raked gravel.", "Stones and gravel in a rock garden.",
-        "A rock garden in front of a hedge.")),
-    "in the underwater city of atlantis": Background(scenery.atlantis, (0.68, 0.88), (
-        "The underwater city of atlantis.", "Columns of sunken atlantis below the water.",
-        "Light falls into an underwater city.")),
-    "on the table": Background(_table, (0.1, 0.36), (
-        "A bare table.", "An empty table by a wall.", "A table made of planks."), lab=True),
-    **{f"on a table covered with {color} cloth": Background(partial(_cloth, shade), (0.1, 0.36), (
-        f"A table covered with {color} cloth.", f"An empty table with {color} cloth.", f"Folds in {color} cloth."),
-        lab=True) for color, shade in CLOTHS.items()},
-    **{f"in front of a {color} wall": Background(partial(_wall, shade), NO_GROUND, (
-        f"A plain {color} wall.", f"An empty {color} wall.", f"A bare {color} wall in a room."),
-        lab=True) for color, shade in WALLS.items()},
-    "on a wooden table": Background(_wooden_table, (0.06, 0.34), (
-        "A wooden table in a kitchen.", "Boards of an old wooden table.", "An empty wooden table.")),
-    "on a marble table": Background(_marble_table, (0.06, 0.34), (
-        "A marble table in a kitchen.", "Veins in a marble table.", "An empty marble table."), share=0.7),
-    **{f"on a {color} table": Background(partial(_painted_table, shade), (0.06, 0.34), (
-        f"A {color} table in a kitchen.", f"An empty {color} table.", f"Light on a {color} table."),
-        share=0.35) for color, shade in PAINTED_TABLES.items()},
-    **{f"on a {color} cloth": Background(partial(_draped, shade), NO_GROUND, (
-        f"A {color} cloth in deep folds.", f"Folds of a {color} cloth.", f"Light on a {color} cloth."),
-        share=0.4) for color, shade in DRAPES.items()},
-    "in front of a brick wall": Background(_bricks, NO_GROUND, (
-        "A brick wall.", "An old brick wall.", "Mortar in a brick wall."), share=0.7),
-    **{f"in front of a {color} wall": Background(partial(_slats, shade), NO_GROUND, (
-        f"A {color} wall of slats.", f"An old {color} wall.", f"Light on a {color} wall."),
-        share=0.35) for color, shade in SLATS.items()},
+    "on the beach": Background(scenery.beach, (0.14, 0.44)),
+    "on the grass": Background(scenery.grass, (0, 0.3)),
+    "in the snow": Background(scenery.snow, (0.16, 0.48)),
+    "on the moon with night sky": Background(scenery.moon, (0.36, 0.62)),
+    "in the mountain": Background(scenery.mountain, (0.42, 0.66)),
+    "floating in the sea": Background(scenery.sea, (0.08, 0.36)),
+    "in the sand": Background(scenery.sand, (0.1, 0.4)),
+    "in a lavender field": Background(scenery.lavender, (0.14, 0.42)),
+    "in bamboo forest": Background(scenery.bamboo, (0.3, 0.6)),
+    "in neon-lit cyberpunk nightclub": Background(scenery.nightclub, (0.6, 0.8)),
+    "in the grand canyon": Background(scenery.canyon, (0.3, 0.52)),
+    "in a japanese rock garden": Background(scenery.rock_garden, (0.06, 0.32)),
+    "in the underwater city of atlantis": Background(scenery.atlantis, (0.68, 0.88)),
+    "on the table": Background(_table, LABORATORY, lab=True),
+    **{f"on a table covered with {color} cloth": Background(partial(_cloth, shade), LABORATORY, lab=True)
+       for color, shade in CLOTHS.items()},
+    **{f"in front of a {color} wall": Background(partial(_wall, shade), NO_GROUND, lab=True)
+       for color, shade in WALLS.items()},
+    "on a wooden table": Background(_wooden_table, KITCHEN),
+    "on a marble table": Background(_marble_table, KITCHEN, share=0.7),
+    **{f"on a {color} table": Background(partial(_painted_table, shade), KITCHEN, share=0.35)
+       for color, shade in PAINTED_TABLES.items()},
+    **{f"on a {color} cloth": Background(partial(_draped, shade), NO_GROUND, share=0.4)
+       for color, shade in DRAPES.items()},
+    "in front of a brick wall": Background(_bricks, NO_GROUND, share=0.7),
+    **{f"in front of a {color} wall": Background(partial(_slats, shade), NO_GROUND, share=0.35)
+       for color, shade in SLATS.items()},
 }  # fmt: skip
 
 

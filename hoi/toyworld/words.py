@@ -69,7 +69,7 @@ def caption_words(
     generator        None gives the template; otherwise a paraphrase in 40 % of the cases
     """
     if category is None:
-        sentences = BACKGROUNDS[background].sentences
+        sentences = scenery_sentences()[background]
         return sentences[0 if generator is None else generator.integers(len(sentences))]
     forms = _GRASP_FORMS if has_hand else _OBJECT_FORMS
     other = generator is not None and generator.random() > TEMPLATE_SHARE
@@ -135,6 +135,13 @@ def default_scenery_prompts(preset: str) -> list[str]:
     return read_prompts(ASSETS / ("toy_scenery_prompts.txt" if preset == "tiny" else "scenery_prompts.txt"))
 
 
+@lru_cache(maxsize=1)
+def scenery_sentences() -> dict[str, list[str]]:
+    """What captions say of scenery alone, by the phrase for each kind, in the order of BACKGROUNDS."""
+    lines = (line.partition(": ") for line in read_prompts(ASSETS / "scenery_sentences.txt"))
+    return {phrase: re.findall(r"[^ .][^.]*\.", told) for phrase, _, told in lines}
+
+
 def check_placeholders(prompt: str) -> None:
     """Raise ValueError when the prompt has another placeholder than {object}, a misspelt one for instance."""
     if unknown := [word for word in re.findall(r"\{[^{}]*\}", prompt) if word != PLACEHOLDER]:
@@ -157,8 +164,8 @@ def toy_vocabulary() -> frozenset[str]:
     """Every word in captions of the toy world."""
     forms = [form.replace("{thing}", "").replace("{place}", "") for form in (*_GRASP_FORMS, *_OBJECT_FORMS)]
     texts = [*COLORS, *MATERIAL_WORDS, *CATEGORIES, *forms, "an grey metal"]
-    for phrase, background in BACKGROUNDS.items():
-        texts += [phrase, *background.sentences]
+    for phrase, sentences in scenery_sentences().items():
+        texts += [phrase, *sentences]
     return frozenset(word for text in texts for word in _words(text))
 
 
