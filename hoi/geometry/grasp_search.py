@@ -22,7 +22,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from hoi.geometry.contact import DistanceField
-from hoi.geometry.grasp import CONTACT_DISTANCE, POOL, SHARE_OF_KIND, Grasp, cached_search, choose_grasps, measure_grasp
+from hoi.geometry.grasp import POOL, SHARE_OF_KIND, Grasp, cached_search, choose_grasps, measure_grasp
 from hoi.geometry.hand import FINGER_JOINTS, JOINT_ROWS, HandModel, HandParams, rotation_matrices
 from hoi.geometry.objects import ObjectMesh
 
@@ -50,11 +50,6 @@ MAX_TURN = 0.2  # radians in one step, for speeds are those of the pose at its b
 # twenty accepted grasps bend their fingers by less than 59, 77 and 59 degrees.
 FLEXION_LIMITS = np.deg2rad([[35, 50, 65], [80, 100, 65], [80, 100, 65], [80, 100, 65], [80, 100, 65]])
 THUMB_CLEARANCE = 0.013  # metres between the thumb's bones and another finger's, which are some 15 mm thick (0: 261)
-# Too wide for any hand
-HAND_SPAN = 0.235  # metres between two skin points of any hand that is drawn; the largest of 1536 has 0.223
-FACING_APART = -0.1029  # cosine of 95.9 degrees, see too_wide
-CELL, NORMAL_STEP = 0.01, 0.02  # metres and unit vectors: surface points that are alike up to these count once
-MOST_PLACES = 30_000  # whose pairs are looked at, a few seconds at most
 
 
 @dataclass
@@ -454,39 +449,6 @@ def _hand_params(hands: Hands, rig: Rig) -> list[HandParams]:
                                             hands.wrist - hands.rest_wrist, hands.hand_betas, strict=True)]
 
 
-def too_wide(field: DistanceField) -> bool:
-    """True when no hand can hold the object: nowhere within its span does the surface face two ways.
-
-    Friction of 0.6 allows forces 31 degrees off a normal, so contacts whose normals fit into a cone of 59 degrees all
-    push the same way.  If no two normals are 95.9 degrees apart, they do fit (Jung's theorem on the sphere).
-    Rims, handles, boards and corners that are sharp enough face two ways; so does, to be safe, a surface with too many
-    different places to compare.  Source: Nguyen 1988; Dekster 1995.
-    """
-    points, normals = field.samples, field.normals[field.sample_face]
-    some = slice(None, None, 1 + len(points) // 1000)  # 1,000 points make a million pairs
-    if _face_apart(points[some], normals[some], HAND_SPAN, FACING_APART):  # nearly everything: settled in milliseconds
-        return False
-    keys = np.concatenate([np.round(points / CELL), np.round(normals / NORMAL_STEP)], axis=1).astype(np.int16)
-    chosen = np.unique(keys, axis=0, return_index=True)[1]
-    if len(chosen) > MOST_PLACES:
-        return False
-    # Each chosen one stands for others that lie a cell away and are turned a little, so a little more is allowed.
-    reach = HAND_SPAN + 2 * (CONTACT_DISTANCE + field.spacing + np.sqrt(3) * CELL)
-    turn = 2 * np.sqrt(3) * NORMAL_STEP
-    return not _face_apart(points[chosen], normals[chosen], reach, FACING_APART + turn)
-
-
-def _face_apart(points: np.ndarray, normals: np.ndarray, reach: float, cosine: float) -> bool:
-    """Whether any two points (N, 3) nearer than `reach` have normals (N, 3) with a product below `cosine`."""
-    points, normals = (points - points.mean(axis=0)).astype(np.float32), normals.astype(np.float32)
-    squared = (points**2).sum(axis=1)
-    for rows in np.array_split(np.arange(len(points)), 1 + len(points) // 500):  # bounds the memory at 500 x N
-        near = squared[rows, None] + squared - 2 * points[rows] @ points.T < reach**2
-        if (near & (normals[rows] @ normals.T < cosine)).any():
-            return True
-    return False
-
-
 def find_grasps(object_mesh: ObjectMesh, hand: HandModel, count: int, generator: np.random.Generator,
                 max_tries: int = 6400, field: DistanceField | None = None) -> list[Grasp]:
     """Search until there is enough to choose from, then choose good and different grasps.
@@ -496,11 +458,8 @@ def find_grasps(object_mesh: ObjectMesh, hand: HandModel, count: int, generator:
                hold a bowl, the hardest of the built-in objects
     field      distance field of object_mesh, if there is one already
     returns    accepted grasps (see Grasp.accepted), best first, then for variety
-    What is too wide for any hand (too_wide) is not searched.
     """
     field = field or DistanceField(object_mesh.vertices, object_mesh.faces)
-    if too_wide(field):
-        return []
     rig, table = Rig(hand), object_mesh.vertices[:, 2].min()
     # A bowl is taken by its wall, though as many grasps of it are found whatever the share (10 to 12 of 768 tries).  Of
     # the others more are found without pinches (82, 110, 127), but handles and rims are pinched as well.
