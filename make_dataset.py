@@ -90,8 +90,7 @@ def add_object_flags(parser: argparse.ArgumentParser) -> None:
         help="grasps searched for each object; found ones are cached")
     add("--hand-side", choices=("right", "left", "random"), default="right",
         help="left hands are mirrored right ones; random: each scene draws one (default: %(default)s)")
-    add("--mano", metavar="FILE", help="official MANO_RIGHT.pkl or MANO_LEFT.pkl, each gives both hands (default: the "
-        "built-in hand)")
+    add("--mano", metavar="FILE", help="official MANO_RIGHT.pkl, which gives both hands (default: the built-in hand)")
     add("--grasp", choices=("builtin", "grabnet"), default="builtin",
         help="builtin: searched without learned weights; grabnet: drawn with GrabNet's, which needs --grabnet and "
         "--mano (default: builtin)")
@@ -413,8 +412,7 @@ def find_all_grasps(settings: SceneSettings, meshes: list[ObjectMesh], run: Any)
 def make_scenes(args: argparse.Namespace) -> None:
     """Object meshes -> grasps -> records, scene by scene."""
     if args.mano:  # read here too, so that a bad file is refused before any worker starts
-        notes = load_hand(args.mano).notes
-        print("\n".join(notes), end="\n" if notes else "")
+        load_hand(args.mano)
     if args.grasp == "grabnet":
         load_grabnet(args.grabnet)
     shapes = range(args.object_seed, args.object_seed + args.object_instances)

@@ -143,7 +143,6 @@ class HandModel:
     name          "builtin" or "mano"
     tip_vertices  five skin vertices that stand for the fingertips, by FINGER_NAMES
     axes          flexion_axes and thumb_abduction_axis where the rig states them; None: from joint_axes
-    notes         sentences: what was changed on reading
 
     Knows
     weights              (V, 16)  skinning weights
@@ -156,10 +155,9 @@ class HandModel:
 
     def __init__(
         self, arrays: Mapping[str, np.ndarray], name: str, tip_vertices: Sequence[int],
-        axes: tuple[np.ndarray, np.ndarray] | None = None, notes: tuple[str, ...] = (),
+        axes: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> None:
         self.name = name
-        self.notes = notes
         self.tip_vertices = np.asarray(tip_vertices, dtype=np.int64)
         self.weights = np.asarray(arrays["weights"], dtype=np.float64)
         self.parents = np.array([-1, *(int(parent) for parent in arrays["kintree_table"][0][1:])])
@@ -216,14 +214,13 @@ class HandModel:
 def load_hand(mano_path: str | Path | None = None) -> HandModel:
     """The user's MANO hand, or the built-in one.
 
-    mano_path  MANO_RIGHT.pkl or MANO_LEFT.pkl, an .npz of the same arrays, or the folder that holds them; None:
-               built-in.  Either file gives both sides: a left one is mirrored (HandModel.notes says so).
+    mano_path  MANO_RIGHT.pkl, an .npz of the same arrays, or the folder that holds it; None: built-in.  Either gives
+               both sides.
     Fingertips of the built-in hand are the skin vertices nearest to its tip joints; those of MANO are smplx's table.
     Raises FileNotFoundError, or ValueError when the file is not a MANO hand (no code in it is ever executed).
     """
     if mano_path is not None:
-        arrays, notes = read_mano(mano_path)
-        return HandModel(arrays, "mano", MANO_TIP_VERTICES, notes=notes)
+        return HandModel(read_mano(mano_path), "mano", MANO_TIP_VERTICES)
     arrays = read_npz(BUILTIN_HAND, "built-in hand")
     # The built-in hand has no pose blend shapes and three shape directions; smplx wants all of MANO's.
     vertex_count, _, known = arrays["shapedirs"].shape

@@ -3,8 +3,8 @@
 The file is a Python 2 pickle holding chumpy and SciPy objects.  An unpickler that knows a few names only reads it; the
 objects of those libraries become inert holders of their state, from which the arrays concerned are computed.
 
-What comes out is always a right hand, because the left one is made by mirroring (hoi/geometry/hand.py).  So either file
-will do: a left one is mirrored here.  Only the finger pose space is read for each side from its own file (read_pca).
+What comes out is always a right hand, because the left one is made by mirroring (hoi/geometry/hand.py): the published
+left file has an error.  Only the finger pose space is read for each side from its own file (read_pca).
 """
 
 from __future__ import annotations
@@ -25,13 +25,8 @@ PCA_SHAPES = {"hands_components": (45, 45), "hands_mean": (45,)}  # only for pos
 MANO_VERTICES = 778  # another number would be another hand: fingertips and GrabNet's inputs are vertex numbers
 OFFICIAL_NAMES = {"right": "MANO_RIGHT.pkl", "left": "MANO_LEFT.pkl"}
 WHERE = (
-    "The file is MANO_RIGHT.pkl or MANO_LEFT.pkl of mano_v1_2.zip, https://mano.is.tue.mpg.de (free registration; its "
-    "licence forbids shipping it here). Without a MANO file the built-in hand is used, which needs none."
-)
-FIXED_LEFT = (
-    "{name} is a left hand and was mirrored into the right hand that everything here starts from. The x of its shape "
-    "directions was turned round first: the published left file has the wrong sign there. If yours was already "
-    "corrected, give MANO_RIGHT.pkl instead."
+    "The file is MANO_RIGHT.pkl of mano_v1_2.zip, https://mano.is.tue.mpg.de (free registration; its licence forbids "
+    "shipping it here). Without a MANO file the built-in hand is used, which needs none."
 )
 MIRROR = np.array([-1.0, 1.0, 1.0])  # points under the reflection in x = 0
 MIRROR_AXIS = np.array([1.0, -1.0, -1.0])  # rotation vectors (pseudo-vectors) under the same reflection
@@ -170,36 +165,19 @@ def _check_indices(arrays: Mapping[str, np.ndarray], path: Path) -> None:
         raise ValueError(f"MANO file {path}: joint parents are {parents.tolist()}; each must come before its child")
 
 
-def _right_from_left(left: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The right hand whose mirror image in x = 0 is the left hand of the published file, its error mended.
+def read_mano(path: str | Path) -> dict[str, np.ndarray]:
+    """Read MANO_RIGHT.pkl, an .npz of the same arrays, or the folder that holds it.
 
-    The error: in MANO_LEFT.pkl the x of the shape directions has the wrong sign.
-    """
-    right = dict(left)
-    right["v_template"] = left["v_template"] * MIRROR
-    # These x stand as on the right hand already: mending and mirroring cancel each other.
-    right["shapedirs"] = left["shapedirs"].copy()
-    # Offsets mirror as points do; they answer to R - 1, whose element (a, b) changes sign when one of a, b is x.
-    turned = np.tile(np.outer(MIRROR, MIRROR).ravel(), 15)
-    right["posedirs"] = left["posedirs"] * MIRROR[:, None] * turned
-    right["f"] = left["f"][:, ::-1].copy()  # outward again
-    for name in PCA_SHAPES.keys() & left.keys():
-        right[name] = mirror_rotations(left[name])
-    return right
-
-
-def read_mano(path: str | Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """Read MANO_RIGHT.pkl, MANO_LEFT.pkl, an .npz of the same arrays, or the folder that holds them (right preferred).
-
-    returns  the arrays of MANO_SHAPES and, where the file has them, of PCA_SHAPES, all of a right hand: floats as
-             float64, f and kintree_table as int64 with -1 for the wrist's parent; and sentences to tell the user
-    Raises FileNotFoundError, or ValueError when the file is damaged, names anything unexpected, lacks an array, or has
-    one of a wrong shape or with NaN.
+    returns  the arrays of MANO_SHAPES and, where the file has them, of PCA_SHAPES: floats as float64, f and
+             kintree_table as int64 with -1 for the wrist's parent
+    Raises FileNotFoundError, or ValueError when the file is damaged, names anything unexpected, lacks an array, has
+    one of a wrong shape or with NaN, or is of a left hand.
     """
     arrays, hand_side, path = _read_file(path)
-    if hand_side == "right":
-        return arrays, ()
-    return _right_from_left(arrays), (FIXED_LEFT.format(name=path.name),)
+    if hand_side == "left":  # in MANO_LEFT.pkl the x of the shape directions has the wrong sign
+        raise ValueError(f"MANO file {path} is a left hand, whose published shapes are wrong; give MANO_RIGHT.pkl of "
+                         "the same archive: both hands are made of it")  # fmt: skip
+    return arrays
 
 
 def read_pca(path: str | Path, hand_side: str) -> tuple[np.ndarray, np.ndarray]:

@@ -22,8 +22,8 @@ def _describe_hands(path: Path) -> str | None:
         load_grabnet(folder)
         return f"GrabNet ({', '.join(FILES)}), complete; use with make_dataset.py --grasp grabnet --grabnet {folder}"
     if names & {"MANO_RIGHT.pkl", "MANO_LEFT.pkl"} or path.suffix.lower() in (".pkl", ".npz"):
-        _, notes = read_mano(path)
-        return " ".join([f"the MANO hand, complete; use with --mano {path}", *notes])
+        read_mano(path)
+        return f"the MANO hand, complete; use with --mano {path}"
     return None
 
 
