@@ -312,7 +312,7 @@ from hoi.data.writer import HAND_TERMS, DatasetWriter, folder_description, refus
 from hoi.geometry.grabnet import load_grabnet
 from hoi.geometry.hand import load_hand
 from hoi.geometry.objects import ObjectMesh, collect_objects
-from hoi.geometry.scene import GraspedObject, graspable
+from hoi.geometry.scene import GraspedObject, ViewSettings, graspable
 from hoi.sources.captions import CAPTION_FILE, Captioner, apply_captions, caption_folder, read_captions
 from hoi.sources.convert import ConversionSettings, check_needs, convert_source, fit_warning, summary
 from hoi.sources.dexycb import DexYCB
@@ -323,18 +323,21 @@ from hoi.toyworld.words import check_placeholders
 LEFT_OUT_OF_FILE = "no further grasp was found, or hand or object is hidden, outside or behind the camera"
 # How scenes were before these could be chosen.
 OLD_SETTINGS = (("camera", "official"), ("upright", 1.0), ("rounds", False))
+NOT_OF_JOB = ("view", "fov_deg", "intrinsics")  # said by the other entries
 LEFT_OUT = "the hand leaves the picture, or hand or object is hidden"  # the only reasons why a scene gives no record
 
 
 def scene_settings(args: argparse.Namespace) -> SceneSettings:
     """What decides the records of rendered scenes."""
     begun = read_description(args.out).get("job")
+    view = ViewSettings(
+        args.height, args.width, args.hand_side, args.framing, args.official_view, CAMERA_FOV_DEG[args.camera],
+        args.frames, args.start_distance, args.trajectory, args.upright,
+    )  # fmt: skip
     return SceneSettings(
-        seed=args.seed, content=args.content, hand_side=args.hand_side, grasps_per_object=args.grasps_per_object,
-        height=args.height, width=args.width, framing=args.framing, official_view=args.official_view,
-        frames=args.frames, start_distance=args.start_distance, trajectory=args.trajectory,
+        seed=args.seed, content=args.content, grasps_per_object=args.grasps_per_object, view=view,
         keep_outside=args.keep_outside, shade=args.shade, looks=args.looks, style=args.style,
-        paraphrase=args.paraphrase, text=args.text, camera=args.camera, upright=args.upright,
+        paraphrase=args.paraphrase, text=args.text,
         rounds=begun is None or "rounds" in begun,  # a folder goes on as it began
     )  # fmt: skip
 
@@ -347,7 +350,8 @@ def describe_scenes(
     # A mesh file that was edited makes another job; the name alone would not show it.
     digest = [hashlib.sha256(mesh.vertices.tobytes() + mesh.faces.tobytes()).hexdigest()[:8] for mesh in meshes]
     # Without what older folders do not say, and square sizes in their words: they go on.
-    job = {key: value for key, value in asdict(settings).items() if (key, value) not in OLD_SETTINGS}
+    job = asdict(settings) | asdict(settings.view) | {"camera": args.camera}
+    job = {key: value for key, value in job.items() if (key, value) not in OLD_SETTINGS and key not in NOT_OF_JOB}
     height, width = job.pop("height"), job.pop("width")
     job["size"] = height if height == width else f"{width} x {height}"
     job |= {"hand": Path(args.mano).name if args.mano else "builtin"}

@@ -15,7 +15,6 @@ import torch
 from hoi.data.folder import PICTURE_FOLDERS
 from hoi.data.scenes import SceneFile
 from hoi.data.writer import write_object, write_pictures
-from hoi.geometry.camera import CAMERA_FOV_DEG
 from hoi.geometry.contact import DistanceField
 from hoi.geometry.grabnet import find_grabnet_grasps, load_grabnet
 from hoi.geometry.grasp import cached_search
@@ -47,42 +46,25 @@ class SceneSettings:
 
     seed               of everything random
     content            share of scenes by kind, keys of hoi.common.choices.CONTENTS
-    hand_side          right, left or random
     grasps_per_object  searched for each object
-    height, width      pixels
-    framing            "official" or "tight", see geometry.camera
-    official_view      look from in front, as the release does, instead of from all around
-    frames             of the approach, the last is the grasp; 1 is the grasp alone
-    start_distance     metres from the start of the approach to the grasp; None: the trajectory's own
-    trajectory         "paper" or "official", see geometry.trajectory
+    view               how scenes are seen
     keep_outside       also frames whose hand leaves the picture
     shade              draw pictures, `looks` of each frame, in looks of `style`, some captions in other words
                        (`paraphrase`)
     text               caption without pictures, with {object} for the noun; None: the paper's template
-    camera             "official" or "nocs", whose field of view it has
-    upright            share of scenes whose object stands upright; the others are turned at random
     rounds             objects take turns, in a new order each round; False: each scene draws one, as older folders do
     """
 
     seed: int
     content: dict[str, float]
-    hand_side: str
     grasps_per_object: int
-    height: int
-    width: int
-    framing: str
-    official_view: bool
-    frames: int
-    start_distance: float | None
-    trajectory: str
+    view: ViewSettings
     keep_outside: bool
     shade: bool
     looks: int
     style: str
     paraphrase: bool
     text: str | None
-    camera: str = "official"
-    upright: float = 1.0
     rounds: bool = False
 
     def numbers_of(self, number: int, scenes: SceneFile | None = None) -> range:
@@ -90,22 +72,14 @@ class SceneSettings:
 
         scenes  of a file, where they come from one
         """
-        frames = range(number * self.frames, (number + 1) * self.frames) if scenes is None else (
-            scenes.frame_range(number))
+        count = self.view.frames
+        frames = range(number * count, (number + 1) * count) if scenes is None else scenes.frame_range(number)
         return range(frames.start * self.looks, frames.stop * self.looks)
 
     @property
     def sides(self) -> tuple[str, ...]:
         """Hands for which grasps are needed."""
         return () if {"hand_object", "hand"}.isdisjoint(self.content) else self.view.sides
-
-    @property
-    def view(self) -> ViewSettings:
-        """The settings among these that say how a scene is seen."""
-        return ViewSettings(
-            self.height, self.width, self.hand_side, self.framing, self.official_view, CAMERA_FOV_DEG[self.camera],
-            self.frames, self.start_distance, self.trajectory, self.upright,
-        )  # fmt: skip
 
 
 class SceneMaker:
@@ -119,15 +93,10 @@ class SceneMaker:
     """
 
     def __init__(
-        self,
-        settings: SceneSettings,
-        meshes: Sequence[ObjectMesh],
-        folder: Path,
-        cache: Path,
-        mano_path: str | Path | None = None,
-        grabnet_folder: str | Path | None = None,
+        self, settings: SceneSettings, meshes: Sequence[ObjectMesh], folder: Path, cache: Path,
+        mano_path: str | Path | None = None, grabnet_folder: str | Path | None = None,
         scenes: SceneFile | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         torch.set_num_threads(1)  # hands are small: threads would only wait for each other, in every worker
         self.settings, self.meshes, self.folder, self.cache = settings, meshes, folder, cache
         self.hand, self.scenes = load_hand(mano_path), scenes
@@ -202,7 +171,7 @@ class SceneMaker:
         if not drawable or (record.get("hand_in_picture") is False and not kept):
             return []
         record["scene"] = number  # which frames and looks of one geometry share
-        if max(job.frames, scene.frames) > 1:
+        if max(job.view.frames, scene.frames) > 1:
             record |= {"trajectory": number, "frame": frame}
         pictures = pictures_of(scene, frame, record, self.hand, self.renderer)
         if scene.object_mesh is not None:
