@@ -21,6 +21,7 @@ import hoi  # noqa: F401 - before torch: says how its threads wait
 import argparse
 from pathlib import Path
 
+from hoi.common.choices import GRASPS
 from hoi.common.command import (
     add_mesh_flags,
     add_model_flags,
@@ -116,7 +117,7 @@ from hoi.common.machine import keep_freed_memory
 from hoi.common.sheets import write_video
 from hoi.data.folder import load_conditions, load_image, read_records
 from hoi.data.scenes import SceneFile
-from hoi.data.views import ApproachFrames, TrajectoryFrames, approach_scene, content_of
+from hoi.data.views import ApproachFrames, SceneViews, TrajectoryFrames, content_of
 from hoi.data.writer import DatasetWriter, folder_description, strip, write_pictures
 from hoi.geometry.grasp import MAX_PENETRATION_MM
 from hoi.geometry.hand import HandModel, load_hand
@@ -153,7 +154,7 @@ def choose_frames(args: argparse.Namespace, config: ModelConfig) -> Frames:
         raise ValueError(f"{args.object} holds {len(meshes)} meshes; a video shows one, so name the file")
     for note in meshes[0].notes:
         print(f"{meshes[0].object_id}: {note}")
-    scene = approach_scene(meshes[0], hand, renderer, seen, args.seed, args.cache)
+    scene = SceneViews(meshes, hand, seen, args.seed, GRASPS, args.cache).scene(0)
     return told_frames(scene, args.straight, hand, renderer, args.hold)
 
 

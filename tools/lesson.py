@@ -18,10 +18,11 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from hoi.common.choices import GRASPS  # noqa: E402
 from hoi.common.command import default_cache  # noqa: E402
 from hoi.common.sheets import contact_sheet  # noqa: E402
 from hoi.conditions import draw_conditions  # noqa: E402
-from hoi.data.views import ApproachFrames, View, approach_scene  # noqa: E402
+from hoi.data.views import ApproachFrames, SceneViews, View  # noqa: E402
 from hoi.geometry.contact import DistanceField  # noqa: E402
 from hoi.geometry.grasp import CONTACT_DISTANCE  # noqa: E402
 from hoi.geometry.hand import HandModel, load_hand  # noqa: E402
@@ -157,8 +158,8 @@ def lesson(mesh: ObjectMesh, pipeline: Pipeline, out: Path, cache: Path) -> None
     out.mkdir(parents=True, exist_ok=True)
     hand, renderer, side = load_hand(), Renderer(), pipeline.model.config.image_size
     single = ViewSettings(side, side, framing="tight")
-    scene, other = (approach_scene(mesh, hand, renderer, single, seed, cache) for seed in (SEED, OTHER))
-    clip = approach_scene(mesh, hand, renderer, replace(single, frames=16), SEED, cache)
+    scene, other = (SceneViews([mesh], hand, single, seed, GRASPS, cache).scene(0) for seed in (SEED, OTHER))
+    clip = SceneViews([mesh], hand, replace(single, frames=16), SEED, GRASPS, cache).scene(0)
     view, borrowed, frames = (ApproachFrames(each, hand, renderer) for each in (scene, other, clip))
     prompt = PROMPT.replace("{object}", frames.noun)
     shown, borrowed = (stack_conditions([each[0].conditions], side, side) for each in (view, borrowed))

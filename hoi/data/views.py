@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from hoi.common.choices import GRASPS
 from hoi.common.files import short_hash, write_whole
 from hoi.conditions import Conditions
 from hoi.data import folder as dataset
@@ -80,6 +79,20 @@ class View:
             folder, index, record, conditions=self.conditions, depth=self.depth, object_mask=self.object_mask
         )
         return {key: value for key, value in full.items() if key not in PICTURE_KEYS}
+
+
+def view_of(
+    scene: Scene, frame: int, hand: HandModel, renderer: Renderer, where: str, field: DistanceField | None = None,
+    number: int | None = None,
+) -> View:  # fmt: skip
+    """One frame of a scene with a hand, as annotate says it, with the scene's number where it has one.
+
+    Raises ValueError, beginning with `where`, when the hand is behind the camera.
+    """
+    record = annotate(scene, frame, hand, field) | ({} if number is None else {"scene": number})
+    if not np.isfinite(record["keypoints_2d"]).all():
+        raise ValueError(f"{where}: the hand is behind the camera")
+    return View(record, mesh=scene.written_mesh, **pictures_of(scene, frame, record, hand, renderer))
 
 
 def content_of(records: Sequence[dict[str, Any]]) -> str:
@@ -184,15 +197,19 @@ class SceneViews:
         """What a prompt calls the view's object."""
         return noun(self.meshes[number % len(self.meshes)])
 
-    def __getitem__(self, number: int) -> View:
-        """Raises ValueError when no camera sees hand and object."""
+    def scene(self, number: int) -> Scene:
+        """Everything random comes from the seed and the number.  Raises ValueError when no camera sees both."""
         item = self.prepare(number % len(self.meshes))
         generator = np.random.default_rng([self.seed, number])  # whatever views were asked for before
         scene = compose_scene([item], self.hand, self.renderer, generator, self.settings)
         if scene is None:
-            raise ValueError(f"no camera sees both the hand and {item.object_mesh.object_id} (view {number})")
-        record = annotate(scene, 0, self.hand) | {"scene": number}
-        return View(record, mesh=scene.written_mesh, **pictures_of(scene, 0, record, self.hand, self.renderer))
+            raise ValueError(f"no camera sees both the hand and {item.object_mesh.object_id} (view {number}); try "
+                             "another --seed")  # fmt: skip
+        return scene
+
+    def __getitem__(self, number: int) -> View:
+        """Raises ValueError when no camera sees hand and object."""
+        return view_of(self.scene(number), 0, self.hand, self.renderer, f"view {number}", number=number)
 
 
 class FileViews(SceneViews):
@@ -222,11 +239,7 @@ class FileViews(SceneViews):
         where = f"{self.scenes.path} line {self.scenes.lines[number % len(self)]}"
         if scene is None:
             raise ValueError(f"{where}: no (further) grasp was found, or no camera sees hand and object")
-        record = annotate(scene, scene.frames - 1, self.hand) | {"scene": number % len(self)}
-        if not np.isfinite(record["keypoints_2d"]).all():
-            raise ValueError(f"{where}: the hand is behind the camera")
-        pictures = pictures_of(scene, scene.frames - 1, record, self.hand, self.renderer)
-        return View(record, mesh=scene.written_mesh, **pictures)
+        return view_of(scene, scene.frames - 1, self.hand, self.renderer, where, number=number % len(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,22 +292,6 @@ def plan(
 # --- frames of a video ---
 
 
-def approach_scene(
-    object_mesh: ObjectMesh, hand: HandModel, renderer: Renderer, settings: ViewSettings, seed: int,
-    cache_dir: str | Path,
-) -> Scene:  # fmt: skip
-    """One grasp of the object, a camera that sees it, and the approach; everything random comes from `seed`.
-
-    Raises ValueError when no grasp is found or no camera sees hand and object.
-    """
-    item = grasp_object(object_mesh, hand, GRASPS, seed, cache_dir, settings.sides)
-    objects = graspable([item], settings.sides)
-    scene = compose_scene(objects, hand, renderer, np.random.default_rng([seed, 0]), settings)
-    if scene is None:
-        raise ValueError(f"no camera sees both the hand and {object_mesh.object_id}; try another --seed")
-    return scene
-
-
 class ApproachFrames:
     """Frames of a scene: view i is frame i with the annotation of its own hand.
 
@@ -325,11 +322,8 @@ class ApproachFrames:
 
     def __getitem__(self, frame: int) -> View:
         """Raises ValueError when the hand is behind the camera."""
-        record = annotate(self.scene, frame, self.hand, self.field)
-        if not np.isfinite(record["keypoints_2d"]).all():
-            raise ValueError(f"in frame {frame} the hand is behind the camera; take a smaller --start-distance")
-        pictures = pictures_of(self.scene, frame, record, self.hand, self.renderer)
-        return View(record, mesh=self.scene.written_mesh, **pictures)
+        where = f"frame {frame} (a smaller --start-distance may help)"
+        return view_of(self.scene, frame, self.hand, self.renderer, where, self.field)
 
     def penetration_mm(self) -> list[float]:
         """How deep the hand is in the object, each frame."""
