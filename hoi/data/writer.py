@@ -175,16 +175,8 @@ def card_text(card: dict[str, Any]) -> str:
     """
     names = ("made_by", "command", "seed", "versions", "job", "counts", "sources", "yield", "licences", "weights",
              "verification")  # fmt: skip
-    shown = [name for name in names if card.get(name) not in (None, {}, [])]
-    return "\n".join(["# Data card", "", *(line for name in shown for line in _item(name, card[name]))]) + "\n"
-
-
-def _item(name: str, value: Any, depth: int = 0) -> list[str]:
-    name = name if depth else name.replace("_", " ")
-    start = "  " * depth + f"- {name}:"
-    if isinstance(value, dict):
-        return [start, *(line for key, part in value.items() for line in _item(key, part, depth + 1))]
-    return [f"{start} {value}" if isinstance(value, str) else f"{start} {json.dumps(value)}"]
+    shown = {name: card[name] for name in names if card.get(name) not in (None, {}, [])}
+    return f"# Data card\n\n```\n{json.dumps(shown, indent=1, ensure_ascii=False)}\n```\n"
 
 
 # --- one record and its files ---
