@@ -298,12 +298,9 @@ def _number(name: str) -> int:
 
 
 def require(
-    folder: str | Path,
-    records: Sequence[dict[str, Any]],
-    files: Sequence[str] = (),
-    size: tuple[int, int] | None = None,
-    pictures: bool = False,
-) -> None:
+    folder: str | Path, records: Sequence[dict[str, Any]], files: Sequence[str] = (),
+    size: tuple[int, int] | None = None, pictures: bool = False,
+) -> None:  # fmt: skip
     """Refuse a folder whose records lack what a job needs: before anything is made, not in the middle of the night.
 
     records   of the folder, with the keys that are asked about; there must be one at least

@@ -62,14 +62,10 @@ SAMPLER_NAMES = {"dpm++": "DPM++ 2M", "ddim": "DDIM", "ddpm": "DDPM"}
 
 
 def folder_description(
-    made_by: str,
-    job: dict[str, Any],
-    seed: int | None = None,
-    checkpoint: dict[str, str] | None = None,
-    licences: dict[str, Any] | None = None,
-    meshes: Sequence[ObjectMesh] | None = None,
+    made_by: str, job: dict[str, Any], seed: int | None = None, checkpoint: dict[str, str] | None = None,
+    licences: dict[str, Any] | None = None, meshes: Sequence[ObjectMesh] | None = None,
     sources: Sequence[str | Path] = (),
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """What dataset.json says before the first record: who made the folder, from what, under whose terms.
 
     made_by     name of the script
@@ -201,14 +197,9 @@ def complete_record(index: int, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_pictures(
-    folder: Path,
-    index: int,
-    record: dict[str, Any],
-    image: np.ndarray | None = None,
-    conditions: Conditions | None = None,
-    depth: np.ndarray | None = None,
-    object_mask: np.ndarray | None = None,
-) -> dict[str, Any]:
+    folder: Path, index: int, record: dict[str, Any], image: np.ndarray | None = None,
+    conditions: Conditions | None = None, depth: np.ndarray | None = None, object_mask: np.ndarray | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Write the pictures of one record and return the complete record, its line not yet appended.
 
     image        (H, W, 3) uint8 or None; of a generated record it says inside how it was made, see png_text
