@@ -31,7 +31,7 @@ from hoi.network.model import ConditionEncoders, HOIDiffusion, stack_conditions
 from hoi.network.text import TextConfig, TextEncoder, tokenize
 from hoi.network.unet import UNetConfig
 from hoi.network.vae import VAEConfig
-from hoi.toyworld.words import default_scenery_prompts, read_prompts, scenery_sentences, untaught_words, words_in
+from hoi.toyworld.words import default_scenery_prompts, read_prompts, sentences_in, untaught_words, words_in
 from hoi.weights.export import export_own
 
 ROOT = Path(__file__).parent.parent
@@ -414,7 +414,7 @@ def test_a_model_name_with_commas_does_not_break_the_parameter_line():
 def test_the_toy_scenery_names_every_background_and_nothing_else():
     from hoi.toyworld.backgrounds import BACKGROUNDS
 
-    prompts, told = default_scenery_prompts("tiny"), scenery_sentences()
+    prompts, told = default_scenery_prompts("tiny"), sentences_in("scenery_sentences.txt")
     assert list(told) == list(BACKGROUNDS) and {len(sentences) for sentences in told.values()} == {3}
     assert set(prompts) == {one for name, of in told.items() if not BACKGROUNDS[name].lab for one in of}
     assert all(words_in(one)["background"] == name for name, of in told.items() for one in of)

@@ -12,6 +12,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from trimesh.grouping import unique_ordered
 
 from hoi.common.arrays import box_centre
 from hoi.common.choices import CATEGORIES
-from hoi.common.files import files_under, unlike_a_split, write_whole
+from hoi.common.files import ASSETS, files_under, unlike_a_split, write_whole
 from hoi.geometry.mesh_files import CONVERT, GLTF_SUFFIXES, MESH_SUFFIXES, MeshFile, drop_unused, left_out_of, read_mesh
 from hoi.geometry.shapes import FAMILIES
 
@@ -38,15 +39,6 @@ SLIVER = 1e-9  # of the squared length of a face's side: less doubled area is ro
 STRAY_SHARE = 0.01  # of the faces lie back to back on a scan with a few fins; on a two-sided sheet all do
 CATALOGUE_NUMBER = 8  # characters: so long a token of letters and digits is a catalogue number, not a word
 Y_UP_TO_Z_UP = np.array([[1.0, 0, 0, 0], [0, 0, -1.0, 0], [0, 1.0, 0, 0], [0, 0, 0, 1.0]])
-# Names that say how a mesh was made, measured or kept, not what it shows.
-EMPTY_WORDS = frozenset(
-    "mesh meshes model models object objects obj ply stl glb gltf off textured nontextured untextured texture scan "
-    "scanned scans raw clean cleaned final visual collision simplified decimated reduced lowpoly highpoly low high "
-    "poly poisson tsdf google export exported untitled scene canonical normalized normalised watertight repaired "
-    "copy new file data assets shape shapes mm cm dm in inch inches metre metres meter meters millimeters tmp temp "
-    "version ver rev draft test tests fixed edited edit print old backup part parts dataset datasets "
-    "download downloads desktop documents téléchargements descargas загрузки 下载 ダウンロード".split()
-)
 HOMES = ("home", "homes", "users", "media")  # the folders in these are called after people
 CJK = 0x2E80  # from here on a single character is a word
 
@@ -266,6 +258,12 @@ def describe_size(vertices: np.ndarray) -> str:
     return " x ".join(f"{1e3 * extent:.0f}" for extent in np.ptp(vertices, axis=0)) + " mm"
 
 
+@cache
+def _empty_words() -> frozenset[str]:
+    """Parts of file names that say how a mesh was made, measured or kept, not what it shows."""
+    return frozenset((ASSETS / "empty_words.txt").read_text(encoding="utf-8").split())
+
+
 def _meaningful_words(path: Path) -> tuple[list[str], str]:
     """Words of the first name, from the file upwards, that says something, and that name.
 
@@ -280,7 +278,7 @@ def _meaningful_words(path: Path) -> tuple[list[str], str]:
         tokens = _kept(re.sub(r"(?<=[^\W\d_A-Z])(?=[A-Z])", " ", name)).split()
         tokens = [token for token in tokens if len(token) < CATALOGUE_NUMBER or not re.search(r"\d", token)]
         words = [re.sub(r"\d+", "", token).lower() for token in tokens]
-        words = [word for word in words if word and word not in EMPTY_WORDS and (len(word) > 1 or word >= chr(CJK))]
+        words = [word for word in words if word and word not in _empty_words() and (len(word) > 1 or word >= chr(CJK))]
         if words:
             return words, name
     return [], path.stem

@@ -17,22 +17,6 @@ from hoi.toyworld.shading import COLORS
 
 MATERIAL_WORDS = ("metallic", "striped", "wooden", "marble", "gothic-style", "medieval-style")
 
-# {thing}: article, adjectives, noun; {place}: background phrase.  The first is the paper's and is drawn most often.
-_GRASP_FORMS = (
-    "A hand is grasping {thing} {place}",
-    "a hand is grasping {thing} {place}",
-    "A hand is holding {thing} {place}",
-    "{thing} in a hand {place}",
-    "{place}, a hand is grasping {thing}",
-    "A photo of a hand grasping {thing} {place}.",
-)
-_OBJECT_FORMS = (
-    "{thing} {place}",
-    "{thing} {place}.",
-    "A photo of {thing} {place}",
-    "There is {thing} {place}",
-    "{place}, {thing}",
-)
 TEMPLATE_SHARE = 0.6  # prompts at test are the template; the rest keeps other wordings from being foreign
 
 # Nouns that tell a scene when the exact phrase is absent, most telling first; each means the first phrase with it.
@@ -69,9 +53,9 @@ def caption_words(
     generator        None gives the template; otherwise a paraphrase in 40 % of the cases
     """
     if category is None:
-        sentences = scenery_sentences()[background]
+        sentences = sentences_in("scenery_sentences.txt")[background]
         return sentences[0 if generator is None else generator.integers(len(sentences))]
-    forms = _GRASP_FORMS if has_hand else _OBJECT_FORMS
+    forms = sentences_in("caption_forms.txt")["hand" if has_hand else "object"]
     other = generator is not None and generator.random() > TEMPLATE_SHARE
     form = forms[generator.integers(1, len(forms))] if other else forms[0]
     if not background:
@@ -135,11 +119,11 @@ def default_scenery_prompts(preset: str) -> list[str]:
     return read_prompts(ASSETS / ("toy_scenery_prompts.txt" if preset == "tiny" else "scenery_prompts.txt"))
 
 
-@lru_cache(maxsize=1)
-def scenery_sentences() -> dict[str, list[str]]:
-    """What captions say of scenery alone, by the phrase for each kind, in the order of BACKGROUNDS."""
-    lines = (line.partition(": ") for line in read_prompts(ASSETS / "scenery_sentences.txt"))
-    return {phrase: re.findall(r"[^ .][^.]*\.", told) for phrase, _, told in lines}
+@lru_cache
+def sentences_in(name: str) -> dict[str, list[str]]:
+    """Sentences of a file in hoi/assets, by what stands before the colon of their line."""
+    lines = (line.partition(": ") for line in read_prompts(ASSETS / name))
+    return {kind: told.split(" | ") for kind, _, told in lines}
 
 
 def check_placeholders(prompt: str) -> None:
@@ -162,10 +146,9 @@ def fill(prompt: str, noun: str | None) -> str:
 @lru_cache(maxsize=1)
 def toy_vocabulary() -> frozenset[str]:
     """Every word in captions of the toy world."""
-    forms = [form.replace("{thing}", "").replace("{place}", "") for form in (*_GRASP_FORMS, *_OBJECT_FORMS)]
-    texts = [*COLORS, *MATERIAL_WORDS, *CATEGORIES, *forms, "an grey metal"]
-    for phrase, sentences in scenery_sentences().items():
-        texts += [phrase, *sentences]
+    texts = [*COLORS, *MATERIAL_WORDS, *CATEGORIES, *BACKGROUNDS, "an grey metal"]
+    for sentences in (*sentences_in("scenery_sentences.txt").values(), *sentences_in("caption_forms.txt").values()):
+        texts += [re.sub("{.*?}", "", sentence) for sentence in sentences]
     return frozenset(word for text in texts for word in _words(text))
 
 
