@@ -430,7 +430,7 @@ def make_scenes(args: argparse.Namespace) -> None:
         print("\n".join(f"{mesh.object_id}: {note}" for note in mesh.notes), end="\n" if mesh.notes else "")
     # Before minutes of search; objects without grasps drop out, so the list of objects is compared after it.
     refuse_other_job(args.out, describe_scenes(args, settings, []), ignoring=("objects",))
-    per_scene = settings.frames * settings.looks
+    per_scene = args.frames * settings.looks
     # Whole scenes: a trajectory must not end on the way.
     scenes = min(args.count or len(brought), len(brought)) if brought else -(-args.count // per_scene)
     records_of = partial(settings.numbers_of, scenes=brought)

@@ -10,7 +10,7 @@
     torchrun --nproc-per-node 2 sample.py --data data/test    # the same pictures, shared between processes
 
 It prints what it uses, a progress bar, and what to look at (grid.png).  Running the same command again continues where
-it stopped; record i depends on --seed and i alone.  Every PNG carries its prompt and parameters.  Paper: Sec. 3.3, 4.
+it stopped; record i depends on --seed and i alone.  Every PNG holds its record (text chunk `hoi`).  Paper: Sec. 3.3, 4.
 """
 
 # ruff: noqa: E402

@@ -54,9 +54,6 @@ COUNTED = ("file_name", "checkpoint", *LABELS.values())
 # What sheets show: records of a long folder, frames of a long video, and the side of each picture in pixels.
 MOST_RECORDS, MOST_FRAMES, CELL = 24, 16, 128
 
-# Our sampler names -> those that web UIs list.
-SAMPLER_NAMES = {"dpm++": "DPM++ 2M", "ddim": "DDIM", "ddpm": "DDPM"}
-
 
 # --- what a folder says of itself ---
 
@@ -202,7 +199,7 @@ def write_pictures(
 ) -> dict[str, Any]:  # fmt: skip
     """Write the pictures of one record and return the complete record, its line not yet appended.
 
-    image        (H, W, 3) uint8 or None; of a generated record it says inside how it was made, see png_text
+    image        (H, W, 3) uint8 or None; of a generated record its text chunk `hoi` is the record as JSON
     depth        (H, W) metres, 0 = nothing, or None
     object_mask  (H, W) bool or None
     A `*_file_name` already in the record (several looks of one view, or conditions of another folder) is kept.
@@ -221,7 +218,7 @@ def write_pictures(
     full |= {key: f"{dataset.PICTURE_FOLDERS[key]}/{index:06d}.png" for key in pictures}
     for key, pixels in pictures.items():
         is_generated = key == "file_name" and full["checkpoint"] is not None
-        content = encode_png(pixels, png_text(full) if is_generated else None)
+        content = encode_png(pixels, {"hoi": json.dumps(full, allow_nan=False)} if is_generated else None)
         write_whole(folder / full[key], content, lasting=False)
     return full
 
@@ -240,40 +237,6 @@ def _as_pixels(name: str, pixels: np.ndarray) -> np.ndarray:
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         raise ValueError(f"{dataset.PICTURE_FOLDERS[name]} is {pixels.shape} {pixels.dtype}, expected (H, W, 3) uint8")
     return pixels
-
-
-def png_text(record: dict[str, Any]) -> dict[str, str]:
-    """Text chunks of a generated picture: `parameters` for web UIs, `hoi` with the whole record as JSON."""
-    return {"parameters": webui_parameters(record), "hoi": json.dumps(record, allow_nan=False)}
-
-
-def webui_parameters(record: dict[str, Any]) -> str:
-    """The text that Stable Diffusion web UIs write under `parameters` and read back: prompt, negative prompt, settings.
-
-    record  a complete generated record
-    The hash is the first ten digits of the weight file's SHA-256, as there.
-    """
-    settings = {
-        "Steps": record["num_inference_steps"],
-        "Sampler": SAMPLER_NAMES.get(record["sampler"], record["sampler"]),
-        "CFG scale": record["guidance_scale"],
-        "Seed": record["seed"],
-        "Size": f"{record['width']}x{record['height']}",
-        "Model hash": record["checkpoint"]["sha256"][:10],
-        "Model": record["checkpoint"]["name"],
-        "Picture index": record["index"],  # the noise comes from seed and index
-    }
-    lines = [record["text"]]
-    if record["negative_prompt"]:
-        lines.append(f"Negative prompt: {record['negative_prompt']}")
-    lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in settings.items()))
-    return "\n".join(lines)
-
-
-def _quoted(value: object) -> str:
-    """A value of the parameter line; quoted where it would otherwise end early."""
-    text = str(value)
-    return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ',:\n"') else text
 
 
 def write_object(folder: Path, object_mesh: ObjectMesh) -> str:

@@ -139,7 +139,7 @@ def test_text_chunks_are_in_the_picture(tmp_path):
     writer = DatasetWriter(tmp_path, {})
     generated, drawn = write(writer, 0, made, **pictures()), write(writer, 1, {"text": "x"}, **pictures())
     with Image.open(tmp_path / generated["file_name"]) as image:
-        assert image.text["parameters"].startswith("A hand is grasping a 茶碗\nSteps: None")
+        assert json.loads(image.text["hoi"])["text"] == "A hand is grasping a 茶碗"
         assert json.loads(image.text["hoi"]) == generated
     with Image.open(tmp_path / drawn["file_name"]) as image:
         assert image.text == {}
