@@ -12,6 +12,7 @@ from functools import cache
 
 import numpy as np
 from PIL import Image
+from scipy.ndimage import sobel
 
 from hoi.common.arrays import resized_points
 
@@ -228,12 +229,7 @@ def normals_from_inverse_depth(inverse_depth: np.ndarray, background_threshold: 
     """
     if inverse_depth.ndim != 2 or not np.isfinite(inverse_depth).all():
         raise ValueError(f"inverse_depth is {inverse_depth.shape}; expected a finite picture (H, W)")
-    # A picture one pixel wide or high has nothing to reflect.
-    mode = "reflect" if min(inverse_depth.shape) > 1 else "edge"
-    padded = np.pad(np.asarray(inverse_depth, dtype=np.float64), 1, mode=mode)
-    smooth_down = padded[:-2] + 2 * padded[1:-1] + padded[2:]
-    smooth_right = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
-    gradient = np.stack([smooth_down[:, 2:] - smooth_down[:, :-2], smooth_right[2:] - smooth_right[:-2]], axis=-1)
+    gradient = np.stack([sobel(inverse_depth.astype(np.float64), axis, mode="mirror") for axis in (1, 0)], axis=-1)
     lowest, span = inverse_depth.min(), np.ptp(inverse_depth)
     gradient[(inverse_depth - lowest) < background_threshold * span if span > 0 else ...] = 0.0
     towards_camera = np.concatenate([gradient, np.full((*inverse_depth.shape, 1), SOBEL_GZ)], axis=-1)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from trimesh.graph import connected_component_labels
 from trimesh.grouping import unique_ordered
+from trimesh.triangles import nondegenerate
 
 from hoi.common.arrays import box_centre
 from hoi.common.choices import CATEGORIES
@@ -35,7 +36,7 @@ SMALLEST, LARGEST = 0.01, 0.60  # metres: what one hand can be asked to grasp
 LONGEST_IN_METRES, LONGEST_IN_CM = 3.0, 20.0
 ALREADY_CENTRED = 1e-6  # metres; keeps a saved mesh bit-identical when it is read again
 GRID_BITS = 21  # positions are compared on a grid of 2**21 cells a side: three of them fit one 64-bit key
-SLIVER = 1e-9  # of the squared length of a face's side: less doubled area is rounding
+SLIVER = 1e-9  # metres: a face that is less high is rounding
 STRAY_SHARE = 0.01  # of the faces lie back to back on a scan with a few fins; on a two-sided sheet all do
 CATALOGUE_NUMBER = 8  # characters: so long a token of letters and digits is a catalogue number, not a word
 Y_UP_TO_Z_UP = np.array([[1.0, 0, 0, 0], [0, 0, -1.0, 0], [0, 1.0, 0, 0], [0, 0, 0, 1.0]])
@@ -158,10 +159,7 @@ def _drop_duplicates(faces: np.ndarray) -> np.ndarray:
 
 def _drop_slivers(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, int]:
     """Remove faces with three positions on one line, unless they keep the surface closed."""
-    a, b, c = np.moveaxis(vertices[faces], 1, 0)
-    doubled_area = np.linalg.norm(np.cross(b - a, c - a), axis=1)
-    longest = np.maximum(np.linalg.norm(b - a, axis=1), np.linalg.norm(c - a, axis=1))
-    solid = doubled_area > SLIVER * longest**2
+    solid = nondegenerate(vertices[faces], height=SLIVER)
     if solid.all() or (sum(edge_faults(faces)) == 0 and sum(edge_faults(faces[solid])) > 0):
         return faces, 0
     return faces[solid], int((~solid).sum())
