@@ -57,9 +57,7 @@ class Report:
                  f"{self.rendered} geometries rendered again from their annotation"]  # fmt: skip
         lines += [f"  note: {note}" for note in self.notes]
         lines += [f"  PROBLEM: {problem}" for problem in self.problems[:SHOWN_PROBLEMS]]
-        if len(self.problems) > SHOWN_PROBLEMS:
-            lines.append(f"  ... and {len(self.problems) - SHOWN_PROBLEMS} more problems")
-        lines.append("  everything agrees" if self.ok else f"  {len(self.problems)} problems")
+        lines.append("  everything agrees" if self.ok else f"  {len(self.problems)} problems in all")
         return "\n".join(lines)
 
 

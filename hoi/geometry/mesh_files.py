@@ -51,7 +51,7 @@ Parts = list[tuple[np.ndarray, np.ndarray]]  # vertices (V, 3) and faces (F, 3) 
 def left_out_of(folder: Path) -> str:
     """A sentence about files under a folder that are meshes of kinds not looked for; empty when there are none."""
     names = [str(file.relative_to(folder)) for file in files_under(folder) if file.suffix.lower() in OTHER_SUFFIXES]
-    return f"Left out of {folder}, for their kinds are read only when named: {first_few(names)}." if names else ""
+    return f"Left out of {folder}, for such kinds are not read: {first_few(names)}." if names else ""
 
 
 @dataclass(frozen=True)
