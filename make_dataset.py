@@ -322,14 +322,13 @@ from hoi.toyworld.words import check_placeholders
 
 LEFT_OUT_OF_FILE = "no further grasp was found, or hand or object is hidden, outside or behind the camera"
 # How scenes were before these could be chosen.
-OLD_SETTINGS = (("camera", "official"), ("upright", 1.0), ("rounds", False))
+OLD_SETTINGS = (("camera", "official"), ("upright", 1.0))
 NOT_OF_JOB = ("view", "fov_deg", "intrinsics")  # said by the other entries
 LEFT_OUT = "the hand leaves the picture, or hand or object is hidden"  # the only reasons why a scene gives no record
 
 
 def scene_settings(args: argparse.Namespace) -> SceneSettings:
     """What decides the records of rendered scenes."""
-    begun = read_description(args.out).get("job")
     view = ViewSettings(
         args.height, args.width, args.hand_side, args.framing, args.official_view, CAMERA_FOV_DEG[args.camera],
         args.frames, args.start_distance, args.trajectory, args.upright,
@@ -338,7 +337,6 @@ def scene_settings(args: argparse.Namespace) -> SceneSettings:
         seed=args.seed, content=args.content, grasps_per_object=args.grasps_per_object, view=view,
         keep_outside=args.keep_outside, shade=args.shade, looks=args.looks, style=args.style,
         paraphrase=args.paraphrase, text=args.text,
-        rounds=begun is None or "rounds" in begun,  # a folder goes on as it began
     )  # fmt: skip
 
 
@@ -354,7 +352,7 @@ def describe_scenes(
     job = {key: value for key, value in job.items() if (key, value) not in OLD_SETTINGS and key not in NOT_OF_JOB}
     height, width = job.pop("height"), job.pop("width")
     job["size"] = height if height == width else f"{width} x {height}"
-    job |= {"hand": Path(args.mano).name if args.mano else "builtin"}
+    job |= {"hand": Path(args.mano).name if args.mano else "builtin", "rounds": True}  # folders of before drew lots
     job |= {"objects": [f"{mesh.object_id} {of}" for mesh, of in zip(meshes, digest, strict=True)]}
     job |= {"hand_content": sha256_of(args.mano)} if args.mano else {}
     job |= {"grasp": args.grasp, "grabnet": load_grabnet(args.grabnet).digest} if args.grasp != "builtin" else {}

@@ -52,7 +52,6 @@ class SceneSettings:
     shade              draw pictures, `looks` of each frame, in looks of `style`, some captions in other words
                        (`paraphrase`)
     text               caption without pictures, with {object} for the noun; None: the paper's template
-    rounds             objects take turns, in a new order each round; False: each scene draws one, as older folders do
     """
 
     seed: int
@@ -65,7 +64,6 @@ class SceneSettings:
     style: str
     paraphrase: bool
     text: str | None
-    rounds: bool = False
 
     def numbers_of(self, number: int, scenes: SceneFile | None = None) -> range:
         """Numbers that the records of a scene take, whether or not all of them can be made.
@@ -141,9 +139,7 @@ class SceneMaker:
         return graspable([self.grasps_of(k)[0] for k in range(len(self.meshes))], self.settings.sides)
 
     def shown_in(self, number: int) -> list[GraspedObject]:
-        """The objects that a scene may show: in rounds the one whose turn it is."""
-        if not self.settings.rounds:
-            return self.objects
+        """The object whose turn it is: each once a round, in a new order each round."""
         turn, place = divmod(number, len(self.objects))
         order = np.random.default_rng([self.settings.seed, turn, ORDER]).permutation(len(self.objects))
         return [self.objects[order[place]]]

@@ -32,8 +32,6 @@ WRITTEN = (
     "dataset.json", "grid.png", "rejected*.jsonl", "strip.png", "clip.*", "objects/*",
     *(f"{name}/*" for name in dataset.PICTURE_FOLDERS.values()),
 )  # fmt: skip
-# Entries of a job that folders written before them do not have: such a folder goes on.
-LATER_ENTRIES = {"depth_files", "hand_content", "data_content", "object_content", "grabnet"}
 HASH = re.compile(r" ?\b(?=[0-9]*[a-f])[0-9a-f]{8,64}\b")
 SHOWN_LENGTH = 40  # characters of a value in which two jobs differ
 SHARE_OF_DISK = 0.02  # of the time: waiting for it costs nearly as much for one record as for a hundred
@@ -315,7 +313,6 @@ def refuse_other_job(folder: str | Path, description: dict[str, Any], ignoring: 
     before, job = there.get("job"), json.loads(json.dumps(description.get("job")))  # tuples become lists, as on disk
     if before is None or job is None:  # nothing was promised
         return
-    ignoring = {*ignoring, *(LATER_ENTRIES - before.keys())}
     keys = sorted(key for key in before | job if key not in ignoring and before.get(key) != job.get(key))
     if not keys:
         return
