@@ -115,13 +115,10 @@ class Pipeline:
 
         Where H or W is no multiple of the model's cell, black is added below and on the right.
         """
-        on_device = {name: self._padded(image.to(self.device)) for name, image in conditions.items()}
-        return self.model.condition_encoders(on_device, self.settings.cond_weights)
-
-    def _padded(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) with zeros below and on the right up to multiples of the cell."""
         cell = self.model.config.cell
-        return F.pad(image, (0, -image.shape[3] % cell, 0, -image.shape[2] % cell))
+        padded = {name: F.pad(image.to(self.device), (0, -image.shape[3] % cell, 0, -image.shape[2] % cell))
+                  for name, image in conditions.items()}  # fmt: skip
+        return self.model.condition_encoders(padded, self.settings.cond_weights)
 
     @torch.no_grad()
     def pictures(

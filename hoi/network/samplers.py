@@ -37,11 +37,6 @@ def initial_noise(
     return torch.stack(noise).to(device)
 
 
-def _noise_like(latents: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    assert len(generators) == len(latents), "ddpm needs one generator a picture"
-    return initial_noise(generators, *latents.shape[1:], device=latents.device).to(latents.dtype)
-
-
 # --- samplers: noise -> latents, with nothing but a predictor of eps ---
 
 
@@ -79,12 +74,13 @@ def sample_ddpm(
 
     noise (B,4,h,w) -> latents (B,4,h,w).  Source: paper eq. 2; Ho et al. 2020, algorithm 2.
     """
+    assert len(generators) == len(noise), "ddpm needs one generator a picture"
     latents, timesteps = noise, leading_timesteps(num_inference_steps, schedule.num_timesteps)
     for step, timestep in enumerate(timesteps):
         last = step == len(timesteps) - 1
         eps = predict(latents, timestep, step)
         previous = -1 if last else timesteps[step + 1]
-        fresh_noise = None if last else _noise_like(latents, generators)
+        fresh_noise = None if last else initial_noise(generators, *noise.shape[1:], device=noise.device).to(noise.dtype)
         latents = ddpm_step(schedule, latents, eps, timestep, previous, fresh_noise)
     return latents
 

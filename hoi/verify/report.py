@@ -28,16 +28,12 @@ SHOWN_PROBLEMS = 20  # in report.md; report.json has all
 Record = dict[str, Any]
 
 
-def _values(records: list[Record], name: str) -> list[float]:
-    """One score of every record that has it."""
-    return [record["verification"][name] for record in records if record["verification"][name] is not None]
-
-
 def summarize(records: list[Record]) -> dict[str, dict[str, float]]:
     """Of each score that any record has: n, mean and percentiles (p5 to p95)."""
     summary = {}
     for name in SCORES:
-        if values := _values(records, name):
+        values = [record["verification"][name] for record in records if record["verification"][name] is not None]
+        if values:
             percentiles = zip(PERCENTILES, np.percentile(values, PERCENTILES), strict=True)
             summary[name] = {"n": len(values), "mean": float(np.mean(values))}
             summary[name] |= {f"p{percent}": float(value) for percent, value in percentiles}
