@@ -6,6 +6,8 @@ The tokenizer and the tensor names are open_clip's; padding and length are Stabl
 from __future__ import annotations
 
 import importlib.util
+import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -76,11 +78,19 @@ def unread_end(prompt: str) -> str:
 def reading_hints(prompts: Iterable[str]) -> list[str]:
     """Sentences for the user on what the text encoder will not take from the prompts; none when it reads all of it.
 
-    Ends beyond 75 tokens are cut off, as in Stable Diffusion.
+    Ends beyond 75 tokens are cut off, as in Stable Diffusion.  The vocabulary comes from English text: words in other
+    scripts than Latin are spelt in bytes, of which public weights have learned little (Radford et al. 2021, Sec. 2.4).
     """
-    ends = [f'"... {end}" of "{prompt}"' for prompt in dict.fromkeys(prompts) if (end := unread_end(prompt))]
-    told = f"hint: the text encoder reads {READ_TOKENS} tokens and never sees the end: {first_few(ends, 3)}"
-    return [told] if ends else []
+    prompts = list(dict.fromkeys(prompts))
+    ends = [f'"... {end}" of "{prompt}"' for prompt in prompts if (end := unread_end(prompt))]
+    words = dict.fromkeys(word for prompt in prompts for word in re.findall(r"[^\W\d_]+", prompt))
+    foreign = [word for word in words if not all(unicodedata.name(letter, "").startswith("LATIN") for letter in word)]
+    hints = []
+    if ends:
+        hints.append(f"hint: the text encoder reads {READ_TOKENS} tokens and never sees the end: {first_few(ends, 3)}")
+    if foreign:
+        hints.append(f"hint: the text encoder's vocabulary is English; it sees only bytes of {first_few(foreign, 3)}")
+    return hints
 
 
 def causal_mask(length: int) -> Tensor:

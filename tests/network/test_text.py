@@ -117,11 +117,13 @@ def test_the_end_that_is_not_read_is_what_transformers_cuts_off(prompt: str, cli
     assert unread_end(prompt).replace(" ", "") == expected.replace(" ", "")
 
 
-def test_lost_ends_are_told_once():
+def test_lost_ends_and_words_in_other_scripts_are_told_once():
     long = "A hand " * 37 + "is GRASPING a naïve mug"  # 74 tokens, and "is" the 75th
     assert reading_hints([long, long, "ein Häferl, déjà vu, 3 x 2"]) == [
         f'hint: the text encoder reads 75 tokens and never sees the end: "... grasping a naïve mug" of "{long}"'
     ]
+    (hint,) = reading_hints(["粉色的杯子", "a кружка"])
+    assert "it sees only bytes of 粉色的杯子, кружка" in hint
 
 
 def test_a_bare_string_is_refused():
