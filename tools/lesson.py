@@ -182,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/lesson"), metavar="DIR", help="of the pictures")
     args = parser.parse_args(arguments)
     # fp32: the lesson compares pictures, and looks into the network.
-    pipeline = load_pipeline(args.checkpoint, dtype="float32")
+    pipeline = load_pipeline(args.checkpoint, dtype="float32", num_inference_steps=20)
     lesson(collect_objects([args.object])[0], pipeline, args.out, args.cache)
 
 

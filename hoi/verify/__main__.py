@@ -1,7 +1,7 @@
 """Hold every picture of a dataset folder against its own annotation: scores, a report, a selection.
 
     python -m hoi.verify DIR ...                               # adds `verification` to every record; DIR/verification/
-    python -m hoi.verify DIR --keep "iou_hand>90%,pck>75%" --list keep.txt        # or --out DIR2; prints the yield
+    python -m hoi.verify DIR --keep "iou_hand>90%,pck>60%" --list keep.txt        # or --out DIR2; prints the yield
     python -m hoi.verify DIR --keypoints hamer.json --contacts 100doh.json        # formats: see score --help
     python -m hoi.verify train --data runs/toy/scenic runs/toy/lab --out verifier.safetensors --minutes 20
 
