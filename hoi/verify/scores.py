@@ -147,29 +147,29 @@ def color_seen(image: np.ndarray, label_map: np.ndarray, material: str | None) -
 
 
 def word_scores(
-    image: np.ndarray, prediction: Prediction, backgrounds: Sequence[str], truth: Truth
+    image: np.ndarray, prediction: Prediction, backgrounds: Sequence[str], materials: Sequence[str], truth: Truth
 ) -> dict[str, float]:
     """Whether the picture (H, W, 3) uint8 has the words of its caption, as far as that names any that we know.
 
-    backgrounds  those that the verifier tells apart
+    backgrounds, materials  those that the verifier tells apart
     """
     words, scores = words_in(truth.text), {}
     if words["color"] is not None and truth.label_map is not None and (truth.label_map == OBJECT).any():
         scores["color_right"] = float(color_seen(image, truth.label_map, words["material"]) == words["color"])
-    if words["material"] is not None and prediction.material is not None:
+    if words["material"] in materials:  # one that the verifier was never shown, it cannot see
         scores["material_right"] = float(prediction.material == words["material"])
-    if words["background"] in backgrounds:  # one that the verifier was never shown, it cannot see
+    if words["background"] in backgrounds:
         scores["background_right"] = float(prediction.background == words["background"])
     return scores
 
 
-def tip_score(seen: np.ndarray | None, truth: Truth) -> dict[str, float]:
+def tip_score(seen: np.ndarray, truth: Truth) -> dict[str, float]:
     """Fingertips that are seen (N, 2) against those that can be: a lost, added or fused one lowers it.
 
     returns  F1, 2 matched / (seen + true), each matched at most once and TIP_DISTANCE apart; 1 for none of both; empty
-             where one is unsaid
+             where the truth is unsaid
     """
-    if seen is None or truth.tips is None:
+    if truth.tips is None:
         return {}
     total = len(seen) + np.isfinite(truth.tips[:, 0]).sum()
     if not total:
@@ -245,7 +245,7 @@ class Estimators:
         if prediction is not None:
             scores |= region_scores(prediction.label_map, truth)
             scores |= shading_scores(image, truth) | tip_score(prediction.tips, truth)
-            scores |= word_scores(image, prediction, self.verifier.backgrounds, truth)
+            scores |= word_scores(image, prediction, self.verifier.backgrounds, self.verifier.materials, truth)
         if truth.keypoints_2d is not None and self.keypoints is not None:
             hand = others.closest_hand(self.keypoints[name], truth.keypoints_2d)
             joints = (None, None) if hand is None else (hand.keypoints_2d, hand.scores)

@@ -49,16 +49,16 @@ class Outputs:
     heat        (B, 21, S/2, S/2)   logits of where each keypoint is, one softmax over all cells
     background  (B, K)              logits of the background words
     features    (B, C)              what the deepest two levels see, averaged over the picture
-    tips        (B, 1, S/2, S/2)    logits of whether a fingertip, of any finger, is seen there; or None
-    material    (B, M)              logits of the object's material words; or None
+    tips        (B, 1, S/2, S/2)    logits of whether a fingertip, of any finger, is seen there
+    material    (B, M)              logits of the object's material words
     """
 
     labels: Tensor
     heat: Tensor
     background: Tensor
     features: Tensor
-    tips: Tensor | None = None
-    material: Tensor | None = None
+    tips: Tensor
+    material: Tensor
 
 
 class Hourglass(nn.Module):
@@ -84,18 +84,18 @@ class Hourglass(nn.Module):
 
 
 class Verifier(Hourglass):
-    """A U-Net of about a million weights with three heads, or five.
+    """A U-Net of about a million weights with five heads.
 
     backgrounds  the K words that it tells apart
     side         S, a multiple of 32
     reached      attribute: what perfect pictures score by it, see training.score_reached; empty where nobody measured
-    materials    the M words that it tells apart; none: it sees neither material nor fingertips, as before 2026-12
+    materials    the M words that it tells apart, "" for paint
     Raises ValueError for another side.
     """
 
     def __init__(
         self, backgrounds: Sequence[str], side: int = DEFAULT_SIDE, channels: Sequence[int] = CHANNELS,
-        materials: Sequence[str] = (),
+        materials: Sequence[str] = ("",),
     ) -> None:  # fmt: skip
         super().__init__(channels)
         multiple = CELL * 2 ** (len(channels) - 1)
@@ -106,22 +106,19 @@ class Verifier(Hourglass):
         self.labels = nn.Conv2d(channels[0], len(LABELS) * CELL**2, 1)
         self.heat = nn.Conv2d(channels[0], KEYPOINTS, 1)
         self.background = nn.Linear(channels[-1] + channels[-2], len(self.backgrounds))
-        if materials:
-            self.tips = nn.Conv2d(channels[0], 1, 1)
-            self.material = nn.Linear(channels[-1] + channels[-2] + channels[0], len(self.materials))
+        self.tips = nn.Conv2d(channels[0], 1, 1)
+        self.material = nn.Linear(channels[-1] + channels[-2] + channels[0], len(self.materials))
 
     def forward(self, image: Tensor) -> Outputs:
         """image (B, 3, S, S) in [-1, 1] -> what is seen in it."""
         x, levels = self.down_and_up(image)
         features = torch.cat([level.mean((2, 3)) for level in levels[-2:]], dim=1)
         labels = F.pixel_shuffle(self.labels(x), CELL)
-        seen = labels, self.heat(x), self.background(features), features
-        if not self.materials:
-            return Outputs(*seen)
         # What a thing is made of shows on itself: fine features are averaged where the object is seen.
         thing = F.avg_pool2d(labels.detach().softmax(1)[:, LABELS.index("object"), None], CELL)
         fine = (x * thing).sum((2, 3)) / thing.sum((2, 3)).clamp_min(1)
-        return Outputs(*seen, self.tips(x), self.material(torch.cat([features, fine], dim=1)))
+        material = self.material(torch.cat([features, fine], dim=1))
+        return Outputs(labels, self.heat(x), self.background(features), features, self.tips(x), material)
 
 
 def cells_to_pixels(cells: Tensor) -> Tensor:
@@ -185,8 +182,8 @@ class Prediction:
     confidence    (21,)    0 to 1
     background    the likeliest background word
     features      (C,)     for comparing sets of pictures
-    tips          (N, 2)   pixels, each fingertip that can be seen; None from a verifier that does not tell
-    material      the likeliest material word, "" for paint; None from a verifier that does not tell
+    tips          (N, 2)   pixels, each fingertip that can be seen
+    material      the likeliest material word, "" for paint
     """
 
     label_map: np.ndarray
@@ -194,8 +191,8 @@ class Prediction:
     confidence: np.ndarray
     background: str
     features: np.ndarray
-    tips: np.ndarray | None = None
-    material: str | None = None
+    tips: np.ndarray
+    material: str
 
 
 @torch.no_grad()
@@ -204,11 +201,10 @@ def predict(verifier: Verifier, images: Sequence[np.ndarray]) -> list[Prediction
     side = verifier.side
     pictures = pictures_to_tensor(np.stack([resized(image, side) for image in images]))
     found = vars(verifier(pictures.to(next(verifier.parameters()).device)))
-    outputs = Outputs(**{name: None if each is None else each.cpu() for name, each in found.items()})
+    outputs = Outputs(**{name: each.cpu() for name, each in found.items()})
     cells, confidence = decode_heat(outputs.heat)
     points = cells_to_pixels(cells).double().numpy()
-    told = outputs.tips is not None
-    tips = [cells_to_pixels(each).double().numpy() for each in decode_tips(outputs.tips)] if told else []
+    tips = [cells_to_pixels(each).double().numpy() for each in decode_tips(outputs.tips)]
     predictions = []
     for k, image in enumerate(images):
         labels, size = outputs.labels[k : k + 1], image.shape[:2]
@@ -221,8 +217,8 @@ def predict(verifier: Verifier, images: Sequence[np.ndarray]) -> list[Prediction
                 confidence=confidence[k].double().numpy(),
                 background=verifier.backgrounds[int(outputs.background[k].argmax())],
                 features=outputs.features[k].numpy(),
-                tips=resized_points(tips[k], (side, side), size) if told else None,
-                material=verifier.materials[int(outputs.material[k].argmax())] if told else None,
+                tips=resized_points(tips[k], (side, side), size),
+                material=verifier.materials[int(outputs.material[k].argmax())],
             )
         )
     return predictions
@@ -248,10 +244,9 @@ def load_verifier(path: Path = BUILT_IN_VERIFIER) -> Verifier:
     state, metadata = tensors.load_model_file(path)
     if metadata.get("kind") != "verifier":
         raise ValueError(f"{path} is no verifier; train one with `{TRAIN_COMMAND}`")
-    with content_expected(path, "metadata that says backgrounds and side"):
-        # Files from before 2026-12 have neither of these two.
-        materials, reached = (parse_json(metadata.get(key, "null")) for key in ("materials", "reached"))
-        verifier = Verifier(parse_json(metadata["backgrounds"]), int(metadata["side"]), materials=materials or ())
-        verifier.reached = reached or {}
+    with content_expected(path, "metadata that says backgrounds, materials and side"):
+        told = {key: parse_json(metadata[key]) for key in ("backgrounds", "materials", "reached")}
+        verifier = Verifier(told["backgrounds"], int(metadata["side"]), materials=told["materials"])
+        verifier.reached = told["reached"]
     tensors.strict_load(verifier, state, path)
     return verifier.eval()

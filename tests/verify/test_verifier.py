@@ -1,5 +1,7 @@
 """The verifier and its training: heat maps are exact, moved pictures keep their truth, and the network learns."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -163,7 +165,7 @@ def test_a_trained_verifier_finds_hand_object_and_joints_in_new_pictures_of_any_
         truth, image = load_truth(folder, record), load_image(folder, record)
         seen = verifier.predict(trained, [image.repeat(factor, 0).repeat(factor, 1)])[0]
         points = (seen.keypoints_2d + 0.5) / factor - 0.5
-        small = verifier.Prediction(seen.label_map[::factor, ::factor], points, seen.confidence, "", seen.features)
+        small = replace(seen, label_map=seen.label_map[::factor, ::factor], keypoints_2d=points)
         assert seen.label_map.shape == (SIDE * factor, SIDE * factor)
         rows.append(Estimators(trained).score(record["file_name"], image, truth, small))
     means = mean_scores(rows, ("iou_hand", "iou_object", "pck", "keypoint_error_px"))

@@ -35,14 +35,15 @@ def truth_of(label_map, points=None, visible=None, text="", **more) -> Truth:
     return Truth(label_map, points, inside if visible is None else visible, inside, text, **more)
 
 
-def seen_as(label_map, points=None, background="on the beach", **more) -> Prediction:
+def seen_as(label_map, points=None, background="on the beach", tips=()) -> Prediction:
     points = np.zeros((21, 2)) if points is None else points
-    return Prediction(label_map, points, np.full(21, 0.75), background, np.zeros(4), **more)
+    return Prediction(label_map, points, np.full(21, 0.75), background, np.zeros(4), np.reshape(tips, (-1, 2)), "")
 
 
 def score_picture(image, truth, seen, words=(), hands=None) -> dict[str, float | None]:
     keypoints = None if hands is None else {"images/000000.png": hands}
-    return Estimators(SimpleNamespace(backgrounds=words), keypoints).score("images/000000.png", image, truth, seen)
+    network = SimpleNamespace(backgrounds=words, materials=())
+    return Estimators(network, keypoints).score("images/000000.png", image, truth, seen)
 
 
 def sphere(side: int) -> np.ndarray:
@@ -134,7 +135,7 @@ def test_a_lost_an_added_and_a_fused_fingertip_cost_what_they_should():
     ):  # fmt: skip
         assert scores_module.tip_score(seen, truth)["fingertips"] == pytest.approx(expected)
     assert scores_module.tip_score(none, truth_of(None, points, tips=none)) == {"fingertips": 1.0}
-    assert scores_module.tip_score(None, truth) == {}  # a verifier that does not tell
+    assert scores_module.tip_score(none, truth_of(None)) == {}  # nobody says where they are
 
 
 def test_keypoint_errors_worked_out_by_hand():
