@@ -62,6 +62,9 @@ python make_dataset.py $shapes --style scenic --object-seed 900 --seed 900 --loo
 python make_dataset.py $shapes --style lab --object-seed 7300 --seed 7300 --looks 1 --count $count --out "$evaluation/lab"
 python make_dataset.py $shapes --style lab --object-seed 7300 --seed 7301 --looks 2 --count $references \
     --out "$out/reference"
+if [[ $names = *dreambooth* ]]; then # conditions of its prior: of shapes that are learned from, not those of the test
+    python make_dataset.py $shapes --style scenic --object-seed 100 --seed 910 --looks 1 --count $count --out "$out/prior"
+fi
 for place in lab scenic; do
     python -c "import sys; from hoi.data.folder import read_records
 for record in read_records(sys.argv[1]): print(record['text'])" "$evaluation/$place" > "$out/captions-$place.txt"
@@ -82,7 +85,11 @@ fine_tune() { # NAME SEED: a model, and its pictures of both sets of records
         *no-skeleton) how="--conditions normal segmentation" ;;
         *no-segmentation) how="--conditions skeleton normal" ;;
         none) how="--conditions none" text=.txt ;; # the same as --baseline ldm
-        dreambooth) how="--baseline dreambooth" text=-sks.txt buffer="--reg-data $out/all/$2/scenic --reg-batch-size $reg_batch" ;;
+        dreambooth)
+            how="--baseline dreambooth" text=-sks.txt buffer="--reg-data $out/all/$2/prior --reg-batch-size $reg_batch"
+            python sample.py --data "$out/prior" --checkpoint "$out/all/$2/model.safetensors" --seed "$2" $sampling \
+                --out "$out/all/$2/prior"
+            ;;
         controlnet) how="--baseline controlnet" buffer= ;; # all that it could forget is frozen
         no-regularization) buffer= ;;
     esac

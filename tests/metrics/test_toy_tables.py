@@ -12,6 +12,7 @@ import torch
 import verifier_world
 from PIL import Image
 
+import make_dataset
 import sample
 import train
 from hoi.data import folder as folder_module
@@ -220,14 +221,30 @@ def test_fine_tunes_differ_in_conditions_regularization_data_and_seed_alone(comm
         assert args["steps"] == 5 and (Path(args["out"]) / "latents").resolve().name == "latents"
         assert args["seed"] == int(seed) and ("estimated" in args["data"][0]) == name.startswith("estimated")
         if name == "dreambooth":  # made before
-            assert args["reg_data"][0].endswith(f"all/{seed}/scenic")
+            assert args["reg_data"][0].endswith(f"all/{seed}/prior")
+
+
+def test_nothing_that_rows_are_measured_by_is_learned_from(commands):
+    """Neither the records themselves nor a model's pictures of them, and all of other shapes."""
+    shapes = {args.out.parts[-2:]: args.object_seed for args in
+              (make_dataset.parse_args(words[1:]) for words in commands if words[0] == "make_dataset.py")}  # fmt: skip
+    source = {args.out: folder for args in (sample.parse_args(words[1:]) for words in commands
+                                            if words[0] == "sample.py") for folder in args.data or ()}  # fmt: skip
+    learned = {source.get(Path(folder), Path(folder)) for args in
+               (train.parse_args(words[1:]) for words in commands if words[0] == "train.py")
+               for folder in (*args.data, *(args.reg_data or ()))}  # fmt: skip
+    assert {folder.parts[-2:] for folder in learned} == {
+        ("toy", "lab"), ("toy", "buffer"), ("estimated", "train"), ("out", "prior")
+    }  # fmt: skip
+    of = {folder: shapes.pop(("out", folder)) for folder in ("prior", "shaded", "lab")}  # Table 3's, and the prior
+    assert set(of.values()) == {100} and not set(of.values()) & set(shapes.values())
 
 
 def test_every_fine_tune_is_sampled_on_the_same_captions_and_measured(commands):
     sampled = {words[words.index("--out") + 1]: sample.parse_args(words[1:]) for words in commands
                if words[0] == "sample.py"}  # fmt: skip
-    generated = [out for out in sampled if out.endswith("generated")]  # of Table 3
-    del sampled[generated[0]]
+    for other in [out for out in sampled if out.endswith(("generated", "prior"))]:  # of Table 3, and DreamBooth's
+        del sampled[other]
     assert len(sampled) == 11 * 2 * 2
     for out, args in sampled.items():
         name, seed, place = Path(out).parts[-3:]
