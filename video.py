@@ -113,7 +113,6 @@ from tqdm import tqdm
 
 from hoi.common.command import problems_as_messages
 from hoi.common.files import encode_png, short_hash, write_whole
-from hoi.common.machine import keep_freed_memory
 from hoi.common.sheets import write_video
 from hoi.data.folder import load_conditions, load_image, read_records
 from hoi.data.scenes import SceneFile
@@ -226,7 +225,6 @@ def main(args: argparse.Namespace) -> None:
     """Make the frames that are missing, chunk by chunk, and from all frames the files to look at."""
     if args.threads:
         torch.set_num_threads(args.threads)
-    keep_freed_memory()
     pipeline = load_pipeline(
         args.checkpoint, args.base, args.adapter, vae=args.vae, device=args.device, dtype=args.dtype,
         compiled=args.compile, sampler=args.sampler, num_inference_steps=args.steps, guidance_scale=args.guidance_scale,

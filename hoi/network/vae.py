@@ -75,6 +75,11 @@ def _norm(channels: int, groups: int) -> Norm:
     return Norm(groups, channels, eps=1e-6)
 
 
+def _silu(x: Tensor) -> Tensor:
+    """silu of a map that nobody else reads: in its place where no gradient needs it (0.27 GB of decoding 512 px)."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
 class ResBlock(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1 convolution on x where the width changes."""
 
@@ -89,8 +94,8 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B,channels,h,w) -> (B,out_channels,h,w)."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(_silu(self.norm1(x)))
+        h = self.conv2(_silu(self.norm2(h)))
         return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
 
 
@@ -187,7 +192,7 @@ class Encoder(nn.Module):
         h = self.conv_in(image)
         for level in self.down:
             h = level(h)
-        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+        return self.conv_out(_silu(self.norm_out(self.mid(h))))
 
 
 class Decoder(nn.Module):
@@ -211,7 +216,7 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(latents))
         for level in reversed(self.up):
             h = level(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return self.conv_out(_silu(self.norm_out(h)))
 
 
 class VAE(nn.Module):

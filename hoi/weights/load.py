@@ -23,7 +23,7 @@ from torch import Tensor
 
 from hoi.common.choices import CONDITION_NAMES, DTYPES
 from hoi.common.files import ASSETS, content_expected, sha256_of
-from hoi.common.machine import choose_device, fast_dtype
+from hoi.common.machine import choose_device, fast_dtype, keep_freed_memory, return_freed_memory
 from hoi.common.tensors import Shapes, WeightFile, check_shapes, is_finite, shapes_of, warn_left_out
 from hoi.network.config import ModelConfig, sd1_config
 from hoi.network.kernels import pack
@@ -488,6 +488,7 @@ def load_pipeline(
     # Nearly all of the work.  The VAE stays in float32: its decoder overflows in float16 and shows bfloat16's rounding
     # as noise in smooth areas; and the text encoder is small.
     dtypes = dict.fromkeys(("unet", "condition_encoders"), TORCH_DTYPES.get(dtype, fast))
+    return_freed_memory()
     model = load_model(path, adapter, device=device, dtype=dtypes, vae=vae).requires_grad_(False)
     if with_conditions and model.condition_encoders is None:
         advice = "give it --adapter" if base else "fine-tune it"
@@ -511,4 +512,6 @@ def load_pipeline(
     )
     if compiled:
         model.unet.compile()
+    if preset.image_size < 512:  # beyond it gains no time and costs 1.7 GB (fp32, two pictures of 512 px)
+        keep_freed_memory()
     return Pipeline(pack(model), settings, files)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -189,3 +190,26 @@ def test_a_process_that_waits_for_a_slower_one_stops_on_a_signal_and_tells_when_
         ranks[1].communicate()
         assert ("stopped" if number else "script: another process ended; its own message says why") in error
         assert "Traceback" not in error and ranks[0].returncode == 1
+
+
+# Blocks of 10 MB; every other one is freed.  The first, freed, is what makes glibc take the others from its heap.
+MEMORY_LEFT = """
+import sys, torch
+from hoi.common.machine import return_freed_memory
+
+if "return" in sys.argv:
+    return_freed_memory()
+torch.ones(4 << 20)
+blocks = [torch.ones(5 << 19) for _ in range(20)]
+pages = lambda: int(open("/proc/self/statm").read().split()[1])
+full = pages()
+blocks = blocks[::2]
+print((full - pages()) * 4096 / 1e6)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_freed_blocks_between_others_go_back_to_the_system():
+    run = partial(subprocess.run, cwd=Path(__file__).parents[2], check=True, capture_output=True, text=True)
+    freed = [float(run([sys.executable, "-c", MEMORY_LEFT, word]).stdout) for word in ("return", "keep")]
+    assert freed[0] > 99 > freed[1], "ten blocks of 10.5 MB; without it they stay, as holes"
