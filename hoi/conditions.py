@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from PIL import Image
@@ -26,6 +25,8 @@ BONES = tuple((0 if joint % 4 == 1 else joint - 1, joint) for joint in range(1, 
 STROKE_SIDE = 512
 JOINT_HALF_WIDTHS = (0, 2, 2, 3, 2, 2, 0)  # columns beside the centre, row by row: OpenCV's filled circle of radius 3
 BONE_HALF_WIDTH = 3
+# Of 0..450 degrees, to seven decimals in float32: the precision at which OpenCV turns its ellipses.
+SINES = np.round(np.sin(np.radians(np.arange(451))), 7).astype(np.float32).astype(np.float64)
 # Pixels at STROKE_SIDE: a bone is drawn only when its length lies strictly between.  The release's upper limit suits
 # small hands; a hand that fills the picture would lose its palm, so there it is more than any bone inside is long.
 BONE_LENGTHS = {"official": (5.0, 150.0), "all": (5.0, 1024.0)}
@@ -55,12 +56,6 @@ def stroke_color(index: int) -> tuple[int, int, int]:
 SKELETON_COLORS = np.array([stroke_color(index) for index in range(KEYPOINTS)], dtype=np.uint8)
 
 
-@cache
-def _sines() -> np.ndarray:
-    """Sine of 0..450 degrees to seven decimals in float32, the precision at which OpenCV turns its ellipses."""
-    return np.round(np.sin(np.radians(np.arange(451))), 7).astype(np.float32).astype(np.float64)
-
-
 def _ellipse_spans(
     center: tuple[int, int], half_length: int, angle_deg: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -69,12 +64,11 @@ def _ellipse_spans(
     The outline is a polygon with a corner a degree, each rounded to a pixel (halves to even) and joined by lines of
     pixels, as OpenCV's ellipse2Poly and fillConvexPoly have it.
     """
-    sine = _sines()
     finer = max(1, math.ceil(half_length / 75))  # for "all" bones, whose corners would lie too far apart
     degree = np.arange(360 * finer + 1) / finer
-    cosine_turn, sine_turn = sine[90 + angle_deg % 360], sine[angle_deg % 360]
-    along = half_length * np.interp(450 - degree, np.arange(451), sine)
-    across = BONE_HALF_WIDTH * np.interp(degree, np.arange(451), sine)
+    cosine_turn, sine_turn = SINES[90 + angle_deg % 360], SINES[angle_deg % 360]
+    along = half_length * np.interp(450 - degree, np.arange(451), SINES)
+    across = BONE_HALF_WIDTH * np.interp(degree, np.arange(451), SINES)
     x = np.rint(center[0] + along * cosine_turn - across * sine_turn).astype(np.int64)
     y = np.rint(center[1] + along * sine_turn + across * cosine_turn).astype(np.int64)
     # Corners lie at most two pixels apart. The pixel between them is chosen as OpenCV does: a flat step stays on the

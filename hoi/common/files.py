@@ -516,16 +516,12 @@ def _check_header(stream: BinaryIO, size: int, kinds: str) -> None:
 
 def array_globals() -> dict[tuple[str, str], Any]:
     """What a pickle of numpy arrays and numbers names, in the spellings of both Pythons and of old and new numpy."""
-    numpy = {"_reconstruct": _empty_array, "scalar": _scalar, "ndarray": None, "dtype": np.dtype}
+    # An array before its state, which says shape and values; numpy's own takes memory for any shape at once.
+    numpy = {"_reconstruct": lambda *_: np.empty(0), "scalar": _scalar, "ndarray": None, "dtype": np.dtype}
     modules = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
     return {(module, name): value for module in modules for name, value in numpy.items()} | {
         ("_codecs", "encode"): _latin1
     }
-
-
-def _empty_array(*_: Any) -> np.ndarray:
-    """An array before its state, which says shape and values; numpy's own takes memory for any shape at once."""
-    return np.empty(0)
 
 
 def _scalar(dtype: np.dtype, *state: Any) -> Any:

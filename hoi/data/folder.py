@@ -22,6 +22,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -164,7 +165,8 @@ def _records_of(path: Path, keys: Sequence[str] | None) -> Iterator[dict[str, An
     """Records of one metadata file."""
     shorten = bytes
     if keys is not None and NUMBER_SHAPES.keys().isdisjoint(keys):
-        shorten = _beginning if set(keys) <= set(FIRST_KEYS) else _without_numbers
+        # Lists of numbers take most of the time.
+        shorten = _beginning if set(keys) <= set(FIRST_KEYS) else partial(NUMBERS.sub, b'"": 0')
     for number, record in read_json_lines(path, shorten=shorten):
         if not isinstance(record, dict) or record.get("index") is None or "file_name" not in record:
             raise ValueError(f"{path} line {number}: expected an object with file_name and an integer index")
@@ -180,11 +182,6 @@ def _beginning(line: bytes) -> bytes:
     beginning, cut, _ = line.partition(b', "intrinsics": ')
     ours = cut and beginning.startswith(b'{"file_name": ') and b', "object_path": ' in beginning
     return beginning + b"}" if ours else line
-
-
-def _without_numbers(line: bytes) -> bytes:
-    """A line without its lists of numbers, which take most of the time."""
-    return NUMBERS.sub(b'"": 0', line)
 
 
 def _fault(key: str, value: Any) -> str:

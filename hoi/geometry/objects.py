@@ -12,7 +12,6 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,8 @@ STRAY_SHARE = 0.01  # of the faces lie back to back on a scan with a few fins; o
 CATALOGUE_NUMBER = 8  # characters: so long a token of letters and digits is a catalogue number, not a word
 Y_UP_TO_Z_UP = np.array([[1.0, 0, 0, 0], [0, 0, -1.0, 0], [0, 1.0, 0, 0], [0, 0, 0, 1.0]])
 HOMES = ("home", "homes", "users", "media")  # the folders in these are called after people
+# Parts of file names that say how a mesh was made, measured or kept, not what it shows.
+EMPTY_WORDS = frozenset((ASSETS / "empty_words.txt").read_text(encoding="utf-8").split())
 CJK = 0x2E80  # from here on a single character is a word
 
 
@@ -256,12 +257,6 @@ def describe_size(vertices: np.ndarray) -> str:
     return " x ".join(f"{1e3 * extent:.0f}" for extent in np.ptp(vertices, axis=0)) + " mm"
 
 
-@cache
-def _empty_words() -> frozenset[str]:
-    """Parts of file names that say how a mesh was made, measured or kept, not what it shows."""
-    return frozenset((ASSETS / "empty_words.txt").read_text(encoding="utf-8").split())
-
-
 def _meaningful_words(path: Path) -> tuple[list[str], str]:
     """Words of the first name, from the file upwards, that says something, and that name.
 
@@ -276,7 +271,7 @@ def _meaningful_words(path: Path) -> tuple[list[str], str]:
         tokens = _kept(re.sub(r"(?<=[^\W\d_A-Z])(?=[A-Z])", " ", name)).split()
         tokens = [token for token in tokens if len(token) < CATALOGUE_NUMBER or not re.search(r"\d", token)]
         words = [re.sub(r"\d+", "", token).lower() for token in tokens]
-        words = [word for word in words if word and word not in _empty_words() and (len(word) > 1 or word >= chr(CJK))]
+        words = [word for word in words if word and word not in EMPTY_WORDS and (len(word) > 1 or word >= chr(CJK))]
         if words:
             return words, name
     return [], path.stem

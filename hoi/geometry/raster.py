@@ -45,12 +45,6 @@ def _ray_weights(corners: np.ndarray, intrinsics: np.ndarray) -> tuple[np.ndarra
     return opposite @ np.linalg.inv(intrinsics) / safe[:, None, None], determinant
 
 
-def _expand(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Counts (2, 3) -> owner (0, 0, 1, 1, 1), position within the owner (0, 1, 0, 1, 2)."""
-    owner = np.repeat(np.arange(len(counts)), counts)
-    return owner, np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
-
-
 def _chunks(counts: np.ndarray) -> list[np.ndarray]:
     """Indices of counts in order, cut so that the counts of a piece sum to about PIXELS_AT_ONCE."""
     piece = np.cumsum(counts) // PIXELS_AT_ONCE
@@ -84,8 +78,9 @@ def numpy_face_map(vertices: np.ndarray, faces: np.ndarray, camera: Camera) -> n
     nearest = np.full(camera.height * camera.width, 1.0 / FAR)  # largest 1 / depth so far
     face_map = np.full(camera.height * camera.width, NO_FACE, dtype=np.int32)
     for chunk in _chunks(count):
-        owner, place = _expand(count[chunk])
-        face = chunk[owner]
+        # Of counts (2, 3): faces 0 0 1 1 1, and numbers 0 1 0 1 2 of their pixels.
+        face = np.repeat(chunk, count[chunk])
+        place = np.arange(len(face)) - np.repeat(np.cumsum(count[chunk]) - count[chunk], count[chunk])
         row, column = np.divmod(place, size[face, 0])
         column, row = column + low[face, 0], row + low[face, 1]
         for a, b, c in edges:
