@@ -9,7 +9,7 @@ from hoi.geometry.grabnet import FILES, load_grabnet
 from hoi.geometry.mano import read_mano
 from hoi.network.config import PRESETS
 from hoi.weights import load
-from hoi.weights.kinds import CLIP, CONTROLNETS, OFFICIAL_ADAPTER, OWN, T2I_ADAPTERS, VAE, kind_of
+from hoi.weights.kinds import CLIP, CONTROLNET, IMAGE_CONTROLNET, OFFICIAL_ADAPTER, OWN, T2I_ADAPTER, VAE, kind_of
 
 DIFFUSERS_FOLDER = "a diffusers folder"
 
@@ -44,11 +44,9 @@ def _describe_part(file: WeightFile) -> str | None:
     kind = kind_of(file)
     if kind == CLIP:
         return f"{kind} ({len(file)} tensors); use with python -m hoi.metrics --fake DIR --clip NAME {file.path}"
-    uses = {OFFICIAL_ADAPTER: "use with --base FILE --adapter ", VAE: "use with --base FILE --vae "}
-    uses |= dict.fromkeys(T2I_ADAPTERS, "start a branch with --init-branch NAME=")
-    uses |= dict.fromkeys(CONTROLNETS, uses[OFFICIAL_ADAPTER])
-    if kind in CONTROLNETS and load.controlnet(file, PRESETS["sd1"]())[1][load.HINT][1] == 3:
-        uses[kind] = "for one condition image; start from it with train.py --baseline controlnet --init-branch NAME="
+    uses = dict.fromkeys((OFFICIAL_ADAPTER, CONTROLNET), "use with --base FILE --adapter ")
+    uses |= {T2I_ADAPTER: "start a branch with --init-branch NAME=", VAE: "use with --base FILE --vae "}
+    uses |= {IMAGE_CONTROLNET: "start from it with train.py --baseline controlnet --init-branch NAME="}
     if kind not in uses:
         return None
     return f"{kind}, complete ({len(file)} tensors), sizes {_preset(file, kind)}; {uses[kind]}{file.path}"
@@ -62,7 +60,8 @@ def describe_weights(path: str | Path) -> str:
     path = Path(path)
     if hands := _describe_hands(path):
         return hands
-    if not path.is_dir() and (part := _describe_part(WeightFile(path))):
+    is_lone = not path.is_dir() or any(path.glob("diffusion_pytorch_model*"))  # a part that diffusers saved
+    if is_lone and (part := _describe_part(load.lone_file(path))):
         return part
     config, parts, metadata = load.whole_model(path)
     stage = metadata["stage"]

@@ -17,11 +17,10 @@ OWN = "a model of this project"
 SINGLE_FILE = "a Stable Diffusion 1.x file"
 OFFICIAL_ADAPTER = "condition encoders of the official HOIDiffusion code (model_ad_N.pth)"
 T2I_ADAPTER = "a T2I-Adapter for one condition"
-DIFFUSERS_T2I_ADAPTER = "a T2I-Adapter for one condition, saved by diffusers"
-T2I_ADAPTERS = (T2I_ADAPTER, DIFFUSERS_T2I_ADAPTER)
-CONTROLNET = "a ControlNet"
-DIFFUSERS_CONTROLNET = "a ControlNet, saved by diffusers"
-CONTROLNETS = (CONTROLNET, DIFFUSERS_CONTROLNET)
+CONTROLNET = "a ControlNet for the three condition images together"
+IMAGE_CONTROLNET = "a ControlNet for one condition image"
+# The convolution that a ControlNet's images enter by, as published and as diffusers names it.
+HINT_ENTRIES = ("input_hint_block.0.weight", "controlnet_cond_embedding.conv_in.weight")
 VAE = "an autoencoder (VAE) alone"
 CLIP = "a CLIP model in open_clip's layout"
 STABLE_DIFFUSION_2 = "a Stable Diffusion 2.x file (text width 1024, many of them v-prediction), expected 1.x"
@@ -39,12 +38,10 @@ FOREIGN_FAMILIES = (
 )  # fmt: skip
 KINDS = (
     # Before Stable Diffusion, which some of its files hold too.
-    (CONTROLNET, r"control_model\.|input_hint_block\."),
-    (DIFFUSERS_CONTROLNET, r"controlnet_cond_embedding\."),
+    (CONTROLNET, r"control_model\.|input_hint_block\.|controlnet_cond_embedding\."),
     (SINGLE_FILE, r"model\.diffusion_model\."),
     (OFFICIAL_ADAPTER, rf"({'|'.join(OFFICIAL_BRANCHES.values())})\."),
-    (DIFFUSERS_T2I_ADAPTER, r"conv_in\.weight$", r"body\.0\.resnets\.0\.block1\.weight$"),
-    (T2I_ADAPTER, r"conv_in\.weight$", r"body\.0\.block1\.weight$"),
+    (T2I_ADAPTER, r"conv_in\.weight$", r"body\.0\.(resnets\.0\.)?block1\.weight$"),
     (CLIP, r"logit_scale$", r"visual\."),
     (VAE, r"encoder\.conv_in\.weight$", r"decoder\.conv_in\.weight$"),
     # Last: a whole model has these names too, behind others.
@@ -78,7 +75,8 @@ def kind_of(file: WeightFile) -> str:
     if foreign := _first_row(FOREIGN_FAMILIES, file.shapes) or _foreign_by_shape(file.shapes):
         raise ValueError(f"{file.path} is {foreign}")
     if kind := _first_row(KINDS, file.shapes):
-        return kind
+        entries = [shape for name, shape in file.shapes.items() if name.endswith(HINT_ENTRIES)]
+        return IMAGE_CONTROLNET if kind == CONTROLNET and entries and entries[0][1:2] == (3,) else kind
     raise ValueError(
         f"{file.path} is no weight file known here: {len(file.shapes)} tensors, the first"
         f" {first_few(sorted(file.shapes)) or 'none'}; expected {SINGLE_FILE}, {T2I_ADAPTER},"

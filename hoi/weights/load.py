@@ -153,29 +153,35 @@ def lone_part(file: WeightFile, kind: str, config: ModelConfig, branch: str) -> 
     kind     of the file; a VAE, a ControlNet, the official model_ad_N.pth, or one condition encoder: of `branch`
     """
     ours = expected_shapes(config, "hoi")
-    if kind in kinds.CONTROLNETS:
-        return controlnet(file, config)
+    if kind in (kinds.CONTROLNET, kinds.IMAGE_CONTROLNET):
+        return controlnet(file, kind, config)
     if kind == kinds.VAE:
         return vae_file(file, config), ours
     if kind == kinds.OFFICIAL_ADAPTER:
         return FilePart(file, layouts.official_adapter_names(ours)), ours
-    names = layouts.t2i_adapter_names if kind == kinds.T2I_ADAPTER else layouts.diffusers_adapter_names
+    by_diffusers = any(name.startswith("body.0.resnets.") for name in file)
+    names = layouts.diffusers_adapter_names if by_diffusers else layouts.t2i_adapter_names
     return FilePart(file, names(ours, branch)), ours
 
 
-def controlnet(file: WeightFile, config: ModelConfig) -> tuple[FilePart, Shapes]:
+def controlnet(file: WeightFile, kind: str, config: ModelConfig) -> tuple[FilePart, Shapes]:
     """A ControlNet in either spelling, and what is expected of it: one that sees one image keeps its 3 channels."""
     expected, prefix = expected_shapes(config, "controlnet"), ""
-    if kinds.kind_of(file) == kinds.DIFFUSERS_CONTROLNET:
+    if any(name.endswith(kinds.HINT_ENTRIES[1]) for name in file):
         names = layouts.diffusers_controlnet_names(expected, config.unet)
     else:
         prefix = layouts.CONTROL_PREFIX if any(name.startswith(layouts.CONTROL_PREFIX) for name in file) else ""
         names = layouts.controlnet_names(expected, prefix)
     width, _, *window = expected[HINT]
-    if file.shapes.get(names[HINT][0], ())[1:2] == (3,):
+    if kind == kinds.IMAGE_CONTROLNET:
         expected = expected | {HINT: (width, 3, *window)}
     # Its trainer's files hold the Stable Diffusion beside which it learned.
     return FilePart(file, names, frozenset(name for name in file if not name.startswith(prefix))), expected
+
+
+def lone_file(path: str | Path) -> WeightFile:
+    """A file with a piece of a model, or the one in the folder in which diffusers saved it."""
+    return WeightFile(weights_in(Path(path)) if Path(path).is_dir() else path)
 
 
 def weights_in(folder: Path) -> Path:
@@ -369,16 +375,16 @@ def load_adapter(model: HOIDiffusion, path: str | Path) -> None:
     expected, metadata = expected_shapes(model.config, "hoi"), {"stage": "hoi"}
     parts = adapter_folders(path, expected) if path.is_dir() else []
     if not parts:
-        file = WeightFile(weights_in(path) if path.is_dir() else path)
-        if (kind := kinds.kind_of(file)) not in (kinds.OFFICIAL_ADAPTER, *kinds.CONTROLNETS):
-            hint = "; --init-branch takes it" if kind in kinds.T2I_ADAPTERS else ""
-            raise ValueError(f"{path} is {kind}, expected {kinds.OFFICIAL_ADAPTER}{hint}")
+        file = lone_file(path)
+        # What a ControlNet's normal maps were, no file says; a model's own encoders, which it replaces, do not matter.
+        told = {kinds.OFFICIAL_ADAPTER: {"stage": "hoi", "normal_source": OFFICIAL_NORMAL_SOURCE},
+                kinds.CONTROLNET: {"stage": "controlnet", "normal_source": ""}}  # fmt: skip
+        if (kind := kinds.kind_of(file)) not in told:
+            starts = {kinds.IMAGE_CONTROLNET: "--baseline controlnet ", kinds.T2I_ADAPTER: ""}
+            hint = f"; train.py {starts[kind]}--init-branch NAME=FILE starts from it" if kind in starts else ""
+            raise ValueError(f"{path} is {kind}, expected {' or '.join(told)}{hint}")
         part, expected = lone_part(file, kind, model.config, "")
-        if expected.get(HINT, (0, 0))[1] == 3:
-            raise ValueError(f"{path} is {kind} for one condition image, expected one for the three together; "
-                             "train.py --baseline controlnet --init-branch NAME=FILE starts from it")  # fmt: skip
-        official = {"stage": "hoi", "normal_source": OFFICIAL_NORMAL_SOURCE}
-        parts, metadata = [part], official if kind == kinds.OFFICIAL_ADAPTER else {"stage": "controlnet"}
+        parts, metadata = [part], told[kind]
     _adopt(model, parts, expected)
     model.metadata = model.metadata | metadata
 
@@ -393,13 +399,12 @@ def init_branch(model: HOIDiffusion, branch: str, path: str | Path) -> None:
     """
     if branch not in CONDITION_NAMES:
         raise ValueError(f"{branch!r} is no condition; choose from {', '.join(CONDITION_NAMES)}")
-    file = WeightFile(weights_in(path) if Path(path).is_dir() else path)
-    kind, controlled = kinds.kind_of(file), model.unet.control is not None
-    if kind not in (kinds.CONTROLNETS if controlled else kinds.T2I_ADAPTERS):
-        raise ValueError(f"{path} is {kind}, expected {kinds.CONTROLNET if controlled else kinds.T2I_ADAPTER}")
+    file = lone_file(path)
+    wanted = kinds.T2I_ADAPTER if model.unet.control is None else kinds.IMAGE_CONTROLNET
+    if (kind := kinds.kind_of(file)) != wanted:
+        hint = "; --adapter takes it" if kind == kinds.CONTROLNET else ""
+        raise ValueError(f"{path} is {kind}, expected {wanted}{hint}")
     part, expected = lone_part(file, kind, model.config, branch)
-    if controlled and expected[HINT][1] != 3:
-        raise ValueError(f"{path} is {kind} for all three images, expected one for {branch}; --adapter takes it")
     _adopt(model, [part], expected, branch)
 
 

@@ -46,7 +46,7 @@ from hoi.weights.__main__ import main
 from hoi.weights.describe import describe_weights
 from hoi.weights.export import export_diffusers, export_official, export_own, export_single
 from hoi.weights.load import init_branch, load_adapter, load_model, source_hash, whole_model
-from hoi.weights.names import controlnet_names
+from hoi.weights.names import controlnet_names, diffusers_controlnet_names
 
 ROOT = Path(__file__).parents[2]
 BRANCHES = {"pose_ada": "skeleton", "depth_ada": "normal", "mask_ada": "segmentation"}  # official name -> ours
@@ -338,7 +338,7 @@ def test_adapters_of_other_kinds_are_refused_by_name(tmp_path, folder, official)
         with pytest.raises(ValueError, match=rf"adapter\.pth {message}"):
             init_branch(model, "normal", tmp_path / "adapter.pth")
     torch.save(published_adapter_names(t2i_adapter(1).state_dict()), tmp_path / "one.pth")
-    with pytest.raises(ValueError, match="is a T2I-Adapter for one condition, expected .*--init-branch takes it"):
+    with pytest.raises(ValueError, match="for one condition, expected .*; train.py --init-branch NAME=FILE starts"):
         load_adapter(model, tmp_path / "one.pth")
     with pytest.raises(ValueError, match="'depth' is no condition; choose from skeleton, normal, segmentation"):
         init_branch(model, "depth", tmp_path / "one.pth")
@@ -376,6 +376,10 @@ def test_a_controlnet_is_read_in_every_spelling_and_takes_the_place_of_condition
     for model in models:
         assert_same_weights(model, models[0])
         assert model.metadata["stage"] == "controlnet"
+    other = load_model(folder, adapter=official)
+    assert other.metadata["normal_source"] == "midas"
+    load_adapter(other, paths[0])
+    assert not other.metadata["normal_source"]  # of encoders that are gone
     hint = {name: torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(k))
             for k, name in enumerate(CONDITION_NAMES)}  # fmt: skip
     assert max(residuals(models[0], twin, hint, ["skeleton", "normal", "segmentation"])) < 1e-4
@@ -401,12 +405,13 @@ def test_a_controlnet_of_one_image_is_a_start_alone_and_then_says_nothing_of_the
     controlnet(9).save_pretrained(tmp_path / "all")
     torch.save(published_adapter_names(t2i_adapter(1).state_dict()), tmp_path / "t2i.pth")
     model = load_model(folder)
-    with pytest.raises(ValueError, match="for one condition image, expected one for the three together; train.py"):
+    starts = "image, expected .* the three condition images together; train.py --baseline controlnet --init-branch NAME"
+    with pytest.raises(ValueError, match=starts):
         load_adapter(model, tmp_path / "control_v11p_sd15_normalbae.pth")
     model.add_condition_encoders(controlnet=True)
     with pytest.raises(ValueError, match="t2i.pth is a T2I-Adapter for one condition, expected a ControlNet"):
         init_branch(model, "normal", tmp_path / "t2i.pth")
-    with pytest.raises(ValueError, match="for all three images, expected one for normal; --adapter takes it"):
+    with pytest.raises(ValueError, match="images together, expected a ControlNet for one condition image; --adapter"):
         init_branch(model, "normal", tmp_path / "all")
     hint = {name: torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(k))
             for k, name in enumerate(CONDITION_NAMES)}  # fmt: skip
@@ -417,20 +422,26 @@ def test_a_controlnet_of_one_image_is_a_start_alone_and_then_says_nothing_of_the
 
 def test_a_controlnet_file_is_described_with_the_flag_that_takes_it(tmp_path):
     model = HOIDiffusion(PRESETS["tiny"](), controlnet=True)
-    names, state = controlnet_names(model.state_dict()), model.state_dict()
-    tensors = {theirs: state[ours] for ours, (theirs,) in names.items()}
-    save_file(tensors, tmp_path / "three.safetensors")
-    assert describe_weights(tmp_path / "three.safetensors") == (
-        f"a ControlNet, complete ({len(names)} tensors), sizes tiny; use with --base FILE --adapter {tmp_path}"
-        "/three.safetensors"
-    )
-    first = "control_model.input_hint_block.0.weight"
-    save_file(tensors | {first: tensors[first][:, :3].contiguous()}, tmp_path / "one.safetensors")
-    assert "for one condition image; start from it with train.py --baseline controlnet --init-branch NAME=" in (
-        describe_weights(tmp_path / "one.safetensors")
-    )
-    with pytest.raises(ValueError, match="one.safetensors is a ControlNet, expected a whole model"):
-        load_model(tmp_path / "one.safetensors")
+    state, folder = model.state_dict(), tmp_path / "folder"
+    folder.mkdir()
+    saved = "diffusion_pytorch_model.safetensors"  # in a folder of its own, as diffusers does
+    for path, names, first in (
+        (tmp_path / "a.safetensors", controlnet_names(state), "control_model.input_hint_block.0.weight"),
+        (folder, diffusers_controlnet_names(state, model.config.unet), "controlnet_cond_embedding.conv_in.weight"),
+    ):
+        file = path / saved if path.is_dir() else path
+        tensors = {theirs: state[ours] for ours, (theirs,) in names.items()}
+        save_file(tensors, file)
+        assert describe_weights(path) == (
+            f"a ControlNet for the three condition images together, complete ({len(names)} tensors), sizes tiny; use "
+            f"with --base FILE --adapter {file}"
+        )
+        save_file(tensors | {first: tensors[first][:, :3].contiguous()}, file)
+        told = describe_weights(path)
+        assert told.startswith("a ControlNet for one condition image, complete")
+        assert told.endswith(f"start from it with train.py --baseline controlnet --init-branch NAME={file}")
+        with pytest.raises(ValueError, match=f"{file} is a ControlNet for one condition image, expected a whole model"):
+            load_model(file)
 
 
 # --- what is refused ---
@@ -760,7 +771,7 @@ def test_the_checker_knows_parts_of_models_of_either_size(tmp_path, official, ca
         save_file(adapter, tmp_path / "branch.safetensors")
         assert main([str(tmp_path / "branch.safetensors")]) == 0
         said = capsys.readouterr().out
-        assert f"saved by diffusers, complete ({len(adapter)} tensors), sizes {preset}; start a branch with" in said
+        assert f"for one condition, complete ({len(adapter)} tensors), sizes {preset}; start a branch with" in said
         vae = VAE(PRESETS[preset]().vae).state_dict()
         save_file(vae, tmp_path / "vae.safetensors")
         assert main([str(tmp_path / "vae.safetensors")]) == 0
