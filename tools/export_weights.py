@@ -53,7 +53,9 @@ def main(args: argparse.Namespace) -> None:
     if args.format == "official":
         print("note: ComfyUI and web UIs do not recognise model_ad_N.pth; --format diffusers writes adapter_* folders "
               "whose files they take as T2I-Adapters")  # fmt: skip
-    if args.format == "single" and model.condition_encoders is not None:
+    if args.format == "single" and model.unet.control is not None:
+        print("without the ControlNet, which this format has no place for: the base model that it was trained beside")
+    elif args.format == "single" and model.condition_encoders is not None:
         print("without the condition encoders, which this format has no place for "
               "(--format diffusers writes them as T2I-Adapters)")  # fmt: skip
 

@@ -49,7 +49,9 @@ def _renamed(state: Mapping[str, Tensor], names: layouts.NameMap) -> dict[str, T
 
 def _metadata_to_keep(model: HOIDiffusion) -> dict[str, str]:
     """How the model was trained, for a file of another layout; "format" is what transformers asks for."""
-    kept = {KEPT_PREFIX + name: value for name, value in model.metadata.items() if name != "config"}
+    # A single file has no ControlNet: what is left is no baseline.
+    dropped = ("config",) if model.unet.control is None else ("config", "baseline")
+    kept = {KEPT_PREFIX + name: value for name, value in model.metadata.items() if name not in dropped}
     return {"format": "pt"} | kept
 
 

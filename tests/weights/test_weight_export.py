@@ -301,6 +301,10 @@ def test_the_command_exports_what_it_reads(tmp_path, capsys):
     assert "ComfyUI and web UIs do not recognise model_ad_N.pth; --format diffusers" in capsys.readouterr().out
     export_weights.main(export_weights.parse_args([*words, "single", "--out", str(tmp_path / "single.safetensors")]))
     assert "--format diffusers writes them as T2I-Adapters" in capsys.readouterr().out
+    export_own(HOIDiffusion(CONFIG, controlnet=True), words[0], metadata={"baseline": "controlnet"})
+    export_weights.main(export_weights.parse_args([*words, "single", "--out", str(tmp_path / "single.safetensors")]))
+    assert "without the ControlNet" in (said := capsys.readouterr().out) and "T2I-Adapters" not in said
+    assert "baseline" not in load_model(tmp_path / "single.safetensors").metadata
     with pytest.raises(ValueError, match="the official layout needs condition encoders"):
         export_weights.main(export_weights.parse_args([str(folder), "--format", "official", "--out", f"{target}s"]))
     assert not Path(f"{target}s").exists()
