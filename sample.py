@@ -20,7 +20,7 @@ import hoi  # noqa: F401 - before torch: says how its threads wait
 import argparse
 from pathlib import Path
 
-from hoi.common.choices import CATEGORIES, GRASPS
+from hoi.common.choices import CATEGORIES, DREAMBOOTH_CAPTION, GRASPS
 from hoi.common.command import (
     add_mesh_flags,
     add_model_flags,
@@ -80,8 +80,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     sources = [f"--{name}" for name in ("data", "object", "scenes") if getattr(args, name)]
     if len(sources) > 1:
         parser.error(f"{' and '.join(sources)} exclude each other: each brings its own objects")
-    if not args.conditions and sources:
-        parser.error(f"--no-conditions samples from text alone: drop {sources[0]}")
+    stray = sources + ["--cond-scale"] * bool(args.cond_scale) + ["--cond-tau"] * (args.cond_tau != 1)
+    if not args.conditions and stray:
+        parser.error(f"--no-conditions samples from text alone: drop {stray[0]}")
     if args.camera and not args.scenes:
         parser.error("--camera is for --scenes")
     if args.data is not None and (args.size or args.height or args.width):
@@ -265,7 +266,8 @@ def main(args: argparse.Namespace) -> None:
         say(rank, *(f"{mesh.object_id}: {note}" for note in mesh.notes))
     asked = [request.prompt for request in requests]
     say(rank, *reading_hints([*asked, settings.negative_prompt]))
-    if config.name == "tiny" and (words := untaught_words(asked)):
+    taught = DREAMBOOTH_CAPTION.split() if metadata.get("baseline") == "dreambooth" else []
+    if config.name == "tiny" and (words := [word for word in untaught_words(asked) if word not in taught]):
         say(rank, f"hint: the tiny model was never taught the words {', '.join(words[:8])}")
     baseline = f", baseline {metadata['baseline']}" if "baseline" in metadata else ""
     say(rank, f"{pipeline.checkpoint['name']} ({config.name}, stage {metadata.get('stage')}{baseline}, step "

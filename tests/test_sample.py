@@ -1,5 +1,6 @@
 """sample.py: a picture depends on (seed, index) alone, says how it was made, and no fault passes for a result."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -136,6 +137,14 @@ def test_without_arguments_the_built_in_model_shows_every_object_in_several_look
 
 def test_words_that_the_miniature_never_learned_are_told(tmp_path, capsys):
     sample.run(["--no-conditions", "--prompt", "A dragon on the beach", "--steps", "1", "--out", str(tmp_path)])
+    assert "hint: the tiny model was never taught the words dragon\n" in capsys.readouterr().out
+
+
+def test_the_word_that_dreambooth_learned_is_not_told_as_unknown(tmp_path, capsys):
+    (model := random_model(False)).config = dataclasses.replace(SMALL, name="tiny")
+    export_own(model, tmp_path / "dream.safetensors", metadata={"baseline": "dreambooth"})
+    words = ["--no-conditions", "--prompt", "A hand is grasping a sks dragon", "--steps", "1"]
+    generated(tmp_path / "dream.safetensors", tmp_path / "out", *words)
     assert "hint: the tiny model was never taught the words dragon\n" in capsys.readouterr().out
 
 
@@ -482,6 +491,8 @@ def test_text_alone_makes_pictures_of_the_size_that_is_asked_for(tmp_path, base_
         ("--no-conditions --prompt {object}", "without conditions there is no object"),
         ("--prompt A hand is grasping a mug", '--prompt "A hand is grasping a mug"'),
         ("--no-conditions --object can", "drop --object"),
+        ("--no-conditions --cond-scale all=0.5", "drop --cond-scale"),
+        ("--no-conditions --cond-tau 0.5", "drop --cond-tau"),
         ("--scenes some.jsonl --object can", "--object and --scenes exclude each other"),
         ("--camera lens.json", "--camera is for --scenes"),
         ("--data nowhere --width 64", "--data brings the size of its pictures: drop --size, --height and --width"),
