@@ -198,7 +198,8 @@ def hoi_loss(
     """Eq. 3: || eps - f(x_t, t, conditions) ||^2 + w_r || eps_r - f(xr_t, t, blank) ||^2, each term a mean.
 
     hoi             B pictures of hands and objects, with their conditions
-    regularization  B' pictures of the background buffer (x_r, eps_r), with all-zero conditions
+    regularization  B' pictures of the background buffer (x_r, eps_r), with all-zero conditions; of text alone, neither
+                    has any
     reg_weight      w_r, 1 in the paper
     returns         the loss (scalar, has a gradient) and its terms (detached), "hoi" and "reg", the latter without w_r
 
@@ -212,11 +213,11 @@ def hoi_loss(
 
 
 def join_batches(first: TrainingBatch, second: TrainingBatch) -> TrainingBatch:
-    """One batch after the other, (B + B', ...); both have conditions."""
+    """One batch after the other, (B + B', ...); both have conditions, or neither."""
     names = ("latents", "context", "timesteps", "noise")
     joined = {name: torch.cat([getattr(first, name), getattr(second, name)]) for name in names}
-    conditions = {name: torch.cat([image, second.conditions[name]]) for name, image in first.conditions.items()}
-    return TrainingBatch(**joined, conditions=conditions)
+    conditions = {name: torch.cat([image, second.conditions[name]]) for name, image in (first.conditions or {}).items()}
+    return TrainingBatch(**joined, conditions=conditions or None)
 
 
 # --- guidance ---

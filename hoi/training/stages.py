@@ -220,19 +220,16 @@ class HoiStage(BaseStage):
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Eq. 3 and its terms, "hoi" and "reg", whichever the batch holds."""
         batches = {term: self.training_batch(each) for term, each in batch.items()}
-        weight = 1.0 if self.regularization is None else self.regularization.weight
         network = self.model
         if "condition_weights" in batch.get("hoi", {}):
             background = len(batch["reg"]["noise"]) if "reg" in batch else 0  # its black pictures keep weight 1
             shown = F.pad(batch["hoi"]["condition_weights"], (0, 0, 0, background), value=1)
             network = partial(self.model, condition_weights=shown.T[..., None, None, None])
-        if len(batches) == 2 and self.model.condition_encoders is not None:
-            return hoi_loss(network, self.schedule, batches["hoi"], batches["reg"], weight)
-        # One term alone; or text alone, where both terms are plain losses.
-        terms = {term: eps_loss(network, self.schedule, each) for term, each in batches.items()}
-        if "reg" in terms:
-            terms["reg"] = weight * terms["reg"]
-        return sum(terms.values()), {term: value.detach() for term, value in terms.items()}
+        if len(batches) == 2:
+            return hoi_loss(network, self.schedule, batches["hoi"], batches["reg"], self.regularization.weight)
+        [(term, only)] = batches.items()
+        loss = eps_loss(network, self.schedule, only)
+        return loss, {term: loss.detach()}
 
     def training_batch(self, batch: Batch) -> TrainingBatch:
         """With conditions, made black here, on the device, for background pictures, which have none."""

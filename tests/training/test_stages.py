@@ -195,7 +195,10 @@ def test_without_conditions_the_decoder_alone_is_tuned_on_text_and_background(wo
                    pictures.captions(batch[term]["indices"].tolist()), None)
         for term, pictures in (("hoi", stage.pictures), ("reg", stage.regularization.data.pictures))
     )  # fmt: skip
-    assert stage(batch)[0].item() == pytest.approx(hoi.item() + 0.5 * reg.item(), rel=1e-5)
+    loss, terms = stage(batch)
+    assert loss.item() == pytest.approx(hoi.item() + 0.5 * reg.item(), rel=1e-5)
+    logged = {term: value.item() for term, value in terms.items()}  # as of the method: without w_r
+    assert logged == pytest.approx({"hoi": hoi.item(), "reg": reg.item()}, rel=1e-5)
 
 
 def test_the_controlnet_baseline_trains_the_copy_and_the_hint_alone_and_makes_pictures(world, tmp_path, capsys):
