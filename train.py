@@ -134,13 +134,16 @@ def contradiction(args: argparse.Namespace) -> str | None:
             return f"--baseline {args.baseline} leaves nothing for --{stray[0].replace('_', '-')} to choose: drop it"
         if args.baseline == "dreambooth" and not args.reg_data:
             return "--baseline dreambooth needs --reg-data, pictures of the trained conditional model"
-        if len(args.init_branch or ()) > 1:
-            return "--baseline controlnet starts from one --init-branch: a file is a whole ControlNet"
+        if len(args.init_branch or ()) + bool(args.adapter) > 1:
+            return "--baseline controlnet starts from one --init-branch or --adapter: a file is a whole ControlNet"
     if none and (len(args.conditions) > 1 or args.trainable == "encoders" or args.adapter or args.init_branch):
         return "--conditions none leaves no encoder for other --conditions, --trainable, --adapter or --init-branch"
     left_out = set(CONDITION_NAMES) - set(args.conditions)
     if lost := [word for word in args.init_branch or [] if word.partition("=")[0] in left_out]:
         return f"--init-branch {lost[0]} is for an encoder that --conditions leaves out"
+    branches = [word.partition("=")[0] for word in args.init_branch or []]
+    if twice := {name for name in branches if branches.count(name) > 1}:
+        return f"--init-branch names {min(twice)} twice: one encoder starts from one file"
     if args.reg_mode == "sum" and args.reg_prob is not None:
         return "--reg-prob belongs to --reg-mode swap; the sum is weighted by --reg-weight"
     if args.reg_mode == "swap" and (not args.reg_data or args.reg_weight != 1 or args.reg_batch_size):
@@ -259,12 +262,13 @@ def starting_model(args: argparse.Namespace) -> HOIDiffusion:
         model.text_encoder.load_state_dict(other.text_encoder.state_dict())
     if args.adapter:
         load_adapter(model, args.adapter)
-    if model.condition_encoders is not None and (args.baseline == "controlnet") == (model.unet.control is None):
-        has, how = ("condition encoders", "without") if model.unet.control is None else ("a ControlNet", "with")
-        raise ValueError(f"{args.base} has {has}: begin with a base model, or train {how} --baseline controlnet")
-    if args.stage == "hoi" and not args.conditions:
-        model.condition_encoders = None  # the baseline: text alone
-    elif args.stage == "hoi" and model.condition_encoders is None:
+    controlled = model.unet.control is not None
+    if model.condition_encoders is not None and (not args.conditions or (args.baseline == "controlnet") != controlled):
+        has, how = "condition encoders", "with --conditions and without --baseline"
+        if controlled:
+            has, how = "a ControlNet", "with --baseline controlnet"
+        raise ValueError(f"{args.adapter or args.base} has {has}: begin with a base model, or train {how}")
+    if args.stage == "hoi" and args.conditions and model.condition_encoders is None:
         fresh = "a fresh ControlNet is" if args.baseline else "fresh ones are"
         print(f"the base has no condition encoders: {fresh} added (Sec. {'4.2' if args.baseline else '3.3'})")
         model.add_condition_encoders(controlnet=args.baseline == "controlnet")

@@ -11,6 +11,7 @@ from training_world import SIDE, assert_same, hoi_args, make_world, small_model
 
 import train
 from hoi.common import tensors
+from hoi.common.choices import BASELINES
 from hoi.network.diffusion import add_noise
 from hoi.network.model import CONDITION_NAMES, HOIDiffusion
 from hoi.network.text import tokenize
@@ -19,7 +20,9 @@ from hoi.training import run as training_run
 from hoi.training import stages
 from hoi.training.data import Share, TrainingSet, draw_indices
 from hoi.weights.describe import describe_weights
+from hoi.weights.export import export_own
 from hoi.weights.load import load_model, load_pipeline
+from hoi.weights.names import official_adapter_names
 
 
 @pytest.fixture(scope="module")
@@ -231,6 +234,18 @@ def test_the_controlnet_baseline_trains_the_copy_and_the_hint_alone_and_makes_pi
         train.train(hoi_args(world, tmp_path / "other", "--base", str(tmp_path / "model.safetensors")))
 
 
+@pytest.mark.parametrize("flags", [["--baseline", name] for name in BASELINES] + [["--conditions", "none"]])
+def test_no_baseline_throws_away_condition_encoders(world, tmp_path, flags):
+    model = small_model(with_conditions=True)
+    export_own(model, tmp_path / "hoi.safetensors")
+    of_adapter = official_adapter_names(state := model.state_dict())
+    torch.save({theirs: state[ours] for ours, (theirs,) in of_adapter.items()}, tmp_path / "model_ad_5.pth")
+    starts = {"hoi.safetensors": ["--base"]} | ({"model_ad_5.pth": ["--adapter"]} if "controlnet" in flags else {})
+    for name, flag in starts.items():
+        with pytest.raises(ValueError, match=f"{name} has condition encoders: begin with a base model"):
+            train.starting_model(hoi_args(world, tmp_path, *flags, *flag, str(tmp_path / name)))
+
+
 def test_the_loss_of_a_controlnet_is_equation_3_with_black_pictures_for_the_background(world):
     stage = make_stage(world, Share(3), {"weight": 0.5})
     stage.model.condition_encoders = None
@@ -319,6 +334,8 @@ def test_every_epoch_hands_out_every_record_once_over_all_processes(records, bat
         (["--baseline", "ldm", "--conditions", "none"], "leaves nothing for --conditions"),
         (["--baseline", "controlnet", "--condition-dropout", "0.1"], "leaves nothing for --condition-dropout"),
         (["--baseline", "controlnet", "--init-branch", "a=b", "--init-branch", "c=d"], "starts from one --init-branch"),
+        (["--baseline", "controlnet", "--init-branch", "a=b", "--adapter", "c"], "from one --init-branch or --adapter"),
+        (["--init-branch", "normal=b", "--init-branch", "normal=c"], "names normal twice"),
         (["--baseline", "dreambooth", "--adapter", "a.pth"], "leaves nothing for --adapter"),
         (["--baseline", "dreambooth"], "needs --reg-data"),
         (["--accumulate", "0"], "must be 1 or more"),
