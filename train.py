@@ -168,13 +168,14 @@ import signal
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from hoi.common.command import problems_as_messages
-from hoi.common.files import held_alone
+from hoi.common.files import encode_png, held_alone, write_whole
 from hoi.common.machine import (
     choose_device,
     fast_dtype,
@@ -183,6 +184,7 @@ from hoi.common.machine import (
     leave_processes,
     rank_and_world_size,
 )
+from hoi.common.sheets import contact_sheet
 from hoi.network.config import PRESETS
 from hoi.network.model import HOIDiffusion
 from hoi.network.text import reading_hints
@@ -468,7 +470,10 @@ def train(args: argparse.Namespace) -> None:
                 bar.set_postfix(loss=f"{line['loss']:.4f}", per_second=line["pictures_per_second"], refresh=False)
             if main_process and args.preview_every and (done % args.preview_every == 0 or at_end):
                 with average.in_place(), autocast():
-                    stage.save_preview(out / f"preview_{done:06d}.png")
+                    rows = stage.preview()
+                if rows:  # stage text has nothing to show
+                    sheet = encode_png(np.asarray(contact_sheet(rows)))
+                    write_whole(out / f"preview_{done:06d}.png", sheet)
             if done % args.save_every == 0 or at_end:
                 if main_process:
                     with average.in_place():

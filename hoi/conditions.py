@@ -42,14 +42,13 @@ class Conditions:
     segmentation: np.ndarray
 
 
-def stroke_color(index: int) -> tuple[int, int, int]:
+def stroke_color(index: int) -> tuple[int, ...]:
     """Colour of bone or joint `index`: four shades to a palette entry, 35 apart, saturated.
 
     Bones group by finger. Joints do not, in the release: the wrist takes the thumb's first cell, so every fingertip has
     the next finger's first colour.
     """
-    red, green, blue = (min(value + 35 * (index % 4), 255) for value in FINGER_COLORS[index // 4])
-    return red, green, blue
+    return tuple(min(value + 35 * (index % 4), 255) for value in FINGER_COLORS[index // 4])
 
 
 # Of joints 0 to 20; the first 20 also of the bones.

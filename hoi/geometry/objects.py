@@ -289,11 +289,6 @@ def guess_category(path: str | Path) -> str:
     return " ".join(_meaningful_words(Path(path))[0]) or "object"
 
 
-def _object_id(path: Path) -> str:
-    """The name that says what the object is, in characters that every file system takes."""
-    return unlike_a_split("_".join(_kept(_meaningful_words(path)[1], "_.-").split()).strip("._")) or "object"
-
-
 def load_object(
     path: str | Path, category: str | None = None, units: str | float | None = None, up: str | None = None
 ) -> ObjectMesh:
@@ -332,8 +327,10 @@ def load_object(
     if category is None:
         category = guess_category(path)
         notes.append(f"Called '{category}' after its name; pass --category for another noun.")
+    # In characters that every file system takes.
+    name = "_".join(_kept(_meaningful_words(path)[1], "_.-").split()).strip("._")
     return ObjectMesh(
-        vertices.astype(np.float32).astype(np.float64), faces, _object_id(path), category, str(path),
+        vertices.astype(np.float32).astype(np.float64), faces, unlike_a_split(name) or "object", category, str(path),
         file_to_canonical, watertight, tuple(notes),
     )
 

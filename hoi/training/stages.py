@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,8 +20,6 @@ from torch import Tensor, nn
 
 from hoi.common.arrays import to_uint8
 from hoi.common.choices import CONDITION_NAMES
-from hoi.common.files import encode_png, write_whole
-from hoi.common.sheets import contact_sheet
 from hoi.network.diffusion import TrainingBatch, draw_training_noise, eps_loss, hoi_loss
 from hoi.network.model import HOIDiffusion, to_floats
 from hoi.network.pipeline import Pipeline, SamplingSettings
@@ -54,11 +51,6 @@ class Stage(nn.Module):
     def shown(self) -> list[int]:
         """Indices of the pictures in a preview: 16 (or fewer), spread evenly over all."""
         return [int(i) for i in np.linspace(0, len(self.pictures) - 1, min(2 * PREVIEWS, len(self.pictures)))]
-
-    def save_preview(self, path: Path) -> None:
-        """Write the preview as one picture, if the stage has one."""
-        if rows := self.preview():
-            write_whole(path, encode_png(np.asarray(contact_sheet(rows))))
 
     def picture_names(self, batch: Batch) -> list[str]:
         """The files that a batch was made of, for messages."""
