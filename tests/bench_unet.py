@@ -8,7 +8,8 @@ change of the machine's load meets both), how many times faster ours is, peak me
 in a process of its own, Python and its libraries included: about 0.5 GB), and the largest difference between the two
 results in standard deviations of theirs.  The last column is how many times faster than theirs a program would be that
 did their multiplications (counted by torch) at the rate of a square matrix product, measured between the repeats: more
-needs fewer multiplications.  Weights are random.  Nothing is asserted: speed is shown, not tested.
+needs fewer multiplications.  Below the table stands what hoi/network/kernels.py chose here.  Weights are random.
+Nothing is asserted: speed is shown, not tested.
 
 The U-Net's part is one guided evaluation at 512 px as sampling does it: condition features and text keys and values are
 there already, and both halves share their latents.
@@ -22,8 +23,10 @@ import json
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,14 +36,16 @@ TESTS = Path(__file__).parent
 sys.path[:0] = [str(TESTS.parent), str(TESTS), str(TESTS / "network")]  # twins in diffusers come from the tests
 
 from hoi.common.machine import keep_freed_memory  # noqa: E402
+from hoi.network import kernels  # noqa: E402
 from hoi.network.config import tiny_config  # noqa: E402
-from hoi.network.kernels import pack  # noqa: E402
+from hoi.network.kernels import PackedConv2d, PackedLinear, WinogradConv2d, pack, slices_are_faster  # noqa: E402
 from hoi.network.model import CONDITION_NAMES, ConditionEncoders  # noqa: E402
 from hoi.network.text import TextConfig, TextEncoder  # noqa: E402
 from hoi.network.unet import UNet, UNetConfig  # noqa: E402
 from hoi.network.vae import VAE, Norm, VAEConfig  # noqa: E402
 
 BF16, FP32 = torch.bfloat16, torch.float32
+LAYERS = (nn.Linear, nn.Conv2d, PackedLinear, PackedConv2d)
 PEAK_SIDE = 2048  # of the product that shows the machine's peak
 Pair = tuple[dict[str, nn.Module], dict[str, Callable[[nn.Module], Tensor]]]  # under "ours" and "theirs": module, call
 
@@ -180,8 +185,18 @@ def peak_gigabytes() -> float:
     return int(line.split()[1]) * 1024 / 1e9
 
 
+def chosen_kernels(module: nn.Module, slices: dict[str, bool]) -> str:
+    """How many layers are computed by what, and attention; slices: whether in slices, by size."""
+    winograd = sum(isinstance(layer, WinogradConv2d) for layer in module.modules())
+    counts = Counter(type(layer).__name__ for layer in module.modules() if isinstance(layer, LAYERS))
+    counts["PackedConv2d"] -= winograd
+    layers = [f"{count} {name}" for name, count in {**counts, "WinogradConv2d": winograd}.items() if count]
+    words = [f"{size} {'in slices' if sliced else 'by torch'}" for size, sliced in slices.items()]
+    return ", ".join([*layers, *words])
+
+
 @torch.no_grad()
-def measure(part: str, side: str, repeats: int) -> dict[str, float]:
+def measure(part: str, side: str, repeats: int) -> dict[str, Any]:
     """side "both": seconds and difference; "ours" or "theirs": peak memory of one evaluation."""
     nn.Linear.reset_parameters = nn.Conv2d.reset_parameters = lambda self: None  # drawing them would take a minute
     modules, calls = PARTS[part][1]()
@@ -192,7 +207,16 @@ def measure(part: str, side: str, repeats: int) -> dict[str, float]:
         calls[side](modules[side])
         return {f"{side}_gigabytes": peak_gigabytes()}
     keep_freed_memory()
+    slices: dict[str, bool] = {}
+
+    def noted(query: Tensor, key: Tensor, value: Tensor) -> bool:
+        found = slices_are_faster(query, key, value)
+        slices[f"attention {tuple(query.shape[1:])} over {key.shape[2]}"] = found
+        return found
+
+    kernels.slices_are_faster = noted
     results = {"ours": calls["ours"](modules["ours"])}  # warms up, too
+    kernels.slices_are_faster = slices_are_faster
     with FlopCounterMode(display=False) as counted:
         results["theirs"] = calls["theirs"](modules["theirs"])
     square = torch.randn(PEAK_SIDE, PEAK_SIDE).to(results["theirs"].dtype)
@@ -208,7 +232,8 @@ def measure(part: str, side: str, repeats: int) -> dict[str, float]:
             seconds[name].append(time.perf_counter() - begin)
     found = {name: min(values) for name, values in seconds.items()}
     at_peak = counted.get_total_flops() * found["product"] / (2 * PEAK_SIDE**3)  # seconds
-    return found | {"difference": difference.item(), "at_peak": found["theirs"] / at_peak}
+    found |= {"difference": difference.item(), "at_peak": found["theirs"] / at_peak}
+    return found | {"kernels": chosen_kernels(modules["ours"], slices)}
 
 
 def main(args: argparse.Namespace) -> None:
@@ -220,8 +245,9 @@ def main(args: argparse.Namespace) -> None:
         "| part | ours s | theirs s | times faster | ours GB | theirs GB | difference | times faster at the peak |\n"
         "|---|---|---|---|---|---|---|---|"
     )
+    choices = []
     for part in args.parts:
-        found: dict[str, float] = {}
+        found: dict[str, Any] = {}
         for side in ("both", "ours", "theirs")[: 3 if args.memory else 1]:
             command = [sys.executable, __file__, "--parts", part, "--side", side, "--repeats", str(args.repeats)]
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -231,6 +257,8 @@ def main(args: argparse.Namespace) -> None:
                  f"{found['theirs'] / found['ours']:.2f}", *memory, f"{found['difference']:.1e}",
                  f"{found['at_peak']:.2f}"]  # fmt: skip
         print(f"| {' | '.join(cells)} |", flush=True)
+        choices.append(f"{PARTS[part][0]}: {found['kernels']}")
+    print("", *choices, sep="\n")
 
 
 if __name__ == "__main__":
