@@ -72,7 +72,7 @@ def main(args: argparse.Namespace) -> None:
     hands = {label: [joint_numbers(out / "hands" / name / f"{seed}.safetensors", out / "test") for seed in seeds]
              for name, label in HAND_ROWS.items()}  # fmt: skip
     columns = {column: f"{column} ↑" for column in (*IOU_COLUMNS, *POSE_COLUMNS)}
-    kept, made = ((out / name).read_text().count("\n") for name in ("passing.txt", "all.txt"))
+    kept, used, made = ((out / f"{name}.txt").read_text().count("\n") for name in ("passing", "judged", "all"))
     steps = WeightFile(out / "plain" / str(seeds[0]) / "pose.safetensors").metadata["steps"]
     lines = [
         "**Table 3, does the data help: toy results**", "", "Object poses, mAP in %", "", *table(columns, poses), "",
@@ -82,7 +82,8 @@ def main(args: argparse.Namespace) -> None:
         f"- {date.today().isoformat()}; {made} pictures of equal poses to learn from (hands: twice as many where "
         f"something is added), {len(read_records(out / 'test'))} to judge by, {steps} steps each; in brackets least "
         f"and largest of {len(seeds)} seeds",
-        f"- the judge, who learned from shaded scenic pictures, passes {kept} of {made} generated ones",
+        f"- the judge, who learned from shaded scenic pictures, passes {kept} of {made} generated ones, of which its "
+        f"row has {used}",
     ]  # fmt: skip
     write_whole(out / "table_3.md", ("\n".join(lines) + "\n").encode())
     print("\n".join(lines))

@@ -21,6 +21,7 @@
 # STEPS=1200 OUT=runs/replica-1200 fine-tunes longer; VERIFIER=FILE takes another network than the built-in one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+given=${OUT:-}
 if [ "${2:-}" = quick ]; then
     OUT=${OUT:-runs/replica-quick} STEPS=2 SEEDS=${SEEDS:-0 1} count=4 references=8 batch=2 reg_batch=2 sampling="--steps 2"
     objects="--object mug --object-instances 1 --grasps-per-object 1"
@@ -112,4 +113,5 @@ for seed in $seeds; do
 done
 python tools/replica_table.py --tables $tables --seeds $seeds --evaluation "$evaluation" --reference "$out/reference" \
     --clip "$toy/text/clip.safetensors" --verifier "$verifier" --out "$out"
-[ "$1" != all ] || bash tools/replicate_table_3.sh ${2:-}
+# Beside the other tables: both have a folder `shaded`.
+[ "$1" != all ] || OUT=${given:+$given/table-3} bash tools/replicate_table_3.sh ${2:-}

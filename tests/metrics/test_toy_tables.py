@@ -169,6 +169,13 @@ def test_tables_stand_beside_the_papers_numbers_and_name_pairs_in_another_order(
     reports["no-regularization"] = [made_up(2.0, 0.1)]
     table_5 = replica_table.TABLES["5"]
     assert "- order of CLIPScore stand-in: as in the paper" in replica_table.as_markdown(table_5, reports)
+    table_2 = replica_table.TABLES["2"]  # where the paper has 79.12 % of mugs for two rows
+    (mug,) = (column for column in table_2.columns if column.title == "mug, %")
+    numbers = {name: made_up(value, 0.4) for name, value in
+               zip(table_2.rows, (60.0, 50.0, 70.0, 90.0), strict=True)}  # fmt: skip
+    for report in numbers.values():
+        report["numbers"]["scenic"][0]["name"] = mug.number
+    assert not replica_table.other_order(table_2, mug, {name: [report] for name, report in numbers.items()})
     # Of three seeds: the mean, the least and the largest.
     reports["all"] = [made_up(value, 0.4) for value in (3.0, 5.0, 4.0)]
     assert "| HOIDiffusion | 0.79 | 4 (3 .. 5) | - | - |" in replica_table.as_markdown(table_5, reports)
@@ -195,8 +202,8 @@ def commands(tmp_path_factory) -> list[list[str]]:
     (root / "verifier").touch()
     settings = {"TOY": root / "toy", "OUT": root / "out", "EVALUATION": root / "evaluation", "STEPS": "5"}
     settings |= {"VERIFIER": root / "verifier", "SEEDS": "0 4"}
-    (root / "out").mkdir()
-    (root / "out" / "passing.txt").write_text("images/000001.png\n")
+    (root / "out" / "table-3").mkdir(parents=True)
+    (root / "out" / "table-3" / "passing.txt").write_text("images/000001.png\n")
     environment = os.environ | {name: str(value) for name, value in settings.items()}
     environment["PATH"] = f"{root / 'bin'}:{os.environ['PATH']}"
     subprocess.run(["bash", ROOT / "tools" / "replicate_tables.sh", "all"], env=environment, check=True)
@@ -236,8 +243,8 @@ def test_nothing_that_rows_are_measured_by_is_learned_from(commands):
     assert {folder.parts[-2:] for folder in learned} == {
         ("toy", "lab"), ("toy", "buffer"), ("estimated", "train"), ("out", "prior")
     }  # fmt: skip
-    of = {folder: shapes.pop(("out", folder)) for folder in ("prior", "shaded", "lab")}  # Table 3's, and the prior
-    assert set(of.values()) == {100} and not set(of.values()) & set(shapes.values())
+    of = {shapes.pop(place) for place in (("out", "prior"), ("table-3", "shaded"), ("table-3", "lab"))}
+    assert of == {100} and not of & set(shapes.values())
 
 
 def test_every_fine_tune_is_sampled_on_the_same_captions_and_measured(commands):
@@ -299,10 +306,11 @@ def test_table_3_has_the_mean_and_the_ends_of_its_seeds(tmp_path, world, capsys)
             shutil.copyfile(world / "verifier.safetensors", tmp_path / f"hands/{row}/{seed}.safetensors")
     shutil.copytree(world / "evaluation/scenic", tmp_path / "test")
     (tmp_path / "passing.txt").write_text("a\nb\n")
+    (tmp_path / "judged.txt").write_text("a\n")
     (tmp_path / "all.txt").write_text("a\nb\nc\n")
     pose_table.main(pose_table.parse_args(["--out", str(tmp_path), "--seeds", "0", "1"]))
     printed = capsys.readouterr().out
     assert "| half of them generated, judged |" + " 7 (2 .. 12) |" * 7 in printed
-    assert "600 steps each" in printed and "passes 2 of 3 generated" in printed
+    assert "600 steps each" in printed and "passes 2 of 3 generated ones, of which its row has 1" in printed
     pck = measured(world, "evaluation/scenic", "reference")[toy_tables.PCK]
     assert f"| and scenic, generated | {pck:.4g} ({pck:.4g} .. {pck:.4g}) |" in printed
