@@ -12,7 +12,7 @@ those of the record, as if a perfect detector had found it, so that pictures are
 import argparse
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -95,23 +95,20 @@ class View:
         return np.array(image), points, self.visible[near] & inside
 
 
-def unfit(record: dict[str, Any]) -> str:
-    """Why a record cannot be learned from or predicted, as far as it says itself; empty when it can."""
+def read_view(folder: Path, record: dict[str, Any], models: dict[str, Any]) -> View | str:
+    """The view of a record, or why it cannot be learned from or predicted.
+
+    models  read so far, see poses.true_objects
+    """
     if record.get("category") not in CLASS_NAMES[1:]:
         return f"their category is none of NOCS's ({', '.join(CLASS_NAMES[1:])})"
     if record.get("object_frame") == "file":
         return "their meshes stand in their own frames (--scenes), and a category needs all in one"
-    return lacking(record, NOCS_KEYS)
-
-
-def read_view(folder: Path, record: dict[str, Any], models: dict[str, Any]) -> View | None:
-    """The view of a record that is not `unfit`; None where less than MIN_PIXELS of the object are visible.
-
-    models  read so far, see poses.true_objects
-    """
+    if absent := lacking(record, NOCS_KEYS):
+        return absent
     visible, true = load_label_map(folder, record) == OBJECT, true_objects(folder, record, models)
     if visible.sum() < MIN_PIXELS:
-        return None
+        return f"less than {MIN_PIXELS} pixels of their objects are visible"
     image, depth = load_image(folder, record), load_depth(folder, record)
     return View(image, depth, visible, array_of(record, "intrinsics"), int(true.class_ids[0]), true.poses[0])
 
@@ -190,25 +187,26 @@ def train_pose_network(
     Raises ValueError when no record can be learned from, and as load_picture does.
     """
     folder, records = read_folders(folders)
-    reasons = [unfit(record) for record in records]
-    left_out, models = Counter(filter(None, reasons)), {}
-    records = [record for record, reason in zip(records, reasons, strict=True) if not reason]
     kept = lru_cache(KEPT_BYTES // (8 * records[0]["height"] * records[0]["width"]) if records else 1)
+    models, fit, left_out = {}, [], Counter()
     read = kept(lambda k: read_view(folder, records[k], models))
-    visible = [k for k in range(len(records)) if read(k) is not None]
-    if hidden := len(records) - len(visible):
-        left_out[f"less than {MIN_PIXELS} pixels of the object are visible"] = hidden
-    if not visible:
-        raise ValueError(f"{', '.join(map(str, folders))}: nothing to learn poses from; {dict(left_out)}")
+    for k in range(len(records)):
+        if isinstance(view := read(k), str):
+            left_out[view] += 1
+        else:
+            fit.append(k)
+    if not fit:
+        why = "; ".join(f"{count} records left out: {reason}" for reason, count in left_out.items()) or "no records"
+        raise ValueError(f"{', '.join(map(str, folders))}: nothing to learn poses from; {why}")
     with torch.random.fork_rng():  # fresh weights come from torch's global generator, which is put back
         torch.manual_seed(seed)
         network = PoseNetwork(side).to(memory_format=torch.channels_last)
 
     def batch_of(step: int, _: int) -> dict[str, Tensor]:
         generator = step_generator(seed, step)
-        picked = torch.randint(len(visible), (batch_size,), generator=generator).tolist()
+        picked = torch.randint(len(fit), (batch_size,), generator=generator).tolist()
         seeds = torch.randint(2**62, (batch_size,), generator=generator).tolist()
-        return read_batch([read(visible[k]) for k in picked], seeds, side)
+        return read_batch([read(fit[k]) for k in picked], seeds, side)
 
     batches = read_ahead(batch_of, ((step, 0) for step in range(steps)))
     train_network(network, batches, steps_passed(steps), lambda said, batch: pose_loss(*said, batch), ["class_id"])
@@ -253,14 +251,19 @@ def predict_pose(network: PoseNetwork, view: View) -> list[dict[str, Any]]:
     return [said | {"model_to_camera": pose.tolist(), "size": size.tolist()}]
 
 
-def predictions_of(network: PoseNetwork, folders: Sequence[Path]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """file_name of every picture and its objects, [] where the record is unfit; names as hoi.metrics has them."""
+def predictions_of(network: PoseNetwork, folders: Sequence[Path]) -> tuple[dict[str, list], Counter[str]]:
+    """file_name of every picture -> its objects, [] where it has no view; names as hoi.metrics has them.
+
+    returns  also how many pictures have no view, by reason
+    """
     folder, records = read_folders(folders)
-    models: dict[str, Any] = {}
+    models, found, left_out = {}, {}, Counter()
     for record in tqdm(records, "poses", unit="picture"):
         if record["file_name"] is not None:
-            view = None if unfit(record) else read_view(folder, record, models)
-            yield record["file_name"], [] if view is None else predict_pose(network, view)
+            view = read_view(folder, record, models)
+            left_out.update({view} if isinstance(view, str) else ())
+            found[record["file_name"]] = [] if isinstance(view, str) else predict_pose(network, view)
+    return found, left_out
 
 
 def save_pose_network(path: Path, network: PoseNetwork, more: dict[str, str] | None = None) -> None:
@@ -292,7 +295,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     train.add_argument("--steps", type=positive, default=600, help="of 32 crops each (default %(default)s)")
     train.add_argument("--seed", type=not_negative, default=0, help="of weights and batches (default %(default)s)")
     predict.add_argument("--network", type=Path, required=True, metavar="FILE", help="made by train")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.out.is_dir():
+        parser.error(f"--out {args.out} is a folder, expected a file to write")
+    return args
 
 
 def main(args: argparse.Namespace) -> None:
@@ -300,14 +306,14 @@ def main(args: argparse.Namespace) -> None:
     keep_freed_memory()
     if args.command == "train":
         network, left_out = train_pose_network(args.data, args.steps, args.seed)
-        for reason, count in left_out.items():
-            print(f"{count} records left out: {reason}")
         told = {"data": ", ".join(map(str, args.data)), "steps": str(args.steps), "seed": str(args.seed)}
         save_pose_network(args.out, network, told)
     else:
-        found = dict(predictions_of(load_pose_network(args.network), args.data))
+        found, left_out = predictions_of(load_pose_network(args.network), args.data)
         write_whole(args.out, json.dumps({"predictions": found}).encode())
         print(f"{sum(map(bool, found.values()))} objects found in {len(found)} pictures")
+    for reason, count in left_out.items():
+        print(f"{count} records left out: {reason}")
     print(f"wrote {args.out}")
 
 

@@ -82,9 +82,9 @@ def test_a_network_that_says_the_truth_of_a_record_has_its_pose_to_the_depths_mi
     """A mug in a right hand, a bowl in a left one, a bottle alone."""
     checked = 0
     for record in read_records(export_source):
-        if pose_network.unfit(record):
-            continue
         view = pose_network.read_view(export_source, record, {})
+        if isinstance(view, str):
+            continue
         _, points, visible = view.crop(*view.square(), SIDE)
         exact = transform_points(np.linalg.inv(view.model_to_camera), points).astype(np.float32)
         told = torch.from_numpy(np.where(visible, 9.0, -9.0))[None], torch.from_numpy(exact).movedim(-1, 0)[None]
@@ -187,5 +187,20 @@ def test_what_teaches_nothing_is_counted_and_nothing_at_all_is_refused(folder, e
     writer = DatasetWriter(tmp_path / "scenery", {"command": "test"})
     writer.append(write_pictures(tmp_path / "scenery", 0, {"text": "the sea"}, np.full((64, 48, 3), 7, np.uint8)))
     writer.finish(grid=False)
-    with pytest.raises(ValueError, match="scenery: nothing to learn poses from; .*none of NOCS's"):
+    with pytest.raises(ValueError, match="scenery: nothing to learn poses from; 1 records left out: .*none of NOCS's"):
         pose_network.train_pose_network([tmp_path / "scenery"], 1, 0)
+    found, left_out = pose_network.predictions_of(pose_network.PoseNetwork(SIDE), [tmp_path / "scenery"])
+    assert found == {"images/000000.png": []} and list(left_out.values()) == [1]
+
+
+def test_records_say_why_they_have_no_view(folder):
+    record = read_records(folder)[0]
+    for change, reason in ((dict(depth_file_name=None), "no depth_file_name"), (dict(object_frame="file"), "--scenes"),
+                           (dict(file_name=None), "no picture")):  # fmt: skip
+        assert reason in pose_network.read_view(folder, record | change, {})
+
+
+def test_a_folder_in_the_place_of_a_file_is_refused_before_the_training(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        pose_network.parse_args(["train", "--data", "data", "--out", str(tmp_path)])
+    assert f"--out {tmp_path} is a folder, expected a file" in capsys.readouterr().err
