@@ -58,6 +58,13 @@ def condition_weight(word: str) -> tuple[str, float]:
     return name, finite(weight)
 
 
+def file_to_write(word: str) -> Path:
+    """An argument that is no folder: told before the work, not after it."""
+    if Path(word).is_dir():
+        raise argparse.ArgumentTypeError(f"{word} is a folder, expected a file to write")
+    return Path(word)
+
+
 def add_size_flags(add: Callable[..., Any], default: str) -> None:
     """Flags on the size of pictures, by an argparse parser's or group's add_argument.
 

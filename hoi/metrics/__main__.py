@@ -19,7 +19,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hoi.common.command import not_negative, positive, share, usable_cpus
+from hoi.common.command import file_to_write, not_negative, positive, share, usable_cpus
 from hoi.metrics.choices import BOXES, POSE_FORMAT
 from hoi.verify.choices import BUILT_IN_VERIFIER, FORMATS
 
@@ -44,7 +44,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--features", type=Path, metavar="DIR", help="where features are kept (default: OUT/.features)")
     add = parser.add_argument_group("Inception").add_argument
     add("--inception", type=Path, metavar="FILE", help="pt_inception-2015-12-05-6726825d.pth")
-    add("--save-statistics", type=Path, metavar="FILE", help="write mu, sigma, mu_s, sigma_s of --real to an .npz")
+    add("--save-statistics", type=file_to_write, metavar="FILE", help="write mu, sigma, mu_s, sigma_s of --real (.npz)")
     add = parser.add_argument_group("other networks").add_argument
     add("--clip", nargs=2, metavar=("MODEL", "FILE"), help="open_clip model and weights: CLIPScore, Frechet distance")
     add("--verifier", type=Path, nargs="?", const=BUILT_IN_VERIFIER, metavar="FILE",

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from hoi.common import tensors
 from hoi.common.arrays import box_of, pictures_to_tensor
-from hoi.common.command import not_negative, positive, problems_as_messages
+from hoi.common.command import file_to_write, not_negative, positive, problems_as_messages
 from hoi.common.files import write_whole
 from hoi.common.machine import keep_freed_memory
 from hoi.data.folder import array_of, load_depth, load_image, load_label_map, read_folders
@@ -188,13 +188,10 @@ def train_pose_network(
     """
     folder, records = read_folders(folders)
     kept = lru_cache(KEPT_BYTES // (8 * records[0]["height"] * records[0]["width"]) if records else 1)
-    models, fit, left_out = {}, [], Counter()
+    models = {}
     read = kept(lambda k: read_view(folder, records[k], models))
-    for k in range(len(records)):
-        if isinstance(view := read(k), str):
-            left_out[view] += 1
-        else:
-            fit.append(k)
+    reasons = [view if isinstance(view := read(k), str) else "" for k in range(len(records))]
+    left_out, fit = Counter(filter(None, reasons)), [k for k, reason in enumerate(reasons) if not reason]
     if not fit:
         why = "; ".join(f"{count} records left out: {reason}" for reason, count in left_out.items()) or "no records"
         raise ValueError(f"{', '.join(map(str, folders))}: nothing to learn poses from; {why}")
@@ -291,14 +288,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     predict = commands.add_parser("predict", help="find the objects, for python -m hoi.metrics --poses")
     for command in (train, predict):
         command.add_argument("--data", type=Path, nargs="+", required=True, metavar="DIR", help="dataset folders")
-        command.add_argument("--out", type=Path, required=True, metavar="FILE", help="network or JSON to write")
+        command.add_argument("--out", type=file_to_write, required=True, metavar="FILE", help="network or JSON file")
     train.add_argument("--steps", type=positive, default=600, help="of 32 crops each (default %(default)s)")
     train.add_argument("--seed", type=not_negative, default=0, help="of weights and batches (default %(default)s)")
     predict.add_argument("--network", type=Path, required=True, metavar="FILE", help="made by train")
-    args = parser.parse_args(arguments)
-    if args.out.is_dir():
-        parser.error(f"--out {args.out} is a folder, expected a file to write")
-    return args
+    return parser.parse_args(arguments)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,8 @@ class Pipeline:
         self.model, self.settings, self.checkpoint = model, settings, dict(checkpoint or {})
         self.schedule = model.config.noise_schedule()
         self.device = model.unet.out[2].weight.device
-        self._contexts: dict[str, Tensor] = {}
+        # One at a time: a prompt's numbers do not depend on those beside it.
+        self._encoded = lru_cache(MAX_CONTEXTS)(lambda text: model.text_encoder(tokenize([text]).to(self.device))[0])
 
     @property
     def dtype(self) -> str:
@@ -100,14 +102,7 @@ class Pipeline:
     @torch.no_grad()
     def context(self, prompts: Sequence[str]) -> Tensor:
         """Encoded prompts (B, 77, C); each distinct one is encoded once."""
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._contexts]
-        if new:
-            # Too many: forget all but those asked for now.  Runs with that many prompts seldom repeat one.
-            if len(self._contexts) + len(new) > MAX_CONTEXTS:
-                self._contexts = {prompt: self._contexts[prompt] for prompt in prompts if prompt in self._contexts}
-            encoded = self.model.text_encoder(tokenize(new).to(self.device))
-            self._contexts |= dict(zip(new, encoded, strict=True))
-        return torch.stack([self._contexts[prompt] for prompt in prompts]).to(self.model.unet.out[2].weight.dtype)
+        return torch.stack([self._encoded(prompt) for prompt in prompts]).to(self.model.unet.out[2].weight.dtype)
 
     @torch.no_grad()
     def features(self, conditions: Mapping[str, Tensor]) -> list[Tensor]:

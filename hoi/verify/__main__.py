@@ -14,7 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from hoi.common.command import positive
+from hoi.common.command import file_to_write, positive
 from hoi.verify.choices import BUILT_IN_VERIFIER, DEFAULT_SIDE, FORMATS, SCORES
 
 COMMANDS = ("score", "train")
@@ -37,7 +37,7 @@ def add_score_flags(parser: argparse.ArgumentParser) -> None:
         "says; takes the stored scores if all records have some and nothing above is given; a FILE of names, one a "
         "line, as --list and the page of hoi.page write them, is a condition too")  # fmt: skip
     add("--device", help="of the verifier: cpu, cuda, cuda:1, xpu, mps (default: a GPU where there is one)")
-    add("--list", metavar="FILE", type=Path, help="with --keep: write the names of what passes")
+    add("--list", metavar="FILE", type=file_to_write, help="with --keep: write the names of what passes")
     add("--out", metavar="DIR2", type=Path, help="with --keep: copy what passes to a dataset folder")
 
 
@@ -45,7 +45,7 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of `train`."""
     add = parser.add_argument
     add("--data", metavar="DIR", nargs="+", type=Path, required=True, help="dataset folders, none of them generated")
-    add("--out", metavar="FILE", type=Path, required=True, help="the verifier's file (.safetensors)")
+    add("--out", metavar="FILE", type=file_to_write, required=True, help="the verifier's file (.safetensors)")
     add("--verifier", metavar="FILE", type=Path, help="go on from this one, with a new optimizer and a new --seed")
     add("--minutes", type=float, default=6.0, help="training time (minutes, default %(default)s)")
     add("--steps", type=positive, metavar="N",

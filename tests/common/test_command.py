@@ -11,7 +11,10 @@ from importlib.metadata import version
 import pytest
 import torch
 
+import hoi.metrics.__main__ as metrics
+import hoi.verify.__main__ as verify
 from hoi.common.command import first_few, how_made, positive, problems_as_messages
+from hoi.metrics import pose_network
 
 
 @pytest.mark.parametrize(
@@ -63,3 +66,17 @@ def test_only_whole_numbers_from_1_on_are_positive():
 def test_of_many_the_first_few_are_named_and_the_others_counted():
     assert first_few("abc") == "a, b, c" and first_few("abcdefg") == "a, b, c, d, e and 2 more"
     assert first_few(["x", "y", "z"], most=2, joint="; ") == "x; y; and 1 more" and first_few([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("parse_args", "words"),
+    [
+        (pose_network.parse_args, "train --data DIR --out"), (pose_network.parse_args, "predict --data DIR --out"),
+        (verify.parse_args, "train --data DIR --out"), (verify.parse_args, "DIR --keep pck>60% --list"),
+        (metrics.parse_args, "--real DIR --inception FILE --save-statistics"),
+    ],
+)  # fmt: skip
+def test_a_folder_in_the_place_of_a_file_to_write_is_refused_before_the_work(parse_args, words, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        parse_args([*words.split(), str(tmp_path)])
+    assert f"argument {words.split()[-1]}: {tmp_path} is a folder, expected a file to write" in capsys.readouterr().err

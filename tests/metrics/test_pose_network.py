@@ -198,9 +198,3 @@ def test_records_say_why_they_have_no_view(folder):
     for change, reason in ((dict(depth_file_name=None), "no depth_file_name"), (dict(object_frame="file"), "--scenes"),
                            (dict(file_name=None), "no picture")):  # fmt: skip
         assert reason in pose_network.read_view(folder, record | change, {})
-
-
-def test_a_folder_in_the_place_of_a_file_is_refused_before_the_training(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        pose_network.parse_args(["train", "--data", "data", "--out", str(tmp_path)])
-    assert f"--out {tmp_path} is a folder, expected a file" in capsys.readouterr().err
