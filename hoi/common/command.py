@@ -94,7 +94,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that make SamplingSettings; what is not given (None) comes from the model's preset."""
     add = parser.add_argument_group("sampling (defaults: of the checkpoint's preset)").add_argument
     add("--sampler", choices=SAMPLERS, help="dpm++: second-order multistep; ddim; ddpm: eq. 2")
-    add("--steps", type=positive, metavar="N", help="tiny and sd1: 20 with dpm++; the paper: 50 with ddim")
+    add("--steps", type=positive, metavar="N", help="with dpm++ tiny: 10, sd1: 20; the paper: 50 with ddim")
     add("--guidance-scale", type=finite, metavar="W", help="0 ignores the text, 1 means no guidance (sd1: 7.5)")
     add("--cond-scale", nargs="+", type=condition_weight, default=[], metavar="NAME=WEIGHT",
         help=f"weights of the conditions {', '.join(CONDITION_NAMES)}, or of all (1 each, Sec. 3.3); a ControlNet's "
