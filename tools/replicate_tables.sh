@@ -31,7 +31,7 @@ elif [ -n "${2:-}" ]; then
 fi
 out=${OUT:-runs/replica} steps=${STEPS:-600} seeds=${SEEDS:-0 1 2} toy=${TOY:-runs/toy} sampling=${sampling:-}
 evaluation=${EVALUATION:-runs/evaluation} verifier=${VERIFIER:-hoi/assets/verifier.safetensors}
-count=${count:-208} references=${references:-2000} batch=${batch:-24} reg_batch=${reg_batch:-8}
+count=${count:-208} references=${references:-2000} batch=${batch:-12} reg_batch=${reg_batch:-4}
 objects=${objects:---object-instances 4 --grasps-per-object 4}
 lab=${lab:-$toy/lab} buffer_of=${buffer_of:-$toy/buffer}
 baselines="all none dreambooth controlnet" # DreamBooth's prior is pictures of `all`
