@@ -519,9 +519,8 @@ def array_globals() -> dict[tuple[str, str], Any]:
     # An array before its state, which says shape and values; numpy's own takes memory for any shape at once.
     numpy = {"_reconstruct": lambda *_: np.empty(0), "scalar": _scalar, "ndarray": None, "dtype": np.dtype}
     modules = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
-    return {(module, name): value for module in modules for name, value in numpy.items()} | {
-        ("_codecs", "encode"): _latin1
-    }
+    named = {(module, name): value for module in modules for name, value in numpy.items()}
+    return named | {("_codecs", "encode"): _latin1}
 
 
 def _scalar(dtype: np.dtype, *state: Any) -> Any:

@@ -31,11 +31,13 @@ class HandPrediction:
 
     keypoints_2d  (21, 2)  pixels, OpenPose order
     scores        (21,)    confidence of each point, or None
+    hand_side     "left", "right" or None
     keypoints_3d  (21, 3)  metres, any origin, or None
     """
 
     keypoints_2d: np.ndarray
     scores: np.ndarray | None = None
+    hand_side: str | None = None
     keypoints_3d: np.ndarray | None = None
 
 
@@ -56,7 +58,7 @@ def _hand(entry: Any, place: str) -> HandPrediction:
     entry = _known_keys(entry, {"keypoints_2d"}, {"scores", "hand_side", "keypoints_3d"}, place)
     shapes = {"keypoints_2d": (KEYPOINTS, 2), "scores": (KEYPOINTS,), "keypoints_3d": (KEYPOINTS, 3)}
     arrays = {key: numbers(entry[key], shape, f"{place} {key}") for key, shape in shapes.items() if key in entry}
-    return HandPrediction(**arrays)
+    return HandPrediction(**arrays, hand_side=entry.get("hand_side"))
 
 
 def _contact(entry: Any, place: str) -> tuple[float, int]:

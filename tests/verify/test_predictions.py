@@ -24,8 +24,8 @@ def test_keypoints_and_what_is_optional_are_read_as_they_were_written(tmp_path):
     first, second = predictions_module.read_keypoint_predictions(path)[NAME]
     np.testing.assert_array_equal(first.keypoints_2d, POINTS)
     np.testing.assert_array_equal(first.keypoints_3d[20], [0, 1, 2])
-    assert first.scores.tolist() == [0.5] * 21
-    assert second.scores is None and second.keypoints_3d is None
+    assert first.hand_side == "left" and first.scores.tolist() == [0.5] * 21
+    assert second.scores is None and second.hand_side is None and second.keypoints_3d is None
     assert predictions_module.read_keypoint_predictions(path)["images/000001.png"] == []
 
 
