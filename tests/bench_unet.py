@@ -38,7 +38,7 @@ sys.path[:0] = [str(TESTS.parent), str(TESTS), str(TESTS / "network")]  # twins 
 from hoi.common.machine import keep_freed_memory  # noqa: E402
 from hoi.network import kernels  # noqa: E402
 from hoi.network.config import tiny_config  # noqa: E402
-from hoi.network.kernels import PackedConv2d, PackedLinear, WinogradConv2d, pack, slices_are_faster  # noqa: E402
+from hoi.network.kernels import PackedConv2d, PackedLinear, WinogradConv2d, is_faster, pack  # noqa: E402
 from hoi.network.model import CONDITION_NAMES, ConditionEncoders  # noqa: E402
 from hoi.network.text import TextConfig, TextEncoder  # noqa: E402
 from hoi.network.unet import UNet, UNetConfig  # noqa: E402
@@ -185,14 +185,13 @@ def peak_gigabytes() -> float:
     return int(line.split()[1]) * 1024 / 1e9
 
 
-def chosen_kernels(module: nn.Module, slices: dict[str, bool]) -> str:
-    """How many layers are computed by what, and attention; slices: whether in slices, by size."""
+def chosen_kernels(module: nn.Module, measured: dict[str, bool]) -> str:
+    """How many layers are computed by what, and what was measured: whether slices or Winograd's products are faster."""
     winograd = sum(isinstance(layer, WinogradConv2d) for layer in module.modules())
     counts = Counter(type(layer).__name__ for layer in module.modules() if isinstance(layer, LAYERS))
     counts["PackedConv2d"] -= winograd
     layers = [f"{count} {name}" for name, count in {**counts, "WinogradConv2d": winograd}.items() if count]
-    words = [f"{size} {'in slices' if sliced else 'by torch'}" for size, sliced in slices.items()]
-    return ", ".join([*layers, *words])
+    return "; ".join([*layers, *(f"{what}: {'yes' if found else 'no'}" for what, found in measured.items())])
 
 
 @torch.no_grad()
@@ -207,16 +206,15 @@ def measure(part: str, side: str, repeats: int) -> dict[str, Any]:
         calls[side](modules[side])
         return {f"{side}_gigabytes": peak_gigabytes()}
     keep_freed_memory()
-    slices: dict[str, bool] = {}
+    measured: dict[str, bool] = {}
 
-    def noted(query: Tensor, key: Tensor, value: Tensor) -> bool:
-        found = slices_are_faster(query, key, value)
-        slices[f"attention {tuple(query.shape[1:])} over {key.shape[2]}"] = found
-        return found
+    def noted(what: str, *how: Any) -> bool:
+        measured[what] = is_faster(what, *how)
+        return measured[what]
 
-    kernels.slices_are_faster = noted
+    kernels.is_faster = noted
     results = {"ours": calls["ours"](modules["ours"])}  # warms up, too
-    kernels.slices_are_faster = slices_are_faster
+    kernels.is_faster = is_faster
     with FlopCounterMode(display=False) as counted:
         results["theirs"] = calls["theirs"](modules["theirs"])
     square = torch.randn(PEAK_SIDE, PEAK_SIDE).to(results["theirs"].dtype)
@@ -233,7 +231,7 @@ def measure(part: str, side: str, repeats: int) -> dict[str, Any]:
     found = {name: min(values) for name, values in seconds.items()}
     at_peak = counted.get_total_flops() * found["product"] / (2 * PEAK_SIDE**3)  # seconds
     found |= {"difference": difference.item(), "at_peak": found["theirs"] / at_peak}
-    return found | {"kernels": chosen_kernels(modules["ours"], slices)}
+    return found | {"kernels": chosen_kernels(modules["ours"], measured)}
 
 
 def main(args: argparse.Namespace) -> None:

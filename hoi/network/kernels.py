@@ -3,7 +3,8 @@
 Upper half: trained layers -> the same layers for evaluation only, their weights in the order in which oneDNN reads
 them.  PyTorch keeps weights as they are trained and lays them out anew in every call; `pack` does it once.  The
 operators are PyTorch's own but private (its compiler emits them), so everything has a plain fall-back.  Wide 3x3
-convolutions in float32 take a quarter of the multiplications, by Winograd's products.
+convolutions in float32 take a quarter of the multiplications, by Winograd's products, where that is faster: like
+attention's ways, it is measured on the first picture.
 
 Lower half: query, key, value -> attended values.  Source: Vaswani et al. 2017, "Attention Is All You Need", eq. 1.
 
@@ -17,6 +18,7 @@ import itertools
 import math
 import os
 import timeit
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -61,12 +63,13 @@ class PackedConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C_in, h, w) -> (B, C_out, h', w'), channels-last."""
         if not self.is_packed:
-            self.is_packed = True
-            if suits_winograd(self, x):
-                self.winograd = WinogradConv2d(self.weight, self.bias)
-            else:
-                sizes = (*self.placement, list(x.shape))
-                self.weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *sizes)
+            self.is_packed, plain = True, self.weight
+            winograd = WinogradConv2d(plain, self.bias) if suits_winograd(self, x) else None
+            sizes = (*self.placement, list(x.shape))
+            self.weight = torch.ops.mkldnn._reorder_convolution_weight(plain, *sizes)
+            part = x[:1, :, :MEASURED_SIDE, :MEASURED_SIDE]
+            if winograd and is_faster(f"Winograd, {[*plain.shape[:2]]}, {[*part.shape[2:]]}", winograd, self, part):
+                self.weight, self.winograd = plain, winograd
         if self.winograd is not None:
             whole = x.shape[2] % 4 == x.shape[3] % 4 == 0
             return self.winograd(x) if whole else F.conv2d(x, self.weight, self.bias, padding=1)
@@ -122,12 +125,13 @@ WINDOW = [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6],
           [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]]  # fmt: skip
 RESULT = [[1.0, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
 LEAST_CHANNELS, LEAST_SIDE = 128, 32  # below, turning tiles takes what products save, or the weights too much memory
+MEASURED_SIDE = 64  # pixels that show which way is faster: both need as much time a pixel in larger pictures
 TILES_AT_ONCE = 256  # 12 MB over 320 channels: they stay in the cache
 FREE_MEMORY = 4 << 30  # bytes; all weights of Stable Diffusion's U-Net and VAE that this is for take 1.6 GB
 
 
 def suits_winograd(conv: PackedConv2d, x: Tensor) -> bool:
-    """Whether WinogradConv2d can take the place of a convolution of such pictures, gains by it, and has the memory."""
+    """Whether WinogradConv2d can take the place of a convolution there, may gain by it, and has the memory."""
     is_plain = conv.placement == ([1, 1], [1, 1], [1, 1], 1) and conv.weight.shape[2:] == (3, 3)
     is_large = min(conv.weight.shape[:2]) >= LEAST_CHANNELS and min(x.shape[2:]) >= LEAST_SIDE
     fits = x.dtype == torch.float32 and conv.bias is not None and not any(side % 4 for side in x.shape[2:])
@@ -260,20 +264,16 @@ def measured_here() -> tuple[Path, dict[str, bool]]:
         return path, {}
 
 
-def slices_are_faster(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether sliced_attention beats torch's here, measured on the first picture, once a processor and kind of work.
+def is_faster(what: str, ours: Callable[..., Tensor], theirs: Callable[..., Tensor], *values: Tensor) -> bool:
+    """Whether ours(*values) takes less time than theirs here, measured once a processor and kind of work (`what`).
 
     Kept on disk, since a choice made anew in every run could change the last digits of its pictures.
     """
     path, measured = measured_here()
-    what = f"{query.dtype}, {query.shape[1:]} by {key.shape[2]}, {torch.get_num_threads()} threads"
+    what = f"{what}, {torch.get_num_threads()} threads"
     if what not in measured:
-        first = query[:1], key[:1], value[:1]
-        ours, theirs = (
-            min(timeit.repeat(lambda run=run: run(*first), number=1, repeat=3))
-            for run in (sliced_attention, F.scaled_dot_product_attention)
-        )
-        measured[what] = ours < theirs
+        seconds = [min(timeit.repeat(lambda run=run: run(*values), number=1, repeat=3)) for run in (ours, theirs)]
+        measured[what] = seconds[0] < seconds[1]
         with suppress(OSError):  # measured again next time
             write_json(path, measured)
     return measured[what]
@@ -290,7 +290,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     scores = query.shape[2] * key.shape[2]
     if query.device.type == "cpu" and not PLAIN:
         if scores >= MIN_SLICED_SCORES and not any(x.requires_grad for x in (query, key, value)):
-            if slices_are_faster(query, key, value):
+            what = f"slices, {query.dtype}, {[*query.shape[1:]]} by {key.shape[2]}"
+            first = query[:1], key[:1], value[:1]
+            if is_faster(what, sliced_attention, F.scaled_dot_product_attention, *first):
                 return sliced_attention(query, key, value)
         elif query.shape[:2].numel() * scores <= MAX_PLAIN_SCORES and query.dtype == torch.bfloat16:
             return plain_attention(query, key, value)

@@ -145,6 +145,7 @@ def test_scores_far_from_zero_change_no_attention(offset):
 @torch.no_grad()
 def test_a_wide_convolution_by_winograds_products_is_the_convolution(monkeypatch):
     monkeypatch.setattr(kernels, "TILES_AT_ONCE", 20)  # several stretches, the last one shorter
+    monkeypatch.setattr(kernels, "is_faster", lambda *args: True)
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(130, 129, 3, padding=1)).to(memory_format=torch.channels_last)
     weight, bias = network[0].weight.double(), network[0].bias.double()
@@ -180,15 +181,36 @@ def test_without_free_memory_no_weights_are_turned(monkeypatch):
     assert getattr(network[0], "winograd", None) is None
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("found", [True, False])
+def test_a_wide_convolution_goes_the_way_that_was_measured_as_faster(monkeypatch, found):
+    asked: list[tuple] = []
+    monkeypatch.setattr(kernels, "is_faster", lambda *args: asked.append(args) or found)
+    layer, image = nn.Conv2d(128, 160, 3, padding=1), normal(2, 128, 68, 132)
+    exact = layer(image)
+    network = pack(nn.Sequential(layer))
+    if not isinstance(network[0], PackedConv2d):
+        pytest.skip("no packed layers here")
+    for _ in range(2):  # asked once
+        torch.testing.assert_close(network(image), exact, atol=1e-4, rtol=0)
+    [(what, ours, theirs, part)] = asked
+    assert what == "Winograd, [160, 128], [64, 64]" and part.shape == (1, 128, 64, 64)
+    assert isinstance(ours, kernels.WinogradConv2d) and theirs is network[0]
+    assert network[0].winograd is (ours if found else None)
+
+
 def test_what_was_measured_is_kept_and_not_measured_again(measured, monkeypatch):
-    query, key, value = (normal(2, 2, n, 8, seed=n) for n in (40, 30, 30))
-    speed = {"sliced_attention": 0.1, "scaled_dot_product_attention": 0.2}
-    monkeypatch.setattr(kernels.timeit, "repeat", lambda run, **_: [speed[run.__defaults__[0].__name__]])
-    assert kernels.slices_are_faster(query, key, value)
-    assert list(measured.values()) == [True]
+    x = normal(3)
+    seconds = {torch.exp: 0.1, torch.sin: 0.2}
+    monkeypatch.setattr(kernels.timeit, "repeat", lambda run, **_: [seconds[run.__defaults__[0]], 0.3])
+    assert kernels.is_faster("exp", torch.exp, torch.sin, x)
+    assert not kernels.is_faster("sin", torch.sin, torch.exp, x)
+    threads = torch.get_num_threads()
+    assert measured == {f"exp, {threads} threads": True, f"sin, {threads} threads": False}
     assert read_json(kernels.measured_here()[0], "list") == measured
     monkeypatch.setattr(kernels.timeit, "repeat", None)
-    assert kernels.slices_are_faster(query, key, value)
+    assert kernels.is_faster("exp", torch.exp, torch.sin, x)
+    assert not kernels.is_faster("sin", torch.sin, torch.exp, x)
 
 
 def test_a_damaged_list_of_measured_kernels_is_measured_anew(tmp_path, monkeypatch):
@@ -208,7 +230,7 @@ def test_slices_are_taken_only_where_no_gradient_is_wanted(monkeypatch):
     calls: list[int] = []
     monkeypatch.setattr("hoi.network.kernels.MIN_SLICED_SCORES", 1)
     monkeypatch.setattr("hoi.network.kernels.sliced_attention", lambda *args: calls.append(1) or args[0])
-    monkeypatch.setattr("hoi.network.kernels.slices_are_faster", lambda *args: True)
+    monkeypatch.setattr("hoi.network.kernels.is_faster", lambda *args: True)
     query, key, value = (normal(1, 2, 5, 4, seed=seed) for seed in range(3))
     for wanting in range(3):
         tensors = [tensor.clone().requires_grad_(i == wanting) for i, tensor in enumerate((query, key, value))]
